@@ -1,0 +1,183 @@
+"""
+The only file with system calls: address space, thread exit, yielding.
+
+Above `_native`.  On Linux and macOS a cache reserves its range without memory behind it and makes it usable in steps;
+elsewhere (`CAN_GROW` false) the whole range is usable from the start, so the default capacity is small there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from ._native import kernel
+from .errors import CacheFullError
+
+LINUX = sys.platform.startswith("linux")
+POSIX = sys.platform != "win32"
+PROT_NONE, PROT_RW = 0, 3
+MAP_PRIVATE, MAP_ANONYMOUS = 2, 0x20 if LINUX else 0x1000
+MAP_NORESERVE = 0x4000 if LINUX else 0x40
+MADV_DONTNEED, MADV_FREE, MADV_WIPEONFORK = 4, 5, 18
+
+page_bytes = max(mmap.PAGESIZE, 4096)
+
+
+def has_symbol(name: str) -> bool:
+    """Whether the process has a C function of that name; calling a missing one from compiled code would crash."""
+    return POSIX and hasattr(ctypes.CDLL(None), name)
+
+
+CAN_GROW = has_symbol("mprotect") and has_symbol("madvise")
+CAN_WATCH_THREADS = has_symbol("pthread_key_create") and has_symbol("pthread_getspecific")
+DEFAULT_LIMIT = 1 << 62 if CAN_GROW else 256 << 20  # most bytes a cache without a capacity reserves
+
+
+class Reservation:
+    """
+    A range of address space, page-aligned, without memory behind it unless `usable`; unmapped with its last array.
+
+    NumPy sees it as an array of bytes, ``np.asarray(reservation)``, that keeps it alive.
+
+    Raises
+    ------
+    CacheFullError
+        If the address space, or its limit (RLIMIT_AS), does not hold it.
+    """
+
+    def __init__(self, n: int, *, usable: bool = False) -> None:
+        try:
+            if CAN_GROW:
+                prot = PROT_RW if usable else PROT_NONE
+                memory = mmap.mmap(-1, n, flags=MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, prot=prot)
+            else:
+                memory = mmap.mmap(-1, n)
+        except (OSError, OverflowError, ValueError) as error:
+            raise CacheFullError(f"cannot reserve {n} bytes of address space: {error}") from error
+        self._memory = np.frombuffer(memory, np.uint8)  # read-only where nothing is usable yet
+        self.address = int(self._memory.ctypes.data)
+        self.__array_interface__ = {"shape": (n,), "typestr": "|u1", "data": (self.address, False), "version": 3}
+
+
+def address_space_left() -> int:
+    """Bytes of address space that this process may still reserve, as far as the system tells."""
+    total = 1 << 47 if sys.maxsize > 1 << 32 else 1 << 31
+    if not LINUX:
+        return total
+    import resource
+
+    with open("/proc/self/statm") as statm:
+        used = int(statm.read().split()[0]) * mmap.PAGESIZE
+    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return max((total if soft == resource.RLIM_INFINITY else soft) - used, 0)
+
+
+def make_usable(address: int, n: int) -> bool:
+    """Make n bytes from a page-aligned address readable and writable; whether the system granted it."""
+    return not CAN_GROW or _libc("mprotect")(address, n, PROT_RW) == 0
+
+
+def drop(address: int, n: int) -> None:
+    """Give back the memory of n bytes from a page-aligned address, from Python."""
+    if CAN_GROW and n > 0:
+        _libc("madvise")(address, n, MADV_DONTNEED if LINUX else MADV_FREE)
+
+
+def _libc(name: str) -> Callable[[int, int, int], int]:
+    """Return a C function of an address, a size and an int."""
+    function = getattr(ctypes.CDLL(None), name)
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return function  # type: ignore[no-any-return]  # ctypes has no types
+
+
+def wipe_on_fork(address: int, n: int) -> bool:
+    """Ask that a child of fork sees these pages as zeros; whether the system can (Linux 4.14)."""
+    if not LINUX:
+        return False
+    return _libc("madvise")(address, n, MADV_WIPEONFORK) == 0
+
+
+def make_thread_exit_key(destructor: int) -> int:
+    """Return a key whose C destructor gets the key's value at the end of each thread that has set one; -1: cannot."""
+    if not CAN_WATCH_THREADS:
+        return -1
+    create = ctypes.CDLL(None).pthread_key_create
+    create.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    key = (ctypes.c_uint if LINUX else ctypes.c_ulong)()
+    return int(key.value) if create(ctypes.byref(key), destructor) == 0 else -1
+
+
+def drop_thread_exit_key(key: int) -> None:
+    """Delete the key: threads that end from now on call no destructor."""
+    delete = ctypes.CDLL(None).pthread_key_delete
+    delete.argtypes = [ctypes.c_uint if LINUX else ctypes.c_ulong]
+    delete(key)
+
+
+# --- From kernels ---
+
+
+_external: Any = types.ExternalFunction
+_key_type = types.uint32 if LINUX else types.uint64
+
+if CAN_GROW:
+    _mprotect = _external("mprotect", types.int32(types.int64, types.int64, types.int32))
+    _madvise = _external("madvise", types.int32(types.int64, types.int64, types.int32))
+    _advice = MADV_DONTNEED if LINUX else MADV_FREE
+
+    @kernel
+    def commit(address: int, n: int) -> bool:
+        """Make n bytes from a page-aligned address usable; whether the system granted it."""
+        return _mprotect(address, n, PROT_RW) == 0
+
+    @kernel
+    def give_back(address: int, n: int) -> None:
+        """Give back the memory of n bytes, whole pages both; they read as zeros or as before."""
+        _madvise(address, n, _advice)
+
+else:
+
+    @kernel
+    def commit(address: int, n: int) -> bool:
+        """All is usable from the start."""
+        return True
+
+    @kernel
+    def give_back(address: int, n: int) -> None:
+        """Nothing can be given back."""
+
+
+if has_symbol("sched_yield"):
+    _sched_yield = _external("sched_yield", types.int32())
+
+    @kernel
+    def yield_core() -> None:
+        """Let another thread run."""
+        _sched_yield()
+
+else:
+
+    @kernel
+    def yield_core() -> None:
+        """Nothing to call: the caller pauses."""
+
+
+if CAN_WATCH_THREADS:
+    _pthread_setspecific = _external("pthread_setspecific", types.int32(_key_type, types.int64))
+
+    @kernel
+    def watch_thread_exit(key: int, value: int) -> None:
+        """Have the key's destructor called with `value` when the calling thread ends."""
+        _pthread_setspecific(key, value)
+
+else:
+
+    @kernel
+    def watch_thread_exit(key: int, value: int) -> None:
+        """No such notice: the heaps of ended threads are adopted by later ones, or stay."""

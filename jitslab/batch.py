@@ -1,0 +1,357 @@
+"""
+Batches and scans: many slots under one hold of the lock, 64 at a time; everything that is live.
+
+Above `heap`, below `entry`.  Small batches, up to half a magazine, go through the caller's heap.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ._native import (
+    Entry,
+    HeapPointer,
+    call_table,
+    control_at,
+    frozen,
+    heap_address,
+    heap_at,
+    i8_array,
+    kernel,
+    likely,
+    live_mask,
+    load4,
+    load8_relaxed,
+    lowest_bit,
+    my_heap,
+    popcount,
+    prefetch_write,
+    shift_right,
+    store1,
+    u4_array,
+    unlikely,
+)
+from .heap import SLOT_MASK, alloc, alloc_filled, free, make_live, next_slab, room_for
+from .layout import BLOCK, FREE, HOLD, NO_INIT, NULL, TAKEN, C
+from .recover import live_of
+from .slab import (
+    ALL,
+    C_LIMIT,
+    C_WORDS,
+    MUST_GROW,
+    ONE,
+    ZERO,
+    end_of_interval,
+    lock,
+    put_block,
+    slab_at,
+    slab_draw,
+    slab_lost,
+    unlock,
+)
+
+AHEAD = 24  # handles that a batch of frees looks ahead, to have their generations at hand
+F_FREE_MANY, F_GROW, F_RELEASE = C["f_free_many"], C["f_grow"], C["f_release"]
+
+
+# --- Alloc ---
+
+
+@kernel
+def make_block_live(c: int, block: int, mask: int, out: int) -> int:
+    """Make the slots of a mask live; their handles go to the int64 array at `out`.  Returns how many (retired ones drop out)."""
+    handles = i8_array(out)
+    if mask == ALL and control_at(c).init == NO_INIT:
+        words = u4_array(frozen(c, C_WORDS) + block * 4)
+        taken = np.uint32(0)
+        for j in range(BLOCK):
+            taken |= words[j]
+        if likely(np.int64(taken) & TAKEN == 0):
+            for j in range(BLOCK):
+                word = np.int64(words[j])
+                words[j] = np.uint32(word | 1)
+                handles[j] = word >> 1 << 32 | (block + j)
+            return np.int64(BLOCK)
+    n = np.int64(0)
+    while mask != 0:
+        handle = make_live(c, block + lowest_bit(mask))
+        mask &= mask - 1
+        if handle != NULL:
+            handles[n] = handle
+            n += 1
+    return n
+
+
+@kernel
+def alloc_any(c: int, heap: HeapPointer) -> int:
+    """Take one slot, filled if the cache's records start filled."""
+    control = control_at(c)
+    if control.init != NO_INIT:
+        return alloc_filled(heap, control.stride, control.itemsize)
+    return alloc(heap)
+
+
+@kernel
+def draw_many(c: int, at: int, out: int, n: int) -> int:
+    """Draw up to n records from the slab layer; their handles go to the array at `out`.  Returns how many."""
+    control = control_at(c)
+    shift = control.shift
+    done = np.int64(0)
+    lock(c)
+    hold = HOLD
+    n = room_for(c, at, n)
+    while done < n and control.closed == 0:
+        i = next_slab(c, at)
+        if i == MUST_GROW:
+            unlock(c)
+            granted = call_table(c, F_GROW, (((n - done - 1) >> shift) + 1,))
+            if granted == 0:
+                granted = call_table(c, F_GROW, (ONE,))
+            lock(c)
+            if granted != 0:
+                continue
+        if i < 0:
+            break
+        block, mask, drawn = slab_draw(c, i, n - done)
+        slab_lost(c, i, drawn)
+        done += make_block_live(c, block, mask, out + done * 8)
+        hold -= drawn
+        if hold <= 0 and done < n:
+            unlock(c)
+            hold = HOLD
+            lock(c)
+    unlock(c)
+    return done
+
+
+@Entry
+def alloc_many(c: int, out: int, n: int) -> int:
+    """
+    Take n slots, all or none; the handles go to the int64 array at `out`.
+
+    Returns n, or 0 when the cache has no room for n more.  0.5 ns a record in order.
+    """
+    heap = my_heap(c)
+    at = heap_address(heap)
+    handles = i8_array(out)
+    done = np.int64(0)
+    if n > heap_at(heap).rounds >> 1:
+        lock(c)
+        fits = control_at(c).closed == 0 and live_of(c) + n <= control_at(c).capacity
+        unlock(c)
+        if not fits:
+            return np.int64(0)
+        done = draw_many(c, at, out, n)
+    while done < n:  # a small batch, or what the slab layer did not have: the caller's magazine counts
+        handle = alloc_any(c, heap)
+        if handle == NULL:
+            call_table(c, F_FREE_MANY, (out, done, ZERO))
+            return np.int64(0)
+        handles[done] = handle
+        done += 1
+    return done
+
+
+# --- Free ---
+
+
+@kernel
+def is_run(c: int, hs: int, first: int) -> bool:
+    """Whether the 64 handles at `hs` are live and of the slots from `first`, one after the other."""
+    handles = i8_array(hs)
+    words = u4_array(frozen(c, C_WORDS) + first * 4)
+    wrong = np.int64(0)
+    for j in range(BLOCK):
+        word = np.int64(words[j])
+        wrong |= (handles[j] ^ (word >> 1 << 32 | (first + j))) | ((word & 1) ^ 1)
+    return wrong == 0
+
+
+@Entry
+def free_many(c: int, hs: int, n: int, refused: int) -> int:
+    """
+    Free the valid ones of the n handles at `hs`.
+
+    refused  int64   address of n bytes, set to 1 where a handle is refused, or 0
+
+    Returns how many were freed.  A handle that stands there twice is freed once.
+    """
+    control = control_at(c)
+    heap = my_heap(c)
+    handles = i8_array(hs)
+    words = u4_array(frozen(c, C_WORDS))
+    freed = np.int64(0)
+    if n <= heap_at(heap).rounds >> 1:
+        for p in range(n):
+            if free(heap, handles[p]):
+                freed += 1
+            else:
+                note_refused(refused, p)
+        return freed
+    p = np.int64(0)
+    while p < n:
+        stop = min(n, p + HOLD)
+        lock(c)
+        limit = np.int64(control.limit)
+        shift = min(control.shift, np.int64(6))
+        key, mask = np.int64(-1), np.int64(0)
+        while p < stop:
+            handle = handles[p]
+            slot = handle & SLOT_MASK
+            if slot & 63 == 0 and shift == 6 and p + BLOCK <= stop and handles[p + BLOCK - 1] & SLOT_MASK == slot + BLOCK - 1:
+                if slot + BLOCK <= limit and is_run(c, hs + p * 8, slot):
+                    for j in range(BLOCK):
+                        words[slot + j] += np.uint32(1)
+                    put_block(c, slot >> 6, ALL)
+                    freed += BLOCK
+                    p += BLOCK
+                    continue
+            if p + AHEAD < n:
+                prefetch_write(frozen(c, C_WORDS) + (handles[p + AHEAD] & SLOT_MASK) * 4)
+            live = shift_right(handle, 31) | 1
+            if unlikely(slot >= limit or np.int64(words[slot]) != live):
+                note_refused(refused, p)
+                p += 1
+                continue
+            words[slot] = np.uint32(live + 1)
+            if slot >> shift != key:
+                if mask != 0:
+                    put_block(c, key << shift >> 6, mask)
+                key, mask = slot >> shift, np.int64(0)
+            mask |= np.int64(1) << (slot & 63)
+            freed += 1
+            p += 1
+        if mask != 0:
+            put_block(c, key << shift >> 6, mask)
+        surplus = end_of_interval(c) if control.closed == 0 else np.int64(0)
+        unlock(c)
+        if unlikely(surplus > 0):
+            call_table(c, F_RELEASE, (surplus,))
+    return freed
+
+
+@kernel
+def note_refused(refused: int, p: int) -> None:
+    """Set byte p of the array at `refused`, if there is one."""
+    if refused != 0:
+        store1(refused, p, 1)
+
+
+# --- Scans: what is live ---
+
+
+@kernel
+def next_live(c: int, end: int, base: int, mask: int) -> Any:
+    """
+    Return (base, mask, handle) of the next live record of a scan by blocks of 64; handle NULL at the end.
+
+    Starts with base -64 and mask 0.  Slabs that are FREE are passed over.
+    """
+    while True:
+        while mask == 0:
+            base += BLOCK
+            if base >= end:
+                return base, mask, np.int64(NULL)
+            mask = live_mask(frozen(c, C_WORDS) + base * 4)
+            if unlikely(mask == 0):
+                base = skip_free(c, base)
+        slot = base + lowest_bit(mask)
+        mask &= mask - 1
+        word = load4(frozen(c, C_WORDS), slot)
+        if likely(word & 1 == 1):
+            return base, mask, word >> 1 << 32 | slot
+
+
+@kernel
+def skip_free(c: int, base: int) -> int:
+    """Return the last block of the slab that starts at `base` if it is FREE, else `base`."""
+    control = control_at(c)
+    slots = np.int64(1) << control.shift
+    if slots > BLOCK and base & (slots - 1) == 0 and slab_at(c, base >> control.shift).state == FREE:
+        return base + slots - BLOCK
+    return base
+
+
+@kernel
+def scan_end(c: int) -> int:
+    """Where a scan ends that starts now: the slots of the slabs made so far."""
+    return load8_relaxed(c + C_LIMIT, 0)
+
+
+@Entry
+def live_handles(c: int, out: int, most: int) -> int:
+    """Write the handles of up to `most` live records to the int64 array at `out`, by slot; returns how many there are."""
+    handles = i8_array(out)
+    n = np.int64(0)
+    end = scan_end(c)
+    base, mask, handle = next_live(c, end, np.int64(-BLOCK), np.int64(0))
+    while handle != NULL:
+        if n < most:
+            handles[n] = handle
+        n += 1
+        base, mask, handle = next_live(c, end, base, mask)
+    return n
+
+
+@Entry
+def find_refused(c: int, hs: int, n: int, refused: int) -> int:
+    """Set byte p of the array at `refused` where handle p of the n at `hs` is not live; returns how many are not."""
+    handles = i8_array(hs)
+    limit = scan_end(c)
+    bad = np.int64(0)
+    for p in range(n):
+        slot = handles[p] & SLOT_MASK
+        if slot >= limit or load4(frozen(c, C_WORDS), slot) != shift_right(handles[p], 31) | 1:
+            store1(refused, p, 1)
+            bad += 1
+    return bad
+
+
+@Entry
+def clear(c: int) -> int:
+    """Free every live record; returns how many.  Needs rest: a record freed elsewhere at the same instant is freed twice."""
+    control = control_at(c)
+    words = u4_array(frozen(c, C_WORDS))
+    freed = np.int64(0)
+    slots = np.int64(1) << control.shift
+    step = min(slots, np.int64(BLOCK))
+    own = np.int64(ALL) if step == BLOCK else (np.int64(1) << step) - 1
+    for i in range(control.n_slabs):
+        lock(c)
+        if control.closed == 0 and slab_at(c, i).state != FREE:
+            for first in range(i << control.shift, (i + 1) << control.shift, step):
+                mask = live_mask(frozen(c, C_WORDS) + first * 4) & own
+                if mask != 0:
+                    for j in range(step):
+                        words[first + j] += np.uint32(mask >> j & 1)
+                    put_block(c, first >> 6, mask << (first & 63))
+                    freed += popcount(mask)
+        unlock(c)
+    return freed
+
+
+@Entry
+def make_ready(c: int, n: int) -> int:
+    """Make the memory of n more records usable.  Returns 0: it is; 1: the capacity is too small; 2: the system refuses."""
+    control = control_at(c)
+    if live_of(c) + n > control.capacity:
+        return np.int64(1)
+    slots = (control.n_slabs << control.shift) - control.out  # free or fresh in the slab layer
+    missing = n - slots - ((control.committed - control.n_slabs) << control.shift)
+    if missing > 0 and call_table(c, F_GROW, (((missing - 1) >> control.shift) + 1,)) == 0:
+        return np.int64(2)
+    return np.int64(0)
+
+
+@Entry
+def alloc_one(c: int) -> int:
+    """Take one slot for a caller that has no C method."""
+    return alloc_any(c, my_heap(c))
+
+
+@Entry
+def free_one(c: int, handle: int) -> int:
+    """Free one record for a caller that has no C method; 1: freed."""
+    return np.int64(free(my_heap(c), handle))

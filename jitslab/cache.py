@@ -1,0 +1,909 @@
+"""
+`SlabCache`: the typed cache, from Python.
+
+Above `compiled`, `_methods` and `page`.  Every method here validates, calls a kernel, and raises what the kernel answered; no
+algorithm.  `alloc` and `free` are replaced by C methods when the first cache is made.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import re
+import secrets
+import sys
+from collections.abc import Iterator
+from functools import cache as cached
+from types import TracebackType
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _methods, _os, batch, layout, recover, slab
+from .compiled import CacheType, cache_type, make_unbox
+from .entry import TABLE
+from .errors import (
+    ArrayError,
+    BusyError,
+    CacheFullError,
+    CapacityError,
+    ClosedError,
+    CopyError,
+    FaultError,
+    ForeignHandleError,
+    HandleError,
+    HandleTypeError,
+    LawError,
+    LayoutError,
+    NullHandleError,
+    SlabError,
+    StaleHandleError,
+)
+from .heap import flush_own
+from .layout import CONTROL, NIL, NO_INIT, NULL, TEMPLATE, C, Geometry
+from .page import SlabObject, SlabPage, SlabPages, SlabState
+from .process import close_cache, this_process
+
+Handles = npt.NDArray[np.int64]
+Records = npt.NDArray[np.void]
+
+LIMIT, CLOSED, FAULTS, FIRST, KIND, COMMITTED, N_SLABS, N_EMPTY = (
+    C[name] // 8 for name in ("limit", "closed", "faults", "fault_first", "fault_kind", "committed", "n_slabs", "n_empty")
+)
+EAGER_BYTES = 1 << 20  # metadata up to this is made usable at once, so that a small cache has few mappings
+LAWS = {int(number): text for number, text in re.findall(r"^L(\d+) +(.+)$", layout.__doc__ or "", re.MULTILINE)}
+FAULT_TEXTS = {
+    layout.STALE: "stale or foreign handle",
+    layout.NO_SLOT: "NULL handle (an alloc that found no slot?)",
+    layout.TWICE: "record freed by two threads at the same instant",
+}
+SLOT_MASK = 0xFFFFFFFF
+
+_serials = itertools.count()
+_process_random = secrets.randbits(layout.START_BITS)
+
+
+class _Block:
+    """The first slot of a cache, where compiled code finds the ndarray of the control block."""
+
+    __slots__ = ("_control",)
+
+
+_control_slot: Any = _Block.__dict__["_control"]
+del _Block._control  # nothing but this module sets it, and only once for each cache
+make_unbox(_methods.HEAD)
+
+
+def first_cycle(serial: int) -> int:
+    """Return where a cache starts its cycles: each elsewhere, so that caches do not take each other's handles."""
+    reversed_ = int(f"{serial:0{layout.START_BITS}b}"[::-1][: layout.START_BITS], 2)
+    return (reversed_ ^ _process_random) or 1
+
+
+class SlabCache(_Block):
+    """
+    A typed cache: slots that each hold one record of `dtype`.
+
+    Records keep their slot, and their address, until they are freed; a freed handle is refused.  Not a container: nothing
+    is ordered, searched or resized for you.  The same object is used from Python and, as an argument or a global, in
+    `@njit` functions.
+
+    Parameters
+    ----------
+    name : str
+        For messages and tables.
+    dtype : numpy.dtype
+        Record type: with named fields that do not overlap, without Python objects.  What Numba cannot type still works
+        from Python.
+    capacity : int, optional
+        Records that can be live at once, 1 to 2**32; one thread gets exactly so many, several may get a few more.
+        Without it the cache grows within an address range of min(64 GiB, 1/256 of the address space) of records.
+    colouring : bool, default True
+        Spread the first records of slabs, and strides that alias, over the sets of the CPU's caches.
+    init : {None, "zero"} or record, optional
+        What a new record holds: whatever was there; zeros; or a copy of this record.
+
+    Raises
+    ------
+    LayoutError
+        If `dtype` cannot be the record of a cache, or `init` is no record of it.
+    CapacityError
+        If `capacity` is out of bounds.
+    CacheFullError
+        If the address range cannot be had.
+
+    Notes
+    -----
+    `alloc` and `free` are O(1), about 1 ns in compiled code; any thread may free.  Memory is taken as it is used and empty
+    slabs go back to the system.  Metadata: 4.2 bytes a slot and 64 a slab.  A slot is retired after 2**29 or more
+    reuses, so that a stale handle is never taken for a live one.
+
+    Examples
+    --------
+    >>> import numpy as np, jitslab
+    >>> point = np.dtype([("x", "f8"), ("y", "f8")])
+    >>> cache = jitslab.SlabCache("points", point, capacity=64, init="zero")
+    >>> h = cache.alloc()
+    >>> cache[h]["x"] = 3.0
+    >>> cache[h]
+    np.void((3.0, 0.0), dtype=[('x', '<f8'), ('y', '<f8')])
+    >>> cache.free(h)
+    >>> h in cache
+    False
+    >>> cache.close()
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_address",
+        "_all",
+        "_bytes",
+        "_c",
+        "_dtype",
+        "_geometry",
+        "_name",
+        "_numba_type_",
+        "_serial",
+        "_words",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        dtype: npt.DTypeLike,
+        *,
+        capacity: int | None = None,
+        colouring: bool = True,
+        init: Any = None,
+    ) -> None:
+        if hasattr(self, "_numba_type_"):
+            raise SlabError(f"{self!r} is open already")
+        if not isinstance(name, str) or not name:
+            raise CapacityError(f"a cache is named by a string that is not empty, got {name!r}")
+        prepare()
+        self._name = name
+        self._dtype = layout.check_dtype(dtype)
+        template = make_template(init, self._dtype)
+        self._geometry, memory = reserve(self._dtype, capacity, bool(colouring))
+        self._serial = next(_serials)
+        self._bytes = np.asarray(memory)
+        control = self._set_up(template, bool(colouring))
+        self._c = memoryview(control).cast("B").cast("q")
+        self._numba_type_: CacheType = cache_type(self._dtype, self._geometry.stride, int(control["init"][0]))
+        control["row"] = this_process().enter(self._address)
+        _control_slot.__set__(self, control)
+
+    def _set_up(self, template: bytes | None, colouring: bool) -> Any:
+        """Make the metadata usable and fill the control block in; returns it."""
+        sizes, serial, page = self._geometry, self._serial, _os.page_bytes
+        base = int(self._bytes.ctypes.data)
+        eager = sizes.offset["records"] if sizes.offset["records"] <= EAGER_BYTES else sizes.offset["slabs"]
+        if not _os.make_usable(base, eager):
+            raise CacheFullError(f"the system gives no {eager} bytes for the metadata of cache {self._name!r}")
+        wiped = _os.wipe_on_fork(base, sizes.offset["control"])
+        this_process().heaps_are_wiped &= wiped
+        # The same rows of many caches would fall into the same sets of the CPU's caches: stagger them.
+        at_control = sizes.offset["control"] + serial * 5 % 32 * 64
+        at_heaps = sizes.offset["heaps"] + serial * 11 % 32 * 64
+        self._address = base + at_control
+        block = self._bytes[at_control : at_control + CONTROL.itemsize].view(CONTROL)
+        values = {region: base + sizes.offset[region] for region in ("records", "words", "bits", "slabs", "scratch", "template")}
+        values |= {field: entry.address for field, entry in TABLE.items()}
+        scratch = sizes.offset["slabs"] - sizes.offset["scratch"]
+        values |= {
+            "abi": layout.ABI,
+            "heaps": base + at_heaps,
+            "stride": sizes.stride,
+            "itemsize": sizes.itemsize,
+            "shift": sizes.shift,
+            "max_slabs": sizes.max_slabs,
+            "capacity": sizes.capacity,
+            "rounds": sizes.rounds,
+            "start": 2 * first_cycle(serial),
+            "colours": int(colouring),
+            "init": NO_INIT if template is None else TEMPLATE,
+            "scratch_step": layout.round_up(sizes.stride, 64) if scratch > page and sizes.stride <= layout.PAGE else 0,
+            "process": this_process().address,
+            "heads": NIL,
+            "tails": NIL,
+            "committed": 0 if _os.CAN_GROW else sizes.max_slabs,
+        }
+        for field, value in values.items():
+            block[field] = value
+        if template is not None:
+            at = sizes.offset["template"]
+            self._bytes[at : at + len(template)] = np.frombuffer(template, np.uint8)
+        at, n = sizes.offset["words"], 4 * sizes.slots
+        self._words = memoryview(self._bytes)[at : at + n].cast("I")
+        self._all = np.ndarray(
+            (sizes.slots,), self._dtype, buffer=self._bytes, offset=sizes.offset["records"], strides=(sizes.stride,)
+        )
+        return block
+
+    # --- One record ---
+
+    def alloc(self) -> int:
+        """
+        Take a slot; its record is live until it is freed.
+
+        Returns
+        -------
+        int
+            The handle: positive, below 2**63.
+
+        Raises
+        ------
+        CacheFullError
+            If `capacity` records are live, or the system gives no more memory.
+        FaultError
+            If compiled code used a refused handle since the last report; nothing is allocated.
+        ClosedError
+            After `close`.
+        """
+        return self._alloc_slow()
+
+    def free(self, handle: int) -> None:
+        """
+        Free a record.
+
+        Parameters
+        ----------
+        handle : int
+            From `alloc`, of a record that is live.
+
+        Raises
+        ------
+        HandleError
+            NullHandleError, StaleHandleError or ForeignHandleError; nothing was changed.
+        HandleTypeError
+            If it is no integer.
+        ClosedError
+            After `close`.
+        """
+        self._free_slow(handle)
+
+    def _alloc_slow(self) -> int:
+        """`alloc` where the C method did not succeed, or there is none."""
+        self._need_open()
+        self.raise_faults()
+        handle = batch.alloc_one(self._address)
+        if handle == NULL:
+            self._raise_full(1)
+        return handle
+
+    def _free_slow(self, handle: Any) -> None:
+        """`free` where the C method did not succeed, or there is none."""
+        self._need_open()
+        number = as_integer(handle)
+        if not 0 <= number < 1 << 63 or not batch.free_one(self._address, number):
+            raise self._refusal(number)
+
+    def __getitem__(self, handle: int) -> Any:
+        """
+        Return the record of a handle: a `numpy.void` that reads and writes the record in place.
+
+        It does not keep the record alive: after `free` it shows whatever the slot holds next.
+        """
+        return self._all[self._slot(handle)]
+
+    def __setitem__(self, handle: int, value: Any) -> None:
+        """Assign a whole record: a tuple or a `numpy.void`."""
+        self._all[self._slot(handle)] = value
+
+    def __contains__(self, handle: object) -> bool:
+        """Whether `handle` is that of a live record; False for what is no handle at all."""
+        self._need_open()
+        try:
+            number = operator.index(handle)  # type: ignore[arg-type]  # what is no integer is answered below
+        except TypeError:
+            return False
+        slot = number & SLOT_MASK
+        return slot < self._c[LIMIT] and self._words[slot] == number >> 31 | 1
+
+    def record(self, handle: int) -> Any:
+        """Return ``cache[handle]``: the name that compiled code uses where iterations of a `prange` share a record."""
+        return self[handle]
+
+    def is_live(self, handle: int) -> bool:
+        """Return ``handle in cache``: the name that compiled code uses in a `prange`."""
+        return handle in self
+
+    def at_slot(self, slot: int) -> Any:
+        """Return the record at a slot number below `slot_limit`, live or not."""
+        return self.records[slot]
+
+    def new(self) -> tuple[int, Any]:
+        """Take a slot: its handle and its record."""
+        handle = self.alloc()
+        return handle, self._all[handle & SLOT_MASK]
+
+    def object_at(self, handle: int) -> SlabObject:
+        """
+        Describe the slot of a handle, live or freed.
+
+        Raises
+        ------
+        ForeignHandleError
+            If the slot was never in use.
+        """
+        self._need_open()
+        number = as_integer(handle)
+        slot = number & SLOT_MASK
+        if not 0 < number < 1 << 63 or slot >= self._c[LIMIT]:
+            raise self._refusal(number)
+        address = int(self._all.ctypes.data) + slot * self._geometry.stride
+        return SlabObject(number, slot, self.pages[slot >> self._geometry.shift], address, number in self)
+
+    # --- Many records ---
+
+    def alloc_many(self, n: int, out: Handles | None = None) -> Handles:
+        """
+        Take n slots, all or none.
+
+        Parameters
+        ----------
+        n : int
+            How many, 0 or more.
+        out : ndarray of int64, shape (n,), optional
+            Where the handles go.
+
+        Returns
+        -------
+        ndarray of int64, shape (n,)
+            The handles; `out` if it was given.
+
+        Raises
+        ------
+        CacheFullError
+            If there is no room for n; nothing is allocated.
+        ArrayError
+            If `out` is not a writable, contiguous int64 array of shape (n,).
+        CapacityError
+            If n is negative.
+
+        Notes
+        -----
+        About 1 ns a record, one hold of the lock for 4,096; without the GIL.
+
+        Examples
+        --------
+        >>> import numpy as np, jitslab
+        >>> with jitslab.SlabCache("doc-many", np.dtype([("x", "f8")]), capacity=1000) as cache:
+        ...     handles = cache.alloc_many(1000)
+        ...     cache.scatter(handles, np.arange(1000.0).astype(cache.dtype))
+        ...     total = cache.gather(handles)["x"].sum()
+        ...     cache.free_many(handles)
+        >>> float(total)
+        499500.0
+        """
+        self._need_open()
+        self.raise_faults()
+        n = as_count(n, "n")
+        if out is None:
+            out = np.empty(n, np.int64)
+        else:
+            check_out(out, np.dtype(np.int64), n)
+        if n > 0 and batch.alloc_many(self._address, out.ctypes.data, n) != n:
+            self._raise_full(n)
+        return out
+
+    def free_many(self, handles: npt.ArrayLike) -> None:
+        """
+        Free many records: every valid one; then the others are reported.
+
+        Raises
+        ------
+        HandleError
+            If some were refused, or stood there twice; `positions` says where.  All others are freed.
+        HandleTypeError
+            If the array is not one of integers.
+        """
+        self._need_open()
+        array = as_handles(handles)
+        refused = np.zeros(array.size, np.uint8)
+        freed = batch.free_many(self._address, array.ctypes.data, array.size, refused.ctypes.data)
+        if freed != array.size:
+            self._raise_refused(array, refused, f"; the other {freed} are freed")
+
+    def slots(self, handles: npt.ArrayLike) -> Handles:
+        """
+        Return the slot numbers of live records: indices into `records`.
+
+        Raises
+        ------
+        HandleError
+            If one is refused.
+        """
+        self._need_open()
+        array = as_handles(handles)
+        refused = np.zeros(array.size, np.uint8)
+        if batch.find_refused(self._address, array.ctypes.data, array.size, refused.ctypes.data):
+            self._raise_refused(array, refused, "")
+        return array & SLOT_MASK
+
+    def gather(self, handles: npt.ArrayLike, out: Records | None = None) -> Records:
+        """
+        Copy records out.
+
+        Parameters
+        ----------
+        handles : array_like of int, shape (n,)
+        out : ndarray of the cache's dtype, shape (n,), optional
+
+        Returns
+        -------
+        ndarray of the cache's dtype, shape (n,)
+        """
+        slots = self.slots(handles)
+        if out is None:
+            return self.records[slots]
+        check_out(out, self._dtype, slots.size)
+        out[:] = self.records[slots]
+        return out
+
+    def scatter(self, handles: npt.ArrayLike, values: npt.ArrayLike) -> None:
+        """
+        Copy records in: ``values[i]`` to the record of ``handles[i]``; of equal handles the last one counts.
+
+        Raises
+        ------
+        ArrayError
+            If `values` are not records of the cache's dtype, one for each handle or one for all.
+        """
+        slots = self.slots(handles)
+        array = np.asarray(values)
+        if array.dtype != self._dtype or array.shape not in ((), (1,), slots.shape):
+            raise ArrayError(f"values must be {slots.size} records of {self._dtype}, got {array.dtype} of shape {array.shape}")
+        self.records[slots] = array
+
+    def live(self) -> Handles:
+        """
+        Return the handles of all live records, by slot.
+
+        Notes
+        -----
+        Scans 4 bytes a slot.  Records that are allocated or freed meanwhile may be in it or not.
+        """
+        self._need_open()
+        out = np.empty(len(self), np.int64)
+        while (n := batch.live_handles(self._address, out.ctypes.data, out.size)) > out.size:
+            out = np.empty(n, np.int64)
+        return out[:n]
+
+    def __iter__(self) -> Iterator[int]:
+        """Iterate over the handles of the records live now; the loop may free them."""
+        return iter(self.live().tolist())
+
+    def items(self) -> Iterator[tuple[int, Any]]:
+        """Iterate over (handle, record)."""
+        return ((handle, self._all[handle & SLOT_MASK]) for handle in self)
+
+    def __len__(self) -> int:
+        """Return the number of live records: exact while no other thread allocates or frees."""
+        self._need_open()
+        return recover.count_live(self._address)
+
+    def clear(self) -> int:
+        """Free every record, with no other thread using the cache; returns how many."""
+        self._need_open()
+        return batch.clear(self._address)
+
+    def retain(self, keep: npt.ArrayLike) -> int:
+        """
+        Free every record but those to keep.
+
+        Parameters
+        ----------
+        keep : array_like of bool or int
+            A mask beside `live()`, or the handles to keep.
+
+        Returns
+        -------
+        int
+            How many were freed.
+
+        Examples
+        --------
+        >>> import numpy as np, jitslab
+        >>> with jitslab.SlabCache("doc-retain", np.dtype([("x", "f8")]), capacity=10) as cache:
+        ...     cache.scatter(cache.alloc_many(10), np.arange(10.0).astype(cache.dtype))
+        ...     cache.retain(cache.gather(cache.live())["x"] > 6.5), len(cache)
+        (7, 3)
+        """
+        live = self.live()
+        mask = np.asarray(keep)
+        if mask.dtype == bool:
+            if mask.shape != live.shape:
+                raise ArrayError(f"the mask must have shape {live.shape}, as live() has, got {mask.shape}")
+        else:
+            kept = np.zeros(self._c[LIMIT], bool)
+            kept[self.slots(mask)] = True
+            mask = kept[live & SLOT_MASK]
+        gone = live[~mask]
+        self.free_many(gone)
+        return int(gone.size)
+
+    def reserve(self, n: int) -> None:
+        """
+        Make sure that this thread's next n allocs cannot fail: there is room, and memory for it is granted.
+
+        Raises
+        ------
+        CacheFullError
+            If there is not.
+        """
+        self._need_open()
+        n = as_count(n, "n")
+        answer = batch.make_ready(self._address, n)
+        if answer != 0:
+            self._raise_full(n)
+
+    # --- The cache as a whole ---
+
+    @property
+    def name(self) -> str:
+        """Name, as given."""
+        return self._name
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of a record, as given."""
+        return self._dtype
+
+    @property
+    def capacity(self) -> int:
+        """Records that one thread can always have."""
+        return self._geometry.capacity
+
+    @property
+    def stride(self) -> int:
+        """Bytes from slot to slot: the itemsize, aligned, and coloured where it would alias."""
+        return self._geometry.stride
+
+    @property
+    def slot_limit(self) -> int:
+        """Slots in use so far: every slot number is below; grows as the cache does."""
+        return self._c[LIMIT]
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._c[CLOSED] != 0
+
+    @property
+    def records(self) -> Records:
+        """
+        All slots below `slot_limit`, live or not, as one array of the cache's dtype.
+
+        Index it with `slots(handles)`, or pass it to a kernel.  What free slots hold is undefined; writing there does no
+        harm.  The array stays as long as it is: ask again after the cache has grown.
+        """
+        self._need_open()
+        return self._all[: self._c[LIMIT]]
+
+    @property
+    def pages(self) -> SlabPages:
+        """The slabs made so far."""
+        self._need_open()
+        return SlabPages(self._c[N_SLABS], self._page)
+
+    def _page(self, i: int) -> SlabPage:
+        """Describe slab i."""
+        self._need_open()
+        slots = 1 << self._geometry.shift
+        words = np.frombuffer(self._words, np.uint32, slots, 4 * slots * i)
+        at = self._geometry.offset["slabs"] + i * layout.SLAB.itemsize
+        row = self._bytes[at : at + layout.SLAB.itemsize].view(layout.SLAB)[0]
+        state = SlabState.FREE if row["state"] == layout.RELEASING else SlabState(int(row["state"]))
+        live = (words & 1).astype(bool)
+        return SlabPage(i, state, int(live.sum()), slots, int(row["colour"]), 0, live)
+
+    @property
+    def faults(self) -> int:
+        """How often compiled code used a refused handle since the last report."""
+        return self._c[FAULTS]
+
+    def raise_faults(self) -> None:
+        """
+        Raise if compiled code used a refused handle since the last report, and start a new one.
+
+        Raises
+        ------
+        FaultError
+            With the number of faults and the first handle.
+        """
+        count, first, kind = self._c[FAULTS], self._c[FIRST], self._c[KIND]
+        if count:
+            self._c[FAULTS] = 0
+            text = FAULT_TEXTS.get(kind, "fault")
+            raise FaultError(
+                f"{count} faults in compiled code on cache {self._name!r}; the first: {text} {first:#x}", count, first
+            )
+
+    def check(self) -> None:
+        """
+        Recount everything from the generations, at rest.
+
+        Raises
+        ------
+        LawError
+            If a law of `jitslab.layout` is broken, naming it and the slab.
+        BusyError
+            If other threads are using the cache.
+        FaultError
+            As `raise_faults`.
+
+        Notes
+        -----
+        O(slots), some 3 ns each.
+        """
+        self._need_open()
+        self.raise_faults()
+        self._need_rest("check")
+        seen = np.zeros((self._c[LIMIT] + 63) // 64 + 1, np.int64)
+        answer = recover.check_laws(self._address, seen.ctypes.data)
+        if answer:
+            self._need_rest("check")
+            law, index = answer >> 32, (answer & SLOT_MASK) - 1
+            where = f"in slab {index} " if index >= 0 else ""
+            raise LawError(f"law L{law} is broken {where}of cache {self._name!r}: {LAWS.get(law, '')}", law, index)
+
+    def recover(self) -> None:
+        """
+        Rebuild free bits, counts and lists from the generations, at rest.
+
+        For a cache whose index was damaged; live records are what the generations say.
+
+        Raises
+        ------
+        BusyError
+            If other threads are using the cache.
+        """
+        self._need_open()
+        self._need_rest("recover")
+        recover.recover_cache(self._address)
+
+    def shrink(self) -> int:
+        """
+        Give the memory of all empty slabs back to the system; returns how many slabs.
+
+        The calling thread's magazine goes home first.
+        """
+        self._need_open()
+        flush_own(self._address)
+        return int(slab.release(self._address, self._c[N_EMPTY]))
+
+    def close(self) -> None:
+        """
+        Refuse everything from now on and give the memory back.
+
+        Addresses stay mapped, reading as zeros, until the last array or record of the cache is gone, so that nothing
+        that still points there can do harm.  A second `close` does nothing.
+        """
+        self._need_opened()
+        committed = self._c[COMMITTED]
+        if close_cache(this_process().address, self._address):
+            base, sizes = int(self._bytes.ctypes.data), self._geometry
+            slots = committed << sizes.shift
+            for region, n in (
+                ("slabs", committed * 64),
+                ("bits", slots >> 3),
+                ("words", 4 * slots),
+                ("records", slots * sizes.stride),
+            ):
+                _os.drop(base + sizes.offset[region], layout.round_up(n, _os.page_bytes))
+
+    def __enter__(self) -> SlabCache:
+        """Return the cache; leaving the block closes it."""
+        self._need_open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the cache."""
+        self.close()
+
+    def __del__(self) -> None:
+        """Leave the process's registry; the memory goes with the last array on it."""
+        if hasattr(self, "_c") and not self.closed and not sys.is_finalizing():
+            close_cache(this_process().address, self._address)
+
+    def __repr__(self) -> str:
+        """Short, whatever the size."""
+        if not hasattr(self, "_c"):
+            return "<SlabCache: never opened>"
+        if self.closed:
+            return f"<SlabCache {self._name!r}: closed>"
+        slabs = self._c[N_SLABS]
+        return f"<SlabCache {self._name!r}: {len(self)} records of {self._dtype.itemsize} bytes live in {slabs} slabs>"
+
+    # --- What is not done ---
+
+    def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: it would copy the whole address range."""
+        raise CopyError(f"{self!r} is no array; use cache.records or cache.gather(handles)")
+
+    def __copy__(self) -> NoReturn:
+        """Refuse: handles name records of one cache."""
+        raise CopyError(f"{self!r} cannot be copied; make a new cache and scatter(gather(live())) into it")
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        """Refuse, as `__copy__`."""
+        self.__copy__()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Refuse to be pickled: the memory is private to this process."""
+        raise CopyError(f"{self!r} cannot be pickled: its memory is private to this process")
+
+    # --- Checks ---
+
+    def _need_opened(self) -> None:
+        """Raise if `__init__` never succeeded."""
+        if not hasattr(self, "_numba_type_"):
+            raise ClosedError("this SlabCache was never opened")
+
+    def _need_open(self) -> None:
+        """Raise if the cache is closed."""
+        self._need_opened()
+        if self._c[CLOSED]:
+            raise ClosedError(f"cache {self._name!r} is closed")
+
+    def _need_rest(self, what: str) -> None:
+        """Raise if other threads are using the cache."""
+        if recover.is_moving(self._address):
+            raise BusyError(f"{what} needs cache {self._name!r} at rest, and other threads are using it")
+
+    def _slot(self, handle: Any) -> int:
+        """Return the slot of a live record."""
+        try:
+            slot = handle & SLOT_MASK
+            if slot < self._c[LIMIT] and self._words[slot] == handle >> 31 | 1:
+                return slot  # type: ignore[no-any-return]  # an integer
+        except (TypeError, AttributeError):
+            self._need_opened()
+        self._need_open()
+        raise self._refusal(as_integer(handle))
+
+    def _refusal(self, handle: int) -> HandleError:
+        """Say why a handle is refused."""
+        slot, cycle = handle & SLOT_MASK, handle >> 32
+        if handle == NULL:
+            return NullHandleError("the handle is NULL")
+        if not 0 < handle < 1 << 63:
+            return ForeignHandleError(f"{handle} is no handle: 1 .. 2**63 - 1")
+        if slot >= self._c[LIMIT]:
+            return ForeignHandleError(
+                f"slot {slot} of handle {handle:#x} is not among the {self._c[LIMIT]} of cache {self._name!r}"
+            )
+        word = self._words[slot]
+        if cycle < first_cycle(self._serial) or 2 * cycle + 1 > word:
+            return ForeignHandleError(
+                f"cache {self._name!r} never issued handle {handle:#x}: slot {slot} never had cycle {cycle}"
+            )
+        state = "is live again" if word & 1 else "is free"
+        return StaleHandleError(f"slot {slot} of handle {handle:#x} {state} (handle cycle {cycle}, slot cycle {word >> 1})")
+
+    def _raise_refused(self, handles: Handles, refused: npt.NDArray[np.uint8], suffix: str) -> NoReturn:
+        """Raise for a batch with refused handles."""
+        positions = np.flatnonzero(refused).tolist()
+        first = self._refusal(int(handles[positions[0]]))
+        shown = ", ".join(map(str, positions[:8])) + (", ..." if len(positions) > 8 else "")
+        text = f"{len(positions)} of {handles.size} handles refused, at {shown}{suffix}; the first: {first}"
+        raise type(first)(text, positions)
+
+    def _raise_full(self, n: int) -> NoReturn:
+        """Raise because n slots could not be had."""
+        live, capacity = len(self), self._geometry.capacity
+        if live + n > capacity:
+            raise CacheFullError(f"cache {self._name!r} has {live} of {capacity} records live, {n} more were asked for")
+        raise CacheFullError(f"the system gives cache {self._name!r} no memory for {n} records of {self._geometry.stride} bytes")
+
+
+@cached
+def prepare() -> None:
+    """Compile the entry points and give `SlabCache` its C methods, before the first cache."""
+    _methods.install(SlabCache, _control_slot, "_control")
+
+
+def reserve(dtype: np.dtype[Any], capacity: int | None, colouring: bool) -> tuple[Geometry, _os.Reservation]:
+    """Lay a cache out and reserve its address range."""
+    if capacity is not None:
+        try:
+            wanted = operator.index(capacity)
+        except TypeError:
+            raise CapacityError(f"capacity must be an integer, got {capacity!r}") from None
+        if not 1 <= wanted <= layout.MAX_CAPACITY:
+            raise CapacityError(f"capacity must be 1 .. 2**32, got {wanted}")
+        sizes = layout.geometry(dtype, wanted, colouring, _os.page_bytes)
+        return sizes, _os.Reservation(sizes.total)
+    space = min(layout.DEFAULT_BYTES, _os.DEFAULT_LIMIT, _os.address_space_left() // 256)
+    while True:
+        most = min(max(space // layout.record_stride(dtype, colouring), 1), layout.MAX_CAPACITY)
+        sizes = layout.geometry(dtype, most, colouring, _os.page_bytes)
+        try:
+            return sizes, _os.Reservation(sizes.total)
+        except CacheFullError:
+            if most == 1:
+                raise
+            space //= 2
+
+
+def make_template(init: Any, dtype: np.dtype[Any]) -> bytes | None:
+    """Return the bytes of the record that a new one is a copy of."""
+    if init is None:
+        return None
+    if isinstance(init, str):
+        if init != "zero":
+            raise LayoutError(f"init is None, 'zero' or a record, got {init!r}")
+        return bytes(dtype.itemsize)
+    try:
+        record = np.array(init, dtype)
+    except (TypeError, ValueError) as error:
+        raise LayoutError(f"init is no record of {dtype}: {error}") from error
+    if record.shape != () or (isinstance(init, (np.ndarray, np.void)) and init.dtype != dtype):
+        raise LayoutError(f"init must be one record of {dtype}, got {init!r}")
+    return record.tobytes()
+
+
+def as_integer(handle: Any) -> int:
+    """Return a handle as an int."""
+    try:
+        return operator.index(handle)
+    except TypeError:
+        raise HandleTypeError(f"a handle is an integer, got {type(handle).__name__}") from None
+
+
+def as_count(n: Any, what: str) -> int:
+    """Return a count as an int that is not negative."""
+    try:
+        count = operator.index(n)
+    except TypeError:
+        raise CapacityError(f"{what} must be an integer, got {type(n).__name__}") from None
+    if not 0 <= count <= layout.MAX_CAPACITY:
+        raise CapacityError(f"{what} must be 0 .. 2**32, got {count}")
+    return count
+
+
+def as_handles(handles: npt.ArrayLike) -> Handles:
+    """Return handles as a contiguous int64 array."""
+    array = np.asarray(handles)
+    if array.size and array.dtype.kind not in "iu":
+        raise HandleTypeError(f"handles are integers, got an array of {array.dtype}")
+    if array.ndim != 1:
+        raise ArrayError(f"handles must be a 1-d array, got shape {array.shape}")
+    return np.ascontiguousarray(array, np.int64)
+
+
+def check_out(out: Any, dtype: np.dtype[Any], n: int) -> None:
+    """Raise unless `out` can take n values of `dtype`."""
+    if not isinstance(out, np.ndarray) or out.dtype != dtype or out.shape != (n,):
+        got = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ArrayError(f"out must be an array of {dtype} and shape ({n},), got {got}")
+    if not out.flags.writeable or not out.flags.c_contiguous or not out.dtype.isnative:
+        raise ArrayError("out must be writable, contiguous and of native byte order")
+
+
+def warmup() -> None:
+    """
+    Compile everything, or read it from the disk cache.
+
+    Otherwise each kernel is compiled when it is first needed: together some seconds once, kept on disk by Numba.
+
+    Examples
+    --------
+    >>> import jitslab
+    >>> jitslab.warmup()
+    """
+    dtype = np.dtype([("x", "i8")])
+    for init in (None, "zero"):
+        with SlabCache("warmup", dtype, capacity=1000, init=init) as cache:
+            cache.reserve(10)
+            handles = cache.alloc_many(200)
+            cache.gather(handles[:10])
+            cache.free_many(handles[:150])
+            cache._free_slow(cache._alloc_slow())
+            cache.live()
+            cache.check()
+            cache.recover()
+            cache.clear()
+            cache.shrink()

@@ -1,0 +1,454 @@
+"""
+What a cache can do inside `@njit`: an extension type of one int64, the address of its control block.
+
+Above `entry`, below `cache`.  Bodies of overloads are compiled again in every caller, so each is one line that calls a kernel.
+Nothing here raises: `prange` would lose the exception and skip iterations.  A refused handle yields a zeroed scratch
+record and sets a fault, as floating-point flags do.
+
+`prange` takes getitem, `in` and attributes for pure and moves them out of the loop where their operands do not depend on
+it; methods are never moved.  So for a record that iterations share, write ``cache.record(h)`` and ``cache.is_live(h)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.core.errors import NumbaTypeError
+from numba.core.imputils import RefType, iternext_impl, lower_builtin, lower_constant
+from numba.core.typing import templates
+from numba.extending import (
+    NativeValue,
+    make_attribute_wrapper,
+    models,
+    overload,
+    overload_attribute,
+    overload_method,
+    register_model,
+    unbox,
+)
+
+from ._native import I64, PTR, call_table, copy_bytes, frozen, intrinsic, kernel, load8_relaxed, my_heap, slow, unlikely
+from .batch import C_LIMIT, next_live, scan_end
+from .heap import C_RECORDS, F_ADDRESS, H_RECORDS, SLOT_MASK, Heap, address, alloc, alloc_filled, free, is_live
+from .layout import BLOCK, NO_INIT, NULL, SOURCE_HASH, C
+
+F_ALLOC_MANY, F_FREE_MANY, F_LEN, F_CLEAR = (C[name] for name in ("f_alloc_many", "f_free_many", "f_len", "f_clear"))
+C_FAULTS, C_CAPACITY = C["faults"], C["capacity"]
+HEAD = object.__basicsize__  # where an ndarray keeps the pointer to its data
+int64_pointer = types.EphemeralPointer(types.int64)
+
+
+class CacheType(types.Type):  # type: ignore[misc]  # numba has no types
+    """
+    Numba type of the caches of one dtype.
+
+    `record` is the Numba type of the records, or None if Numba cannot type them; `reason` says why.  The name is part of the
+    key of the user's own compile caches: it carries the hash of the package's sources.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], stride: int, init: int) -> None:
+        self.stride, self.init, self.itemsize, self.reason = stride, init, dtype.itemsize, ""
+        try:
+            self.record = numba.from_dtype(dtype)
+        except Exception as error:  # noqa: BLE001  # numba raises what it likes for a dtype that it cannot type
+            self.record, self.reason = None, str(error).splitlines()[0] if str(error) else type(error).__name__
+        key = f"{self.record.name if self.record else dtype.descr!r}"
+        short = hashlib.sha256(key.encode()).hexdigest()[:12]
+        super().__init__(f"jitslab.SlabCache[{SOURCE_HASH},{stride},{init},{short}]")
+
+
+_types: dict[tuple[np.dtype[Any], int, int], CacheType] = {}
+
+
+def cache_type(dtype: np.dtype[Any], stride: int, init: int) -> CacheType:
+    """Return the type of such caches; one object each."""
+    key = dtype, stride, init
+    if key not in _types:
+        _types[key] = CacheType(dtype, stride, init)
+    return _types[key]
+
+
+@register_model(CacheType)
+class _CacheModel(models.StructModel):  # type: ignore[misc]  # numba has no types
+    def __init__(self, manager: Any, cache: CacheType) -> None:
+        super().__init__(manager, cache, [("ptr", types.int64)])
+
+
+make_attribute_wrapper(CacheType, "ptr", "_ptr")
+
+
+def make_unbox(slot_offset: int) -> None:
+    """Unbox a cache by two loads: the object's slot at `slot_offset` holds an ndarray, its data is the control block."""
+
+    @unbox(CacheType)
+    def unbox_cache(typ: CacheType, obj: Any, c: Any) -> NativeValue:
+        builder = c.builder
+        at = builder.gep(builder.bitcast(obj, PTR), [I64(slot_offset)])
+        array = builder.load(builder.bitcast(at, PTR.as_pointer()))
+        struct = cgutils.create_struct_proxy(typ)(c.context, builder)
+        is_missing = cgutils.is_null(builder, array)
+        with builder.if_else(is_missing) as (missing, present):
+            with missing:
+                c.pyapi.err_set_string("PyExc_ValueError", "this SlabCache was never opened")
+            with present:
+                data = builder.bitcast(builder.gep(array, [I64(HEAD)]), I64.as_pointer())
+                struct.ptr = builder.load(data)
+        return NativeValue(struct._getvalue(), is_error=is_missing)
+
+
+_constants: list[Any] = []  # caches that compiled code has as globals: never dropped
+
+
+@lower_constant(CacheType)
+def cache_constant(context: Any, builder: Any, typ: CacheType, cache: Any) -> Any:
+    """Lower a cache that is a global of the function; its address is dynamic, so Numba does not save that function."""
+    _constants.append(cache)
+    struct = cgutils.create_struct_proxy(typ)(context, builder)
+    pointer = context.add_dynamic_addr(builder, cache._address, info="jitslab.SlabCache")
+    struct.ptr = builder.ptrtoint(pointer, I64)
+    return struct._getvalue()
+
+
+# --- What the type knows ---
+
+
+@intrinsic
+def stride_of(typing: Any, cache: Any) -> Any:
+    """Bytes from slot to slot, a constant."""
+    stride = cache.stride
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return I64(stride)
+
+    return types.int64(cache), emit
+
+
+@intrinsic
+def itemsize_of(typing: Any, cache: Any) -> Any:
+    """Bytes of a record, a constant."""
+    itemsize = cache.itemsize
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return I64(itemsize)
+
+    return types.int64(cache), emit
+
+
+@intrinsic
+def as_record(typing: Any, cache: Any, at: Any) -> Any:
+    """The record at an address."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[1], context.get_value_type(signature.return_type))
+
+    return cache.record(cache, types.int64), emit
+
+
+@intrinsic
+def record_address(typing: Any, record: Any) -> Any:
+    """The address of a record."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(args[0], I64)
+
+    return types.int64(record), emit
+
+
+def need_integer(handle: Any, what: str) -> None:
+    """Refuse a handle that is no integer while the user's function is typed."""
+    if not isinstance(handle, (types.Integer, types.Boolean)):
+        raise NumbaTypeError(f"jitslab: {what} takes an integer handle, got {handle}")
+
+
+def need_record(cache: CacheType) -> None:
+    """Refuse field access to records that Numba cannot type."""
+    if cache.record is None:
+        raise NumbaTypeError(f"jitslab: Numba cannot type the records of this cache: {cache.reason}")
+
+
+def need_handles(array: Any, what: str, writable: bool) -> None:
+    """Refuse an array that is not of int64 handles, one after the other."""
+    fits = isinstance(array, types.Array) and array.dtype == types.int64 and array.ndim == 1 and array.layout == "C"
+    if not fits or (writable and not array.mutable):
+        kind = "a writable" if writable else "a"
+        raise NumbaTypeError(f"jitslab: {what} takes {kind} contiguous 1-d int64 array, got {array}")
+
+
+# --- Methods ---
+
+
+def _plain(decorator: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a Numba overload decorator see a function without annotations: it compares them with the lambda's."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        function.__annotations__.clear()
+        return decorator(function)
+
+    return decorate
+
+
+def method(name: str) -> Callable[..., Any]:
+    """Implement a method of the cache."""
+    return _plain(overload_method(CacheType, name))
+
+
+def attribute(name: str) -> Callable[..., Any]:
+    """Implement an attribute of the cache."""
+    return _plain(overload_attribute(CacheType, name))
+
+
+def function(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """Implement a function or operator of the cache."""
+    return _plain(overload(operation))
+
+
+@method("alloc")
+def SlabCache_alloc(cache: Any) -> Callable[..., Any]:
+    """Take a slot: its handle, or NULL when the cache is full."""
+    if cache.init != NO_INIT:
+        return lambda cache: alloc_filled(my_heap(cache._ptr), stride_of(cache), itemsize_of(cache))
+    return lambda cache: alloc(my_heap(cache._ptr))
+
+
+@method("free")
+def SlabCache_free(cache: Any, handle: Any) -> Callable[..., Any]:
+    """Free a record; False if the handle is refused."""
+    need_integer(handle, "free(handle)")
+    return lambda cache, handle: free(my_heap(cache._ptr), np.int64(handle))
+
+
+@method("record")
+def SlabCache_record(cache: Any, handle: Any) -> Callable[..., Any]:
+    """The record of a handle; never moved out of a prange."""
+    need_integer(handle, "record(handle)")
+    need_record(cache)
+    return lambda cache, handle: as_record(cache, address(my_heap(cache._ptr), np.int64(handle), stride_of(cache)))
+
+
+@method("is_live")
+def SlabCache_is_live(cache: Any, handle: Any) -> Callable[..., Any]:
+    """Whether a handle's record is live; never moved out of a prange."""
+    need_integer(handle, "is_live(handle)")
+    return lambda cache, handle: is_live(my_heap(cache._ptr), np.int64(handle))
+
+
+@method("at_slot")
+def SlabCache_at_slot(cache: Any, slot: Any) -> Callable[..., Any]:
+    """The record at a slot number, unchecked: the slot must be below `slot_limit`."""
+    need_integer(slot, "at_slot(slot)")
+    need_record(cache)
+    return lambda cache, slot: as_record(cache, frozen(my_heap(cache._ptr), H_RECORDS) + np.int64(slot) * stride_of(cache))
+
+
+@method("alloc_many")
+def SlabCache_alloc_many(cache: Any, out: Any) -> Callable[..., Any]:
+    """Take as many slots as `out` has room for, all or none: how many."""
+    need_handles(out, "alloc_many(out)", writable=True)
+    return lambda cache, out: call_table(cache._ptr, F_ALLOC_MANY, (np.int64(out.ctypes.data), np.int64(out.size)))
+
+
+@method("free_many")
+def SlabCache_free_many(cache: Any, handles: Any) -> Callable[..., Any]:
+    """Free the valid ones of the handles: how many."""
+    need_handles(handles, "free_many(handles)", writable=False)
+    zero = np.int64(0)
+    return lambda cache, handles: call_table(
+        cache._ptr, F_FREE_MANY, (np.int64(handles.ctypes.data), np.int64(handles.size), zero)
+    )
+
+
+@method("clear")
+def SlabCache_clear(cache: Any) -> Callable[..., Any]:
+    """Free every live record: how many."""
+    return lambda cache: call_table(cache._ptr, F_CLEAR, ())
+
+
+@function(len)
+def SlabCache_len(cache: Any) -> Callable[..., Any] | None:
+    """How many records are live."""
+    return (lambda cache: call_table(cache._ptr, F_LEN, ())) if isinstance(cache, CacheType) else None
+
+
+@function(operator.getitem)
+def SlabCache_getitem(cache: Any, handle: Any) -> Callable[..., Any] | None:
+    """The record of a handle."""
+    if not isinstance(cache, CacheType):
+        return None
+    need_integer(handle, "cache[handle]")
+    need_record(cache)
+    return lambda cache, handle: as_record(cache, address(my_heap(cache._ptr), np.int64(handle), stride_of(cache)))
+
+
+@function(operator.setitem)
+def SlabCache_setitem(cache: Any, handle: Any, value: Any) -> Callable[..., Any] | None:
+    """Copy a record of the same dtype into the record of a handle."""
+    if not isinstance(cache, CacheType):
+        return None
+    need_integer(handle, "cache[handle] = record")
+    need_record(cache)
+    if value != cache.record:
+        raise NumbaTypeError(f"jitslab: cache[handle] = record takes a record of the cache's dtype, got {value}")
+    return lambda cache, handle, value: copy_bytes(
+        address(my_heap(cache._ptr), np.int64(handle), stride_of(cache)), record_address(value), itemsize_of(cache)
+    )
+
+
+@function(operator.contains)
+def SlabCache_contains(cache: Any, handle: Any) -> Callable[..., Any] | None:
+    """Whether a handle's record is live."""
+    if not isinstance(cache, CacheType):
+        return None
+    need_integer(handle, "handle in cache")
+    return lambda cache, handle: is_live(my_heap(cache._ptr), np.int64(handle))
+
+
+@attribute("capacity")
+def SlabCache_capacity(cache: Any) -> Callable[..., Any]:
+    """Records that one thread can always have."""
+    return lambda cache: frozen(cache._ptr, C_CAPACITY)
+
+
+@attribute("slot_limit")
+def SlabCache_slot_limit(cache: Any) -> Callable[..., Any]:
+    """Slots in use so far; every slot number is below."""
+    return lambda cache: load8_relaxed(cache._ptr + C_LIMIT, 0)
+
+
+@attribute("faults")
+def SlabCache_faults(cache: Any) -> Callable[..., Any]:
+    """Faults since the last report."""
+    return lambda cache: load8_relaxed(cache._ptr + C_FAULTS, 0)
+
+
+# --- new() and items(): tuples with a Record cannot be returned from a function, so these are lowered in place ---
+
+
+@kernel
+def alloc_address(heap: Heap, stride: int) -> Any:
+    """Return (handle, address of its record); NULL and a scratch record when the cache is full."""
+    handle = alloc(heap)
+    if unlikely(handle == NULL):
+        return handle, slow(heap, F_ADDRESS, (handle,))
+    return handle, frozen(heap, H_RECORDS) + (handle & SLOT_MASK) * stride
+
+
+@kernel
+def alloc_filled_address(heap: Heap, stride: int, itemsize: int) -> Any:
+    """As `alloc_address`, the record filled."""
+    handle = alloc_filled(heap, stride, itemsize)
+    if unlikely(handle == NULL):
+        return handle, slow(heap, F_ADDRESS, (handle,))
+    return handle, frozen(heap, H_RECORDS) + (handle & SLOT_MASK) * stride
+
+
+class CacheIterType(types.SimpleIteratorType):  # type: ignore[misc]  # numba has no types
+    """Iterator over the handles of the live records, or over (handle, record)."""
+
+    def __init__(self, cache: CacheType, with_records: bool) -> None:
+        self.cache, self.with_records = cache, with_records
+        yields = types.Tuple((types.int64, cache.record)) if with_records else types.int64
+        super().__init__(f"{'items' if with_records else 'iter'}({cache.name})", yields)
+
+
+@register_model(CacheIterType)
+class _CacheIterModel(models.StructModel):  # type: ignore[misc]  # numba has no types
+    def __init__(self, manager: Any, it: CacheIterType) -> None:
+        members = [("ptr", types.int64), ("end", types.int64), ("base", int64_pointer), ("mask", int64_pointer)]
+        super().__init__(manager, it, members)
+
+
+@templates.infer_getattr
+class _CacheAttributes(templates.AttributeTemplate):  # type: ignore[misc]  # numba has no types
+    key = CacheType
+
+    @templates.bound_function("jitslab.SlabCache.new")
+    def resolve_new(self, cache: CacheType, args: Any, kws: Any) -> Any:
+        need_record(cache)
+        return templates.signature(types.Tuple((types.int64, cache.record)), recvr=cache)
+
+    @templates.bound_function("jitslab.SlabCache.items")
+    def resolve_items(self, cache: CacheType, args: Any, kws: Any) -> Any:
+        need_record(cache)
+        return templates.signature(CacheIterType(cache, True), recvr=cache)
+
+
+@templates.infer
+class _CacheGetIter(templates.AbstractTemplate):  # type: ignore[misc]  # numba has no types
+    key = "getiter"
+
+    def generic(self, args: Any, kws: Any) -> Any:
+        if len(args) == 1 and isinstance(args[0], CacheType):
+            return templates.signature(CacheIterType(args[0], False), args[0])
+        return None
+
+
+def _pointer_of(context: Any, builder: Any, cache: CacheType, value: Any) -> Any:
+    """int64 address of the control block of a lowered cache."""
+    return cgutils.create_struct_proxy(cache)(context, builder, value=value).ptr
+
+
+def _as_item(context: Any, builder: Any, cache: CacheType, handle: Any, at: Any) -> Any:
+    """(handle, record) of a handle and an address."""
+    record = builder.inttoptr(at, context.get_value_type(cache.record))
+    return context.make_tuple(builder, types.Tuple((types.int64, cache.record)), [handle, record])
+
+
+@lower_builtin("jitslab.SlabCache.new", CacheType)
+def lower_new(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """Lower ``handle, record = cache.new()``."""
+    cache = sig.args[0]
+    values = [_pointer_of(context, builder, cache, args[0]), I64(cache.stride), I64(cache.itemsize)]
+    if cache.init != NO_INIT:
+        new = lambda c, stride, itemsize: alloc_filled_address(my_heap(c), stride, itemsize)  # noqa: E731  # numba wants a function of its own
+    else:
+        new = lambda c, stride, itemsize: alloc_address(my_heap(c), stride)  # noqa: E731  # likewise
+    i = types.int64
+    pair = context.compile_internal(builder, new, types.UniTuple(i, 2)(i, i, i), values)
+    handle, at = cgutils.unpack_tuple(builder, pair)
+    return _as_item(context, builder, cache, handle, at)
+
+
+def _lower_scan(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """Start a scan of the live records."""
+    it = cgutils.create_struct_proxy(sig.return_type)(context, builder)
+    it.ptr = _pointer_of(context, builder, sig.args[0], args[0])
+    it.end = context.compile_internal(builder, lambda c: scan_end(c), types.int64(types.int64), [it.ptr])
+    it.base = cgutils.alloca_once_value(builder, I64(-BLOCK))
+    it.mask = cgutils.alloca_once_value(builder, I64(0))
+    return it._getvalue()
+
+
+lower_builtin("getiter", CacheType)(_lower_scan)
+lower_builtin("jitslab.SlabCache.items", CacheType)(_lower_scan)
+
+
+@lower_builtin("iternext", CacheIterType)
+@iternext_impl(RefType.UNTRACKED)
+def lower_iternext(context: Any, builder: Any, sig: Any, args: Any, result: Any) -> None:
+    """Go on to the next live record."""
+    typ = sig.args[0]
+    it = cgutils.create_struct_proxy(typ)(context, builder, value=args[0])
+    i = types.int64
+    values = [it.ptr, it.end, builder.load(it.base), builder.load(it.mask)]
+    step = lambda c, end, base, mask: next_live(c, end, base, mask)  # noqa: E731  # numba wants a function of its own
+    found = context.compile_internal(builder, step, types.UniTuple(i, 3)(i, i, i, i), values)
+    base, mask, handle = cgutils.unpack_tuple(builder, found)
+    is_valid = builder.icmp_signed("!=", handle, I64(NULL))
+    result.set_valid(is_valid)
+    builder.store(base, it.base)
+    builder.store(mask, it.mask)
+    with builder.if_then(is_valid):
+        if not typ.with_records:
+            result.yield_(handle)
+            return
+        records = context.compile_internal(builder, lambda c: frozen(c, C_RECORDS), i(i), [it.ptr])
+        slot = builder.and_(handle, I64(SLOT_MASK))
+        at = builder.add(records, builder.mul(slot, I64(typ.cache.stride)))
+        result.yield_(_as_item(context, builder, typ.cache, handle, at))

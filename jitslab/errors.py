@@ -1,0 +1,129 @@
+"""
+What can go wrong, one class a failure.
+
+Every class is a `SlabError` and also the builtin that a user would expect::
+
+    SlabError(Exception)
+    ├── HandleError(SlabError, LookupError)      a handle was refused; nothing changed
+    │   ├── NullHandleError                      the handle is NULL (0)
+    │   ├── StaleHandleError                     its record was freed
+    │   └── ForeignHandleError                   this cache never issued it
+    ├── HandleTypeError(SlabError, TypeError)    a handle that is no integer
+    ├── CacheFullError(SlabError, MemoryError)   no slot left, or the system gives no memory
+    ├── LayoutError(SlabError, TypeError)        a dtype that cannot be the record of a cache
+    ├── CapacityError(SlabError, ValueError)     a capacity, count or setting out of bounds
+    ├── ArrayError(SlabError, ValueError)        an array of wrong dtype, shape or order, or read-only
+    ├── ClosedError(SlabError, ValueError)       the cache was closed (or never opened)
+    ├── BusyError(SlabError, RuntimeError)       other threads are using the cache
+    ├── LawError(SlabError, RuntimeError)        `check()` found a broken law
+    ├── FaultError(SlabError, RuntimeError)      compiled code used a refused handle
+    ├── CopyError(SlabError, TypeError)          copying or pickling a cache
+    └── TraceError(SlabError, ValueError)        a file that is no trace, or one not supported
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class SlabError(Exception):
+    """Base of every error of jitslab."""
+
+
+class HandleError(SlabError, LookupError):
+    """
+    A handle was refused, and nothing was changed by it.
+
+    Attributes
+    ----------
+    positions : tuple of int
+        For a batch: where in the array the refused handles stood.
+    """
+
+    def __init__(self, message: str, positions: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.positions = tuple(positions)
+
+
+class NullHandleError(HandleError):
+    """The handle is `jitslab.NULL`."""
+
+
+class StaleHandleError(HandleError):
+    """The record of this handle was freed."""
+
+
+class ForeignHandleError(HandleError):
+    """This cache never issued the handle: another cache's, or a number that is none."""
+
+
+class HandleTypeError(SlabError, TypeError):
+    """A handle must be an integer."""
+
+
+class CacheFullError(SlabError, MemoryError):
+    """The cache holds `capacity` records, or the system gives no more memory."""
+
+
+class LayoutError(SlabError, TypeError):
+    """The dtype cannot be the record of a cache."""
+
+
+class CapacityError(SlabError, ValueError):
+    """A capacity, a count or a setting is out of its bounds."""
+
+
+class ArrayError(SlabError, ValueError):
+    """An array has the wrong dtype, shape or order, or cannot be written."""
+
+
+class ClosedError(SlabError, ValueError):
+    """The cache was closed, or its making failed."""
+
+
+class BusyError(SlabError, RuntimeError):
+    """The operation needs the cache at rest, and other threads are using it."""
+
+
+class LawError(SlabError, RuntimeError):
+    """
+    `check()` found a broken law.
+
+    Attributes
+    ----------
+    law : int
+        Number of the law in `jitslab.layout`.
+    slab : int
+        Index of the slab where it is broken, or -1 when it is one of the whole cache.
+    """
+
+    def __init__(self, message: str, law: int, slab: int) -> None:
+        super().__init__(message)
+        self.law = law
+        self.slab = slab
+
+
+class FaultError(SlabError, RuntimeError):
+    """
+    Compiled code used a handle that was refused, and could not raise there.
+
+    Attributes
+    ----------
+    count : int
+        Faults since the last report.
+    first : int
+        The handle of the first one.
+    """
+
+    def __init__(self, message: str, count: int, first: int) -> None:
+        super().__init__(message)
+        self.count = count
+        self.first = first
+
+
+class CopyError(SlabError, TypeError):
+    """A cache is not copied: it would copy its whole address range."""
+
+
+class TraceError(SlabError, ValueError):
+    """The file is no allocation trace, or one that cannot be replayed."""

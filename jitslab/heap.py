@@ -1,0 +1,476 @@
+"""
+Heaps: one a thread, a magazine of free slots that is popped and pushed without a lock and without atomics.
+
+Above `slab` and `recover`, below `batch`.  `alloc`, `free` and `address` are the fast paths, on top; each has one slow
+path of the same name below, called through the control block.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ._native import (
+    HASH_SHIFT,
+    MIX,
+    Entry,
+    HeapPointer,
+    advance,
+    call_table,
+    compare_exchange,
+    control_at,
+    copy_bytes,
+    fetch_add,
+    fetch_or,
+    frozen,
+    heap_at,
+    kernel,
+    likely,
+    load4,
+    load4_relaxed,
+    load8,
+    load8_acquire,
+    lowest_bit,
+    process_at,
+    shift_right,
+    slow,
+    store4,
+    store4_release,
+    store8_release,
+    thread_pointer,
+    u4_array,
+    unlikely,
+    zero_bytes,
+)
+from ._os import watch_thread_exit, yield_core
+from .layout import (
+    BACK_HEAP,
+    CLOSED_HEAP,
+    HEAP_BYTES,
+    HEAPS,
+    MAGAZINE,
+    NIL,
+    NO_INIT,
+    NO_SLOT,
+    NULL,
+    RUN,
+    SHARED_HEAP,
+    STALE,
+    TAKEN,
+    TWICE,
+    C,
+    H,
+)
+from .recover import C_CLAIMED, F_REBUILD, next_claimed, note_fault, parked
+from .slab import (
+    ALL,
+    C_HEAPS,
+    C_LIMIT,
+    MUST_GROW,
+    ZERO,
+    end_of_interval,
+    lock,
+    pick,
+    put_slots,
+    slab_at,
+    slab_draw,
+    slab_lost,
+    unlock,
+)
+
+Heap = HeapPointer
+H_WORDS, H_RECORDS, H_CONTROL = H["words"], H["records"], H["control"]
+C_SCRATCH, C_RECORDS, C_TEMPLATE, C_RETIRED = C["scratch"], C["records"], C["template"], C["retired"]
+F_ALLOC, F_FREE, F_ADDRESS = C["f_alloc"], C["f_free"], C["f_address"]
+F_REFILL, F_FLUSH, F_GROW, F_RELEASE = C["f_refill"], C["f_flush"], C["f_grow"], C["f_release"]
+BELOW_TOP = MAGAZINE - 4  # entry `top` of the array that starts here is the uppermost slot
+SLOT_MASK = 0xFFFFFFFF
+CLOSED_OWNER = -1  # no thread pointer
+
+
+# --- Fast paths ---
+
+
+@kernel
+def alloc(heap: Heap) -> int:
+    """
+    Take a slot and make it live.
+
+    Returns its handle, or NULL when the cache is full or closed.  O(1), 1 ns; a miss refills half a magazine.
+    """
+    h = heap_at(heap)
+    top = h.top
+    if likely(top != 0):
+        slot = load4(advance(heap, BELOW_TOP), top)
+        word = load4(frozen(heap, H_WORDS), slot)
+        if likely(word & TAKEN == 0):
+            h.top = top - 1
+            store4(frozen(heap, H_WORDS), slot, word | 1)
+            return (word | 1) >> 1 << 32 | slot
+    return slow(heap, F_ALLOC, ())
+
+
+@kernel
+def alloc_filled(heap: Heap, stride: int, itemsize: int) -> int:
+    """Take a slot as `alloc` does; its record is a copy of the template before anybody can find it live."""
+    h = heap_at(heap)
+    top = h.top
+    if likely(top != 0):
+        slot = load4(advance(heap, BELOW_TOP), top)
+        word = load4(frozen(heap, H_WORDS), slot)
+        if likely(word & TAKEN == 0):
+            h.top = top - 1
+            template = frozen(frozen(heap, H_CONTROL), C_TEMPLATE)
+            copy_bytes(frozen(heap, H_RECORDS) + slot * stride, template, itemsize)
+            store4_release(frozen(heap, H_WORDS), slot, word | 1)
+            return (word | 1) >> 1 << 32 | slot
+    return slow(heap, F_ALLOC, ())
+
+
+@kernel
+def free(heap: Heap, handle: int) -> bool:
+    """
+    Free a record.
+
+    Returns False, and changes nothing, if the handle is stale or foreign.  O(1), 1 ns; a full magazine flushes its cold half.
+    """
+    h = heap_at(heap)
+    slot = handle & SLOT_MASK
+    live = shift_right(handle, 31) | 1
+    if unlikely(slot >= h.limit):
+        return slow(heap, F_FREE, (handle,)) != 0
+    if unlikely(load4(frozen(heap, H_WORDS), slot) != live):
+        return False
+    top = h.top
+    if unlikely(top == h.rounds):
+        return slow(heap, F_FREE, (handle,)) != 0
+    store4_release(frozen(heap, H_WORDS), slot, live + 1)
+    store4(advance(heap, MAGAZINE), top, slot)
+    h.top = top + 1
+    return True
+
+
+@kernel
+def address(heap: Heap, handle: int, stride: int) -> int:
+    """Return the address of a live record; for a refused handle that of a zeroed scratch record, and a fault is set."""
+    slot = handle & SLOT_MASK
+    if unlikely(slot >= heap_at(heap).limit):
+        return slow(heap, F_ADDRESS, (handle,))
+    if unlikely(load4(frozen(heap, H_WORDS), slot) != shift_right(handle, 31) | 1):
+        return slow(heap, F_ADDRESS, (handle,))
+    return frozen(heap, H_RECORDS) + slot * stride
+
+
+@kernel
+def is_live(heap: Heap, handle: int) -> bool:
+    """Whether the handle's record is live."""
+    slot = handle & SLOT_MASK
+    limit = heap_at(heap).limit
+    if unlikely(slot >= limit):
+        limit = load8(frozen(heap, H_CONTROL) + C_LIMIT, 0)
+    return slot < limit and load4_relaxed(frozen(heap, H_WORDS), slot) == shift_right(handle, 31) | 1
+
+
+# --- Slow paths ---
+
+
+@Entry
+def slow_alloc(at: int) -> int:
+    """`alloc` when the magazine is empty, its top slot cannot be handed out, or the thread has no heap."""
+    c = heap_at(at).control
+    if heap_at(at).rounds > 0:
+        return take(c, at)
+    handle = np.int64(NULL)
+    back = lock_back_heap(c)
+    if back != 0:
+        handle = take(c, back)
+        store8_release(back, 0, 0)
+    return handle
+
+
+@Entry
+def slow_free(at: int, handle: int) -> int:
+    """`free` when the slot is not below the heap's limit, the magazine is full, or the thread has no heap; 1: freed."""
+    h = heap_at(at)
+    c = h.control
+    h.limit = control_at(c).limit
+    if h.rounds > 0:
+        return give(c, at, handle)
+    freed = np.int64(0)
+    back = lock_back_heap(c)
+    if back != 0:
+        freed = give(c, back, handle)
+        store8_release(back, 0, 0)
+    return freed
+
+
+@Entry
+def slow_address(at: int, handle: int) -> int:
+    """`address` when the slot is not below the heap's limit, or the handle is refused."""
+    h = heap_at(at)
+    c = h.control
+    control = control_at(c)
+    slot = handle & SLOT_MASK
+    limit = np.int64(control.limit)
+    h.limit = limit
+    if slot < limit and load4(control.words, slot) == shift_right(handle, 31) | 1:
+        return control.records + slot * control.stride
+    note_fault(c, handle, np.int64(NO_SLOT) if handle == NULL else np.int64(STALE))
+    scratch = control.scratch + (at - frozen(c, C_HEAPS)) // HEAP_BYTES * control.scratch_step
+    zero_bytes(scratch, control.itemsize)
+    return scratch
+
+
+@kernel
+def lock_back_heap(c: int) -> int:
+    """Return the heap that threads without one use in turn, locked by its owner word; 0 after `close`."""
+    control = control_at(c)
+    at = frozen(c, C_HEAPS) + BACK_HEAP * HEAP_BYTES
+    while not compare_exchange(at, 0, 1):
+        if control.closed != 0:
+            return np.int64(0)
+        yield_core()
+    if heap_at(at).control == 0:
+        open_heap(c, np.int64(BACK_HEAP))
+    return at
+
+
+@kernel
+def take(c: int, at: int) -> int:
+    """Pop a magazine, refilled when it is empty; returns a handle or NULL."""
+    h = heap_at(at)
+    while True:
+        while h.top > 0:
+            slot = load4(at + BELOW_TOP, h.top)
+            h.top -= 1
+            handle = make_live(c, slot)
+            if handle != NULL:
+                return handle
+        if call_table(c, F_REFILL, (at,)) == 0:
+            return np.int64(NULL)
+
+
+@kernel
+def give(c: int, at: int, handle: int) -> int:
+    """Free a record into a magazine, flushed when it is full; 1: freed."""
+    h = heap_at(at)
+    control = control_at(c)
+    slot = handle & SLOT_MASK
+    live = shift_right(handle, 31) | 1
+    if slot >= control.limit or load4(control.words, slot) != live:
+        return np.int64(0)
+    if h.top == h.rounds:
+        call_table(c, F_FLUSH, (at, max(h.rounds >> 1, np.int64(1))))
+    store4_release(control.words, slot, live + 1)
+    store4(at + MAGAZINE, h.top, slot)
+    h.top += 1
+    return np.int64(1)
+
+
+@kernel
+def make_live(c: int, slot: int) -> int:
+    """
+    Make a slot that left a magazine or the slab layer live, its record filled.
+
+    Returns its handle, or NULL: it is retired, or it was freed twice at the same instant by a race in the user's code, was
+    put into two places, and is in use again from the other.
+    """
+    control = control_at(c)
+    word = load4(control.words, slot)
+    if word & TAKEN == 0:
+        if control.init != NO_INIT:
+            copy_bytes(control.records + slot * control.stride, control.template, control.itemsize)
+        store4_release(control.words, slot, word | 1)
+        return word >> 1 << 32 | slot
+    if word & 1 == 0:
+        fetch_add(c + C_RETIRED, 1)
+    else:
+        note_fault(c, word >> 1 << 32 | slot, np.int64(TWICE))
+    return np.int64(NULL)
+
+
+@kernel
+def room_for(c: int, at: int, want: int) -> int:
+    """Return how many of `want` slots this heap may draw: what is parked in others does not count against the capacity."""
+    control = control_at(c)
+    if control.out + want <= control.capacity:
+        return want
+    taken = control.out - control.retired - parked(c) + heap_at(at).top
+    return max(min(want, control.capacity - taken), np.int64(0))
+
+
+@kernel
+def next_slab(c: int, at: int) -> int:
+    """
+    Return the slab that this heap draws from now, or an answer of `pick` that is none.
+
+    Needs   the lock.
+    """
+    h = heap_at(at)
+    me = (at - frozen(c, C_HEAPS)) // HEAP_BYTES
+    i = np.int64(h.slab)
+    if i >= 0:
+        slab = slab_at(c, i)
+        if slab.drawer == me and slab.list != NIL:  # on a list: it has slots, and is not being released
+            return i
+    i = pick(c, me)
+    if i >= 0 and me < HEAPS:
+        slab_at(c, i).drawer = me
+        h.slab = i
+    return i
+
+
+@Entry
+def refill(c: int, at: int) -> int:
+    """Fill half of an empty magazine, lowest slots uppermost; returns how many it got."""
+    h = heap_at(at)
+    control = control_at(c)
+    slots = u4_array(at + MAGAZINE)
+    lock(c)
+    control.refills += 1
+    want = room_for(c, at, max(h.rounds >> 1, np.int64(1))) if control.closed == 0 else np.int64(0)
+    left = want
+    while left > 0:
+        i = next_slab(c, at)
+        if i == MUST_GROW and left == want:
+            unlock(c)
+            granted = call_table(c, F_GROW, (np.int64(1),))
+            lock(c)
+            if granted != 0 and control.closed == 0:
+                continue
+        if i < 0:
+            break
+        block, mask, n = slab_draw(c, i, left)
+        slab_lost(c, i, n)
+        left -= n
+        if mask == ALL:
+            for j in range(64):
+                slots[left + j] = np.uint32(block + 63 - j)
+        else:
+            for j in range(n - 1, -1, -1):
+                slots[left + j] = np.uint32(block + lowest_bit(mask))
+                mask &= mask - 1
+        if left < RUN and left < want:
+            break  # a run is not torn for a few slots
+    got = max(want - left, np.int64(0))
+    if left > 0:
+        for j in range(got):
+            slots[j] = slots[left + j]
+    h.top = got
+    h.limit = control.limit
+    surplus = end_of_interval(c)
+    unlock(c)
+    if unlikely(surplus > 0):
+        call_table(c, F_RELEASE, (surplus,))
+    return got
+
+
+@Entry
+def flush(c: int, at: int, count: int) -> int:
+    """Give the lowest `count` slots of a magazine, the cold ones, to the slab layer; returns how many stay."""
+    h = heap_at(at)
+    slots = u4_array(at + MAGAZINE)
+    lock(c)
+    surplus = np.int64(0)
+    if control_at(c).closed == 0:
+        control_at(c).flushes += 1
+        put_slots(c, at + MAGAZINE, count)
+        surplus = end_of_interval(c)
+    unlock(c)
+    for j in range(h.top - count):
+        slots[j] = slots[count + j]
+    h.top -= count
+    if unlikely(surplus > 0):
+        call_table(c, F_RELEASE, (surplus,))
+    return h.top
+
+
+# --- Who owns which heap ---
+
+
+@kernel
+def open_heap(c: int, row: int) -> int:
+    """Set a heap up for its new owner; returns its address."""
+    control = control_at(c)
+    at = frozen(c, C_HEAPS) + row * HEAP_BYTES
+    h = heap_at(at)
+    h.top = 0
+    h.rounds = 0 if row == SHARED_HEAP or row == CLOSED_HEAP else control.rounds
+    h.limit = control.limit if row != CLOSED_HEAP else 0
+    h.words = control.words
+    h.records = control.records
+    h.control = c
+    h.slab = NIL
+    if h.rounds > 0:
+        fetch_or(c + C_CLAIMED + (row >> 6 << 3), np.int64(1) << (row & 63))
+    return at
+
+
+@Entry
+def claim(c: int, me: int) -> int:
+    """
+    Return the address of thread `me`'s heap, claimed now if it has none.
+
+    A thread beyond the table gets the shared heap, and any thread the closed one after `close`.  The end of the thread is
+    watched, so that its slots go home.  In a child of `fork` all heaps read as zeros: the first claim rebuilds the index, and
+    the slots that the parent's threads had parked are free again.
+    """
+    control = control_at(c)
+    process = process_at(control.process)
+    if unlikely(control.epoch != process.epoch):
+        lock(c)
+        if control.epoch != process.epoch:
+            if control.closed == 0:
+                call_table(c, F_REBUILD, ())
+            control.epoch = process.epoch
+        unlock(c)
+    row = next_claimed(c, ZERO)
+    while row >= 0 and control.closed == 0:
+        at = frozen(c, C_HEAPS) + row * HEAP_BYTES
+        if load8_acquire(at, 0) == me:
+            return at
+        row = next_claimed(c, row + 1)
+    row = shift_right(me * MIX, HASH_SHIFT)
+    for _ in range(HEAPS):
+        at = frozen(c, C_HEAPS) + row * HEAP_BYTES
+        if control.closed == 0 and load8_acquire(at, 0) == 0 and compare_exchange(at, 0, me):
+            open_heap(c, row)
+            watch_thread_exit(process.key, control.process)
+            if control.closed == 0:
+                return at
+            shut_heap(at)
+        row = (row + 1) & (HEAPS - 1)
+    return open_heap(c, np.int64(CLOSED_HEAP) if control.closed else np.int64(SHARED_HEAP))
+
+
+@kernel
+def leave_heap(c: int, at: int) -> None:
+    """Give all slots of a heap home and the heap up: by its owner, or for an owner that is no more."""
+    h = heap_at(at)
+    if h.top > 0:
+        call_table(c, F_FLUSH, (at, h.top))
+    store8_release(at, 0, 0)
+
+
+@kernel
+def shut_heap(at: int) -> None:
+    """Make a heap answer nothing: its cache is closed."""
+    h = heap_at(at)
+    h.limit = 0
+    h.rounds = 0
+    h.top = 0
+    store8_release(at, 0, CLOSED_OWNER)
+
+
+@Entry
+def flush_own(c: int) -> int:
+    """Give all slots of the calling thread's heap home; returns how many."""
+    me = thread_pointer()
+    n = np.int64(0)
+    row = next_claimed(c, ZERO)
+    while row >= 0:
+        at = frozen(c, C_HEAPS) + row * HEAP_BYTES
+        if load8_acquire(at, 0) == me and heap_at(at).top > 0:
+            n += heap_at(at).top
+            call_table(c, F_FLUSH, (at, heap_at(at).top))
+        row = next_claimed(c, row + 1)
+    return n

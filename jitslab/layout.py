@@ -1,0 +1,329 @@
+"""
+Read first: the words, the ladders, the data and the laws of a cache.
+
+1. Words
+   A *record* is one user value of the cache's dtype; a *slot* is the place for one record, an integer index.
+   A *slab* is a run of slots, a power of two of them, nearest to 64 KiB of records.  A *cache* is all slabs of
+   one dtype.  A slot's *generation* is a 4-byte word: odd = live, even = free; it only goes up.  A *handle* is
+   ``cycle << 32 | slot`` with ``generation == 2 * cycle + 1``.  A *heap* is one thread's front end: a *magazine*
+   of free slots.  The *slab layer* keeps everything else under one short lock.  NIL (-1) ends an index list.
+
+2. One truth
+   The generations say what is live.  Free bits, fresh counts, magazines, slab states and lists are an index over
+   them, rebuilt from them by `recover`, recounted from them by `check`.
+
+3. Alloc ladder
+   a. pop the magazine, check that the generation is even, make it odd             (heap.alloc, no lock, no atomics)
+   b. refill half a magazine under the lock                                        (heap.slow_alloc)
+      from the slab this heap draws from; else a partially used slab, fullest quarter first; else an empty, a
+      released, a new one; else a slab that another heap draws from                (slab.pick)
+   c. make memory of the reservation usable, outside the lock                      (slab.grow)
+
+4. Free ladder
+   a. compare the generation with the handle, make it even, push the magazine      (heap.free, no lock, no atomics)
+   b. a full magazine gives its cold half to the slab layer                        (heap.slow_free)
+   c. empty slabs that the working set did not need go back to the system          (slab.release)
+
+5. Who may write what
+   A generation: whoever holds the record (free) or took the slot from a magazine or the slab layer (alloc).
+   A heap: the thread that owns it; its owner word by CAS from 0, and back to 0 by the same thread only.
+   Free bits, slab rows, lists, counts: the holder of the lock.  The frozen part: nobody after creation.
+   Order of locks: the process's registry, then one cache's lock.  No system call and no C-API call under either
+   but for the closing of a cache.
+
+6. Space
+   One reservation a cache: heaps | control block | slab rows | free bits | generations | records, each part
+   reserved for the largest size and made usable in steps.  Nothing ever moves.  Slot i of the cache is at
+   ``records + i * stride`` over all slabs.
+
+Sources: J. Bonwick, "The Slab Allocator", USENIX Summer 1994; J. Bonwick and J. Adams, "Magazines and Vmem",
+USENIX 2001; D. Leijen, B. Zorn, L. de Moura, "Mimalloc: Free List Sharding in Action", APLAS 2019.
+
+Laws (every one holds at rest; `recover.check` recounts them, by these numbers)
+
+L1   a slot is in one place only: live, in one magazine, under its free bit, fresh, or retired
+L2   live + in magazines + n_free + n_fresh + retired == slots                              (every slab)
+L3   n_free == number of free bits                                                          (every slab)
+L4   a free bit, a fresh slot and a magazine's slot have an even generation
+L5   a fresh slot's generation is not above the slab's ``base``
+L6   FULL <=> n_free + n_fresh == 0;  FREE <=> n_free + n_fresh == slots, else PARTIALLY_USED
+L7   a slab is on one list: FREE on FRESH if n_fresh == slots, else on EMPTY; PARTIALLY_USED on a partial one; FULL on none
+L8   out == sum over the slabs of (slots - n_free - n_fresh);  n_empty == slabs on EMPTY
+L9   a magazine holds at most ``rounds`` slots, each below the limit
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import CapacityError, LayoutError
+
+NULL = 0
+NIL = -1
+
+HEAPS = 256  # heaps of a cache; a thread beyond them goes to the slab layer at every operation
+SHARED_HEAP = HEAPS  # row of the heap that such threads use: no rounds, so every operation takes the slow path
+CLOSED_HEAP = HEAPS + 1  # row that a closed cache answers with: nothing in it, nothing below its limit
+BACK_HEAP = HEAPS + 2  # row whose magazine such threads use, one at a time: its owner word is a lock
+HEAP_ROWS = HEAPS + 3
+ROUNDS = 256  # most slots in a magazine: 128 costs 45 % on streaming allocs, 512 gains nothing
+ROUNDS_BYTES = 256 * 1024  # most bytes of records in a magazine
+LINE = 64  # bytes of a cache line
+RUN = 16  # generations on one line: slots leave a slab in whole runs, so that two heaps do not share a line
+BLOCK = 64  # slots of one word of free bits
+PAGE = 4096  # what regions are aligned to; the system's own page may be larger (`_os.page_bytes`)
+SLAB_BYTES = 64 * 1024
+MAX_SLAB_SHIFT = 16  # most slots a slab: 65,536
+QUARTERS = 4  # lists of partially used slabs, by occupancy
+EMPTY, FRESH = QUARTERS, QUARTERS + 1  # lists of FREE slabs: with memory behind them; never used, or released
+LISTS = QUARTERS + 2
+INTERVAL = 512  # refills and flushes of one interval of the working set
+RELEASE_BYTES = 1 << 20  # least that is given back to the system at a time
+HOLD = 4096  # most slots moved under one hold of the lock
+
+MAX_SLOTS = 1 << 32
+MAX_CAPACITY = MAX_SLOTS
+DEFAULT_BYTES = 64 << 30  # of records, reserved when no capacity is given
+MAX_CYCLE = 1 << 30  # a slot is retired after its cycle reached this
+START_BITS = 29  # first cycles of a cache lie below 2**29
+TAKEN = 0x80000001  # word & TAKEN == 0 <=> free and not retired
+
+FREE, PARTIALLY_USED, FULL = 0, 1, 2  # states of a slab
+RELEASING = 3  # on no list while its memory is given back
+
+NO_INIT, TEMPLATE = 0, 1  # what alloc does with the record
+STALE, NO_SLOT, TWICE = 1, 2, 3  # kinds of fault: refused handle; new() on a full cache; slot freed twice in a race
+
+
+def record(*fields: tuple[Any, ...]) -> np.dtype[Any]:
+    """Return the aligned dtype of a metadata row."""
+    return np.dtype(list(fields), align=True)
+
+
+CONTROL = record(
+    # Frozen after creation: addresses, geometry.  Kernels may load them once.
+    ("abi", "i8"),  # ABI, compared when a cache enters compiled code
+    ("heaps", "i8"),  # address of the heaps
+    ("words", "i8"),  # address of the generations, u4 a slot
+    ("records", "i8"),  # address of slot 0
+    ("bits", "i8"),  # address of the free bits, one a slot, in words of 64
+    ("slabs", "i8"),  # address of the slab rows
+    ("scratch", "i8"),  # address of the scratch records that refused handles are answered with
+    ("template", "i8"),  # address of the record that is copied into a new one
+    ("stride", "i8"),  # bytes from slot to slot
+    ("itemsize", "i8"),  # bytes of a record
+    ("shift", "i8"),  # slots a slab == 1 << shift
+    ("max_slabs", "i8"),  # slabs that the reservation holds
+    ("capacity", "i8"),  # records that one thread can always have
+    ("rounds", "i8"),  # slots that a magazine may hold
+    ("start", "i8"),  # first word of a slot: even
+    ("colours", "i8"),  # 1: slabs start at different slots, 0: all at slot 0
+    ("init", "i8"),  # NO_INIT or TEMPLATE
+    ("scratch_step", "i8"),  # bytes from one heap's scratch record to the next, 0: all share one
+    ("process", "i8"),  # address of the PROCESS block
+    ("row", "i8"),  # row in the process's registry
+    # Frozen: entry points of the slow paths, so that user code neither links nor optimises them again.
+    ("f_claim", "i8"),
+    ("f_alloc", "i8"),
+    ("f_free", "i8"),
+    ("f_address", "i8"),
+    ("f_alloc_many", "i8"),
+    ("f_free_many", "i8"),
+    ("f_len", "i8"),
+    ("f_clear", "i8"),
+    ("f_refill", "i8"),
+    ("f_flush", "i8"),
+    ("f_grow", "i8"),
+    ("f_release", "i8"),
+    ("f_rebuild", "i8"),
+    ("pad0", "i8", (7,)),
+    # Slab layer: written under the lock only.
+    ("lock", "i8"),  # 0 free, 1 held
+    ("limit", "i8"),  # slots of the slabs made so far; what lies above is never touched
+    ("n_slabs", "i8"),  # slabs made
+    ("committed", "i8"),  # slabs whose memory is usable
+    ("out", "i8"),  # slots outside the slab layer: live, in magazines or retired
+    ("heads", "i8", (LISTS,)),  # first slab of each list
+    ("tails", "i8", (LISTS,)),  # last slab of each list
+    ("n_empty", "i8"),  # slabs on the list EMPTY
+    ("low_empty", "i8"),  # least n_empty of this interval
+    ("ticks", "i8"),  # refills and flushes
+    ("refills", "i8"),
+    ("flushes", "i8"),
+    ("released", "i8"),  # slabs given back to the system
+    ("epoch", "i8"),  # forks that this cache has recovered from
+    ("closed", "i8"),
+    ("releasing", "i8"),  # 1 while one thread gives slabs back
+    ("pad1", "i8", (6,)),
+    # Any thread, by atomics.
+    ("faults", "i8"),  # faults since the last report
+    ("fault_first", "i8"),  # handle of the first
+    ("fault_kind", "i8"),  # STALE, NO_SLOT or TWICE
+    ("retired", "i8"),  # slots that will not be handed out again
+    ("claimed", "i8", (HEAPS // 64 + 1,)),  # one bit a heap row that was ever in use
+    ("pad2", "i8", (7,)),
+)
+HEAP = record(
+    # One line; written by its owner only, but for the owner word.
+    ("owner", "i8"),  # thread pointer, 0: nobody
+    ("top", "i8"),  # slots in the magazine
+    ("rounds", "i8"),  # slots it may hold
+    ("limit", "i8"),  # copy of the control block's; too low after growth, then the slow path looks again
+    ("words", "i8"),  # frozen copies
+    ("records", "i8"),
+    ("control", "i8"),
+    ("slab", "i8"),  # slab this heap draws from, NIL: none
+)  # the magazine follows: u4[ROUNDS]
+SLAB = record(
+    # Written under the lock only.
+    ("next", "i4"),  # next slab of its list, or NIL
+    ("prev", "i4"),  # previous slab of its list, or NIL
+    ("list", "i4"),  # which list it is on, NIL: none
+    ("state", "i4"),  # FREE, PARTIALLY_USED, FULL or RELEASING
+    ("n_free", "i4"),  # free bits set
+    ("n_fresh", "i4"),  # slots never handed out since the slab was made or released
+    ("rover", "i4"),  # word of free bits where the last search ended
+    ("drawer", "i4"),  # row of the heap that draws from it, NIL: none
+    ("base", "u4"),  # word of a fresh slot: even, not below any that the slab ever issued
+    # Fixed when the slab is made.
+    ("colour", "i4"),  # slot where the fresh slots start; they follow it and wrap
+    ("pad", "i4", (6,)),
+)
+PROCESS = record(
+    ("lock", "i8"),  # guards the registry
+    ("epoch", "i8"),  # forks that led to this process
+    ("key", "i8"),  # thread-exit key, -1: none
+    ("n_rows", "i8"),  # registry rows in use, holes counted
+    ("n_holes", "i8"),
+    ("pad", "i8", (3,)),
+)  # the registry follows: i8 a row, the address of an open cache's control block, 0: a hole
+
+assert CONTROL.itemsize % LINE == 0 and HEAP.itemsize == LINE and SLAB.itemsize == LINE and PROCESS.itemsize == LINE
+
+MAGAZINE = HEAP.itemsize  # offset of a heap's magazine
+HEAP_BYTES = (MAGAZINE + 4 * ROUNDS) | LINE  # an odd number of lines: equal tops of two heaps fall into different sets
+MAX_ROWS = 1 << 20  # caches open at once in one process
+
+
+def offsets(dtype: np.dtype[Any]) -> dict[str, int]:
+    """Return the byte offset of each field."""
+    assert dtype.fields is not None
+    return {name: int(dtype.fields[name][1]) for name in dtype.names or ()}
+
+
+C, H = offsets(CONTROL), offsets(HEAP)
+
+# What user code compiled against this version must not meet in another: it stands in the name of the cache's Numba type.
+SOURCES = (
+    "layout.py",
+    "_native.py",
+    "_os.py",
+    "slab.py",
+    "heap.py",
+    "batch.py",
+    "recover.py",
+    "entry.py",
+    "compiled.py",
+    "_methods.py",
+)
+SOURCE_HASH = hashlib.sha256(b"".join((Path(__file__).parent / f).read_bytes() for f in SOURCES)).hexdigest()[:8]
+ABI = int(SOURCE_HASH, 16)
+
+
+# --- Geometry ---
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of one cache: all from the dtype, the capacity and whether it is coloured."""
+
+    itemsize: int
+    stride: int
+    shift: int
+    capacity: int
+    max_slabs: int
+    rounds: int
+    offset: dict[str, int]  # of each region, from the start of the reservation
+    total: int  # bytes of the reservation
+
+    @property
+    def slots(self) -> int:
+        """Slots that the reservation holds."""
+        return self.max_slabs << self.shift
+
+
+def record_stride(dtype: np.dtype[Any], colouring: bool) -> int:
+    """
+    Bytes from slot to slot: the itemsize, kept a multiple of the alignment, and one line more where it aliases.
+
+    A stride of 1 KiB or more that is a multiple of 256 bytes puts the first lines of the records into a quarter of
+    the cache's sets or fewer; an odd number of lines uses them all.
+    """
+    align = max(1, dtype.alignment)
+    stride = -(-dtype.itemsize // align) * align
+    if colouring and stride >= 1024 and stride % 256 == 0:
+        stride += LINE if LINE % align == 0 else align
+    return stride
+
+
+def check_dtype(dtype: Any) -> np.dtype[Any]:
+    """Return the dtype of a record, or raise `LayoutError`."""
+    try:
+        dtype = np.dtype(dtype)
+    except (TypeError, ValueError) as error:
+        raise LayoutError(f"not a dtype: {error}") from error
+    if dtype.names is None:
+        raise LayoutError(f"a record needs named fields, got {dtype}; write [('value', {dtype.str!r})]")
+    if dtype.hasobject:
+        raise LayoutError("a record cannot hold Python objects")
+    if dtype.itemsize == 0:
+        raise LayoutError("a record cannot be of size 0")
+    end = 0
+    for name in sorted(dtype.names, key=lambda n: dtype.fields[n][1]):  # type: ignore[index]  # names is not None
+        field, offset = dtype.fields[name][:2]  # type: ignore[index]  # likewise
+        if offset < end:
+            raise LayoutError(f"fields overlap at byte {offset} ({name!r})")
+        end = offset + field.itemsize
+    return dtype
+
+
+def round_up(n: int, to: int) -> int:
+    """Return the least multiple of `to` that is not below `n`."""
+    return -(-n // to) * to
+
+
+def geometry(dtype: np.dtype[Any], capacity: int, colouring: bool, page: int) -> Geometry:
+    """
+    Lay out one cache.
+
+    The reservation is larger than the capacity, so that slots parked in other threads' magazines, and retired ones,
+    do not make `alloc` fail before `capacity` records are live.
+    """
+    stride = record_stride(dtype, colouring)
+    shift = min(max(round(np.log2(SLAB_BYTES / stride)), 0), MAX_SLAB_SHIFT)
+    rounds = min(max(ROUNDS_BYTES // stride, 1), ROUNDS)
+    slots = min(capacity + HEAPS * rounds, MAX_SLOTS)
+    max_slabs = -(-slots // (1 << shift))
+    n_slots = max_slabs << shift
+    if n_slots * stride > 1 << 46:
+        raise CapacityError(f"{capacity} records of {stride} bytes are more than the address space holds")
+    scratch = round_up(stride, LINE)
+    offset, at = {}, 0
+    for name, size in (
+        ("heaps", HEAP_ROWS * HEAP_BYTES + page),
+        ("control", CONTROL.itemsize + page),
+        ("template", scratch),
+        ("scratch", HEAP_ROWS * scratch if scratch <= PAGE else scratch),
+        ("slabs", max_slabs * SLAB.itemsize),
+        ("bits", max(n_slots >> 3, 8)),
+        ("words", n_slots * 4 + BLOCK * 4),
+        ("records", n_slots * stride),
+    ):
+        offset[name] = at
+        at = round_up(at + size, page)
+    return Geometry(dtype.itemsize, stride, shift, capacity, max_slabs, rounds, offset, at)

@@ -1,0 +1,188 @@
+"""
+The process: a registry of its open caches, what happens at `fork` and at the end of a thread.
+
+Above `heap`.  One small block of memory, shared by all caches, holds the registry's lock, the count of forks and the key
+whose destructor flushes the heaps of a thread that ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from functools import cache
+
+import numpy as np
+
+from . import _os
+from ._native import (
+    Entry,
+    compare_exchange,
+    control_at,
+    frozen,
+    heap_at,
+    kernel,
+    load8,
+    load8_acquire,
+    load8_relaxed,
+    pause,
+    process_at,
+    store8,
+    store8_release,
+    thread_pointer,
+)
+from .errors import CacheFullError
+from .heap import leave_heap, shut_heap
+from .layout import HEAP_BYTES, MAX_ROWS, NIL, PROCESS, C
+from .recover import next_claimed
+from .slab import C_HEAPS, C_LOCK, ONE, ZERO, lock, unlock
+
+ROWS = PROCESS.itemsize  # the registry's first row
+C_RELEASING = C["releasing"]
+
+
+@kernel
+def lock_registry(p: int) -> None:
+    """Take the registry's lock."""
+    tries = 0
+    while not (load8_relaxed(p, 0) == 0 and compare_exchange(p, 0, 1)):
+        tries += 1
+        if tries & 15:
+            pause()
+        else:
+            _os.yield_core()
+
+
+@kernel
+def unlock_registry(p: int) -> None:
+    """Give the registry's lock back."""
+    store8_release(p, 0, 0)
+
+
+@Entry
+def enter_cache(p: int, c: int) -> int:
+    """Enter an open cache; returns its row, or NIL when the registry is full."""
+    process = process_at(p)
+    lock_registry(p)
+    row = np.int64(process.n_rows)
+    if process.n_holes > 0:
+        row = np.int64(0)
+        while load8(p + ROWS, row) != 0:
+            row += 1
+        process.n_holes -= 1
+    elif row < MAX_ROWS:
+        process.n_rows = row + 1
+    else:
+        row = np.int64(NIL)
+    if row != NIL:
+        store8(p + ROWS, row, c)
+        control_at(c).epoch = process.epoch
+    unlock_registry(p)
+    return row
+
+
+@Entry
+def close_cache(p: int, c: int) -> int:
+    """
+    Take a cache out of the registry and make it refuse everything; 1: it was open.
+
+    Its memory stays where it is: other threads may be in the middle of an operation.
+    """
+    control = control_at(c)
+    process = process_at(p)
+    lock_registry(p)
+    lock(c)
+    was_open = control.closed == 0
+    control.closed = 1
+    control.limit = 0
+    control.n_slabs = 0
+    control.committed = 0
+    unlock(c)
+    if was_open:
+        store8(p + ROWS, control.row, 0)
+        process.n_holes += 1
+    row = next_claimed(c, ZERO)
+    while row >= 0:
+        shut_heap(frozen(c, C_HEAPS) + row * HEAP_BYTES)
+        row = next_claimed(c, row + 1)
+    while load8_relaxed(c + C_RELEASING, 0) != 0:
+        _os.yield_core()
+    unlock_registry(p)
+    return ONE if was_open else ZERO
+
+
+@Entry
+def leave_thread(p: int) -> int:
+    """Give the heaps of the calling thread, which ends, home: in every cache."""
+    me = thread_pointer()
+    lock_registry(p)
+    for row in range(process_at(p).n_rows):
+        c = load8(p + ROWS, row)
+        if c != 0:
+            heap = next_claimed(c, ZERO)
+            while heap >= 0:
+                at = frozen(c, C_HEAPS) + heap * HEAP_BYTES
+                if load8_acquire(at, 0) == me:
+                    leave_heap(c, at)
+                heap = next_claimed(c, heap + 1)
+    unlock_registry(p)
+    return np.int64(0)
+
+
+@Entry
+def after_fork(p: int, wipe: int) -> int:
+    """
+    In a child of `fork`: every lock is free, and the heaps of the parent's threads are nobody's.
+
+    They read as zeros, or are wiped here where the system does not do it (`wipe`).  Each cache rebuilds its index when it is
+    first used, and believes nothing of the old one; so the parent need not hold the locks over the fork, where a thread that
+    waits for one with the GIL would never let the fork go on.
+    """
+    process = process_at(p)
+    for row in range(process.n_rows):
+        c = load8(p + ROWS, row)
+        if c != 0:
+            if load8(c + C_LOCK, 0) != 0:  # most pages stay shared with the parent
+                store8(c + C_LOCK, 0, 0)
+            heap = next_claimed(c, ZERO) if wipe != 0 else np.int64(NIL)
+            while heap >= 0:
+                at = frozen(c, C_HEAPS) + heap * HEAP_BYTES
+                heap_at(at).top = 0
+                store8_release(at, 0, 0)
+                heap = next_claimed(c, heap + 1)
+    process.epoch += 1
+    store8(p, 0, 0)
+    return ZERO
+
+
+class Process:
+    """The block of this process, made with the first cache and kept for good."""
+
+    def __init__(self) -> None:
+        self.memory = np.asarray(_os.Reservation(ROWS + 8 * MAX_ROWS, usable=True))
+        self.block = self.memory[:ROWS].view(PROCESS)
+        self.address = int(self.block.ctypes.data)
+        self.block["key"] = _os.make_thread_exit_key(leave_thread.address)
+        self.heaps_are_wiped = True  # by the system, at fork; false as soon as one cache could not have it
+        if hasattr(os, "register_at_fork"):
+            _ = after_fork.address  # compiled before it is needed
+            os.register_at_fork(after_in_child=lambda: after_fork(self.address, int(not self.heaps_are_wiped)))
+        atexit.register(self.forget_threads)
+
+    def forget_threads(self) -> None:
+        """Threads that outlive the interpreter must not call into code that goes with it."""
+        if self.block["key"][0] != -1:
+            _os.drop_thread_exit_key(int(self.block["key"][0]))
+            self.block["key"] = -1
+
+    def enter(self, control: int) -> int:
+        """Enter a cache; returns its row."""
+        row = enter_cache(self.address, control)
+        if row == NIL:
+            raise CacheFullError(f"{MAX_ROWS} caches are open in this process")
+        return int(row)
+
+
+@cache
+def this_process() -> Process:
+    """Return the block of this process, made at the first call."""
+    return Process()

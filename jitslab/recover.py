@@ -1,0 +1,382 @@
+"""
+The index over the generations: counted (`parked`, `live_of`), rebuilt (`rebuild`), recounted (`check_laws`).
+
+Above `slab`, below `heap`.  All that the free bits, counts, states, lists and magazines say follows from the generations;
+these kernels derive it anew.  They need the lock, and a cache at rest: a slot between a heap and the user is in no place
+that they can see.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ._native import (
+    Entry,
+    call_table,
+    control_at,
+    fetch_add,
+    frozen,
+    heap_at,
+    i8_array,
+    kernel,
+    load4,
+    load8,
+    load8_relaxed,
+    lowest_bit,
+    pause,
+    store8,
+    store8_release,
+    thread_pointer,
+    u4_array,
+)
+from .layout import (
+    BLOCK,
+    EMPTY,
+    FREE,
+    FRESH,
+    FULL,
+    HEAP_BYTES,
+    HEAP_ROWS,
+    LISTS,
+    MAGAZINE,
+    NIL,
+    PARTIALLY_USED,
+    QUARTERS,
+    TAKEN,
+    C,
+)
+from .slab import (
+    ALL,
+    C_BITS,
+    C_HEADS,
+    C_HEAPS,
+    C_LIMIT,
+    C_TAILS,
+    C_WORDS,
+    L_EMPTY,
+    L_FRESH,
+    ONE,
+    ZERO,
+    clear_bits,
+    link,
+    lock,
+    quarter,
+    slab_at,
+    unlock,
+)
+
+C_CLAIMED, C_FAULTS, C_TICKS, F_REBUILD = C["claimed"], C["faults"], C["ticks"], C["f_rebuild"]
+RETIRED = 0x80000000
+SAMPLES = 4000  # looks of `is_moving`: some 100 microseconds
+
+
+@kernel
+def next_claimed(c: int, row: int) -> int:
+    """Return the first heap row at or after `row` that was ever claimed, or NIL."""
+    while row < HEAP_ROWS:
+        bits = load8_relaxed(c + C_CLAIMED, row >> 6) & (np.int64(ALL) << (row & 63))
+        if bits != 0:
+            return (row & -BLOCK) + lowest_bit(bits)
+        row = (row & -BLOCK) + BLOCK
+    return np.int64(NIL)
+
+
+@kernel
+def parked(c: int) -> int:
+    """Return how many slots are in magazines."""
+    n = np.int64(0)
+    row = next_claimed(c, ZERO)
+    while row >= 0:
+        n += heap_at(frozen(c, C_HEAPS) + row * HEAP_BYTES).top
+        row = next_claimed(c, row + 1)
+    return n
+
+
+@kernel
+def live_of(c: int) -> int:
+    """Return how many records are live: exact at rest."""
+    control = control_at(c)
+    return max(control.out - parked(c) - control.retired, np.int64(0))
+
+
+@Entry
+def is_moving(c: int) -> int:
+    """1 if another thread's heap, or the slab layer, changes while it is looked at for a while, else 0."""
+    me = thread_pointer()
+    control = control_at(c)
+    ticks = load8_relaxed(c + C_TICKS, 0)
+    row = next_claimed(c, ZERO)
+    while row >= 0:
+        heap = frozen(c, C_HEAPS) + row * HEAP_BYTES
+        if load8_relaxed(heap, 0) != me:
+            top = load8_relaxed(heap, 1)
+            for _ in range(SAMPLES):
+                if load8_relaxed(heap, 1) != top:
+                    return ONE
+                pause()
+        row = next_claimed(c, row + 1)
+    return ONE if load8_relaxed(c + C_TICKS, 0) != ticks or control.releasing != 0 else ZERO
+
+
+# --- Rebuild ---
+
+
+@kernel
+def is_fresh(c: int, i: int, at: int) -> bool:
+    """Whether slot number `at` of slab `i` was never handed out."""
+    slab = slab_at(c, i)
+    slots = np.int64(1) << control_at(c).shift
+    return (at - slab.colour - (slots - slab.n_fresh)) & (slots - 1) < slab.n_fresh and slab.n_fresh > 0
+
+
+@kernel
+def rebuild_bits(c: int, i: int) -> int:
+    """Set the free bits of slab `i` from its generations; returns how many of its slots are retired."""
+    control = control_at(c)
+    slab = slab_at(c, i)
+    slots = np.int64(1) << control.shift
+    first = i << control.shift
+    words = u4_array(frozen(c, C_WORDS))
+    bits = i8_array(frozen(c, C_BITS))
+    if slab.n_fresh < 0 or slab.n_fresh > slots or slab.colour < 0 or slab.colour >= slots:
+        slab.n_fresh = 0
+        slab.colour = 0
+    slab.base = max(slab.base, np.uint32(control.start))
+    slab.rover = 0
+    for at in range(slots):
+        if is_fresh(c, i, at) and (words[first + at] & 1 != 0 or words[first + at] > slab.base):
+            slab.n_fresh = 0  # not to be believed: all of them are looked at
+            break
+    clear_bits(c, i)
+    n_free, retired = 0, 0
+    for at in range(slots):
+        if is_fresh(c, i, at):
+            continue
+        slot = first + at
+        word = np.int64(words[slot])
+        if word & TAKEN == 0:
+            if word < slab.base:
+                words[slot] = slab.base
+            bits[slot >> 6] |= np.int64(1) << (slot & 63)
+            n_free += 1
+        elif word & 1 == 0:
+            retired += 1
+    slab.n_free = n_free
+    return retired
+
+
+@kernel
+def keep_magazine(c: int, heap: int) -> None:
+    """Clear the free bits of the slots in a magazine; entries that are no free slot, or stand there twice, are dropped."""
+    h = heap_at(heap)
+    control = control_at(c)
+    slots = u4_array(heap + MAGAZINE)
+    bits = i8_array(frozen(c, C_BITS))
+    kept = 0
+    for j in range(max(min(h.top, h.rounds), np.int64(0))):
+        slot = np.int64(slots[j])
+        bit = np.int64(1) << (slot & 63)
+        if slot < control.n_slabs << control.shift and bits[slot >> 6] & bit != 0:
+            bits[slot >> 6] &= ~bit
+            slab_at(c, slot >> control.shift).n_free -= 1
+            slots[kept] = np.uint32(slot)
+            kept += 1
+    h.top = kept
+
+
+@Entry
+def rebuild(c: int) -> int:
+    """
+    Rebuild the index from the generations; magazines keep what they rightly hold.
+
+    Nothing else in the index is believed: in a child of `fork` it may have been copied in the middle of a change.
+    Needs   the lock, and rest.
+    Keeps   all laws.  O(slots).
+    """
+    control = control_at(c)
+    retired, out = 0, np.int64(0)
+    control.n_slabs = min(max(control.n_slabs, ZERO), control.max_slabs)
+    store8_release(c + C_LIMIT, 0, control.n_slabs << control.shift)
+    for i in range(control.n_slabs):
+        retired += rebuild_bits(c, i)
+    row = next_claimed(c, ZERO)
+    while row >= 0:
+        keep_magazine(c, frozen(c, C_HEAPS) + row * HEAP_BYTES)
+        row = next_claimed(c, row + 1)
+    for which in range(LISTS):
+        store8(c + C_HEADS, which, np.int64(NIL))
+        store8(c + C_TAILS, which, np.int64(NIL))
+    control.n_empty = 0
+    control.low_empty = 0
+    slots = np.int64(1) << control.shift
+    for i in range(control.n_slabs - 1, -1, -1):
+        slab = slab_at(c, i)
+        spare = np.int64(slab.n_free) + slab.n_fresh
+        out += slots - spare
+        slab.list = NIL
+        slab.drawer = NIL
+        if spare == 0:
+            slab.state = FULL
+        elif spare == slots:
+            slab.state = FREE
+            link(c, i, L_FRESH if slab.n_fresh == slots else L_EMPTY)
+        else:
+            slab.state = PARTIALLY_USED
+            link(c, i, quarter(c, i))
+    control.out = out
+    control.retired = retired
+    control.releasing = 0
+    return ZERO
+
+
+@Entry
+def recover_cache(c: int) -> int:
+    """Rebuild under the lock."""
+    lock(c)
+    if control_at(c).closed == 0:
+        call_table(c, F_REBUILD, ())
+    unlock(c)
+    return ZERO
+
+
+@Entry
+def count_live(c: int) -> int:
+    """Count the live records: exact at rest."""
+    return live_of(c)
+
+
+# --- Check ---
+
+
+@kernel
+def broken(law: int, slab: int) -> int:
+    """Return the number of a broken law and a slab (or NIL) in one."""
+    return law << 32 | (slab + 1)
+
+
+@kernel
+def check_magazines(c: int, parked_bits: int) -> int:
+    """L9, L1 among magazines; sets a bit for each slot that is in one."""
+    control = control_at(c)
+    seen = i8_array(parked_bits)
+    row = next_claimed(c, ZERO)
+    while row >= 0:
+        heap = frozen(c, C_HEAPS) + row * HEAP_BYTES
+        h = heap_at(heap)
+        if h.top < 0 or h.top > control.rounds:
+            return broken(np.int64(9), np.int64(NIL))
+        for j in range(h.top):
+            slot = load4(heap + MAGAZINE, j)
+            if slot >= control.n_slabs << control.shift:
+                return broken(np.int64(9), np.int64(NIL))
+            bit = np.int64(1) << (slot & 63)
+            if seen[slot >> 6] & bit != 0:
+                return broken(np.int64(1), slot >> control.shift)
+            seen[slot >> 6] |= bit
+        row = next_claimed(c, row + 1)
+    return np.int64(0)
+
+
+@kernel
+def check_slab(c: int, i: int, parked_bits: int) -> int:
+    """L1 to L6 of one slab."""
+    control = control_at(c)
+    slab = slab_at(c, i)
+    slots = np.int64(1) << control.shift
+    if slab.n_fresh < 0 or slab.n_fresh > slots:
+        return broken(np.int64(2), i)
+    seen, bits = i8_array(parked_bits), i8_array(frozen(c, C_BITS))
+    live, in_magazines, n_bits, retired = 0, 0, 0, 0
+    for at in range(slots):
+        slot = (i << control.shift) + at
+        word = load4(frozen(c, C_WORDS), slot)
+        parked_here = seen[slot >> 6] >> (slot & 63) & 1
+        free_here = bits[slot >> 6] >> (slot & 63) & 1
+        fresh_here = 1 if is_fresh(c, i, at) else 0
+        places = parked_here + free_here + fresh_here
+        if word & 1 != 0 and places > 0:
+            return broken(np.int64(4), i)
+        if places > 1:
+            return broken(np.int64(1), i)
+        if fresh_here and word > slab.base:
+            return broken(np.int64(5), i)
+        if word & 1 != 0:
+            live += 1
+        elif places == 0:
+            if word & RETIRED == 0:
+                return broken(np.int64(1), i)
+            retired += 1
+        in_magazines += parked_here
+        n_bits += free_here
+    if slab.n_free != n_bits:
+        return broken(np.int64(3), i)
+    if live + in_magazines + slab.n_free + slab.n_fresh + retired != slots:
+        return broken(np.int64(2), i)
+    spare = np.int64(slab.n_free) + slab.n_fresh
+    expected = FULL if spare == 0 else (FREE if spare == slots else PARTIALLY_USED)
+    return np.int64(0) if slab.state == expected else broken(np.int64(6), i)
+
+
+@kernel
+def check_lists(c: int) -> int:
+    """L7, L8."""
+    control = control_at(c)
+    slots = np.int64(1) << control.shift
+    on_lists, spare_slabs, n_empty, out = 0, 0, 0, np.int64(0)
+    for which in range(LISTS):
+        previous, i = np.int64(NIL), load8(c + C_HEADS, which)
+        while i != NIL:
+            on_lists += 1
+            if i < 0 or i >= control.n_slabs or on_lists > control.n_slabs:
+                return broken(np.int64(7), np.int64(NIL))
+            slab = slab_at(c, i)
+            state = PARTIALLY_USED if which < QUARTERS else FREE
+            if slab.list != which or slab.prev != previous or slab.state != state:
+                return broken(np.int64(7), i)
+            if which >= QUARTERS and (slab.n_fresh == slots) != (which == FRESH):
+                return broken(np.int64(7), i)
+            n_empty += 1 if which == EMPTY else 0
+            previous, i = i, np.int64(slab.next)
+        if load8(c + C_TAILS, which) != previous:
+            return broken(np.int64(7), previous)
+    for i in range(control.n_slabs):
+        slab = slab_at(c, i)
+        spare_slabs += 1 if slab.state != FULL else 0
+        if slab.state == FULL and slab.list != NIL:
+            return broken(np.int64(7), i)
+        out += slots - slab.n_free - slab.n_fresh
+    if on_lists != spare_slabs:
+        return broken(np.int64(7), np.int64(NIL))
+    return np.int64(0) if control.out == out and control.n_empty == n_empty else broken(np.int64(8), np.int64(NIL))
+
+
+@Entry
+def check_laws(c: int, parked_bits: int) -> int:
+    """
+    Recount everything from the generations.
+
+    c            int64   address of the CONTROL block
+    parked_bits  int64   address of one zero bit a slot below the limit, in words of 64
+
+    Returns 0, or ``law << 32 | slab + 1`` of the first broken law (slab NIL: of the whole cache).  O(slots).
+    Needs   rest.
+    """
+    lock(c)
+    answer = check_magazines(c, parked_bits)
+    i = ZERO
+    while answer == 0 and i < control_at(c).n_slabs:
+        answer = check_slab(c, i, parked_bits)
+        i += 1
+    if answer == 0:
+        answer = check_lists(c)
+    unlock(c)
+    return answer
+
+
+@kernel
+def note_fault(c: int, handle: int, kind: int) -> None:
+    """Count a fault; the first one since the last report is remembered."""
+    if fetch_add(c + C_FAULTS, 1) == 0:
+        control = control_at(c)
+        control.fault_first = handle
+        control.fault_kind = kind

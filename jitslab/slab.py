@@ -1,0 +1,521 @@
+"""
+The slab layer: every free slot that is in no magazine, under one short lock a cache.
+
+Above `_os`, below `heap`.  A slab keeps its free slots as one bit a slot, and its never-used ones as a count that needs no
+set-up.  Slots leave it by `slab_draw`, a block of up to 64 at a time, and come back by `put_block`.  The lists are found by
+`pick`; `grow` and `release` talk to the system, outside the lock.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ._native import (
+    Entry,
+    compare_exchange,
+    control_at,
+    frozen,
+    heap_at,
+    i8_array,
+    kernel,
+    load8,
+    load8_relaxed,
+    lowest_bit,
+    pause,
+    popcount,
+    slab_view,
+    store8,
+    store8_release,
+    u4_array,
+    unlikely,
+)
+from ._os import commit, give_back, page_bytes, yield_core
+from .layout import (
+    BLOCK,
+    EMPTY,
+    FREE,
+    FRESH,
+    FULL,
+    HEAP_BYTES,
+    INTERVAL,
+    LINE,
+    NIL,
+    PARTIALLY_USED,
+    QUARTERS,
+    RELEASE_BYTES,
+    RELEASING,
+    RUN,
+    SLAB,
+    C,
+)
+
+# np.int64: an argument that Numba knows as a literal would be compiled a second time.
+L_EMPTY, L_FRESH, L_FULLEST = np.int64(EMPTY), np.int64(FRESH), np.int64(QUARTERS - 1)
+ZERO, ONE = np.int64(0), np.int64(1)
+ALL = np.int64(-1)  # a block whose 64 slots are all meant
+RUN_MASK = (1 << RUN) - 1
+NO_SLAB, MUST_GROW = -1, -2  # answers of `pick` that are no slab
+LOOKS = 8  # slabs of other heaps that `pick` passes over before it takes a new one
+
+C_LOCK, C_SLABS, C_BITS, C_WORDS, C_HEAPS, C_HEADS, C_TAILS, C_LIMIT = (
+    C[name] for name in ("lock", "slabs", "bits", "words", "heaps", "heads", "tails", "limit")
+)
+ROW = SLAB.itemsize
+COLOUR_STEP = 37  # odd: the first 64 slabs start on different slots of 64
+assert ROW == LINE
+
+
+@kernel
+def slab_at(c: int, i: int) -> Any:
+    """Row of slab `i`."""
+    return slab_view(frozen(c, C_SLABS) + i * ROW)
+
+
+# --- The lock ---
+
+
+@kernel
+def lock(c: int) -> None:
+    """Take the cache's lock; a waiter looks a few times and then lets others run."""
+    at = c + C_LOCK
+    tries = 0
+    while not (load8_relaxed(at, 0) == 0 and compare_exchange(at, 0, 1)):
+        tries += 1
+        if tries & 15:
+            pause()
+        else:
+            yield_core()
+
+
+@kernel
+def unlock(c: int) -> None:
+    """Give the cache's lock back."""
+    store8_release(c + C_LOCK, 0, 0)
+
+
+# --- Lists ---
+
+
+@kernel
+def unlink(c: int, i: int) -> None:
+    """Take slab `i` off its list."""
+    control = control_at(c)
+    slab = slab_at(c, i)
+    which = np.int64(slab.list)
+    previous, following = np.int64(slab.prev), np.int64(slab.next)
+    if previous >= 0:
+        slab_at(c, previous).next = following
+    else:
+        store8(c + C_HEADS, which, following)
+    if following >= 0:
+        slab_at(c, following).prev = previous
+    else:
+        store8(c + C_TAILS, which, previous)
+    if which == EMPTY:
+        control.n_empty -= 1
+        control.low_empty = min(control.low_empty, control.n_empty)
+    slab.list = NIL
+
+
+@kernel
+def link(c: int, i: int, which: int) -> None:
+    """Put slab `i`, which is on no list, at the head of one."""
+    slab = slab_at(c, i)
+    head = load8(c + C_HEADS, which)
+    slab.prev = NIL
+    slab.next = head
+    slab.list = which
+    if head >= 0:
+        slab_at(c, head).prev = i
+    else:
+        store8(c + C_TAILS, which, i)
+    store8(c + C_HEADS, which, i)
+    if which == EMPTY:
+        control_at(c).n_empty += 1
+
+
+@kernel
+def quarter(c: int, i: int) -> int:
+    """Return the partial list that slab `i` belongs to by its occupancy; the fullest is the last."""
+    shift = control_at(c).shift
+    slab = slab_at(c, i)
+    used = (np.int64(1) << shift) - slab.n_free - slab.n_fresh
+    return min(used * QUARTERS >> shift, QUARTERS - 1)
+
+
+@kernel
+def slab_gained(c: int, i: int, n: int) -> None:
+    """
+    Account for n slots that came back to slab `i`.
+
+    A full slab goes to the fullest list; `pick` moves it on when it meets it there.
+    """
+    slab = slab_at(c, i)
+    control = control_at(c)
+    slab.n_free += n
+    control.out -= n
+    if unlikely(slab.n_free + slab.n_fresh == np.int64(1) << control.shift):
+        if slab.list != NIL:
+            unlink(c, i)
+        slab.state = FREE
+        link(c, i, L_EMPTY)
+    elif unlikely(slab.state == FULL):
+        slab.state = PARTIALLY_USED
+        link(c, i, L_FULLEST)
+
+
+@kernel
+def slab_lost(c: int, i: int, n: int) -> None:
+    """Account for n slots that left slab `i`."""
+    slab = slab_at(c, i)
+    control_at(c).out += n
+    if slab.n_free + slab.n_fresh == 0:
+        unlink(c, i)
+        slab.state = FULL
+    elif slab.state == FREE:
+        unlink(c, i)
+        slab.state = PARTIALLY_USED
+        link(c, i, quarter(c, i))
+
+
+@kernel
+def make_slab(c: int) -> int:
+    """Make the next slab, all fresh; its memory must be usable.  O(1)."""
+    control = control_at(c)
+    i = np.int64(control.n_slabs)
+    slab = slab_at(c, i)
+    slots = np.int64(1) << control.shift
+    slab.n_free = 0
+    slab.n_fresh = slots
+    slab.base = np.uint32(control.start)
+    slab.colour = (i * COLOUR_STEP + control.row * 5) & (slots - 1) if control.colours else 0
+    slab.rover = np.int64(slab.colour) >> 6
+    slab.drawer = NIL
+    slab.state = FREE
+    link(c, i, L_FRESH)
+    control.n_slabs = i + 1
+    store8_release(c + C_LIMIT, 0, (i + 1) << control.shift)
+    return i
+
+
+@kernel
+def is_drawn_by_other(c: int, i: int, me: int) -> bool:
+    """Whether another heap draws from slab `i`."""
+    drawer = np.int64(slab_at(c, i).drawer)
+    if drawer == NIL or drawer == me:
+        return False
+    other = heap_at(frozen(c, C_HEAPS) + drawer * HEAP_BYTES)
+    return other.owner != 0 and other.slab == i
+
+
+@kernel
+def pick(c: int, me: int) -> int:
+    """
+    Return the slab that heap row `me` should draw from next, or NO_SLAB, or MUST_GROW.
+
+    Partially used ones first, fullest quarter first; one that another heap draws from is the last resort, since two
+    heaps that draw from one slab come to share lines of generations (13 to 21 ns an operation instead of 1).
+    Needs   the lock.
+    """
+    control = control_at(c)
+    shared = np.int64(NO_SLAB)
+    looks = LOOKS
+    which = QUARTERS - 1
+    while which >= 0:
+        i = load8(c + C_HEADS, which)
+        while i >= 0 and looks > 0:
+            slab = slab_at(c, i)
+            following = np.int64(slab.next)
+            fits = quarter(c, i)
+            if fits != which:
+                unlink(c, i)
+                link(c, i, fits)
+                looks -= 1
+            elif is_drawn_by_other(c, i, me):
+                shared = i
+                looks -= 1
+            else:
+                return i
+            i = following
+        which -= 1
+    for spare in (EMPTY, FRESH):
+        i = load8(c + C_HEADS, spare)
+        if i >= 0:
+            return i
+    if control.n_slabs < control.committed:
+        return make_slab(c)
+    if control.committed < control.max_slabs:
+        return np.int64(MUST_GROW)
+    for some in range(QUARTERS):  # the looks may have run out before a list was reached
+        if shared == NO_SLAB:
+            shared = load8(c + C_HEADS, some)
+    return shared
+
+
+# --- Slots out and in ---
+
+
+@kernel
+def slab_draw(c: int, i: int, room: int) -> Any:
+    """
+    Take up to `room` slots of one block of 64 from slab `i`.
+
+    Returns (first slot of the block, mask of the slots taken, how many); recycled slots before fresh ones, whole runs of
+    16 generations where they fit, at least one slot.
+    Needs   the lock, and a slab that is not full.
+    Keeps   L1 to L6 but for the state, which `slab_lost` sets.
+    """
+    slab = slab_at(c, i)
+    shift = control_at(c).shift
+    slots = np.int64(1) << shift
+    first = i << shift
+    if slab.n_free > 0:
+        bits = i8_array(frozen(c, C_BITS) + (first >> 6 << 3))
+        n_words = max(slots >> 6, 1)
+        own = np.int64(ALL) if slots >= BLOCK else ((np.int64(1) << slots) - 1) << (first & 63)
+        q = np.int64(slab.rover)
+        free = bits[q] & own
+        looks = n_words
+        while free == 0 and looks > 0:
+            looks -= 1
+            q += 1
+            if q == n_words:
+                q = 0
+            free = bits[q] & own
+        n = popcount(free)
+        if n > room:
+            free = fitting(free, room)
+            n = popcount(free)
+        bits[q] &= ~free
+        slab.rover = q
+        slab.n_free = slab.n_free - n if free != 0 else 0
+        return (first >> 6 << 6) + (q << 6), free, n
+    at = first + ((slab.colour + slots - slab.n_fresh) & (slots - 1))
+    n = min(min(np.int64(slab.n_fresh), room), min(BLOCK - (at & 63), first + slots - at))
+    whole = ((at + n) & -RUN) - at
+    if n < slab.n_fresh and whole > 0:
+        n = whole
+    words = u4_array(frozen(c, C_WORDS) + at * 4)
+    base = np.uint32(slab.base)
+    for j in range(n):
+        words[j] = base
+    slab.n_fresh -= n
+    mask = np.int64(ALL) if n == BLOCK else ((np.int64(1) << n) - 1) << (at & 63)
+    return at & -BLOCK, mask, n
+
+
+@kernel
+def fitting(free: int, room: int) -> int:
+    """Return the part of a mask that has at most `room` bits: whole runs of 16, or the lowest bits where no run fits."""
+    taken = np.int64(0)
+    left = room
+    for k in range(0, BLOCK, RUN):
+        run = free & (np.int64(RUN_MASK) << k)
+        n = popcount(run)
+        if n <= left:
+            taken |= run
+            left -= n
+    if taken == 0:
+        for _ in range(room):
+            taken |= free & -free
+            free &= free - 1
+    return taken
+
+
+@kernel
+def put_block(c: int, block: int, mask: int) -> None:
+    """
+    Give back the slots of a mask in block number `block` (64 slots each), all of one slab.
+
+    A slot that is there already (freed twice at the same instant, by a race in the user's code) changes nothing.
+    Needs   the lock, and even generations.
+    """
+    bits = frozen(c, C_BITS)
+    old = load8(bits, block)
+    store8(bits, block, old | mask)
+    slab_gained(c, ((block << 6) + lowest_bit(mask)) >> control_at(c).shift, popcount(mask & ~old))
+
+
+@kernel
+def put_slots(c: int, source: int, count: int) -> None:
+    """
+    Give back the slots in the u4 array at `source`; neighbours of one block and slab together.
+
+    Needs   the lock, and even generations.
+    """
+    slots = u4_array(source)
+    shift = min(control_at(c).shift, np.int64(6))
+    key, mask = np.int64(-1), np.int64(0)
+    for j in range(count):
+        slot = np.int64(slots[j])
+        if slot >> shift != key:
+            if mask != 0:
+                put_block(c, key << shift >> 6, mask)
+            key, mask = slot >> shift, np.int64(0)
+        mask |= np.int64(1) << (slot & 63)
+    if mask != 0:
+        put_block(c, key << shift >> 6, mask)
+
+
+# --- Memory ---
+
+
+@kernel
+def commit_slabs(c: int, n_slabs: int) -> bool:
+    """Make the memory of the first n slabs usable; whether the system granted it."""
+    control = control_at(c)
+    slots = n_slabs << control.shift
+    return (
+        commit(control.slabs, n_slabs * ROW)
+        and commit(control.bits, max(slots >> 3, np.int64(8)))
+        and commit(control.words, (slots + BLOCK) * 4)
+        and commit(control.records, slots * control.stride)
+    )
+
+
+@Entry
+def grow(c: int, n_slabs: int) -> int:
+    """
+    Make the memory of at least `n_slabs` more slabs usable, ahead of use; 1: the system granted it.
+
+    Needs   that the lock is not held.  Two at once do no harm: both ask for prefixes of the same regions.
+    """
+    control = control_at(c)
+    old = np.int64(control.committed)
+    most = np.int64(control.max_slabs)
+    ahead = max(old >> 2, np.int64(RELEASE_BYTES) // (control.stride << control.shift))
+    new = min(old + max(ahead, n_slabs), most)
+    granted = commit_slabs(c, new)
+    if not granted:
+        new = min(old + n_slabs, most)
+        granted = commit_slabs(c, new)
+    if not granted:
+        return ZERO
+    lock(c)
+    if control.closed == 0:
+        control.committed = max(np.int64(control.committed), new)
+    unlock(c)
+    return ONE if old + n_slabs <= most else ZERO
+
+
+@kernel
+def end_of_interval(c: int) -> int:
+    """
+    Count one refill or flush; at the end of an interval return how many empty slabs it never needed.
+
+    Needs   the lock.
+    """
+    control = control_at(c)
+    control.ticks += 1
+    if control.ticks % INTERVAL != 0:
+        return np.int64(0)
+    surplus = np.int64(control.low_empty)
+    control.low_empty = np.int64(control.n_empty)
+    return surplus if surplus * (control.stride << control.shift) >= RELEASE_BYTES else np.int64(0)
+
+
+@Entry
+def release(c: int, count: int) -> int:
+    """
+    Give the memory of up to `count` empty slabs back to the system, the longest empty first; returns how many.
+
+    A released slab is fresh again: its row keeps the highest generation that it issued and its words restart there, so
+    that no handle of before is taken for one of after, and the generations' pages go back too.
+    Needs   that the lock is not held.
+    """
+    control = control_at(c)
+    chain = np.int64(NIL)
+    lock(c)
+    if control.releasing == 0 and control.closed == 0:
+        control.releasing = 1
+        for _ in range(count):
+            i = load8(c + C_TAILS, EMPTY)
+            if i < 0:
+                break
+            slab = slab_at(c, i)
+            unlink(c, i)
+            slab.state = RELEASING
+            slab.next = chain
+            chain = i
+        if chain < 0:
+            control.releasing = 0
+    unlock(c)
+    done = np.int64(0)
+    if chain < 0:
+        return done
+    i = chain
+    while i >= 0:  # nobody else touches a slab that is on no list
+        slab = slab_at(c, i)
+        highest = highest_free_word(c, i)
+        if highest >= 0:
+            slab.base = np.uint32(max(highest, np.int64(slab.base)))
+            slab.n_fresh = np.int64(1) << control.shift
+            done += 1
+        else:
+            slab.state = FREE  # a live record in an empty slab: its memory stays, and `check` will tell
+        i = np.int64(slab.next)
+    i = chain
+    while i >= 0:
+        slab = slab_at(c, i)
+        if slab.state == RELEASING:
+            give_back_slab(c, i)
+        i = np.int64(slab.next)
+    lock(c)
+    while chain >= 0:
+        slab = slab_at(c, chain)
+        following = np.int64(slab.next)
+        slab.state = FREE
+        if slab.n_fresh == np.int64(1) << control.shift:
+            clear_bits(c, chain)
+            slab.n_free = 0
+            link(c, chain, L_FRESH)
+        else:
+            link(c, chain, L_EMPTY)
+        chain = following
+    control.released += done
+    control.releasing = 0
+    unlock(c)
+    return done
+
+
+@kernel
+def highest_free_word(c: int, i: int) -> int:
+    """Return the highest generation of slab `i`, or -1 if one of them is odd."""
+    shift = control_at(c).shift
+    words = u4_array(frozen(c, C_WORDS) + (i << shift) * 4)
+    highest, odd = np.uint32(0), np.uint32(0)
+    for j in range(np.int64(1) << shift):
+        odd |= words[j]
+        highest = max(highest, words[j])
+    return np.int64(-1) if odd & np.uint32(1) else np.int64(highest)
+
+
+@kernel
+def clear_bits(c: int, i: int) -> None:
+    """Clear the free bits of slab `i`."""
+    shift = control_at(c).shift
+    first, slots = i << shift, np.int64(1) << shift
+    bits = i8_array(frozen(c, C_BITS))
+    if slots < BLOCK:
+        bits[first >> 6] &= ~(((np.int64(1) << slots) - 1) << (first & 63))
+    else:
+        for q in range(first >> 6, (first + slots) >> 6):
+            bits[q] = 0
+
+
+@kernel
+def give_back_slab(c: int, i: int) -> None:
+    """Give back the pages of slab `i`'s records and generations, and those it shares with neighbours that go too."""
+    control = control_at(c)
+    last = i + 1 == control.n_slabs
+    with_left = i > 0 and slab_at(c, i - 1).state == RELEASING
+    with_right = not last and slab_at(c, i + 1).state == RELEASING
+    for base, unit in ((control.records, control.stride), (control.words, np.int64(4))):
+        start = base + (i << control.shift) * unit
+        end = base + ((i + 1) << control.shift) * unit
+        start = start & -page_bytes if with_left else (start + page_bytes - 1) & -page_bytes
+        end = (end + page_bytes - 1) & -page_bytes if with_right else end & -page_bytes
+        if end > start:
+            give_back(start, end - start)
