@@ -21,7 +21,7 @@ from .errors import CacheFullError
 
 LINUX = sys.platform.startswith("linux")
 POSIX = sys.platform != "win32"
-PROT_NONE, PROT_RW = 0, 3
+PROT_NONE, PROT_READ, PROT_RW = 0, 1, 3
 MAP_PRIVATE, MAP_ANONYMOUS = 2, 0x20 if LINUX else 0x1000
 MAP_NORESERVE = 0x4000 if LINUX else 0x40
 MADV_DONTNEED, MADV_FREE, MADV_WIPEONFORK = 4, 5, 18
@@ -83,10 +83,14 @@ def make_usable(address: int, n: int) -> bool:
     return not CAN_GROW or _libc("mprotect")(address, n, PROT_RW) == 0
 
 
-def drop(address: int, n: int) -> None:
-    """Give back the memory of n bytes from a page-aligned address, from Python."""
-    if CAN_GROW and n > 0:
-        _libc("madvise")(address, n, MADV_DONTNEED if LINUX else MADV_FREE)
+def make_readable(address: int, n: int) -> bool:
+    """Make n bytes from a page-aligned address readable, as zeros without memory behind them; whether granted."""
+    return not CAN_GROW or _libc("mprotect")(address, n, PROT_READ) == 0
+
+
+def drop(address: int, n: int) -> bool:
+    """Give back the memory of n bytes from a page-aligned address; whether they read as zeros from now on."""
+    return CAN_GROW and n > 0 and _libc("madvise")(address, n, MADV_DONTNEED if LINUX else MADV_FREE) == 0 and LINUX
 
 
 def _libc(name: str) -> Callable[[int, int, int], int]:

@@ -48,8 +48,8 @@ from .process import close_cache, this_process
 Handles = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
 
-LIMIT, CLOSED, FAULTS, FIRST, KIND, COMMITTED, N_SLABS, N_EMPTY = (
-    C[name] // 8 for name in ("limit", "closed", "faults", "fault_first", "fault_kind", "committed", "n_slabs", "n_empty")
+LIMIT, CLOSED, FAULTS, FIRST, KIND, N_SLABS, N_EMPTY = (
+    C[name] // 8 for name in ("limit", "closed", "faults", "fault_first", "fault_kind", "n_slabs", "n_empty")
 )
 EAGER_BYTES = 1 << 20  # metadata up to this is made usable at once, so that a small cache has few mappings
 LAWS = {int(number): text for number, text in re.findall(r"^L(\d+) +(.+)$", layout.__doc__ or "", re.MULTILINE)}
@@ -181,11 +181,16 @@ class SlabCache(_Block):
         eager = sizes.offset["records"] if sizes.offset["records"] <= EAGER_BYTES else sizes.offset["slabs"]
         if not _os.make_usable(base, eager):
             raise CacheFullError(f"the system gives no {eager} bytes for the metadata of cache {self._name!r}")
+        at_words, n_words = sizes.offset["words"], sizes.offset["records"] - sizes.offset["words"]
+        if eager < at_words and not _os.make_readable(base + at_words, n_words):  # a handle may name any slot
+            raise CacheFullError(f"the system lets the generations of cache {self._name!r} not be read")
         wiped = _os.wipe_on_fork(base, sizes.offset["control"])
         this_process().heaps_are_wiped &= wiped
-        # The same rows of many caches would fall into the same sets of the CPU's caches: stagger them.
+        # The same rows of many caches would fall into the same sets of the CPU's caches: stagger them.  The same goes for
+        # slot 0 and its generation: two lines of one set can exclude each other (AMD's way prediction: 22 ns a pair, not 2.5).
         at_control = sizes.offset["control"] + serial * 5 % 32 * 64
         at_heaps = sizes.offset["heaps"] + serial * 11 % 32 * 64
+        at_words += (17 + serial * 3 % 8) * 64
         self._address = base + at_control
         block = self._bytes[at_control : at_control + CONTROL.itemsize].view(CONTROL)
         values = {region: base + sizes.offset[region] for region in ("records", "words", "bits", "slabs", "scratch", "template")}
@@ -194,6 +199,7 @@ class SlabCache(_Block):
         values |= {
             "abi": layout.ABI,
             "heaps": base + at_heaps,
+            "words": base + at_words,
             "stride": sizes.stride,
             "itemsize": sizes.itemsize,
             "shift": sizes.shift,
@@ -214,8 +220,7 @@ class SlabCache(_Block):
         if template is not None:
             at = sizes.offset["template"]
             self._bytes[at : at + len(template)] = np.frombuffer(template, np.uint8)
-        at, n = sizes.offset["words"], 4 * sizes.slots
-        self._words = memoryview(self._bytes)[at : at + n].cast("I")
+        self._words = memoryview(self._bytes)[at_words : at_words + 4 * sizes.slots].cast("I")
         self._all = np.ndarray(
             (sizes.slots,), self._dtype, buffer=self._bytes, offset=sizes.offset["records"], strides=(sizes.stride,)
         )
@@ -682,17 +687,14 @@ class SlabCache(_Block):
         that still points there can do harm.  A second `close` does nothing.
         """
         self._need_opened()
-        committed = self._c[COMMITTED]
-        if close_cache(this_process().address, self._address):
-            base, sizes = int(self._bytes.ctypes.data), self._geometry
-            slots = committed << sizes.shift
-            for region, n in (
-                ("slabs", committed * 64),
-                ("bits", slots >> 3),
-                ("words", 4 * slots),
-                ("records", slots * sizes.stride),
-            ):
-                _os.drop(base + sizes.offset[region], layout.round_up(n, _os.page_bytes))
+        slots = close_cache(this_process().address, self._address) << self._geometry.shift
+        if slots < 0:
+            return
+        base, page, sizes = int(self._bytes.ctypes.data), _os.page_bytes, self._geometry
+        at, n = sizes.offset["words"], min(4 * slots + page, sizes.offset["records"] - sizes.offset["words"])
+        if not _os.drop(base + at, layout.round_up(n, page)):  # no generation may stay odd
+            self._bytes[at : at + n] = 0
+        _os.drop(base + sizes.offset["records"], layout.round_up(slots * sizes.stride, page))
 
     def __enter__(self) -> SlabCache:
         """Return the cache; leaving the block closes it."""

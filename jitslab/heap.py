@@ -27,7 +27,6 @@ from ._native import (
     likely,
     load4,
     load4_relaxed,
-    load8,
     load8_acquire,
     lowest_bit,
     process_at,
@@ -64,7 +63,6 @@ from .recover import C_CLAIMED, F_REBUILD, next_claimed, note_fault, parked
 from .slab import (
     ALL,
     C_HEAPS,
-    C_LIMIT,
     MUST_GROW,
     ZERO,
     end_of_interval,
@@ -78,12 +76,13 @@ from .slab import (
 )
 
 Heap = HeapPointer
-H_WORDS, H_RECORDS, H_CONTROL = H["words"], H["records"], H["control"]
+H_WORDS, H_RECORDS, H_CONTROL, H_LIMIT, H_ROUNDS = (H[name] for name in ("words", "records", "control", "limit", "rounds"))
 C_SCRATCH, C_RECORDS, C_TEMPLATE, C_RETIRED = C["scratch"], C["records"], C["template"], C["retired"]
 F_ALLOC, F_FREE, F_ADDRESS = C["f_alloc"], C["f_free"], C["f_address"]
 F_REFILL, F_FLUSH, F_GROW, F_RELEASE = C["f_refill"], C["f_flush"], C["f_grow"], C["f_release"]
 BELOW_TOP = MAGAZINE - 4  # entry `top` of the array that starts here is the uppermost slot
 SLOT_MASK = 0xFFFFFFFF
+EVEN = -2
 CLOSED_OWNER = -1  # no thread pointer
 
 
@@ -96,17 +95,23 @@ def alloc(heap: Heap) -> int:
     Take a slot and make it live.
 
     Returns its handle, or NULL when the cache is full or closed.  O(1), 1 ns; a miss refills half a magazine.
+
+    The handle is put together after the paths have joined: so LLVM still sees the word and the slot in it when the caller
+    uses it, and a record accessed or freed near by waits for neither.
     """
     h = heap_at(heap)
     top = h.top
+    slot, word = np.int64(0), np.int64(TAKEN)
     if likely(top != 0):
         slot = load4(advance(heap, BELOW_TOP), top)
         word = load4(frozen(heap, H_WORDS), slot)
-        if likely(word & TAKEN == 0):
-            h.top = top - 1
-            store4(frozen(heap, H_WORDS), slot, word | 1)
-            return (word | 1) >> 1 << 32 | slot
-    return slow(heap, F_ALLOC, ())
+    if likely(word & TAKEN == 0):
+        h.top = top - 1
+        store4(frozen(heap, H_WORDS), slot, word | 1)
+    else:
+        handle = slow(heap, F_ALLOC, ())
+        slot, word = handle & SLOT_MASK, shift_right(handle, 31) & EVEN
+    return word >> 1 << 32 | slot
 
 
 @kernel
@@ -114,16 +119,18 @@ def alloc_filled(heap: Heap, stride: int, itemsize: int) -> int:
     """Take a slot as `alloc` does; its record is a copy of the template before anybody can find it live."""
     h = heap_at(heap)
     top = h.top
+    slot, word = np.int64(0), np.int64(TAKEN)
     if likely(top != 0):
         slot = load4(advance(heap, BELOW_TOP), top)
         word = load4(frozen(heap, H_WORDS), slot)
-        if likely(word & TAKEN == 0):
-            h.top = top - 1
-            template = frozen(frozen(heap, H_CONTROL), C_TEMPLATE)
-            copy_bytes(frozen(heap, H_RECORDS) + slot * stride, template, itemsize)
-            store4_release(frozen(heap, H_WORDS), slot, word | 1)
-            return (word | 1) >> 1 << 32 | slot
-    return slow(heap, F_ALLOC, ())
+    if likely(word & TAKEN == 0):
+        h.top = top - 1
+        copy_bytes(frozen(heap, H_RECORDS) + slot * stride, frozen(frozen(heap, H_CONTROL), C_TEMPLATE), itemsize)
+        store4_release(frozen(heap, H_WORDS), slot, word | 1)
+    else:
+        handle = slow(heap, F_ALLOC, ())
+        slot, word = handle & SLOT_MASK, shift_right(handle, 31) & EVEN
+    return word >> 1 << 32 | slot
 
 
 @kernel
@@ -133,15 +140,15 @@ def free(heap: Heap, handle: int) -> bool:
 
     Returns False, and changes nothing, if the handle is stale or foreign.  O(1), 1 ns; a full magazine flushes its cold half.
     """
-    h = heap_at(heap)
     slot = handle & SLOT_MASK
     live = shift_right(handle, 31) | 1
-    if unlikely(slot >= h.limit):
-        return slow(heap, F_FREE, (handle,)) != 0
+    if unlikely(slot >= frozen(heap, H_LIMIT)):
+        return False
     if unlikely(load4(frozen(heap, H_WORDS), slot) != live):
         return False
+    h = heap_at(heap)
     top = h.top
-    if unlikely(top == h.rounds):
+    if unlikely(top == frozen(heap, H_ROUNDS)):
         return slow(heap, F_FREE, (handle,)) != 0
     store4_release(frozen(heap, H_WORDS), slot, live + 1)
     store4(advance(heap, MAGAZINE), top, slot)
@@ -153,7 +160,7 @@ def free(heap: Heap, handle: int) -> bool:
 def address(heap: Heap, handle: int, stride: int) -> int:
     """Return the address of a live record; for a refused handle that of a zeroed scratch record, and a fault is set."""
     slot = handle & SLOT_MASK
-    if unlikely(slot >= heap_at(heap).limit):
+    if unlikely(slot >= frozen(heap, H_LIMIT)):
         return slow(heap, F_ADDRESS, (handle,))
     if unlikely(load4(frozen(heap, H_WORDS), slot) != shift_right(handle, 31) | 1):
         return slow(heap, F_ADDRESS, (handle,))
@@ -164,10 +171,7 @@ def address(heap: Heap, handle: int, stride: int) -> int:
 def is_live(heap: Heap, handle: int) -> bool:
     """Whether the handle's record is live."""
     slot = handle & SLOT_MASK
-    limit = heap_at(heap).limit
-    if unlikely(slot >= limit):
-        limit = load8(frozen(heap, H_CONTROL) + C_LIMIT, 0)
-    return slot < limit and load4_relaxed(frozen(heap, H_WORDS), slot) == shift_right(handle, 31) | 1
+    return slot < frozen(heap, H_LIMIT) and load4_relaxed(frozen(heap, H_WORDS), slot) == shift_right(handle, 31) | 1
 
 
 # --- Slow paths ---
@@ -189,10 +193,9 @@ def slow_alloc(at: int) -> int:
 
 @Entry
 def slow_free(at: int, handle: int) -> int:
-    """`free` when the slot is not below the heap's limit, the magazine is full, or the thread has no heap; 1: freed."""
+    """`free` when the magazine is full, or the thread has no heap; 1: freed."""
     h = heap_at(at)
     c = h.control
-    h.limit = control_at(c).limit
     if h.rounds > 0:
         return give(c, at, handle)
     freed = np.int64(0)
@@ -205,15 +208,9 @@ def slow_free(at: int, handle: int) -> int:
 
 @Entry
 def slow_address(at: int, handle: int) -> int:
-    """`address` when the slot is not below the heap's limit, or the handle is refused."""
-    h = heap_at(at)
-    c = h.control
+    """`address` when the handle is refused: set a fault, and zero this heap's scratch record."""
+    c = heap_at(at).control
     control = control_at(c)
-    slot = handle & SLOT_MASK
-    limit = np.int64(control.limit)
-    h.limit = limit
-    if slot < limit and load4(control.words, slot) == shift_right(handle, 31) | 1:
-        return control.records + slot * control.stride
     note_fault(c, handle, np.int64(NO_SLOT) if handle == NULL else np.int64(STALE))
     scratch = control.scratch + (at - frozen(c, C_HEAPS)) // HEAP_BYTES * control.scratch_step
     zero_bytes(scratch, control.itemsize)
@@ -256,7 +253,7 @@ def give(c: int, at: int, handle: int) -> int:
     control = control_at(c)
     slot = handle & SLOT_MASK
     live = shift_right(handle, 31) | 1
-    if slot >= control.limit or load4(control.words, slot) != live:
+    if load4(control.words, slot) != live:
         return np.int64(0)
     if h.top == h.rounds:
         call_table(c, F_FLUSH, (at, max(h.rounds >> 1, np.int64(1))))
@@ -356,7 +353,6 @@ def refill(c: int, at: int) -> int:
         for j in range(got):
             slots[j] = slots[left + j]
     h.top = got
-    h.limit = control.limit
     surplus = end_of_interval(c)
     unlock(c)
     if unlikely(surplus > 0):
@@ -395,7 +391,7 @@ def open_heap(c: int, row: int) -> int:
     h = heap_at(at)
     h.top = 0
     h.rounds = 0 if row == SHARED_HEAP or row == CLOSED_HEAP else control.rounds
-    h.limit = control.limit if row != CLOSED_HEAP else 0
+    h.limit = control.max_slabs << control.shift if row != CLOSED_HEAP else 0
     h.words = control.words
     h.records = control.records
     h.control = c
@@ -453,11 +449,8 @@ def leave_heap(c: int, at: int) -> None:
 
 @kernel
 def shut_heap(at: int) -> None:
-    """Make a heap answer nothing: its cache is closed."""
-    h = heap_at(at)
-    h.limit = 0
-    h.rounds = 0
-    h.top = 0
+    """Empty a heap whose cache is closed, and make it nobody's: its generations are gone, so it accepts nothing more."""
+    heap_at(at).top = 0
     store8_release(at, 0, CLOSED_OWNER)
 
 

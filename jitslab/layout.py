@@ -144,7 +144,7 @@ CONTROL = record(
     ("pad0", "i8", (7,)),
     # Slab layer: written under the lock only.
     ("lock", "i8"),  # 0 free, 1 held
-    ("limit", "i8"),  # slots of the slabs made so far; what lies above is never touched
+    ("limit", "i8"),  # slots of the slabs made so far; above, every generation reads 0 and no record is touched
     ("n_slabs", "i8"),  # slabs made
     ("committed", "i8"),  # slabs whose memory is usable
     ("out", "i8"),  # slots outside the slab layer: live, in magazines or retired
@@ -172,9 +172,9 @@ HEAP = record(
     # One line; written by its owner only, but for the owner word.
     ("owner", "i8"),  # thread pointer, 0: nobody
     ("top", "i8"),  # slots in the magazine
-    ("rounds", "i8"),  # slots it may hold
-    ("limit", "i8"),  # copy of the control block's; too low after growth, then the slow path looks again
-    ("words", "i8"),  # frozen copies
+    ("rounds", "i8"),  # frozen, as all that follow but `slab`: slots it may hold
+    ("limit", "i8"),  # slots of the reservation: the generations of all of them can be read
+    ("words", "i8"),
     ("records", "i8"),
     ("control", "i8"),
     ("slab", "i8"),  # slab this heap draws from, NIL: none
@@ -321,7 +321,7 @@ def geometry(dtype: np.dtype[Any], capacity: int, colouring: bool, page: int) ->
         ("scratch", HEAP_ROWS * scratch if scratch <= PAGE else scratch),
         ("slabs", max_slabs * SLAB.itemsize),
         ("bits", max(n_slots >> 3, 8)),
-        ("words", n_slots * 4 + BLOCK * 4),
+        ("words", n_slots * 4 + BLOCK * 4 + page),
         ("records", n_slots * stride),
     ):
         offset[name] = at

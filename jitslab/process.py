@@ -34,7 +34,7 @@ from .errors import CacheFullError
 from .heap import leave_heap, shut_heap
 from .layout import HEAP_BYTES, MAX_ROWS, NIL, PROCESS, C
 from .recover import next_claimed
-from .slab import C_HEAPS, C_LOCK, ONE, ZERO, lock, unlock
+from .slab import C_HEAPS, C_LOCK, ZERO, lock, unlock
 
 ROWS = PROCESS.itemsize  # the registry's first row
 C_RELEASING = C["releasing"]
@@ -83,21 +83,22 @@ def enter_cache(p: int, c: int) -> int:
 @Entry
 def close_cache(p: int, c: int) -> int:
     """
-    Take a cache out of the registry and make it refuse everything; 1: it was open.
+    Take a cache out of the registry and make it refuse everything.
 
-    Its memory stays where it is: other threads may be in the middle of an operation.
+    Its memory stays where it is: other threads may be in the middle of an operation.  Returns the number of slabs whose
+    memory was usable, or NIL if the cache was closed.
     """
     control = control_at(c)
     process = process_at(p)
     lock_registry(p)
     lock(c)
-    was_open = control.closed == 0
+    answer = np.int64(control.committed) if control.closed == 0 else np.int64(NIL)
     control.closed = 1
     control.limit = 0
     control.n_slabs = 0
     control.committed = 0
     unlock(c)
-    if was_open:
+    if answer != NIL:
         store8(p + ROWS, control.row, 0)
         process.n_holes += 1
     row = next_claimed(c, ZERO)
@@ -107,7 +108,7 @@ def close_cache(p: int, c: int) -> int:
     while load8_relaxed(c + C_RELEASING, 0) != 0:
         _os.yield_core()
     unlock_registry(p)
-    return ONE if was_open else ZERO
+    return answer
 
 
 @Entry

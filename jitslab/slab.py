@@ -370,7 +370,7 @@ def commit_slabs(c: int, n_slabs: int) -> bool:
     return (
         commit(control.slabs, n_slabs * ROW)
         and commit(control.bits, max(slots >> 3, np.int64(8)))
-        and commit(control.words, (slots + BLOCK) * 4)
+        and commit(control.words & -page_bytes, (slots + BLOCK) * 4 + page_bytes)
         and commit(control.records, slots * control.stride)
     )
 
