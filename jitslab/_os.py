@@ -90,7 +90,7 @@ def make_readable(address: int, n: int) -> bool:
 
 def drop(address: int, n: int) -> bool:
     """Give back the memory of n bytes from a page-aligned address; whether they read as zeros from now on."""
-    return CAN_GROW and n > 0 and _libc("madvise")(address, n, MADV_DONTNEED if LINUX else MADV_FREE) == 0 and LINUX
+    return LINUX and n > 0 and _libc("madvise")(address, n, MADV_DONTNEED) == 0
 
 
 def _libc(name: str) -> Callable[[int, int, int], int]:
@@ -138,7 +138,7 @@ if CAN_GROW:
     @kernel
     def commit(address: int, n: int) -> bool:
         """Make n bytes from a page-aligned address usable; whether the system granted it."""
-        return _mprotect(address, n, PROT_RW) == 0
+        return _mprotect(address, n, PROT_RW) == 0  # type: ignore[no-any-return]  # a C function has no types
 
     @kernel
     def give_back(address: int, n: int) -> None:

@@ -12,13 +12,13 @@ import numpy as np
 
 from ._native import (
     Entry,
-    HeapPointer,
     call_table,
     control_at,
     frozen,
     heap_address,
     heap_at,
     i8_array,
+    int64,
     kernel,
     likely,
     live_mask,
@@ -33,7 +33,7 @@ from ._native import (
     u4_array,
     unlikely,
 )
-from .heap import SLOT_MASK, alloc, alloc_filled, free, make_live, next_slab, room_for
+from .heap import SLOT_MASK, Heap, alloc, alloc_filled, free, make_live, next_slab, room_for
 from .layout import BLOCK, FREE, HOLD, NO_INIT, NULL, TAKEN, C
 from .recover import live_of
 from .slab import (
@@ -68,13 +68,13 @@ def make_block_live(c: int, block: int, mask: int, out: int) -> int:
         taken = np.uint32(0)
         for j in range(BLOCK):
             taken |= words[j]
-        if likely(np.int64(taken) & TAKEN == 0):
+        if likely(int64(taken) & TAKEN == 0):
             for j in range(BLOCK):
-                word = np.int64(words[j])
+                word = int64(words[j])
                 words[j] = np.uint32(word | 1)
                 handles[j] = word >> 1 << 32 | (block + j)
-            return np.int64(BLOCK)
-    n = np.int64(0)
+            return int64(BLOCK)
+    n = int64(0)
     while mask != 0:
         handle = make_live(c, block + lowest_bit(mask))
         mask &= mask - 1
@@ -85,7 +85,7 @@ def make_block_live(c: int, block: int, mask: int, out: int) -> int:
 
 
 @kernel
-def alloc_any(c: int, heap: HeapPointer) -> int:
+def alloc_any(c: int, heap: Heap) -> int:
     """Take one slot, filled if the cache's records start filled."""
     control = control_at(c)
     if control.init != NO_INIT:
@@ -98,7 +98,7 @@ def draw_many(c: int, at: int, out: int, n: int) -> int:
     """Draw up to n records from the slab layer; their handles go to the array at `out`.  Returns how many."""
     control = control_at(c)
     shift = control.shift
-    done = np.int64(0)
+    done = int64(0)
     lock(c)
     hold = HOLD
     n = room_for(c, at, n)
@@ -136,19 +136,19 @@ def alloc_many(c: int, out: int, n: int) -> int:
     heap = my_heap(c)
     at = heap_address(heap)
     handles = i8_array(out)
-    done = np.int64(0)
+    done = int64(0)
     if n > heap_at(heap).rounds >> 1:
         lock(c)
         fits = control_at(c).closed == 0 and live_of(c) + n <= control_at(c).capacity
         unlock(c)
         if not fits:
-            return np.int64(0)
+            return int64(0)
         done = draw_many(c, at, out, n)
     while done < n:  # a small batch, or what the slab layer did not have: the caller's magazine counts
         handle = alloc_any(c, heap)
         if handle == NULL:
             call_table(c, F_FREE_MANY, (out, done, ZERO))
-            return np.int64(0)
+            return int64(0)
         handles[done] = handle
         done += 1
     return done
@@ -162,9 +162,9 @@ def is_run(c: int, hs: int, first: int) -> bool:
     """Whether the 64 handles at `hs` are live and of the slots from `first`, one after the other."""
     handles = i8_array(hs)
     words = u4_array(frozen(c, C_WORDS) + first * 4)
-    wrong = np.int64(0)
+    wrong = int64(0)
     for j in range(BLOCK):
-        word = np.int64(words[j])
+        word = int64(words[j])
         wrong |= (handles[j] ^ (word >> 1 << 32 | (first + j))) | ((word & 1) ^ 1)
     return wrong == 0
 
@@ -182,7 +182,7 @@ def free_many(c: int, hs: int, n: int, refused: int) -> int:
     heap = my_heap(c)
     handles = i8_array(hs)
     words = u4_array(frozen(c, C_WORDS))
-    freed = np.int64(0)
+    freed = int64(0)
     if n <= heap_at(heap).rounds >> 1:
         for p in range(n):
             if free(heap, handles[p]):
@@ -190,13 +190,13 @@ def free_many(c: int, hs: int, n: int, refused: int) -> int:
             else:
                 note_refused(refused, p)
         return freed
-    p = np.int64(0)
+    p = int64(0)
     while p < n:
         stop = min(n, p + HOLD)
         lock(c)
-        limit = np.int64(control.limit)
-        shift = min(control.shift, np.int64(6))
-        key, mask = np.int64(-1), np.int64(0)
+        limit = int64(control.limit)
+        shift = min(control.shift, int64(6))
+        key, mask = int64(-1), int64(0)
         while p < stop:
             handle = handles[p]
             slot = handle & SLOT_MASK
@@ -211,7 +211,7 @@ def free_many(c: int, hs: int, n: int, refused: int) -> int:
             if p + AHEAD < n:
                 prefetch_write(frozen(c, C_WORDS) + (handles[p + AHEAD] & SLOT_MASK) * 4)
             live = shift_right(handle, 31) | 1
-            if unlikely(slot >= limit or np.int64(words[slot]) != live):
+            if unlikely(slot >= limit or int64(words[slot]) != live):
                 note_refused(refused, p)
                 p += 1
                 continue
@@ -219,13 +219,13 @@ def free_many(c: int, hs: int, n: int, refused: int) -> int:
             if slot >> shift != key:
                 if mask != 0:
                     put_block(c, key << shift >> 6, mask)
-                key, mask = slot >> shift, np.int64(0)
-            mask |= np.int64(1) << (slot & 63)
+                key, mask = slot >> shift, int64(0)
+            mask |= int64(1) << (slot & 63)
             freed += 1
             p += 1
         if mask != 0:
             put_block(c, key << shift >> 6, mask)
-        surplus = end_of_interval(c) if control.closed == 0 else np.int64(0)
+        surplus = end_of_interval(c) if control.closed == 0 else int64(0)
         unlock(c)
         if unlikely(surplus > 0):
             call_table(c, F_RELEASE, (surplus,))
@@ -253,7 +253,7 @@ def next_live(c: int, end: int, base: int, mask: int) -> Any:
         while mask == 0:
             base += BLOCK
             if base >= end:
-                return base, mask, np.int64(NULL)
+                return base, mask, int64(NULL)
             mask = live_mask(frozen(c, C_WORDS) + base * 4)
             if unlikely(mask == 0):
                 base = skip_free(c, base)
@@ -268,7 +268,7 @@ def next_live(c: int, end: int, base: int, mask: int) -> Any:
 def skip_free(c: int, base: int) -> int:
     """Return the last block of the slab that starts at `base` if it is FREE, else `base`."""
     control = control_at(c)
-    slots = np.int64(1) << control.shift
+    slots = int64(1) << control.shift
     if slots > BLOCK and base & (slots - 1) == 0 and slab_at(c, base >> control.shift).state == FREE:
         return base + slots - BLOCK
     return base
@@ -284,9 +284,9 @@ def scan_end(c: int) -> int:
 def live_handles(c: int, out: int, most: int) -> int:
     """Write the handles of up to `most` live records to the int64 array at `out`, by slot; returns how many there are."""
     handles = i8_array(out)
-    n = np.int64(0)
+    n = int64(0)
     end = scan_end(c)
-    base, mask, handle = next_live(c, end, np.int64(-BLOCK), np.int64(0))
+    base, mask, handle = next_live(c, end, int64(-BLOCK), int64(0))
     while handle != NULL:
         if n < most:
             handles[n] = handle
@@ -300,7 +300,7 @@ def find_refused(c: int, hs: int, n: int, refused: int) -> int:
     """Set byte p of the array at `refused` where handle p of the n at `hs` is not live; returns how many are not."""
     handles = i8_array(hs)
     limit = scan_end(c)
-    bad = np.int64(0)
+    bad = int64(0)
     for p in range(n):
         slot = handles[p] & SLOT_MASK
         if slot >= limit or load4(frozen(c, C_WORDS), slot) != shift_right(handles[p], 31) | 1:
@@ -314,10 +314,10 @@ def clear(c: int) -> int:
     """Free every live record; returns how many.  Needs rest: a record freed elsewhere at the same instant is freed twice."""
     control = control_at(c)
     words = u4_array(frozen(c, C_WORDS))
-    freed = np.int64(0)
-    slots = np.int64(1) << control.shift
-    step = min(slots, np.int64(BLOCK))
-    own = np.int64(ALL) if step == BLOCK else (np.int64(1) << step) - 1
+    freed = int64(0)
+    slots = int64(1) << control.shift
+    step = min(slots, int64(BLOCK))
+    own = int64(ALL) if step == BLOCK else (int64(1) << step) - 1
     for i in range(control.n_slabs):
         lock(c)
         if control.closed == 0 and slab_at(c, i).state != FREE:
@@ -337,12 +337,12 @@ def make_ready(c: int, n: int) -> int:
     """Make the memory of n more records usable.  Returns 0: it is; 1: the capacity is too small; 2: the system refuses."""
     control = control_at(c)
     if live_of(c) + n > control.capacity:
-        return np.int64(1)
+        return int64(1)
     slots = (control.n_slabs << control.shift) - control.out  # free or fresh in the slab layer
     missing = n - slots - ((control.committed - control.n_slabs) << control.shift)
     if missing > 0 and call_table(c, F_GROW, (((missing - 1) >> control.shift) + 1,)) == 0:
-        return np.int64(2)
-    return np.int64(0)
+        return int64(2)
+    return int64(0)
 
 
 @Entry
@@ -354,4 +354,4 @@ def alloc_one(c: int) -> int:
 @Entry
 def free_one(c: int, handle: int) -> int:
     """Free one record for a caller that has no C method; 1: freed."""
-    return np.int64(free(my_heap(c), handle))
+    return int64(free(my_heap(c), handle))

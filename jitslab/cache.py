@@ -71,7 +71,7 @@ class _Block:
 
 
 _control_slot: Any = _Block.__dict__["_control"]
-del _Block._control  # nothing but this module sets it, and only once for each cache
+delattr(_Block, "_control")  # nothing but this module sets it, and only once for each cache
 make_unbox(_methods.HEAD)
 
 
@@ -220,7 +220,7 @@ class SlabCache(_Block):
         if template is not None:
             at = sizes.offset["template"]
             self._bytes[at : at + len(template)] = np.frombuffer(template, np.uint8)
-        self._words = memoryview(self._bytes)[at_words : at_words + 4 * sizes.slots].cast("I")
+        self._words = self._bytes.data[at_words : at_words + 4 * sizes.slots].cast("I")
         self._all = np.ndarray(
             (sizes.slots,), self._dtype, buffer=self._bytes, offset=sizes.offset["records"], strides=(sizes.stride,)
         )
@@ -434,7 +434,9 @@ class SlabCache(_Block):
         Parameters
         ----------
         handles : array_like of int, shape (n,)
+            Of live records.
         out : ndarray of the cache's dtype, shape (n,), optional
+            Where the records go.
 
         Returns
         -------

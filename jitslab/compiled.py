@@ -34,10 +34,11 @@ from numba.extending import (
     unbox,
 )
 
-from ._native import I64, PTR, call_table, copy_bytes, frozen, intrinsic, kernel, load8_relaxed, my_heap, slow, unlikely
-from .batch import C_LIMIT, next_live, scan_end
+from ._native import I64, PTR, call_table, copy_bytes, frozen, int64, intrinsic, kernel, load8_relaxed, my_heap, slow, unlikely
+from .batch import next_live, scan_end
 from .heap import C_RECORDS, F_ADDRESS, H_RECORDS, SLOT_MASK, Heap, address, alloc, alloc_filled, free, is_live
 from .layout import BLOCK, NO_INIT, NULL, SOURCE_HASH, C
+from .slab import C_LIMIT
 
 F_ALLOC_MANY, F_FREE_MANY, F_LEN, F_CLEAR = (C[name] for name in ("f_alloc_many", "f_free_many", "f_len", "f_clear"))
 C_FAULTS, C_CAPACITY = C["faults"], C["capacity"]
@@ -57,7 +58,7 @@ class CacheType(types.Type):  # type: ignore[misc]  # numba has no types
         self.stride, self.init, self.itemsize, self.reason = stride, init, dtype.itemsize, ""
         try:
             self.record = numba.from_dtype(dtype)
-        except Exception as error:  # noqa: BLE001  # numba raises what it likes for a dtype that it cannot type
+        except Exception as error:  # numba raises what it likes for a dtype that it cannot type
             self.record, self.reason = None, str(error).splitlines()[0] if str(error) else type(error).__name__
         key = f"{self.record.name if self.record else dtype.descr!r}"
         short = hashlib.sha256(key.encode()).hexdigest()[:12]
@@ -221,7 +222,7 @@ def SlabCache_alloc(cache: Any) -> Callable[..., Any]:
 def SlabCache_free(cache: Any, handle: Any) -> Callable[..., Any]:
     """Free a record; False if the handle is refused."""
     need_integer(handle, "free(handle)")
-    return lambda cache, handle: free(my_heap(cache._ptr), np.int64(handle))
+    return lambda cache, handle: free(my_heap(cache._ptr), int64(handle))
 
 
 @method("record")
@@ -229,14 +230,14 @@ def SlabCache_record(cache: Any, handle: Any) -> Callable[..., Any]:
     """The record of a handle; never moved out of a prange."""
     need_integer(handle, "record(handle)")
     need_record(cache)
-    return lambda cache, handle: as_record(cache, address(my_heap(cache._ptr), np.int64(handle), stride_of(cache)))
+    return lambda cache, handle: as_record(cache, address(my_heap(cache._ptr), int64(handle), stride_of(cache)))
 
 
 @method("is_live")
 def SlabCache_is_live(cache: Any, handle: Any) -> Callable[..., Any]:
     """Whether a handle's record is live; never moved out of a prange."""
     need_integer(handle, "is_live(handle)")
-    return lambda cache, handle: is_live(my_heap(cache._ptr), np.int64(handle))
+    return lambda cache, handle: is_live(my_heap(cache._ptr), int64(handle))
 
 
 @method("at_slot")
@@ -244,24 +245,22 @@ def SlabCache_at_slot(cache: Any, slot: Any) -> Callable[..., Any]:
     """The record at a slot number, unchecked: the slot must be below `slot_limit`."""
     need_integer(slot, "at_slot(slot)")
     need_record(cache)
-    return lambda cache, slot: as_record(cache, frozen(my_heap(cache._ptr), H_RECORDS) + np.int64(slot) * stride_of(cache))
+    return lambda cache, slot: as_record(cache, frozen(my_heap(cache._ptr), H_RECORDS) + int64(slot) * stride_of(cache))
 
 
 @method("alloc_many")
 def SlabCache_alloc_many(cache: Any, out: Any) -> Callable[..., Any]:
     """Take as many slots as `out` has room for, all or none: how many."""
     need_handles(out, "alloc_many(out)", writable=True)
-    return lambda cache, out: call_table(cache._ptr, F_ALLOC_MANY, (np.int64(out.ctypes.data), np.int64(out.size)))
+    return lambda cache, out: call_table(cache._ptr, F_ALLOC_MANY, (int64(out.ctypes.data), int64(out.size)))
 
 
 @method("free_many")
 def SlabCache_free_many(cache: Any, handles: Any) -> Callable[..., Any]:
     """Free the valid ones of the handles: how many."""
     need_handles(handles, "free_many(handles)", writable=False)
-    zero = np.int64(0)
-    return lambda cache, handles: call_table(
-        cache._ptr, F_FREE_MANY, (np.int64(handles.ctypes.data), np.int64(handles.size), zero)
-    )
+    zero = int64(0)
+    return lambda cache, handles: call_table(cache._ptr, F_FREE_MANY, (int64(handles.ctypes.data), int64(handles.size), zero))
 
 
 @method("clear")
@@ -283,7 +282,7 @@ def SlabCache_getitem(cache: Any, handle: Any) -> Callable[..., Any] | None:
         return None
     need_integer(handle, "cache[handle]")
     need_record(cache)
-    return lambda cache, handle: as_record(cache, address(my_heap(cache._ptr), np.int64(handle), stride_of(cache)))
+    return lambda cache, handle: as_record(cache, address(my_heap(cache._ptr), int64(handle), stride_of(cache)))
 
 
 @function(operator.setitem)
@@ -296,7 +295,7 @@ def SlabCache_setitem(cache: Any, handle: Any, value: Any) -> Callable[..., Any]
     if value != cache.record:
         raise NumbaTypeError(f"jitslab: cache[handle] = record takes a record of the cache's dtype, got {value}")
     return lambda cache, handle, value: copy_bytes(
-        address(my_heap(cache._ptr), np.int64(handle), stride_of(cache)), record_address(value), itemsize_of(cache)
+        address(my_heap(cache._ptr), int64(handle), stride_of(cache)), record_address(value), itemsize_of(cache)
     )
 
 
@@ -306,7 +305,7 @@ def SlabCache_contains(cache: Any, handle: Any) -> Callable[..., Any] | None:
     if not isinstance(cache, CacheType):
         return None
     need_integer(handle, "handle in cache")
-    return lambda cache, handle: is_live(my_heap(cache._ptr), np.int64(handle))
+    return lambda cache, handle: is_live(my_heap(cache._ptr), int64(handle))
 
 
 @attribute("capacity")

@@ -54,7 +54,7 @@ class StaleHandleError(HandleError):
 
 
 class ForeignHandleError(HandleError):
-    """This cache never issued the handle: another cache's, or a number that is none."""
+    """The cache never issued the handle: another cache's, or a number that is none."""
 
 
 class HandleTypeError(SlabError, TypeError):

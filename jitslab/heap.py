@@ -7,13 +7,14 @@ path of the same name below, called through the control block.
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import numpy as np
 
 from ._native import (
     HASH_SHIFT,
     MIX,
     Entry,
-    HeapPointer,
     advance,
     call_table,
     compare_exchange,
@@ -23,6 +24,7 @@ from ._native import (
     fetch_or,
     frozen,
     heap_at,
+    int64,
     kernel,
     likely,
     load4,
@@ -75,7 +77,7 @@ from .slab import (
     unlock,
 )
 
-Heap = HeapPointer
+Heap: TypeAlias = Any  # of kernels: a HeapPointer
 H_WORDS, H_RECORDS, H_CONTROL, H_LIMIT, H_ROUNDS = (H[name] for name in ("words", "records", "control", "limit", "rounds"))
 C_SCRATCH, C_RECORDS, C_TEMPLATE, C_RETIRED = C["scratch"], C["records"], C["template"], C["retired"]
 F_ALLOC, F_FREE, F_ADDRESS = C["f_alloc"], C["f_free"], C["f_address"]
@@ -101,7 +103,7 @@ def alloc(heap: Heap) -> int:
     """
     h = heap_at(heap)
     top = h.top
-    slot, word = np.int64(0), np.int64(TAKEN)
+    slot, word = int64(0), int64(TAKEN)
     if likely(top != 0):
         slot = load4(advance(heap, BELOW_TOP), top)
         word = load4(frozen(heap, H_WORDS), slot)
@@ -119,7 +121,7 @@ def alloc_filled(heap: Heap, stride: int, itemsize: int) -> int:
     """Take a slot as `alloc` does; its record is a copy of the template before anybody can find it live."""
     h = heap_at(heap)
     top = h.top
-    slot, word = np.int64(0), np.int64(TAKEN)
+    slot, word = int64(0), int64(TAKEN)
     if likely(top != 0):
         slot = load4(advance(heap, BELOW_TOP), top)
         word = load4(frozen(heap, H_WORDS), slot)
@@ -183,7 +185,7 @@ def slow_alloc(at: int) -> int:
     c = heap_at(at).control
     if heap_at(at).rounds > 0:
         return take(c, at)
-    handle = np.int64(NULL)
+    handle = int64(NULL)
     back = lock_back_heap(c)
     if back != 0:
         handle = take(c, back)
@@ -198,7 +200,7 @@ def slow_free(at: int, handle: int) -> int:
     c = h.control
     if h.rounds > 0:
         return give(c, at, handle)
-    freed = np.int64(0)
+    freed = int64(0)
     back = lock_back_heap(c)
     if back != 0:
         freed = give(c, back, handle)
@@ -211,7 +213,7 @@ def slow_address(at: int, handle: int) -> int:
     """`address` when the handle is refused: set a fault, and zero this heap's scratch record."""
     c = heap_at(at).control
     control = control_at(c)
-    note_fault(c, handle, np.int64(NO_SLOT) if handle == NULL else np.int64(STALE))
+    note_fault(c, handle, int64(NO_SLOT) if handle == NULL else int64(STALE))
     scratch = control.scratch + (at - frozen(c, C_HEAPS)) // HEAP_BYTES * control.scratch_step
     zero_bytes(scratch, control.itemsize)
     return scratch
@@ -224,10 +226,10 @@ def lock_back_heap(c: int) -> int:
     at = frozen(c, C_HEAPS) + BACK_HEAP * HEAP_BYTES
     while not compare_exchange(at, 0, 1):
         if control.closed != 0:
-            return np.int64(0)
+            return int64(0)
         yield_core()
     if heap_at(at).control == 0:
-        open_heap(c, np.int64(BACK_HEAP))
+        open_heap(c, int64(BACK_HEAP))
     return at
 
 
@@ -243,7 +245,7 @@ def take(c: int, at: int) -> int:
             if handle != NULL:
                 return handle
         if call_table(c, F_REFILL, (at,)) == 0:
-            return np.int64(NULL)
+            return int64(NULL)
 
 
 @kernel
@@ -254,13 +256,13 @@ def give(c: int, at: int, handle: int) -> int:
     slot = handle & SLOT_MASK
     live = shift_right(handle, 31) | 1
     if load4(control.words, slot) != live:
-        return np.int64(0)
+        return int64(0)
     if h.top == h.rounds:
-        call_table(c, F_FLUSH, (at, max(h.rounds >> 1, np.int64(1))))
+        call_table(c, F_FLUSH, (at, max(h.rounds >> 1, int64(1))))
     store4_release(control.words, slot, live + 1)
     store4(at + MAGAZINE, h.top, slot)
     h.top += 1
-    return np.int64(1)
+    return int64(1)
 
 
 @kernel
@@ -281,8 +283,8 @@ def make_live(c: int, slot: int) -> int:
     if word & 1 == 0:
         fetch_add(c + C_RETIRED, 1)
     else:
-        note_fault(c, word >> 1 << 32 | slot, np.int64(TWICE))
-    return np.int64(NULL)
+        note_fault(c, word >> 1 << 32 | slot, int64(TWICE))
+    return int64(NULL)
 
 
 @kernel
@@ -292,7 +294,7 @@ def room_for(c: int, at: int, want: int) -> int:
     if control.out + want <= control.capacity:
         return want
     taken = control.out - control.retired - parked(c) + heap_at(at).top
-    return max(min(want, control.capacity - taken), np.int64(0))
+    return max(min(want, control.capacity - taken), int64(0))
 
 
 @kernel
@@ -304,7 +306,7 @@ def next_slab(c: int, at: int) -> int:
     """
     h = heap_at(at)
     me = (at - frozen(c, C_HEAPS)) // HEAP_BYTES
-    i = np.int64(h.slab)
+    i = int64(h.slab)
     if i >= 0:
         slab = slab_at(c, i)
         if slab.drawer == me and slab.list != NIL:  # on a list: it has slots, and is not being released
@@ -324,13 +326,13 @@ def refill(c: int, at: int) -> int:
     slots = u4_array(at + MAGAZINE)
     lock(c)
     control.refills += 1
-    want = room_for(c, at, max(h.rounds >> 1, np.int64(1))) if control.closed == 0 else np.int64(0)
+    want = room_for(c, at, max(h.rounds >> 1, int64(1))) if control.closed == 0 else int64(0)
     left = want
     while left > 0:
         i = next_slab(c, at)
         if i == MUST_GROW and left == want:
             unlock(c)
-            granted = call_table(c, F_GROW, (np.int64(1),))
+            granted = call_table(c, F_GROW, (int64(1),))
             lock(c)
             if granted != 0 and control.closed == 0:
                 continue
@@ -348,7 +350,7 @@ def refill(c: int, at: int) -> int:
                 mask &= mask - 1
         if left < RUN and left < want:
             break  # a run is not torn for a few slots
-    got = max(want - left, np.int64(0))
+    got = max(want - left, int64(0))
     if left > 0:
         for j in range(got):
             slots[j] = slots[left + j]
@@ -366,7 +368,7 @@ def flush(c: int, at: int, count: int) -> int:
     h = heap_at(at)
     slots = u4_array(at + MAGAZINE)
     lock(c)
-    surplus = np.int64(0)
+    surplus = int64(0)
     if control_at(c).closed == 0:
         control_at(c).flushes += 1
         put_slots(c, at + MAGAZINE, count)
@@ -397,7 +399,7 @@ def open_heap(c: int, row: int) -> int:
     h.control = c
     h.slab = NIL
     if h.rounds > 0:
-        fetch_or(c + C_CLAIMED + (row >> 6 << 3), np.int64(1) << (row & 63))
+        fetch_or(c + C_CLAIMED + (row >> 6 << 3), int64(1) << (row & 63))
     return at
 
 
@@ -435,7 +437,7 @@ def claim(c: int, me: int) -> int:
                 return at
             shut_heap(at)
         row = (row + 1) & (HEAPS - 1)
-    return open_heap(c, np.int64(CLOSED_HEAP) if control.closed else np.int64(SHARED_HEAP))
+    return open_heap(c, int64(CLOSED_HEAP) if control.closed else int64(SHARED_HEAP))
 
 
 @kernel
@@ -458,7 +460,7 @@ def shut_heap(at: int) -> None:
 def flush_own(c: int) -> int:
     """Give all slots of the calling thread's heap home; returns how many."""
     me = thread_pointer()
-    n = np.int64(0)
+    n = int64(0)
     row = next_claimed(c, ZERO)
     while row >= 0:
         at = frozen(c, C_HEAPS) + row * HEAP_BYTES

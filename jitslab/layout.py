@@ -203,7 +203,8 @@ PROCESS = record(
     ("pad", "i8", (3,)),
 )  # the registry follows: i8 a row, the address of an open cache's control block, 0: a hole
 
-assert CONTROL.itemsize % LINE == 0 and HEAP.itemsize == LINE and SLAB.itemsize == LINE and PROCESS.itemsize == LINE
+assert CONTROL.itemsize % LINE == 0
+assert HEAP.itemsize == SLAB.itemsize == PROCESS.itemsize == LINE
 
 MAGAZINE = HEAP.itemsize  # offset of a heap's magazine
 HEAP_BYTES = (MAGAZINE + 4 * ROUNDS) | LINE  # an odd number of lines: equal tops of two heaps fall into different sets
@@ -271,21 +272,20 @@ def record_stride(dtype: np.dtype[Any], colouring: bool) -> int:
     return stride
 
 
-def check_dtype(dtype: Any) -> np.dtype[Any]:
+def check_dtype(value: Any) -> np.dtype[Any]:
     """Return the dtype of a record, or raise `LayoutError`."""
     try:
-        dtype = np.dtype(dtype)
+        dtype: np.dtype[Any] = np.dtype(value)
     except (TypeError, ValueError) as error:
         raise LayoutError(f"not a dtype: {error}") from error
-    if dtype.names is None:
+    if dtype.names is None or dtype.fields is None:
         raise LayoutError(f"a record needs named fields, got {dtype}; write [('value', {dtype.str!r})]")
     if dtype.hasobject:
         raise LayoutError("a record cannot hold Python objects")
     if dtype.itemsize == 0:
         raise LayoutError("a record cannot be of size 0")
     end = 0
-    for name in sorted(dtype.names, key=lambda n: dtype.fields[n][1]):  # type: ignore[index]  # names is not None
-        field, offset = dtype.fields[name][:2]  # type: ignore[index]  # likewise
+    for name, (field, offset, *_) in sorted(dtype.fields.items(), key=lambda item: item[1][1]):
         if offset < end:
             raise LayoutError(f"fields overlap at byte {offset} ({name!r})")
         end = offset + field.itemsize

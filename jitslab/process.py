@@ -20,6 +20,7 @@ from ._native import (
     control_at,
     frozen,
     heap_at,
+    int64,
     kernel,
     load8,
     load8_acquire,
@@ -63,16 +64,16 @@ def enter_cache(p: int, c: int) -> int:
     """Enter an open cache; returns its row, or NIL when the registry is full."""
     process = process_at(p)
     lock_registry(p)
-    row = np.int64(process.n_rows)
+    row = int64(process.n_rows)
     if process.n_holes > 0:
-        row = np.int64(0)
+        row = int64(0)
         while load8(p + ROWS, row) != 0:
             row += 1
         process.n_holes -= 1
     elif row < MAX_ROWS:
         process.n_rows = row + 1
     else:
-        row = np.int64(NIL)
+        row = int64(NIL)
     if row != NIL:
         store8(p + ROWS, row, c)
         control_at(c).epoch = process.epoch
@@ -92,7 +93,7 @@ def close_cache(p: int, c: int) -> int:
     process = process_at(p)
     lock_registry(p)
     lock(c)
-    answer = np.int64(control.committed) if control.closed == 0 else np.int64(NIL)
+    answer = int64(control.committed) if control.closed == 0 else int64(NIL)
     control.closed = 1
     control.limit = 0
     control.n_slabs = 0
@@ -126,7 +127,7 @@ def leave_thread(p: int) -> int:
                     leave_heap(c, at)
                 heap = next_claimed(c, heap + 1)
     unlock_registry(p)
-    return np.int64(0)
+    return int64(0)
 
 
 @Entry
@@ -144,7 +145,7 @@ def after_fork(p: int, wipe: int) -> int:
         if c != 0:
             if load8(c + C_LOCK, 0) != 0:  # most pages stay shared with the parent
                 store8(c + C_LOCK, 0, 0)
-            heap = next_claimed(c, ZERO) if wipe != 0 else np.int64(NIL)
+            heap = next_claimed(c, ZERO) if wipe != 0 else int64(NIL)
             while heap >= 0:
                 at = frozen(c, C_HEAPS) + heap * HEAP_BYTES
                 heap_at(at).top = 0

@@ -18,6 +18,7 @@ from ._native import (
     frozen,
     heap_at,
     i8_array,
+    int64,
     kernel,
     load4,
     load8,
@@ -74,17 +75,17 @@ SAMPLES = 4000  # looks of `is_moving`: some 100 microseconds
 def next_claimed(c: int, row: int) -> int:
     """Return the first heap row at or after `row` that was ever claimed, or NIL."""
     while row < HEAP_ROWS:
-        bits = load8_relaxed(c + C_CLAIMED, row >> 6) & (np.int64(ALL) << (row & 63))
+        bits = load8_relaxed(c + C_CLAIMED, row >> 6) & (int64(ALL) << (row & 63))
         if bits != 0:
             return (row & -BLOCK) + lowest_bit(bits)
         row = (row & -BLOCK) + BLOCK
-    return np.int64(NIL)
+    return int64(NIL)
 
 
 @kernel
 def parked(c: int) -> int:
     """Return how many slots are in magazines."""
-    n = np.int64(0)
+    n = int64(0)
     row = next_claimed(c, ZERO)
     while row >= 0:
         n += heap_at(frozen(c, C_HEAPS) + row * HEAP_BYTES).top
@@ -96,7 +97,7 @@ def parked(c: int) -> int:
 def live_of(c: int) -> int:
     """Return how many records are live: exact at rest."""
     control = control_at(c)
-    return max(control.out - parked(c) - control.retired, np.int64(0))
+    return max(control.out - parked(c) - control.retired, int64(0))
 
 
 @Entry
@@ -125,7 +126,7 @@ def is_moving(c: int) -> int:
 def is_fresh(c: int, i: int, at: int) -> bool:
     """Whether slot number `at` of slab `i` was never handed out."""
     slab = slab_at(c, i)
-    slots = np.int64(1) << control_at(c).shift
+    slots = int64(1) << control_at(c).shift
     return (at - slab.colour - (slots - slab.n_fresh)) & (slots - 1) < slab.n_fresh and slab.n_fresh > 0
 
 
@@ -134,7 +135,7 @@ def rebuild_bits(c: int, i: int) -> int:
     """Set the free bits of slab `i` from its generations; returns how many of its slots are retired."""
     control = control_at(c)
     slab = slab_at(c, i)
-    slots = np.int64(1) << control.shift
+    slots = int64(1) << control.shift
     first = i << control.shift
     words = u4_array(frozen(c, C_WORDS))
     bits = i8_array(frozen(c, C_BITS))
@@ -153,11 +154,11 @@ def rebuild_bits(c: int, i: int) -> int:
         if is_fresh(c, i, at):
             continue
         slot = first + at
-        word = np.int64(words[slot])
+        word = int64(words[slot])
         if word & TAKEN == 0:
             if word < slab.base:
                 words[slot] = slab.base
-            bits[slot >> 6] |= np.int64(1) << (slot & 63)
+            bits[slot >> 6] |= int64(1) << (slot & 63)
             n_free += 1
         elif word & 1 == 0:
             retired += 1
@@ -173,9 +174,9 @@ def keep_magazine(c: int, heap: int) -> None:
     slots = u4_array(heap + MAGAZINE)
     bits = i8_array(frozen(c, C_BITS))
     kept = 0
-    for j in range(max(min(h.top, h.rounds), np.int64(0))):
-        slot = np.int64(slots[j])
-        bit = np.int64(1) << (slot & 63)
+    for j in range(max(min(h.top, h.rounds), int64(0))):
+        slot = int64(slots[j])
+        bit = int64(1) << (slot & 63)
         if slot < control.n_slabs << control.shift and bits[slot >> 6] & bit != 0:
             bits[slot >> 6] &= ~bit
             slab_at(c, slot >> control.shift).n_free -= 1
@@ -194,7 +195,7 @@ def rebuild(c: int) -> int:
     Keeps   all laws.  O(slots).
     """
     control = control_at(c)
-    retired, out = 0, np.int64(0)
+    retired, out = 0, int64(0)
     control.n_slabs = min(max(control.n_slabs, ZERO), control.max_slabs)
     store8_release(c + C_LIMIT, 0, control.n_slabs << control.shift)
     for i in range(control.n_slabs):
@@ -204,14 +205,14 @@ def rebuild(c: int) -> int:
         keep_magazine(c, frozen(c, C_HEAPS) + row * HEAP_BYTES)
         row = next_claimed(c, row + 1)
     for which in range(LISTS):
-        store8(c + C_HEADS, which, np.int64(NIL))
-        store8(c + C_TAILS, which, np.int64(NIL))
+        store8(c + C_HEADS, which, int64(NIL))
+        store8(c + C_TAILS, which, int64(NIL))
     control.n_empty = 0
     control.low_empty = 0
-    slots = np.int64(1) << control.shift
+    slots = int64(1) << control.shift
     for i in range(control.n_slabs - 1, -1, -1):
         slab = slab_at(c, i)
-        spare = np.int64(slab.n_free) + slab.n_fresh
+        spare = int64(slab.n_free) + slab.n_fresh
         out += slots - spare
         slab.list = NIL
         slab.drawer = NIL
@@ -264,17 +265,17 @@ def check_magazines(c: int, parked_bits: int) -> int:
         heap = frozen(c, C_HEAPS) + row * HEAP_BYTES
         h = heap_at(heap)
         if h.top < 0 or h.top > control.rounds:
-            return broken(np.int64(9), np.int64(NIL))
+            return broken(int64(9), int64(NIL))
         for j in range(h.top):
             slot = load4(heap + MAGAZINE, j)
             if slot >= control.n_slabs << control.shift:
-                return broken(np.int64(9), np.int64(NIL))
-            bit = np.int64(1) << (slot & 63)
+                return broken(int64(9), int64(NIL))
+            bit = int64(1) << (slot & 63)
             if seen[slot >> 6] & bit != 0:
-                return broken(np.int64(1), slot >> control.shift)
+                return broken(int64(1), slot >> control.shift)
             seen[slot >> 6] |= bit
         row = next_claimed(c, row + 1)
-    return np.int64(0)
+    return int64(0)
 
 
 @kernel
@@ -282,9 +283,9 @@ def check_slab(c: int, i: int, parked_bits: int) -> int:
     """L1 to L6 of one slab."""
     control = control_at(c)
     slab = slab_at(c, i)
-    slots = np.int64(1) << control.shift
+    slots = int64(1) << control.shift
     if slab.n_fresh < 0 or slab.n_fresh > slots:
-        return broken(np.int64(2), i)
+        return broken(int64(2), i)
     seen, bits = i8_array(parked_bits), i8_array(frozen(c, C_BITS))
     live, in_magazines, n_bits, retired = 0, 0, 0, 0
     for at in range(slots):
@@ -295,59 +296,59 @@ def check_slab(c: int, i: int, parked_bits: int) -> int:
         fresh_here = 1 if is_fresh(c, i, at) else 0
         places = parked_here + free_here + fresh_here
         if word & 1 != 0 and places > 0:
-            return broken(np.int64(4), i)
+            return broken(int64(4), i)
         if places > 1:
-            return broken(np.int64(1), i)
+            return broken(int64(1), i)
         if fresh_here and word > slab.base:
-            return broken(np.int64(5), i)
+            return broken(int64(5), i)
         if word & 1 != 0:
             live += 1
         elif places == 0:
             if word & RETIRED == 0:
-                return broken(np.int64(1), i)
+                return broken(int64(1), i)
             retired += 1
         in_magazines += parked_here
         n_bits += free_here
     if slab.n_free != n_bits:
-        return broken(np.int64(3), i)
+        return broken(int64(3), i)
     if live + in_magazines + slab.n_free + slab.n_fresh + retired != slots:
-        return broken(np.int64(2), i)
-    spare = np.int64(slab.n_free) + slab.n_fresh
+        return broken(int64(2), i)
+    spare = int64(slab.n_free) + slab.n_fresh
     expected = FULL if spare == 0 else (FREE if spare == slots else PARTIALLY_USED)
-    return np.int64(0) if slab.state == expected else broken(np.int64(6), i)
+    return int64(0) if slab.state == expected else broken(int64(6), i)
 
 
 @kernel
 def check_lists(c: int) -> int:
     """L7, L8."""
     control = control_at(c)
-    slots = np.int64(1) << control.shift
-    on_lists, spare_slabs, n_empty, out = 0, 0, 0, np.int64(0)
+    slots = int64(1) << control.shift
+    on_lists, spare_slabs, n_empty, out = 0, 0, 0, int64(0)
     for which in range(LISTS):
-        previous, i = np.int64(NIL), load8(c + C_HEADS, which)
+        previous, i = int64(NIL), load8(c + C_HEADS, which)
         while i != NIL:
             on_lists += 1
             if i < 0 or i >= control.n_slabs or on_lists > control.n_slabs:
-                return broken(np.int64(7), np.int64(NIL))
+                return broken(int64(7), int64(NIL))
             slab = slab_at(c, i)
             state = PARTIALLY_USED if which < QUARTERS else FREE
             if slab.list != which or slab.prev != previous or slab.state != state:
-                return broken(np.int64(7), i)
+                return broken(int64(7), i)
             if which >= QUARTERS and (slab.n_fresh == slots) != (which == FRESH):
-                return broken(np.int64(7), i)
+                return broken(int64(7), i)
             n_empty += 1 if which == EMPTY else 0
-            previous, i = i, np.int64(slab.next)
+            previous, i = i, int64(slab.next)
         if load8(c + C_TAILS, which) != previous:
-            return broken(np.int64(7), previous)
+            return broken(int64(7), previous)
     for i in range(control.n_slabs):
         slab = slab_at(c, i)
         spare_slabs += 1 if slab.state != FULL else 0
         if slab.state == FULL and slab.list != NIL:
-            return broken(np.int64(7), i)
+            return broken(int64(7), i)
         out += slots - slab.n_free - slab.n_fresh
     if on_lists != spare_slabs:
-        return broken(np.int64(7), np.int64(NIL))
-    return np.int64(0) if control.out == out and control.n_empty == n_empty else broken(np.int64(8), np.int64(NIL))
+        return broken(int64(7), int64(NIL))
+    return int64(0) if control.out == out and control.n_empty == n_empty else broken(int64(8), int64(NIL))
 
 
 @Entry

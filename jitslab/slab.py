@@ -19,6 +19,7 @@ from ._native import (
     frozen,
     heap_at,
     i8_array,
+    int64,
     kernel,
     load8,
     load8_relaxed,
@@ -52,9 +53,9 @@ from .layout import (
 )
 
 # np.int64: an argument that Numba knows as a literal would be compiled a second time.
-L_EMPTY, L_FRESH, L_FULLEST = np.int64(EMPTY), np.int64(FRESH), np.int64(QUARTERS - 1)
-ZERO, ONE = np.int64(0), np.int64(1)
-ALL = np.int64(-1)  # a block whose 64 slots are all meant
+L_EMPTY, L_FRESH, L_FULLEST = int64(EMPTY), int64(FRESH), int64(QUARTERS - 1)
+ZERO, ONE = int64(0), int64(1)
+ALL = int64(-1)  # a block whose 64 slots are all meant
 RUN_MASK = (1 << RUN) - 1
 NO_SLAB, MUST_GROW = -1, -2  # answers of `pick` that are no slab
 LOOKS = 8  # slabs of other heaps that `pick` passes over before it takes a new one
@@ -103,8 +104,8 @@ def unlink(c: int, i: int) -> None:
     """Take slab `i` off its list."""
     control = control_at(c)
     slab = slab_at(c, i)
-    which = np.int64(slab.list)
-    previous, following = np.int64(slab.prev), np.int64(slab.next)
+    which = int64(slab.list)
+    previous, following = int64(slab.prev), int64(slab.next)
     if previous >= 0:
         slab_at(c, previous).next = following
     else:
@@ -141,7 +142,7 @@ def quarter(c: int, i: int) -> int:
     """Return the partial list that slab `i` belongs to by its occupancy; the fullest is the last."""
     shift = control_at(c).shift
     slab = slab_at(c, i)
-    used = (np.int64(1) << shift) - slab.n_free - slab.n_fresh
+    used = (int64(1) << shift) - slab.n_free - slab.n_fresh
     return min(used * QUARTERS >> shift, QUARTERS - 1)
 
 
@@ -156,7 +157,7 @@ def slab_gained(c: int, i: int, n: int) -> None:
     control = control_at(c)
     slab.n_free += n
     control.out -= n
-    if unlikely(slab.n_free + slab.n_fresh == np.int64(1) << control.shift):
+    if unlikely(slab.n_free + slab.n_fresh == int64(1) << control.shift):
         if slab.list != NIL:
             unlink(c, i)
         slab.state = FREE
@@ -184,14 +185,14 @@ def slab_lost(c: int, i: int, n: int) -> None:
 def make_slab(c: int) -> int:
     """Make the next slab, all fresh; its memory must be usable.  O(1)."""
     control = control_at(c)
-    i = np.int64(control.n_slabs)
+    i = int64(control.n_slabs)
     slab = slab_at(c, i)
-    slots = np.int64(1) << control.shift
+    slots = int64(1) << control.shift
     slab.n_free = 0
     slab.n_fresh = slots
     slab.base = np.uint32(control.start)
     slab.colour = (i * COLOUR_STEP + control.row * 5) & (slots - 1) if control.colours else 0
-    slab.rover = np.int64(slab.colour) >> 6
+    slab.rover = int64(slab.colour) >> 6
     slab.drawer = NIL
     slab.state = FREE
     link(c, i, L_FRESH)
@@ -203,7 +204,7 @@ def make_slab(c: int) -> int:
 @kernel
 def is_drawn_by_other(c: int, i: int, me: int) -> bool:
     """Whether another heap draws from slab `i`."""
-    drawer = np.int64(slab_at(c, i).drawer)
+    drawer = int64(slab_at(c, i).drawer)
     if drawer == NIL or drawer == me:
         return False
     other = heap_at(frozen(c, C_HEAPS) + drawer * HEAP_BYTES)
@@ -220,14 +221,14 @@ def pick(c: int, me: int) -> int:
     Needs   the lock.
     """
     control = control_at(c)
-    shared = np.int64(NO_SLAB)
+    shared = int64(NO_SLAB)
     looks = LOOKS
     which = QUARTERS - 1
     while which >= 0:
         i = load8(c + C_HEADS, which)
         while i >= 0 and looks > 0:
             slab = slab_at(c, i)
-            following = np.int64(slab.next)
+            following = int64(slab.next)
             fits = quarter(c, i)
             if fits != which:
                 unlink(c, i)
@@ -247,7 +248,7 @@ def pick(c: int, me: int) -> int:
     if control.n_slabs < control.committed:
         return make_slab(c)
     if control.committed < control.max_slabs:
-        return np.int64(MUST_GROW)
+        return int64(MUST_GROW)
     for some in range(QUARTERS):  # the looks may have run out before a list was reached
         if shared == NO_SLAB:
             shared = load8(c + C_HEADS, some)
@@ -269,13 +270,13 @@ def slab_draw(c: int, i: int, room: int) -> Any:
     """
     slab = slab_at(c, i)
     shift = control_at(c).shift
-    slots = np.int64(1) << shift
+    slots = int64(1) << shift
     first = i << shift
     if slab.n_free > 0:
         bits = i8_array(frozen(c, C_BITS) + (first >> 6 << 3))
         n_words = max(slots >> 6, 1)
-        own = np.int64(ALL) if slots >= BLOCK else ((np.int64(1) << slots) - 1) << (first & 63)
-        q = np.int64(slab.rover)
+        own = int64(ALL) if slots >= BLOCK else ((int64(1) << slots) - 1) << (first & 63)
+        q = int64(slab.rover)
         free = bits[q] & own
         looks = n_words
         while free == 0 and looks > 0:
@@ -293,7 +294,7 @@ def slab_draw(c: int, i: int, room: int) -> Any:
         slab.n_free = slab.n_free - n if free != 0 else 0
         return (first >> 6 << 6) + (q << 6), free, n
     at = first + ((slab.colour + slots - slab.n_fresh) & (slots - 1))
-    n = min(min(np.int64(slab.n_fresh), room), min(BLOCK - (at & 63), first + slots - at))
+    n = min(min(int64(slab.n_fresh), room), min(BLOCK - (at & 63), first + slots - at))
     whole = ((at + n) & -RUN) - at
     if n < slab.n_fresh and whole > 0:
         n = whole
@@ -302,17 +303,17 @@ def slab_draw(c: int, i: int, room: int) -> Any:
     for j in range(n):
         words[j] = base
     slab.n_fresh -= n
-    mask = np.int64(ALL) if n == BLOCK else ((np.int64(1) << n) - 1) << (at & 63)
+    mask = int64(ALL) if n == BLOCK else ((int64(1) << n) - 1) << (at & 63)
     return at & -BLOCK, mask, n
 
 
 @kernel
 def fitting(free: int, room: int) -> int:
     """Return the part of a mask that has at most `room` bits: whole runs of 16, or the lowest bits where no run fits."""
-    taken = np.int64(0)
+    taken = int64(0)
     left = room
     for k in range(0, BLOCK, RUN):
-        run = free & (np.int64(RUN_MASK) << k)
+        run = free & (int64(RUN_MASK) << k)
         n = popcount(run)
         if n <= left:
             taken |= run
@@ -346,15 +347,15 @@ def put_slots(c: int, source: int, count: int) -> None:
     Needs   the lock, and even generations.
     """
     slots = u4_array(source)
-    shift = min(control_at(c).shift, np.int64(6))
-    key, mask = np.int64(-1), np.int64(0)
+    shift = min(control_at(c).shift, int64(6))
+    key, mask = int64(-1), int64(0)
     for j in range(count):
-        slot = np.int64(slots[j])
+        slot = int64(slots[j])
         if slot >> shift != key:
             if mask != 0:
                 put_block(c, key << shift >> 6, mask)
-            key, mask = slot >> shift, np.int64(0)
-        mask |= np.int64(1) << (slot & 63)
+            key, mask = slot >> shift, int64(0)
+        mask |= int64(1) << (slot & 63)
     if mask != 0:
         put_block(c, key << shift >> 6, mask)
 
@@ -369,7 +370,7 @@ def commit_slabs(c: int, n_slabs: int) -> bool:
     slots = n_slabs << control.shift
     return (
         commit(control.slabs, n_slabs * ROW)
-        and commit(control.bits, max(slots >> 3, np.int64(8)))
+        and commit(control.bits, max(slots >> 3, int64(8)))
         and commit(control.words & -page_bytes, (slots + BLOCK) * 4 + page_bytes)
         and commit(control.records, slots * control.stride)
     )
@@ -383,9 +384,9 @@ def grow(c: int, n_slabs: int) -> int:
     Needs   that the lock is not held.  Two at once do no harm: both ask for prefixes of the same regions.
     """
     control = control_at(c)
-    old = np.int64(control.committed)
-    most = np.int64(control.max_slabs)
-    ahead = max(old >> 2, np.int64(RELEASE_BYTES) // (control.stride << control.shift))
+    old = int64(control.committed)
+    most = int64(control.max_slabs)
+    ahead = max(old >> 2, int64(RELEASE_BYTES) // (control.stride << control.shift))
     new = min(old + max(ahead, n_slabs), most)
     granted = commit_slabs(c, new)
     if not granted:
@@ -395,7 +396,7 @@ def grow(c: int, n_slabs: int) -> int:
         return ZERO
     lock(c)
     if control.closed == 0:
-        control.committed = max(np.int64(control.committed), new)
+        control.committed = max(int64(control.committed), new)
     unlock(c)
     return ONE if old + n_slabs <= most else ZERO
 
@@ -410,10 +411,10 @@ def end_of_interval(c: int) -> int:
     control = control_at(c)
     control.ticks += 1
     if control.ticks % INTERVAL != 0:
-        return np.int64(0)
-    surplus = np.int64(control.low_empty)
-    control.low_empty = np.int64(control.n_empty)
-    return surplus if surplus * (control.stride << control.shift) >= RELEASE_BYTES else np.int64(0)
+        return int64(0)
+    surplus = int64(control.low_empty)
+    control.low_empty = int64(control.n_empty)
+    return surplus if surplus * (control.stride << control.shift) >= RELEASE_BYTES else int64(0)
 
 
 @Entry
@@ -426,7 +427,7 @@ def release(c: int, count: int) -> int:
     Needs   that the lock is not held.
     """
     control = control_at(c)
-    chain = np.int64(NIL)
+    chain = int64(NIL)
     lock(c)
     if control.releasing == 0 and control.closed == 0:
         control.releasing = 1
@@ -442,7 +443,7 @@ def release(c: int, count: int) -> int:
         if chain < 0:
             control.releasing = 0
     unlock(c)
-    done = np.int64(0)
+    done = int64(0)
     if chain < 0:
         return done
     i = chain
@@ -450,24 +451,24 @@ def release(c: int, count: int) -> int:
         slab = slab_at(c, i)
         highest = highest_free_word(c, i)
         if highest >= 0:
-            slab.base = np.uint32(max(highest, np.int64(slab.base)))
-            slab.n_fresh = np.int64(1) << control.shift
+            slab.base = np.uint32(max(highest, int64(slab.base)))
+            slab.n_fresh = int64(1) << control.shift
             done += 1
         else:
             slab.state = FREE  # a live record in an empty slab: its memory stays, and `check` will tell
-        i = np.int64(slab.next)
+        i = int64(slab.next)
     i = chain
     while i >= 0:
         slab = slab_at(c, i)
         if slab.state == RELEASING:
             give_back_slab(c, i)
-        i = np.int64(slab.next)
+        i = int64(slab.next)
     lock(c)
     while chain >= 0:
         slab = slab_at(c, chain)
-        following = np.int64(slab.next)
+        following = int64(slab.next)
         slab.state = FREE
-        if slab.n_fresh == np.int64(1) << control.shift:
+        if slab.n_fresh == int64(1) << control.shift:
             clear_bits(c, chain)
             slab.n_free = 0
             link(c, chain, L_FRESH)
@@ -486,20 +487,20 @@ def highest_free_word(c: int, i: int) -> int:
     shift = control_at(c).shift
     words = u4_array(frozen(c, C_WORDS) + (i << shift) * 4)
     highest, odd = np.uint32(0), np.uint32(0)
-    for j in range(np.int64(1) << shift):
+    for j in range(int64(1) << shift):
         odd |= words[j]
         highest = max(highest, words[j])
-    return np.int64(-1) if odd & np.uint32(1) else np.int64(highest)
+    return int64(-1) if odd & np.uint32(1) else int64(highest)
 
 
 @kernel
 def clear_bits(c: int, i: int) -> None:
     """Clear the free bits of slab `i`."""
     shift = control_at(c).shift
-    first, slots = i << shift, np.int64(1) << shift
+    first, slots = i << shift, int64(1) << shift
     bits = i8_array(frozen(c, C_BITS))
     if slots < BLOCK:
-        bits[first >> 6] &= ~(((np.int64(1) << slots) - 1) << (first & 63))
+        bits[first >> 6] &= ~(((int64(1) << slots) - 1) << (first & 63))
     else:
         for q in range(first >> 6, (first + slots) >> 6):
             bits[q] = 0
@@ -512,7 +513,7 @@ def give_back_slab(c: int, i: int) -> None:
     last = i + 1 == control.n_slabs
     with_left = i > 0 and slab_at(c, i - 1).state == RELEASING
     with_right = not last and slab_at(c, i + 1).state == RELEASING
-    for base, unit in ((control.records, control.stride), (control.words, np.int64(4))):
+    for base, unit in ((control.records, control.stride), (control.words, int64(4))):
         start = base + (i << control.shift) * unit
         end = base + ((i + 1) << control.shift) * unit
         start = start & -page_bytes if with_left else (start + page_bytes - 1) & -page_bytes
