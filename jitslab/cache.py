@@ -600,11 +600,15 @@ class SlabCache(_Block):
         self._need_open()
         slots = 1 << self._geometry.shift
         words = np.frombuffer(self._words, np.uint32, slots, 4 * slots * i)
-        at = self._geometry.offset["slabs"] + i * layout.SLAB.itemsize
-        row = self._bytes[at : at + layout.SLAB.itemsize].view(layout.SLAB)[0]
+        row = self._row(i)
         state = SlabState.FREE if row["state"] == layout.RELEASING else SlabState(int(row["state"]))
         live = (words & 1).astype(bool)
         return SlabPage(i, state, int(live.sum()), slots, int(row["colour"]), 0, live)
+
+    def _row(self, i: int) -> Any:
+        """Row of slab i."""
+        at = self._geometry.offset["slabs"] + i * layout.SLAB.itemsize
+        return self._bytes[at : at + layout.SLAB.itemsize].view(layout.SLAB)[0]
 
     @property
     def faults(self) -> int:
@@ -779,7 +783,7 @@ class SlabCache(_Block):
             return ForeignHandleError(
                 f"slot {slot} of handle {handle:#x} is not among the {self._c[LIMIT]} of cache {self._name!r}"
             )
-        word = self._words[slot]
+        word = max(self._words[slot], int(self._row(slot >> self._geometry.shift)["base"]))  # of a released slab: its last
         if cycle < first_cycle(self._serial) or 2 * cycle + 1 > word:
             return ForeignHandleError(
                 f"cache {self._name!r} never issued handle {handle:#x}: slot {slot} never had cycle {cycle}"
