@@ -36,3 +36,20 @@ def test_handles_of_a_released_slab_are_stale_and_never_come_back():
     with pytest.raises(jitslab.StaleHandleError):
         cache.free(int(handles[0]))
     cache.check()
+
+
+@pytest.mark.parametrize("itemsize", [200, 5000, 70_000])
+def test_release_between_live_slabs_leaves_them_alone(itemsize):
+    """Slabs whose generations share a page with those of live ones go back without them."""
+    cache = jitslab.SlabCache("between", [("a", "u1", itemsize)], capacity=4000)
+    handles = cache.alloc_many(4000)
+    page = (handles & 0xFFFFFFFF) // (1 << cache._geometry.shift) % 8
+    kept, freed = handles[page == 7], handles[page != 7]
+    cache.records["a"][cache.slots(kept), 0] = 77
+    cache.free_many(freed)
+    cache.shrink()
+
+    assert kept.tolist() == cache.live().tolist()
+    assert (cache.gather(kept)["a"][:, 0] == 77).all()
+    assert all(handle in cache for handle in kept.tolist())
+    cache.check()
