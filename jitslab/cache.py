@@ -170,9 +170,10 @@ class SlabCache(_Block):
         self._bytes = np.asarray(memory)
         control = self._set_up(template, bool(colouring))
         self._c = memoryview(control).cast("B").cast("q")
-        self._numba_type_: CacheType = cache_type(self._dtype, self._geometry.stride, int(control["init"][0]))
+        numba_type = cache_type(self._dtype, self._geometry.stride, int(control["init"][0]))
         control["row"] = this_process().enter(self._address)
         _control_slot.__set__(self, control)
+        self._numba_type_: CacheType = numba_type  # last: who has it is open, and in the registry
 
     def _set_up(self, template: bytes | None, colouring: bool) -> Any:
         """Make the metadata usable and fill the control block in; returns it."""
@@ -713,12 +714,12 @@ class SlabCache(_Block):
 
     def __del__(self) -> None:
         """Leave the process's registry; the memory goes with the last array on it."""
-        if hasattr(self, "_c") and not self.closed and not sys.is_finalizing():
+        if hasattr(self, "_numba_type_") and not self.closed and not sys.is_finalizing():
             close_cache(this_process().address, self._address)
 
     def __repr__(self) -> str:
         """Short, whatever the size."""
-        if not hasattr(self, "_c"):
+        if not hasattr(self, "_numba_type_"):
             return "<SlabCache: never opened>"
         if self.closed:
             return f"<SlabCache {self._name!r}: closed>"
@@ -744,6 +745,12 @@ class SlabCache(_Block):
         raise CopyError(f"{self!r} cannot be pickled: its memory is private to this process")
 
     # --- Checks ---
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Say why an attribute is missing: none of its own is set where `__init__` never succeeded."""
+        if name in SlabCache.__slots__ and name != "_numba_type_":
+            raise ClosedError("this SlabCache was never opened")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _need_opened(self) -> None:
         """Raise if `__init__` never succeeded."""
