@@ -170,9 +170,10 @@ class SlabCache(_Block):
         self._bytes = np.asarray(memory)
         control = self._set_up(template, bool(colouring))
         self._c = memoryview(control).cast("B").cast("q")
-        self._numba_type_: CacheType = cache_type(self._dtype, self._geometry.stride, int(control["init"][0]))
+        numba_type = cache_type(self._dtype, self._geometry.stride, int(control["init"][0]))
         control["row"] = this_process().enter(self._address)
         _control_slot.__set__(self, control)
+        self._numba_type_: CacheType = numba_type  # last: who has it is open, and in the registry
 
     def _set_up(self, template: bytes | None, colouring: bool) -> Any:
         """Make the metadata usable and fill the control block in; returns it."""
@@ -600,11 +601,15 @@ class SlabCache(_Block):
         self._need_open()
         slots = 1 << self._geometry.shift
         words = np.frombuffer(self._words, np.uint32, slots, 4 * slots * i)
-        at = self._geometry.offset["slabs"] + i * layout.SLAB.itemsize
-        row = self._bytes[at : at + layout.SLAB.itemsize].view(layout.SLAB)[0]
+        row = self._row(i)
         state = SlabState.FREE if row["state"] == layout.RELEASING else SlabState(int(row["state"]))
         live = (words & 1).astype(bool)
         return SlabPage(i, state, int(live.sum()), slots, int(row["colour"]), 0, live)
+
+    def _row(self, i: int) -> Any:
+        """Row of slab i."""
+        at = self._geometry.offset["slabs"] + i * layout.SLAB.itemsize
+        return self._bytes[at : at + layout.SLAB.itemsize].view(layout.SLAB)[0]
 
     @property
     def faults(self) -> int:
@@ -709,12 +714,12 @@ class SlabCache(_Block):
 
     def __del__(self) -> None:
         """Leave the process's registry; the memory goes with the last array on it."""
-        if hasattr(self, "_c") and not self.closed and not sys.is_finalizing():
+        if hasattr(self, "_numba_type_") and not self.closed and not sys.is_finalizing():
             close_cache(this_process().address, self._address)
 
     def __repr__(self) -> str:
         """Short, whatever the size."""
-        if not hasattr(self, "_c"):
+        if not hasattr(self, "_numba_type_"):
             return "<SlabCache: never opened>"
         if self.closed:
             return f"<SlabCache {self._name!r}: closed>"
@@ -740,6 +745,12 @@ class SlabCache(_Block):
         raise CopyError(f"{self!r} cannot be pickled: its memory is private to this process")
 
     # --- Checks ---
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Say why an attribute is missing: none of its own is set where `__init__` never succeeded."""
+        if name in SlabCache.__slots__ and name != "_numba_type_":
+            raise ClosedError("this SlabCache was never opened")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _need_opened(self) -> None:
         """Raise if `__init__` never succeeded."""
@@ -779,7 +790,7 @@ class SlabCache(_Block):
             return ForeignHandleError(
                 f"slot {slot} of handle {handle:#x} is not among the {self._c[LIMIT]} of cache {self._name!r}"
             )
-        word = self._words[slot]
+        word = max(self._words[slot], int(self._row(slot >> self._geometry.shift)["base"]))  # of a released slab: its last
         if cycle < first_cycle(self._serial) or 2 * cycle + 1 > word:
             return ForeignHandleError(
                 f"cache {self._name!r} never issued handle {handle:#x}: slot {slot} never had cycle {cycle}"

@@ -461,7 +461,7 @@ def release(c: int, count: int) -> int:
     while i >= 0:
         slab = slab_at(c, i)
         if slab.state == RELEASING:
-            give_back_slab(c, i)
+            give_back_run(c, i)
         i = int64(slab.next)
     lock(c)
     while chain >= 0:
@@ -507,16 +507,20 @@ def clear_bits(c: int, i: int) -> None:
 
 
 @kernel
-def give_back_slab(c: int, i: int) -> None:
-    """Give back the pages of slab `i`'s records and generations, and those it shares with neighbours that go too."""
+def give_back_run(c: int, first: int) -> None:
+    """
+    Give back the pages of the records and generations of the run of slabs being released that starts with `first`.
+
+    Does nothing if the slab before is of the same run.  A page that the run shares with a slab that stays, stays.
+    """
     control = control_at(c)
-    last = i + 1 == control.n_slabs
-    with_left = i > 0 and slab_at(c, i - 1).state == RELEASING
-    with_right = not last and slab_at(c, i + 1).state == RELEASING
+    if first > 0 and slab_at(c, first - 1).state == RELEASING:
+        return
+    end = first + 1
+    while end < control.n_slabs and slab_at(c, end).state == RELEASING:
+        end += 1
     for base, unit in ((control.records, control.stride), (control.words, int64(4))):
-        start = base + (i << control.shift) * unit
-        end = base + ((i + 1) << control.shift) * unit
-        start = start & -page_bytes if with_left else (start + page_bytes - 1) & -page_bytes
-        end = (end + page_bytes - 1) & -page_bytes if with_right else end & -page_bytes
-        if end > start:
-            give_back(start, end - start)
+        start = (base + (first << control.shift) * unit + page_bytes - 1) & -page_bytes
+        stop = (base + (end << control.shift) * unit) & -page_bytes
+        if stop > start:
+            give_back(start, stop - start)

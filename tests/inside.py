@@ -1,0 +1,67 @@
+"""The inside of a cache as NumPy arrays, to look at its metadata and to break it on purpose."""
+
+import numpy as np
+
+from jitslab import layout
+
+
+class Inside:
+    """Control block, slab rows, free bits, generations and heaps of one cache: views that write through."""
+
+    def __init__(self, cache):
+        self.cache = cache
+        sizes = cache._geometry
+        base = int(cache._bytes.ctypes.data)
+        at = cache._address - base
+        self.slots = 1 << sizes.shift
+        self.control = cache._bytes[at : at + layout.CONTROL.itemsize].view(layout.CONTROL)[0]
+        heaps = int(self.control["heaps"]) - base
+        n = layout.HEAP_ROWS * layout.HEAP_BYTES
+        self._heaps = cache._bytes[heaps : heaps + n].reshape(layout.HEAP_ROWS, layout.HEAP_BYTES)
+
+    def _region(self, name, dtype, n):
+        at = self.cache._geometry.offset[name]
+        return self.cache._bytes[at : at + n * np.dtype(dtype).itemsize].view(dtype)
+
+    @property
+    def slabs(self):
+        """Rows of the slabs made so far."""
+        return self._region("slabs", layout.SLAB, int(self.control["n_slabs"]))
+
+    @property
+    def bits(self):
+        """Words of 64 free bits."""
+        return self._region("bits", np.uint64, max(-(-self.cache.slot_limit // 64), 1))
+
+    @property
+    def words(self):
+        """Generations of the slots made so far."""
+        return self._region("words", np.uint32, self.cache.slot_limit)
+
+    def heap(self, row):
+        """Return the record of a heap."""
+        return self._heaps[row, : layout.HEAP.itemsize].view(layout.HEAP)[0]
+
+    def magazine(self, row):
+        """Return all the places of a heap's magazine."""
+        return self._heaps[row, layout.MAGAZINE : layout.MAGAZINE + 4 * layout.ROUNDS].view(np.uint32)
+
+    @property
+    def owned(self):
+        """Rows of the heaps that a thread owns."""
+        return [row for row in range(layout.HEAPS) if self.heap(row)["owner"] > 0]
+
+    def is_free(self, slot):
+        """Whether the slot's free bit is set."""
+        return bool(self.bits[slot >> 6] >> np.uint64(slot & 63) & np.uint64(1))
+
+    def is_fresh(self, slot):
+        """Whether the slot was never handed out since its slab was made or released."""
+        row = self.slabs[slot // self.slots]
+        n_fresh = int(row["n_fresh"])
+        after = (slot % self.slots - int(row["colour"]) - (self.slots - n_fresh)) % self.slots
+        return after < n_fresh
+
+    def is_retired(self, slot):
+        """Whether the slot will not be handed out again."""
+        return int(self.words[slot]) & 0x80000001 == 0x80000000

@@ -1,0 +1,747 @@
+"""Every way to use a cache wrongly: the crime, the exception, the exact message; and nothing is changed by it."""
+
+import copy
+import os
+import pickle
+import re
+import subprocess
+import sys
+
+import numba
+import numpy as np
+import pytest
+from inside import Inside
+
+import jitslab
+from jitslab import NULL
+
+XY = np.dtype([("x", "<f8"), ("y", "<i4"), ("z", "<i4")])
+
+
+@pytest.fixture
+def cache():
+    """Return a cache of 100 records of 16 bytes."""
+    with jitslab.SlabCache("crime", XY, capacity=100) as cache:
+        yield cache
+
+
+def refused(exception, message, function, *arguments, **options):
+    """Assert that a call raises exactly this; returns the exception."""
+    with pytest.raises(exception) as caught:
+        function(*arguments, **options)
+
+    assert exception is type(caught.value)
+    assert message == str(caught.value)
+    return caught.value
+
+
+# --- Handles ---
+
+
+def test_double_free_is_refused(cache):
+    """A record is freed once."""
+    h = cache.alloc()
+    cache.free(h)
+    slot, cycle = h & 0xFFFFFFFF, h >> 32
+
+    text = f"slot {slot} of handle {h:#x} is free (handle cycle {cycle}, slot cycle {cycle + 1})"
+    refused(jitslab.StaleHandleError, text, cache.free, h)
+
+
+def test_stale_handle_of_a_slot_in_use_again_is_refused(cache):
+    """The slot's next record is not taken for the one before."""
+    h = cache.alloc()
+    cache.free(h)
+    again = cache.alloc()
+    slot, cycle = h & 0xFFFFFFFF, h >> 32
+
+    assert slot == again & 0xFFFFFFFF
+    text = f"slot {slot} of handle {h:#x} is live again (handle cycle {cycle}, slot cycle {cycle + 1})"
+    for use in (cache.free, cache.__getitem__, cache.record):
+        refused(jitslab.StaleHandleError, text, use, h)
+    assert cache.is_live(again)
+    assert not cache.is_live(h)
+
+
+def test_only_the_live_cycle_of_every_slot_is_accepted(cache):
+    """Never-allocated slots, also with a neighbour's cycle, and cycles a little off are refused for every slot."""
+    live = set(cache.alloc_many(40).tolist())
+    some = min(live)
+    cycle = some >> 32
+    for slot in range(cache.slot_limit + 3):
+        for off in (-2, -1, 0, 1, 2):
+            h = (cycle + off) << 32 | slot
+            assert (h in live) == (h in cache)
+            if h not in live:
+                with pytest.raises(jitslab.HandleError):
+                    cache.free(h)
+
+    assert live == set(cache)
+    cache.check()
+
+
+def test_never_allocated_slot_with_a_neighbours_cycle_is_foreign(cache):
+    """A slot that was never handed out never had the cycle of a live one."""
+    h = cache.alloc()
+    never = next(slot for slot in range(cache.slot_limit) if Inside(cache).is_fresh(slot))
+    forged = h >> 32 << 32 | never
+
+    text = f"cache 'crime' never issued handle {forged:#x}: slot {never} never had cycle {h >> 32}"
+    refused(jitslab.ForeignHandleError, text, cache.free, forged)
+
+
+def test_slot_out_of_range_is_refused(cache):
+    """A slot beyond those of the cache is named."""
+    h = cache.alloc()
+    limit = cache.slot_limit
+    for slot in (limit, limit + 1, 0xFFFFFFFF):
+        far = h >> 32 << 32 | slot
+        text = f"slot {slot} of handle {far:#x} is not among the {limit} of cache 'crime'"
+        refused(jitslab.ForeignHandleError, text, cache.free, far)
+        refused(jitslab.ForeignHandleError, text, cache.object_at, far)
+
+
+def test_handles_of_a_thousand_caches_are_refused_by_the_others(cache):
+    """Each cache starts its cycles elsewhere, so young handles are not taken for those of another cache."""
+    others = [jitslab.SlabCache("other", XY, capacity=10, colouring=False) for _ in range(1000)]
+    handles = [other.alloc() for other in others]
+
+    assert 1000 == len(set(handles))
+    for i, other in enumerate(others[:50]):
+        assert [i] == [j for j, h in enumerate(handles) if h in other]
+    with pytest.raises(jitslab.ForeignHandleError):
+        cache.free(handles[0])
+
+
+@pytest.mark.parametrize("number", [-1, -(1 << 63), -(1 << 80), 1 << 63, (1 << 63) + 5, 1 << 64, 1 << 90])
+def test_number_outside_of_int64_is_no_handle(cache, number):
+    """Negative numbers and 2**63 and above are refused by name, and are not `in` the cache."""
+    cache.alloc()
+    text = f"{number} is no handle: 1 .. 2**63 - 1"
+
+    for use in (cache.free, cache.__getitem__, cache.object_at):
+        refused(jitslab.ForeignHandleError, text, use, number)
+    refused(jitslab.ForeignHandleError, text, cache.__setitem__, number, (1.0, 2, 3))
+    assert number not in cache
+
+
+def test_negative_forms_of_a_live_handle_are_refused(cache):
+    """No bits above the 63 are dropped on the way."""
+    h = cache.alloc()
+    for number in (h - (1 << 63), h - (1 << 64), h + (1 << 63), h + (1 << 64), -h, ~h):
+        refused(jitslab.ForeignHandleError, f"{number} is no handle: 1 .. 2**63 - 1", cache.free, number)
+        assert number not in cache
+    cache.free(h)
+
+
+def test_null_is_refused_by_name(cache):
+    """NULL is never live."""
+    cache.alloc_many(100)
+
+    assert NULL not in cache
+    for use in (cache.free, cache.__getitem__, cache.object_at):
+        refused(jitslab.NullHandleError, "the handle is NULL", use, NULL)
+    refused(
+        jitslab.NullHandleError,
+        "1 of 1 handles refused, at 0; the other 0 are freed; the first: the handle is NULL",
+        cache.free_many,
+        [NULL],
+    )
+
+
+@pytest.mark.parametrize("thing", [1.0, np.float64(3), "1", b"1", None, (1,), [1], {}, 1j, object])
+def test_what_is_no_integer_is_refused(cache, thing):
+    """Floats, strings and the like are no handles, whole or not."""
+    cache.alloc()
+    text = f"a handle is an integer, got {type(thing).__name__}"
+
+    for use in (cache.free, cache.__getitem__, cache.object_at, cache._free_slow):
+        refused(jitslab.HandleTypeError, text, use, thing)
+    assert thing not in cache
+
+
+@pytest.mark.parametrize("integer", [int, np.int64, np.uint64, lambda h: np.array(h)])
+def test_every_integer_type_is_a_handle(cache, integer):
+    """NumPy's integers are as good as Python's."""
+    h = cache.alloc()
+    cache[integer(h)] = (1.0, 2, 3)
+
+    assert integer(h) in cache
+    assert 2 == cache[integer(h)]["y"]
+    cache.free(integer(h))
+    assert h not in cache
+
+
+def test_million_random_handles_are_refused_and_change_nothing(cache):
+    """Of a million random numbers none is accepted but the live ones."""
+    live = np.sort(cache.alloc_many(60))
+    cache.records["y"][cache.slots(live)] = np.arange(60)
+    before = cache.gather(live).tobytes()
+    words = bytes(Inside(cache).words)
+    rng = np.random.default_rng(7)
+    handles = rng.integers(-(1 << 63), 1 << 63, 1_000_000, np.int64)
+    near = rng.random(handles.size) < 0.5
+    handles[near] = rng.integers(0, 2 * cache.slot_limit, near.sum()) | (live[0] >> 32) + rng.integers(-3, 4, near.sum()) << 32
+    handles = handles[~np.isin(handles, live)]
+
+    with pytest.raises(jitslab.HandleError) as caught:
+        cache.free_many(handles)
+
+    assert handles.size == len(caught.value.positions)
+    assert words == bytes(Inside(cache).words)
+    assert before == cache.gather(live).tobytes()
+    assert 60 == len(cache)
+    with pytest.raises(jitslab.HandleError) as caught:
+        cache.slots(np.append(handles, live))
+    assert tuple(range(handles.size)) == caught.value.positions
+    assert not any(h in cache for h in handles[:20_000].tolist())
+    cache.check()
+
+
+# --- Batches ---
+
+
+def test_duplicates_in_free_many_are_named_and_the_rest_is_freed(cache):
+    """A handle that stands there twice is freed once."""
+    a, b, c = cache.alloc_many(3).tolist()
+    slot, cycle = a & 0xFFFFFFFF, a >> 32
+    text = (
+        "2 of 5 handles refused, at 2, 4; the other 3 are freed; the first: "
+        f"slot {slot} of handle {a:#x} is free (handle cycle {cycle}, slot cycle {cycle + 1})"
+    )
+    error = refused(jitslab.StaleHandleError, text, cache.free_many, [a, b, a, c, b])
+
+    assert (2, 4) == error.positions
+    assert 0 == len(cache)
+
+
+def test_duplicates_in_a_long_free_many_are_named(cache):
+    """The same through the slab layer, which takes long batches."""
+    with jitslab.SlabCache("long", XY, capacity=5000) as cache:
+        handles = cache.alloc_many(4000)
+        with pytest.raises(jitslab.StaleHandleError) as caught:
+            cache.free_many(np.concatenate([handles, handles[100:108], [NULL]]))
+
+        assert tuple(range(4000, 4009)) == caught.value.positions
+        assert "9 of 4009 handles refused, at 4000, 4001, 4002, 4003, 4004, 4005, 4006, 4007, ...; " in str(caught.value)
+        assert 0 == len(cache)
+        cache.check()
+
+
+OUT = "out must be an array of int64 and shape (3,), got "
+BAD_OUTS = {
+    "dtype": (np.zeros(3, np.int32), OUT + "int32 of shape (3,)"),
+    "unsigned": (np.zeros(3, np.uint64), OUT + "uint64 of shape (3,)"),
+    "byte order": (np.zeros(3, ">i8"), OUT + ">i8 of shape (3,)"),
+    "length": (np.zeros(4, np.int64), OUT + "int64 of shape (4,)"),
+    "shape": (np.zeros((3, 1), np.int64), OUT + "int64 of shape (3, 1)"),
+    "list": ([0, 0, 0], OUT + "list"),
+    "strided": (np.zeros(6, np.int64)[::2], "out must be writable, contiguous and of native byte order"),
+    "read-only": (np.frombuffer(bytes(24), np.int64), "out must be writable, contiguous and of native byte order"),
+}
+
+
+@pytest.mark.parametrize("crime", BAD_OUTS)
+def test_alloc_many_refuses_a_wrong_out(cache, crime):
+    """Only a writable, contiguous int64 array of n takes handles; nothing is allocated."""
+    out, text = BAD_OUTS[crime]
+
+    refused(jitslab.ArrayError, text, cache.alloc_many, 3, out)
+    assert 0 == len(cache)
+
+
+BAD_GATHERS = {
+    "dtype": np.zeros(2, [("x", "<f4")]),
+    "shape": np.zeros(3, XY),
+    "byte order": np.zeros(2, XY.newbyteorder(">")),
+    "list": [],
+    "read-only": np.frombuffer(bytes(32), XY),
+    "strided": np.zeros(4, XY)[::2],
+}
+
+
+@pytest.mark.parametrize("crime", BAD_GATHERS)
+def test_gather_refuses_a_wrong_out(cache, crime):
+    """Only an array of the cache's own records is written to."""
+    handles = cache.alloc_many(2)
+
+    with pytest.raises(jitslab.ArrayError, match=r"^out must be "):
+        cache.gather(handles, BAD_GATHERS[crime])
+
+
+BAD_HANDLES = {
+    "floats": ([1.0, 2.0], jitslab.HandleTypeError, "handles are integers, got an array of float64"),
+    "strings": (["a"], jitslab.HandleTypeError, "handles are integers, got an array of <U1"),
+    "objects": ([None], jitslab.HandleTypeError, "handles are integers, got an array of object"),
+    "booleans": ([True], jitslab.HandleTypeError, "handles are integers, got an array of bool"),
+    "two dimensions": ([[1, 2]], jitslab.ArrayError, "handles must be a 1-d array, got shape (1, 2)"),
+    "scalar": (5, jitslab.ArrayError, "handles must be a 1-d array, got shape ()"),
+}
+
+
+@pytest.mark.parametrize("crime", BAD_HANDLES)
+def test_batches_refuse_what_are_no_handles(cache, crime):
+    """Every method that takes handles refuses the same things."""
+    handles, exception, text = BAD_HANDLES[crime]
+    cache.alloc()
+
+    for use in (cache.free_many, cache.slots, cache.gather):
+        refused(exception, text, use, handles)
+    refused(exception, text, cache.scatter, handles, np.zeros(2, XY))
+    if crime != "booleans":
+        refused(exception, text, cache.retain, handles)
+    assert 1 == len(cache)
+
+
+def test_big_unsigned_handles_are_refused_in_batches(cache):
+    """2**63 and above in a uint64 array is no handle of int64's."""
+    h = cache.alloc()
+    for use in (cache.free_many, cache.slots):
+        with pytest.raises(jitslab.ForeignHandleError):
+            use(np.array([h + (1 << 63)], np.uint64))
+    assert h in cache
+
+
+def test_scatter_refuses_wrong_values(cache):
+    """Values are records of the cache's dtype, one each or one for all."""
+    handles = cache.alloc_many(2)
+    text = f"values must be 2 records of {XY}, got "
+
+    refused(jitslab.ArrayError, text + "float64 of shape (2,)", cache.scatter, handles, np.zeros(2))
+    refused(jitslab.ArrayError, f"{text}{XY} of shape (3,)", cache.scatter, handles, np.zeros(3, XY))
+    cache.scatter(handles, np.ones((), XY))
+    assert [1.0, 1.0] == cache.gather(handles)["x"].tolist()
+
+
+def test_retain_refuses_a_wrong_mask(cache):
+    """A mask lies beside `live()`; handles to keep must be live."""
+    cache.alloc_many(3)
+
+    refused(jitslab.ArrayError, "the mask must have shape (3,), as live() has, got (2,)", cache.retain, np.ones(2, bool))
+    with pytest.raises(jitslab.ForeignHandleError):
+        cache.retain([5])
+    assert 3 == len(cache)
+
+
+@pytest.mark.parametrize("method", ["alloc_many", "reserve"])
+def test_counts_out_of_bounds_are_refused(cache, method):
+    """Counts are integers from 0 to 2**32."""
+    use = getattr(cache, method)
+
+    refused(jitslab.CapacityError, "n must be 0 .. 2**32, got -1", use, -1)
+    refused(jitslab.CapacityError, f"n must be 0 .. 2**32, got {2**32 + 1}", use, 2**32 + 1)
+    refused(jitslab.CapacityError, "n must be an integer, got float", use, 3.0)
+    refused(jitslab.CapacityError, "n must be an integer, got NoneType", use, None)
+    use(0)
+    assert 0 == len(cache)
+
+
+# --- Dtypes ---
+
+
+PADDED = np.dtype({"names": ["a", "b"], "formats": ["<i4", "<i4"], "offsets": [0, 2]})
+BAD_DTYPES = {
+    "no fields": ("f8", "a record needs named fields, got float64; write [('value', '<f8')]"),
+    "sub-array alone": (("f8", 3), "a record needs named fields, got ('<f8', (3,)); write [('value', '|V24')]"),
+    "objects": ([("a", "O")], "a record cannot hold Python objects"),
+    "objects inside": ([("a", [("b", "O")])], "a record cannot hold Python objects"),
+    "size 0": ([("a", "V0")], "a record cannot be of size 0"),
+    "no field at all": ([], "a record cannot be of size 0"),
+    "overlapping": (PADDED, "fields overlap at byte 2 ('b')"),
+}
+
+
+@pytest.mark.parametrize("crime", BAD_DTYPES)
+def test_dtype_that_is_no_record_is_refused(crime):
+    """The dtype is refused before anything is reserved."""
+    dtype, text = BAD_DTYPES[crime]
+
+    refused(jitslab.LayoutError, text, jitslab.SlabCache, "bad", dtype, capacity=10)
+
+
+@pytest.mark.parametrize("thing", ["nonsense", 3, [("a", "no such type")]])
+def test_what_is_no_dtype_is_refused(thing):
+    """NumPy's own word is passed on."""
+    with pytest.raises(jitslab.LayoutError, match="^not a dtype: "):
+        jitslab.SlabCache("bad", thing, capacity=10)
+
+
+GOOD_DTYPES = {
+    "packed": [("a", "u1"), ("b", "<f8"), ("c", "<i2")],
+    "aligned": np.dtype([("a", "u1"), ("b", "<f8")], align=True),
+    "nested": [("a", "<i4"), ("b", [("c", "<f8"), ("d", [("e", "u1")])])],
+    "sub-arrays": [("a", "<i4", (2, 3)), ("b", "u1", 5)],
+    "big-endian": [("a", ">i4"), ("b", ">f8")],
+    "strings": [("a", "S5"), ("b", "U3"), ("c", "<i8")],
+    "datetimes": [("a", "M8[ns]"), ("b", "m8[s]")],
+    "float16": [("a", "f2")],
+    "longdouble": [("a", "g")],
+    "complex": [("a", "c8"), ("b", "c16")],
+    "booleans": [("a", "?")],
+    "raw bytes": [("a", "V7")],
+    "gaps": {"names": ["a", "b"], "formats": ["u1", "<i4"], "offsets": [0, 8], "itemsize": 20},
+    "titles": [(("title", "a"), "<i4")],
+    "empty field among others": [("a", "<i4"), ("b", "V0")],
+}
+
+
+@pytest.mark.parametrize("kind", GOOD_DTYPES)
+@pytest.mark.parametrize("init", [None, "zero"])
+def test_dtype_that_memory_allows_works_from_python(kind, init):
+    """Every layout without overlaps and objects is kept as it is, and its records read back."""
+    dtype = np.dtype(GOOD_DTYPES[kind])
+    with jitslab.SlabCache("good", dtype, capacity=300, init=init) as cache:
+        handles = cache.alloc_many(300)
+        if init:
+            assert bytes(300 * dtype.itemsize) == b"".join(cache[h].tobytes() for h in handles.tolist())
+        values = np.zeros(300, dtype)
+        values.view(np.uint8)[:] = np.random.default_rng(1).integers(0, 2, 300 * dtype.itemsize, np.uint8)
+        cache.scatter(handles, values)
+
+        assert dtype == cache.dtype
+        assert dtype == cache.records.dtype
+        assert repr(values.tolist()) == repr(cache.gather(handles).tolist())
+        cache.free_many(handles)
+        cache.check()
+
+
+@numba.njit
+def write_a(cache, h):
+    """Write a field of a record."""
+    cache[h].a = 1
+
+
+@numba.njit
+def alloc_and_free(cache):
+    """Take a slot and free it."""
+    h = cache.alloc()
+    return h in cache and cache.free(h) and h not in cache
+
+
+@pytest.mark.parametrize("kind", ["big-endian", "raw bytes", "float16", "longdouble"])
+def test_dtype_that_numba_cannot_type_is_refused_by_compiled_code_clearly(kind):
+    """Fields of such records are out of reach of compiled code, which says so; slots still are not."""
+    cache = jitslab.SlabCache("untypable", GOOD_DTYPES[kind], capacity=10)
+    try:
+        numba.from_dtype(cache.dtype)
+    except Exception:  # noqa: BLE001  # numba raises what it likes
+        with pytest.raises(numba.TypingError, match="jitslab: Numba cannot type the records of this cache: "):
+            write_a(cache, cache.alloc())
+    else:
+        assert kind == "float16"
+
+    assert alloc_and_free(cache)
+
+
+# --- Capacities, names, templates ---
+
+
+BAD_CAPACITIES = {
+    0: "capacity must be 1 .. 2**32, got 0",
+    -1: "capacity must be 1 .. 2**32, got -1",
+    2**32 + 1: "capacity must be 1 .. 2**32, got 4294967297",
+    2**70: f"capacity must be 1 .. 2**32, got {2**70}",
+    1.5: "capacity must be an integer, got 1.5",
+    10.0: "capacity must be an integer, got 10.0",
+    "10": "capacity must be an integer, got '10'",
+}
+
+
+@pytest.mark.parametrize("capacity", BAD_CAPACITIES)
+def test_capacity_out_of_bounds_is_refused(capacity):
+    """A capacity is an integer from 1 to 2**32."""
+    refused(jitslab.CapacityError, BAD_CAPACITIES[capacity], jitslab.SlabCache, "bad", XY, capacity=capacity)
+
+
+def test_capacity_beyond_the_address_space_is_refused():
+    """More than the address space holds is said to be so."""
+    text = "4294967296 records of 100000 bytes are more than the address space holds"
+
+    refused(jitslab.CapacityError, text, jitslab.SlabCache, "bad", [("a", "u1", 100_000)], capacity=2**32)
+
+
+def test_capacity_of_one_and_of_2_to_the_32_work():
+    """Both ends of the bounds."""
+    with jitslab.SlabCache("one", XY, capacity=1) as one:
+        h = one.alloc()
+        refused(jitslab.CacheFullError, "cache 'one' has 1 of 1 records live, 1 more were asked for", one.alloc)
+        one.free(h)
+        assert one.alloc() not in (NULL, h)
+    with jitslab.SlabCache("all", [("a", "u1")], capacity=2**32) as most:
+        h = most.alloc()
+        most[h]["a"] = 5
+        assert 5 == most[h]["a"]
+        most.check()
+
+
+def test_full_cache_allocates_nothing(cache):
+    """A refused batch leaves no half behind, and what is freed can be had again."""
+    handles = cache.alloc_many(98)
+    text = "cache 'crime' has 98 of 100 records live, 3 more were asked for"
+    error = refused(jitslab.CacheFullError, text, cache.alloc_many, 3)
+
+    assert isinstance(error, MemoryError)
+    assert 98 == len(cache)
+    assert sorted(handles.tolist()) == sorted(cache.live().tolist())
+    refused(jitslab.CacheFullError, text, cache.reserve, 3)
+    cache.alloc_many(2)
+    refused(jitslab.CacheFullError, "cache 'crime' has 100 of 100 records live, 1 more were asked for", cache.alloc)
+    cache.free(int(handles[5]))
+    assert cache.alloc() not in handles
+    cache.check()
+
+
+@pytest.mark.parametrize("n", [129, 5000, 2**32])
+def test_full_cache_refuses_long_batches(cache, n):
+    """The same through the slab layer."""
+    if n <= 5000:
+        text = f"cache 'crime' has 0 of 100 records live, {n} more were asked for"
+        refused(jitslab.CacheFullError, text, cache.alloc_many, n)
+    text = f"cache 'crime' has 0 of 100 records live, {n} more were asked for"
+    refused(jitslab.CacheFullError, text, cache.reserve, n)
+    assert 0 == len(cache)
+    cache.check()
+
+
+@pytest.mark.parametrize("name", ["", None, 5, b"x"])
+def test_name_must_be_a_string(name):
+    """A cache is named."""
+    text = f"a cache is named by a string that is not empty, got {name!r}"
+
+    refused(jitslab.CapacityError, text, jitslab.SlabCache, name, XY, capacity=1)
+
+
+def test_wrong_init_is_refused():
+    """What new records hold is nothing, zeros, or one record."""
+    make = jitslab.SlabCache
+
+    refused(jitslab.LayoutError, "init is None, 'zero' or a record, got 'one'", make, "bad", XY, capacity=1, init="one")
+    with pytest.raises(jitslab.LayoutError, match=f"^init is no record of {re.escape(str(XY))}: "):
+        make("bad", XY, capacity=1, init=(1, 2))
+    with pytest.raises(jitslab.LayoutError, match="^init must be one record of "):
+        make("bad", XY, capacity=1, init=np.zeros(2, XY))
+    with pytest.raises(jitslab.LayoutError, match="^init must be one record of "):
+        make("bad", XY, capacity=1, init=np.zeros((), XY.newbyteorder(">"))[()])
+    with pytest.raises(jitslab.LayoutError, match="^init is no record of "):
+        make("bad", XY, capacity=1, init=np.zeros((), [("x", "<f4")])[()])
+
+
+# --- After close, and before open ---
+
+
+USES = {
+    "alloc": lambda c: c.alloc(),
+    "free": lambda c: c.free(5),
+    "free of no integer": lambda c: c.free("x"),
+    "alloc_many": lambda c: c.alloc_many(3),
+    "alloc_many of none": lambda c: c.alloc_many(0),
+    "free_many": lambda c: c.free_many([5]),
+    "free_many of none": lambda c: c.free_many(np.zeros(0, np.int64)),
+    "getitem": lambda c: c[5],
+    "getitem of no integer": lambda c: c["x"],
+    "setitem": lambda c: c.__setitem__(5, (1, 2, 3)),
+    "contains": lambda c: 5 in c,
+    "contains of no integer": lambda c: "x" in c,
+    "record": lambda c: c.record(5),
+    "is_live": lambda c: c.is_live(5),
+    "at_slot": lambda c: c.at_slot(0),
+    "new": lambda c: c.new(),
+    "object_at": lambda c: c.object_at(5),
+    "slots": lambda c: c.slots([5]),
+    "gather": lambda c: c.gather([5]),
+    "scatter": lambda c: c.scatter([5], np.zeros(1, XY)),
+    "live": lambda c: c.live(),
+    "iter": lambda c: iter(c),
+    "items": lambda c: list(c.items()),
+    "len": lambda c: len(c),
+    "clear": lambda c: c.clear(),
+    "retain": lambda c: c.retain([]),
+    "reserve": lambda c: c.reserve(1),
+    "records": lambda c: c.records,
+    "pages": lambda c: c.pages,
+    "check": lambda c: c.check(),
+    "recover": lambda c: c.recover(),
+    "shrink": lambda c: c.shrink(),
+    "with": lambda c: c.__enter__(),
+}
+STILL_KNOWN = {"name", "dtype", "capacity", "stride", "slot_limit", "closed", "faults", "raise_faults"}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_closed_cache_refuses(use):
+    """Everything but what the cache is known by is refused after `close`."""
+    cache = jitslab.SlabCache("shut", XY, capacity=10)
+    cache.alloc()
+    cache.close()
+
+    refused(jitslab.ClosedError, "cache 'shut' is closed", USES[use], cache)
+
+
+def test_every_public_name_is_among_the_uses():
+    """A new method is added to the table above or is known after `close`."""
+    public = {name for name in dir(jitslab.SlabCache) if not name.startswith("_")}
+
+    assert public == {use for use in USES if use.isidentifier() and hasattr(jitslab.SlabCache, use)} | STILL_KNOWN | {"close"}
+
+
+def test_closed_cache_is_still_known_by_name(cache):
+    """What was given at its making is still told, and a second close does nothing."""
+    cache.close()
+    cache.close()
+
+    assert ("crime", XY, 100, 16, 0, True, 0) == tuple(getattr(cache, name) for name in
+        ("name", "dtype", "capacity", "stride", "slot_limit", "closed", "faults"))
+    assert "<SlabCache 'crime': closed>" == repr(cache)
+    cache.raise_faults()
+
+
+def test_views_outlive_a_closed_cache():
+    """Arrays and records of a cache stay readable after its end; what they read is zeros."""
+    cache = jitslab.SlabCache("views", XY, capacity=10)
+    h, record = cache.new()
+    records, pages = cache.records, cache.pages
+    record["y"] = 7
+    cache.close()
+
+    assert 0 == record["y"]
+    records["y"][:] = 3
+    del cache
+    assert 3 == record["y"]
+    assert (records["y"] == 3).all()
+    refused(jitslab.ClosedError, "cache 'views' is closed", pages.__getitem__, 0)
+
+
+BLANK_USES = USES | {name: (lambda c, name=name: getattr(c, name)) for name in sorted(STILL_KNOWN - {"raise_faults"})} | {
+    "raise_faults": lambda c: c.raise_faults(),
+    "close": lambda c: c.close(),
+    "_alloc_slow": lambda c: c._alloc_slow(),
+    "_free_slow": lambda c: c._free_slow(5),
+    "kernel": lambda c: alloc_and_free(c),
+    "copy": lambda c: copy.copy(c),
+}
+
+
+@pytest.mark.parametrize("use", BLANK_USES)
+def test_cache_whose_init_never_ran_refuses(use, cache):
+    """`object.__new__(SlabCache)` gives an object that refuses all, and never crashes."""
+    blank = object.__new__(jitslab.SlabCache)
+
+    kinds = (jitslab.ClosedError, jitslab.CopyError, numba.TypingError)
+    with pytest.raises(kinds, match="never opened|Cannot determine Numba type") as caught:
+        BLANK_USES[use](blank)
+
+    assert (use == "kernel") == isinstance(caught.value, numba.TypingError)
+    assert "<SlabCache: never opened>" == repr(blank)
+
+
+def test_cache_whose_init_failed_refuses():
+    """The same after an `__init__` that raised; another `__init__` may then succeed."""
+    half = object.__new__(jitslab.SlabCache)
+    with pytest.raises(jitslab.LayoutError):
+        half.__init__("half", "f8")
+
+    refused(jitslab.ClosedError, "this SlabCache was never opened", half.alloc)
+    refused(jitslab.ClosedError, "this SlabCache was never opened", half.close)
+    half.__init__("half", XY, capacity=1)
+    assert half.alloc() in half
+
+
+def test_second_init_is_refused(cache):
+    """An open cache stays what it is; a closed one, too."""
+    h = cache.alloc()
+    text = "<SlabCache 'crime': 1 records of 16 bytes live in 1 slabs> is open already"
+    refused(jitslab.SlabError, text, cache.__init__, "other", XY)
+
+    assert h in cache
+    cache.close()
+    refused(jitslab.SlabError, "<SlabCache 'crime': closed> is open already", cache.__init__, "other", XY)
+
+
+def test_control_block_cannot_be_replaced(cache):
+    """What compiled code unboxes is set once and has no name."""
+    with pytest.raises(AttributeError):
+        cache._control = np.zeros(100)
+    with pytest.raises(AttributeError):
+        del cache._control
+
+
+def test_c_methods_refuse_another_type():
+    """The C methods check whose they are."""
+    with pytest.raises(TypeError):
+        jitslab.SlabCache.alloc(object())
+    with pytest.raises(TypeError):
+        jitslab.SlabCache.free(5, 5)
+
+
+# --- What is not done ---
+
+
+def test_copies_are_refused(cache):
+    """A reservation of gigabytes is never copied by accident."""
+    it = repr(cache)
+    text = f"{it} cannot be copied; make a new cache and scatter(gather(live())) into it"
+
+    refused(jitslab.CopyError, text, copy.copy, cache)
+    refused(jitslab.CopyError, text, copy.deepcopy, cache)
+    refused(jitslab.CopyError, f"{it} cannot be pickled: its memory is private to this process", pickle.dumps, cache)
+    refused(jitslab.CopyError, f"{it} is no array; use cache.records or cache.gather(handles)", np.array, cache)
+    refused(jitslab.CopyError, f"{it} is no array; use cache.records or cache.gather(handles)", np.asarray, cache)
+
+
+# --- Limits of the process ---
+
+
+def run_python(program, **environment):
+    """Run a program in a process of its own; returns what it wrote."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stderr
+    return done.stdout
+
+
+def test_default_capacity_opens_small_under_a_limit_of_the_address_space():
+    """Under RLIMIT_AS a cache without a capacity takes a part of what is left; an explicit huge one is refused."""
+    program = """
+import resource, numpy as np, jitslab
+jitslab.warmup()
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30),) * 2)
+dtype = np.dtype([("a", "u1", 64)])
+caches = [jitslab.SlabCache("small", dtype) for _ in range(5)]
+for cache in caches:
+    cache.alloc_many(1000)
+    cache.check()
+    assert 1000 < cache.capacity < 1 << 25, cache.capacity
+try:
+    jitslab.SlabCache("huge", dtype, capacity=1 << 26)
+except jitslab.CacheFullError as error:
+    print(error)
+"""
+    assert run_python(program).startswith("cannot reserve ")
+
+
+def test_memory_refused_by_the_system_is_a_full_cache():
+    """Where memory is refused in the middle of growth, nothing is half allocated."""
+    program = """
+import resource, numpy as np, jitslab
+jitslab.warmup()
+cache = jitslab.SlabCache("grows", np.dtype([("a", "u1", 64)]), capacity=1 << 24)
+first, out = cache.alloc_many(1000), np.zeros(1 << 20, np.int64)
+with open("/proc/self/status") as status:
+    data = int([line for line in status if line.startswith("VmData")][0].split()[1]) << 10
+resource.setrlimit(resource.RLIMIT_DATA, (data + (1 << 24),) * 2)
+try:
+    cache.alloc_many(1 << 20, out)
+except jitslab.CacheFullError as error:
+    print(error)
+assert 1000 == len(cache) and set(first) == set(cache.live())
+cache.check()
+"""
+    expected = "the system gives cache 'grows' no memory for 1048576 records of 64 bytes\n"
+    assert expected == run_python(program)
