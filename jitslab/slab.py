@@ -507,16 +507,32 @@ def clear_bits(c: int, i: int) -> None:
 
 
 @kernel
+def all_go(c: int, i: int, end: int) -> bool:
+    """Whether slabs `i` to `end` - 1 are made, and all being released."""
+    if end > control_at(c).n_slabs:
+        return False
+    for j in range(i, end):  # noqa: SIM110  # Numba has no all() of a generator
+        if slab_at(c, j).state != RELEASING:
+            return False
+    return True
+
+
+@kernel
 def give_back_slab(c: int, i: int) -> None:
-    """Give back the pages of slab `i`'s records and generations, and those it shares with neighbours that go too."""
+    """
+    Give back the pages of slab `i`'s records and generations.
+
+    A page that it shares goes if every slab on it does: the generations of 64 slots are 256 bytes, of 16 slabs a page.
+    """
     control = control_at(c)
-    last = i + 1 == control.n_slabs
-    with_left = i > 0 and slab_at(c, i - 1).state == RELEASING
-    with_right = not last and slab_at(c, i + 1).state == RELEASING
     for base, unit in ((control.records, control.stride), (control.words, int64(4))):
-        start = base + (i << control.shift) * unit
-        end = base + ((i + 1) << control.shift) * unit
-        start = start & -page_bytes if with_left else (start + page_bytes - 1) & -page_bytes
-        end = (end + page_bytes - 1) & -page_bytes if with_right else end & -page_bytes
-        if end > start:
-            give_back(start, end - start)
+        size = unit << control.shift
+        start = base + i * size
+        end = start + size
+        low, high = start & -page_bytes, (end + page_bytes - 1) & -page_bytes
+        if not all_go(c, (low - base) // size, i):
+            low = (start + page_bytes - 1) & -page_bytes
+        if not all_go(c, i + 1, (high - base + size - 1) // size):
+            high = end & -page_bytes
+        if high > low:
+            give_back(low, high - low)
