@@ -233,7 +233,7 @@ load8, store8 = _make_load_store(64, None)
 load4, store4 = _make_load_store(32, None)
 load8_acquire, store8_release = _make_load_store(64, "acquire")
 load8_relaxed, store8_relaxed = _make_load_store(64, "monotonic")
-_, store1 = _make_load_store(8, None)
+load1, store1 = _make_load_store(8, None)
 load4_relaxed, _ = _make_load_store(32, "monotonic")
 _, store4_release = _make_load_store(32, "acquire")
 

@@ -1,0 +1,237 @@
+"""A replay does what the trace says, on both sides, and sees a record that was changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jitslab import TraceError, __version__, replay, trace
+from jitslab.__main__ import NO_RICH, main
+from jitslab.events import run_malloc, run_slabs
+from jitslab.trace import ALLOC, CACHE, EVENT, FREE, Trace
+
+SIDES = pytest.mark.parametrize("entry", [run_slabs, run_malloc], ids=["slabs", "malloc"])
+
+
+def churn(sizes: list[int], objects: int, cpus: int, seed: int) -> Trace:
+    """A random trace: each object is of a random cache, allocated on a random CPU and mostly freed on another."""
+    random = np.random.default_rng(seed)
+    rows: list[tuple[int, int, int, int, int]] = []
+    live: list[tuple[int, int]] = []
+    for obj in range(objects):
+        cache = int(random.integers(len(sizes)))
+        rows.append((ALLOC, int(random.integers(cpus)), cache, sizes[cache], obj))
+        live.append((obj, cache))
+        while live and random.random() < 0.47:
+            gone, cache = live.pop(int(random.integers(len(live))))
+            rows.append((FREE, int(random.integers(cpus)), cache, 0, gone))
+    return Trace(np.array([(f"cache-{size}", size) for size in sizes], CACHE), np.array(rows, EVENT))
+
+
+def live_counts(made: Trace) -> list[int]:
+    """Live objects of each cache at the end, recounted from the events."""
+    allocs = np.bincount(made.allocs["cache"], minlength=len(made.caches))
+    return (allocs - np.bincount(made.frees["cache"], minlength=len(made.caches))).tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_packaged_trace_replays_without_mismatch(threads: int) -> None:
+    """Every stamp is found as written, and each cache holds what the events leave live."""
+    loaded = trace.load(trace.packaged())
+    outcome = replay.measure(loaded, threads, repeat=2)
+
+    assert outcome.mismatches == 0
+    assert [str(name) for name in loaded.caches["name"]] == [line.name for line in outcome.slabinfo]
+    assert live_counts(loaded) == [line.active_objects for line in outcome.slabinfo]
+    for line in outcome.slabinfo:
+        assert line.active_objects <= line.total_slots == line.slabs * line.objects_a_slab
+    assert [len(passes) for passes in outcome.passes.values()] == [3, 3]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_records_of_every_size_replay_in_any_number_of_threads(threads: int) -> None:
+    """Stamps of 8, 4 and 1 bytes fit records of any size; a thread waits for what another has not allocated yet."""
+    made = churn([1, 2, 3, 4, 7, 8, 12, 16, 20, 24, 184, 4096, 5848, 70_001], 6_000, cpus=7, seed=threads)
+    trace.check_events(made)
+    with replay.Replay(made, threads) as run:
+        passes = [one() for _ in range(3) for one in (run.slabs, run.malloc)]
+
+        assert [each.mismatches for each in passes] == [0] * 6
+        assert live_counts(made) == [line.active_objects for line in run.slabinfo]
+        assert made.caches["size"].tolist() == [line.object_size for line in run.slabinfo]
+        assert [0] * len(made.caches) == [len(cache) for cache in run.caches]
+
+
+def test_thread_that_only_frees_waits_for_the_one_that_allocates() -> None:
+    """All allocs are one thread's, all frees another's."""
+    rows = [row for i in range(20_000) for row in ((ALLOC, 0, 0, 64, i), (FREE, 1, 0, 0, i))]
+    made = Trace(np.array([("pipe", 64)], CACHE), np.array(rows, EVENT))
+    with replay.Replay(made, 2) as run:
+        assert run.slabs().mismatches == 0
+        assert run.malloc().mismatches == 0
+
+
+@SIDES
+def test_free_of_another_object_is_counted(entry: replay.Entry) -> None:
+    """Where two objects' handles are exchanged both stamps are wrong; the third is right."""
+    rows = [(ALLOC, 0, 0, 64, i) for i in range(3)]
+    with replay.Replay(Trace(np.array([("three", 64)], CACHE), np.array(rows, EVENT))) as run:
+        before = run._run(entry, run._programs)[1]
+        run._handles[[0, 1]] = run._handles[[1, 0]]
+
+        assert before == 0
+        assert run._run(entry, run._drains)[1] == 2
+
+
+@pytest.mark.parametrize("size", [1, 4, 8, 200])
+def test_overwritten_record_is_counted(size: int) -> None:
+    """One byte written over the stamp of one live record is one mismatch."""
+    rows = [(ALLOC, 0, 0, size, i) for i in range(100)]
+    with replay.Replay(Trace(np.array([("hundred", size)], CACHE), np.array(rows, EVENT))) as run:
+        run._run(run_slabs, run._programs)
+        slot = int(run.caches[0].slots(run._handles[50:51])[0])
+        run.caches[0].records["stamp"][slot] ^= 1
+
+        assert run._run(run_slabs, run._drains)[1] == 1
+
+
+def test_record_freed_behind_the_replay_is_counted() -> None:
+    """A free that the cache refuses is a mismatch, too."""
+    rows = [(ALLOC, 0, 0, 64, i) for i in range(10)]
+    with replay.Replay(Trace(np.array([("ten", 64)], CACHE), np.array(rows, EVENT))) as run:
+        run._run(run_slabs, run._programs)
+        run.caches[0].free(int(run._handles[3]))
+
+        assert run._run(run_slabs, run._drains)[1] == 1
+        assert run.caches[0].faults == 1
+
+
+def test_object_without_memory_does_not_hold_its_thread_up() -> None:
+    """Where an alloc found no slot its free is passed over, by whichever thread."""
+    rows = [(op, i & 1, 0, 64 * (1 - op), i) for op in (ALLOC, FREE) for i in range(10)]
+    made = Trace(np.array([("ten", 64)], CACHE), np.array(rows, EVENT))
+    with replay.Replay(made) as run:
+        run._handles[:] = replay.REFUSED
+        frees = [words[words & 1 == 1] for words in run._programs]
+
+        assert run._run(run_slabs, frees)[1] == 0
+        assert run._run(run_malloc, frees)[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("threads", "message"),
+    [(0, "the events can be run by 1 .. 256 threads, not by 0"), (257, "the events can be run by 1 .. 256 threads, not by 257")],
+)
+def test_number_of_threads_has_bounds(threads: int, message: str) -> None:
+    """A cache has a heap for each of 256 threads."""
+    with pytest.raises(TraceError) as caught:
+        replay.Replay(churn([8], 10, 1, 0), threads)
+
+    assert message == str(caught.value)
+
+
+def test_trace_larger_than_the_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused before anything runs, not killed by the system."""
+    monkeypatch.setattr(replay, "memory_bytes", lambda: 8 << 20)
+    rows = [(ALLOC, 0, 0, 1 << 20, i) for i in range(5)]
+    with pytest.raises(TraceError) as caught:
+        replay.Replay(Trace(np.array([("large", 1 << 20)], CACHE), np.array(rows, EVENT)))
+
+    assert str(caught.value) == "5 MiB can be live at once, more than half of this machine's memory (4 MiB)"
+
+
+# --- The command line ---
+
+
+def test_json_is_one_object() -> None:
+    """`python -m jitslab replay --json` prints what a program can read, and nothing else."""
+    command = [sys.executable, "-m", "jitslab", "replay", "--json", "--repeat", "1", "--threads", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    printed = json.loads(done.stdout)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (printed["events"], printed["threads"], printed["mismatches"]) == (200_000, 2, 0)
+    assert printed["live"] == sum(line["active_objects"] for line in printed["caches"])
+    assert {"jitslab", "malloc"} == set(printed["ns"])
+    assert all(ns > 0 for side in printed["ns"].values() for ns in side.values())
+
+
+def test_table_has_every_cache_and_both_times(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Names of caches are shown as they are: no markup in them is followed."""
+    made = churn([8, 64], 500, 2, 3)
+    made.caches["name"][0] = "[bold]odd"
+    trace.save(tmp_path / "churn.npz", made)
+    status = main(["replay", str(tmp_path / "churn.npz"), "--repeat", "1"])
+    printed = capsys.readouterr().out
+
+    assert status == 0
+    for word in ("[bold]odd", "cache-64", "total", "first pass", "later passes", "0 records found changed"):
+        assert word in printed
+
+
+def test_changed_records_are_the_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A replay that found a record changed does not end with 0."""
+    one = replay.Pass(1.0, 3, 0)
+    monkeypatch.setattr(replay, "measure", lambda *_: replay.Outcome([], {"jitslab": [one, one], "malloc": [one, one]}))
+
+    assert main(["replay", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["mismatches"] == 12
+
+
+def test_trace_of_malloc_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Status 2, one line, nothing on the output."""
+    path = tmp_path / "malloc.npz"
+    trace.save(path, Trace(np.zeros(0, CACHE), np.zeros(0, EVENT)))
+    status = main(["replay", "--json", str(path)])
+    printed = capsys.readouterr()
+
+    assert (status, printed.out) == (2, "")
+    expected = "a trace of malloc needs the size-class allocator, which this version does not have"
+    assert f"jitslab replay: {path}: {expected}\n" == printed.err
+
+
+def test_missing_rich_is_said_before_anything_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only `--json` does without it."""
+    monkeypatch.setitem(sys.modules, "rich", None)
+    status = main(["replay", "no-such-file.npz"])
+
+    assert (2, f"{NO_RICH}\n") == (status, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["replay", "--threads", "0"], "jitslab replay: the events can be run by 1 .. 256 threads, not by 0\n"),
+        (["replay", "--repeat", "0"], "jitslab replay: the later passes are run 1 time or more, not 0\n"),
+        (["cut", "no-such.npz", "out.npz"], "jitslab cut: no-such.npz: no such file\n"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 2 and one line."""
+    status = main([*arguments, "--json"] if arguments[0] == "replay" else arguments)
+
+    assert (2, message) == (status, capsys.readouterr().err)
+
+
+def test_cut_from_the_command_line_is_a_trace(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What it writes can be loaded."""
+    out = tmp_path / "cut.npz"
+    status = main(["cut", os.fspath(trace.packaged()), str(out), "--events", "1000", "--start", "500"])
+
+    assert (0, f"{out}: 1000 events\n") == (status, capsys.readouterr().out)
+    assert len(trace.load(out).events) == 1000
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """`jitslab --version`."""
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+
+    assert caught.value.code == 0
+    assert f"jitslab {__version__}\n" == capsys.readouterr().out
