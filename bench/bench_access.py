@@ -1,6 +1,4 @@
-"""
-Record access through checked handles beside plain arrays; iteration; colour; the linked list beside jitclass.
-"""
+"""Record access through checked handles beside plain arrays; iteration; colour; the linked list beside jitclass."""
 
 from __future__ import annotations
 
@@ -175,7 +173,11 @@ def table(sizes: Sizes) -> Table:
     """Return all operations."""
     rows: Table = {}
     for live in sizes.accessed:
-        for text, loop, limit in (("pointer chase", "chase", 1.15), ("random writes", "write", 1.5), ("random reads", "read", 2.0)):
+        for text, loop, limit in (
+            ("pointer chase", "chase", 1.15),
+            ("random writes", "write", 1.5),
+            ("random reads", "read", 2.0),
+        ):
             contenders = {"records[slot]": partial(access, loop, False, live), "cache[h]": partial(access, loop, True, live)}
             rows[f"{text}, {live:,} live"] = Row(contenders, (ratio("cache[h]", "records[slot]", limit),))
         rows[f"iteration, {live:,} live in {2 * live:,} slots"] = Row(

@@ -1,6 +1,4 @@
-"""
-From Python: one alloc and free beside what Python itself does in that time, and access by handle.
-"""
+"""From Python: one alloc and free beside what Python itself does in that time, and access by handle."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,14 +73,11 @@ def resident() -> int:
 
 def many_caches(sizes: Sizes) -> dict[str, float]:
     """Open many caches, one record in each."""
-    import time
-
-    dtype, caches = np.dtype([("x", "i8")]), []
+    dtype = np.dtype([("x", "i8")])
     first = SlabCache("warm", dtype, capacity=sizes.cache_capacity)
     first.alloc()
     before, start = resident(), time.perf_counter()
-    for _ in range(sizes.caches):
-        caches.append(SlabCache("one of many", dtype, capacity=sizes.cache_capacity))
+    caches = [SlabCache("one of many", dtype, capacity=sizes.cache_capacity) for _ in range(sizes.caches)]
     opened, opened_bytes = time.perf_counter() - start, resident() - before
     handles = [cache.alloc() for cache in caches]
     used_bytes = resident() - before
@@ -97,7 +95,7 @@ def metadata(sizes: Sizes) -> dict[str, float]:
     """Fill a cache whose records nobody touches: what becomes resident is metadata."""
     with SlabCache("warm", RECORD, capacity=SLOTS) as cache:
         cache.alloc_many(SLOTS)
-    out = np.zeros(SLOTS, np.int64)
+    out = np.full(SLOTS, -1)  # touched
     before = resident()
     cache = SlabCache("metadata", RECORD, capacity=SLOTS)
     cache.alloc_many(SLOTS, out)

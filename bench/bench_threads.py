@@ -31,7 +31,9 @@ class Stacks:
     def __init__(self, sizes: Sizes, live: int) -> None:
         self.sizes = sizes
         order = sizes.rng().integers(0, max(live, 1), sizes.ops)
-        self.own = [(floor.bare_stack(live + SPARE), floor.record_array(live + SPARE), np.empty(live, np.int32)) for _ in range(2)]
+        self.own = [
+            (floor.bare_stack(live + SPARE), floor.record_array(live + SPARE), np.empty(live, np.int32)) for _ in range(2)
+        ]
         self.order = order
         for (stack, top), data, held in self.own:
             floor.fill(held, stack, top, data)

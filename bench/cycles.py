@@ -9,6 +9,7 @@ CPU with everything in the first cache.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import platform
 import re
@@ -16,7 +17,6 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -66,8 +66,6 @@ def open_counters() -> list[int]:
 
 def counted(group: list[int], case: Case) -> list[float]:
     """Return the events of a turn: the round with the fewest cycles."""
-    import fcntl
-
     case.once()
     best: list[float] = []
     for _ in range(9):
@@ -109,11 +107,6 @@ def simulated(instructions: list[str]) -> str:
     done = subprocess.run(command, input=straight, capture_output=True, text=True)
     cycles = re.search(r"Total Cycles:\s+(\d+)", done.stdout)
     return f"{int(cycles[1]) / TURNS:.2f}" if cycles else "not understood"
-
-
-def recompiled(kernel: Any, cases: dict[str, Case], name: str, record: Callable[..., Any]) -> Any:
-    """Return the kernel compiled now: what comes from the disk has no machine code to look at."""
-    return numba.njit(nogil=True)(kernel.py_func), kernel.signatures
 
 
 def main() -> None:

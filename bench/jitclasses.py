@@ -1,6 +1,4 @@
-"""
-The linked list as Numba users write it today: a jitclass node with an optional next.
-"""
+"""The linked list as Numba users write it today: a jitclass node with an optional next."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ node_type = numba.deferred_type()
 class Node:
     """A value and the next node."""
 
-    def __init__(self, value, following):
+    def __init__(self, value, following) -> None:
         self.value = value
         self.next = following
 

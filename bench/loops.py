@@ -1,6 +1,4 @@
-"""
-The same loops over a `SlabCache`, as its user writes them: handles checked at every access and at every free.
-"""
+"""The same loops over a `SlabCache`, as its user writes them: handles checked at every access and at every free."""
 
 from __future__ import annotations
 
@@ -219,7 +217,7 @@ def add(cache, handles, sweeps):
 def scan_items(cache):
     """Read all live records by items(): the sum."""
     s = 0
-    for _, r in cache.items():
+    for _h, r in cache.items():  # noqa: PERF102  # a cache has no values()
         s += r.x
     return s
 

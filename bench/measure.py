@@ -184,15 +184,24 @@ class Measured:
         return {**names, "contenders": contenders, "figures": figures, "skipped": self.skipped}
 
 
+def set_up(setup: Setup, sizes: Sizes) -> Case | SkippedError:
+    """Return a contender ready to run, or why this machine does not have it."""
+    try:
+        return setup(sizes)
+    except SkippedError as why:
+        return why
+
+
 def measure(operation: str, row: Row, sizes: Sizes) -> Measured:
     """Measure a row: all contenders in turn, again and again."""
     measured, cases = Measured(operation, row), {}
     try:
         for name, setup in row.contenders.items():
-            try:
-                cases[name] = setup(sizes)
-            except SkippedError as why:
-                measured.skipped[name] = str(why)
+            case = set_up(setup, sizes)
+            if isinstance(case, SkippedError):
+                measured.skipped[name] = str(case)
+            else:
+                cases[name] = case
         if row.most != 1:
             for case in cases.values():  # compiles, and touches memory
                 case.once()
@@ -224,10 +233,10 @@ def names(table: Callable[[Sizes], Table]) -> list[Any]:
 
 def ready(table: Callable[[Sizes], Table], operation: str, contender: str) -> Case:
     """Set a contender up, or skip its test by name."""
-    try:
-        return table(UNDER_PYTEST)[operation].contenders[contender](UNDER_PYTEST)
-    except SkippedError as why:
-        pytest.skip(f"{contender}: {why}")
+    case = set_up(table(UNDER_PYTEST)[operation].contenders[contender], UNDER_PYTEST)
+    if isinstance(case, SkippedError):
+        pytest.skip(f"{contender}: {case}")
+    return case
 
 
 def check_answer(table: Callable[[Sizes], Table], operation: str, contender: str) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -44,7 +43,7 @@ class Team:
             start = time.perf_counter()
             try:
                 answer = job()
-            except BaseException as error:  # noqa: BLE001  # raised in `run`
+            except BaseException as error:  # raised in `run`
                 answer = error
             self._done.put((i, start, time.perf_counter(), answer))
 

@@ -6,7 +6,7 @@ Run everything: ratios from interleaved rounds, beside the figures to reach.
     python bench/run.py --only alloc threads     some
     python bench/run.py --figures README.md      and write the figures between the markers of that file
 
-Writes bench/results/<name>.json.
+Writes bench/results/<suite>.json, or <suite>-quick.json.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 import numba
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import jitslab
@@ -76,18 +77,20 @@ def rows_of(suite: str, sizes: Sizes, console: Console) -> list[dict[str, Any]]:
 def show(row: dict[str, Any], console: Console) -> None:
     """Print a row: its times, then its figures."""
     times = ", ".join(f"{name} {found['min']:.4g} ({found['median']:.4g})" for name, found in row["contenders"].items())
-    console.print(f"[bold]{row['operation']}[/]: {times} {row['unit']}, best (median)")
+    console.print(f"[bold]{row['operation']}[/]: {escape(times)} {row['unit']}, best (median)")
     for name, why in row["skipped"].items():
         console.print(f"  {name} skipped: {why}")
     for figure in row["figures"]:
         mark = {True: "[green]reached[/]", False: "[red]missed[/]", None: ""}[figure["met"]]
-        console.print(f"  {figure['figure']}: {shown(figure)}; {wanted(figure)} {mark}")
+        console.print(f"  {escape(figure['figure'])}: {shown(figure)}; {wanted(figure)} {mark}")
 
 
 def shown(figure: dict[str, Any]) -> str:
     """Return what was measured, to two digits behind the point or four in all."""
     value = figure["measured"]
-    return f"{value:.2f}{figure['unit'] and ' '}{figure['unit']}" if abs(value) < 100 else f"{value:,.0f} {figure['unit']}".strip()
+    return (
+        f"{value:.2f}{figure['unit'] and ' '}{figure['unit']}" if abs(value) < 100 else f"{value:,.0f} {figure['unit']}".strip()
+    )
 
 
 def wanted(figure: dict[str, Any]) -> str:
@@ -136,12 +139,14 @@ def main() -> None:
     results: dict[str, list[dict[str, Any]]] = {}
     for suite in chosen.only:
         results[suite] = rows_of(suite, sizes, console)
+        if sizes is SMOKE:
+            continue
         RESULTS.mkdir(exist_ok=True)
         content = {"suite": suite, "sizes": sizes.name, "machine": machine(), "rows": results[suite]}
-        (RESULTS / f"{suite}.json").write_text(json.dumps(content, indent=1) + "\n")
+        (RESULTS / f"{suite}{'' if sizes is FULL else '-' + sizes.name}.json").write_text(json.dumps(content, indent=1) + "\n")
     table = Table("operation", "figure", "measured", "to reach", title=f"Figures ({sizes.name} sizes)")
     for line in summary(results):
-        table.add_row(*line, style="red" if "(missed)" in line[2] else None)
+        table.add_row(*map(escape, line), style="red" if "(missed)" in line[2] else None)
     console.print(table)
     console.print(f"{time.perf_counter() - start:.0f} s; written to {RESULTS.name}/ of {Path(__file__).parent.name}/")
     if chosen.figures:
