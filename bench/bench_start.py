@@ -126,15 +126,14 @@ def table(sizes: Sizes) -> Table:
                 ),
             ),
             unit="s",
-            most=20,
+            most=10,
             seconds=10.0,
         ),
         "cold compile of everything": Row(
             {"import numba": partial(cold, "import numba"), "warmup()": partial(cold, WARMUP)},
             (Figure("warmup() over import numba", lambda t: t["warmup()"] - t["import numba"], 5.0, unit="s"),),
             unit="s",
-            most=3,
-            seconds=20.0,
+            most=1,
         ),
         f"{sizes.caches:,} open caches of capacity {sizes.cache_capacity:,}": Row(
             {key: partial(count, "many_caches", key) for key in ("open", "close")},

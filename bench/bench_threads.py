@@ -30,7 +30,7 @@ class Stacks:
 
     def __init__(self, sizes: Sizes, live: int) -> None:
         self.sizes = sizes
-        order = sizes.rng().integers(0, max(live, 1), sizes.ops)
+        order = sizes.rng().integers(0, max(live, 1), sizes.thread_ops)
         self.own = [
             (floor.bare_stack(live + SPARE), floor.record_array(live + SPARE), np.empty(live, np.int32)) for _ in range(2)
         ]
@@ -41,7 +41,7 @@ class Stacks:
     def pair(self, i: int) -> Job:
         """Return the private pairs of thread i."""
         (stack, top), data, _ = self.own[i]
-        return lambda: floor.pair(self.sizes.ops, stack, top, data) == 0
+        return lambda: floor.pair(self.sizes.thread_ops, stack, top, data) == 0
 
     def churn(self, i: int) -> Job:
         """Return the private churn of thread i."""
@@ -54,7 +54,7 @@ class Shared:
 
     def __init__(self, sizes: Sizes, live: int) -> None:
         self.sizes, self.live = sizes, live
-        self.order = sizes.rng().integers(0, max(live, 1), sizes.ops)
+        self.order = sizes.rng().integers(0, max(live, 1), sizes.thread_ops)
         self.cache: Any = None
         self.open()
 
@@ -72,7 +72,7 @@ class Shared:
 
     def pair(self, i: int) -> Job:
         """Return the private pairs of thread i."""
-        return lambda: loops.pair(self.sizes.ops, self.cache) != 0 and self.cache.faults == 0
+        return lambda: loops.pair(self.sizes.thread_ops, self.cache) != 0 and self.cache.faults == 0
 
     def churn(self, i: int) -> Job:
         """Return the private churn of thread i: the records are its own from the start."""
@@ -110,7 +110,7 @@ def private(make: Any, loop: str, live: int, threads: int, sizes: Sizes) -> Case
         team.close()
         close()
 
-    return Case(run, sizes.ops * threads, before=before, close=stop, measures=True)
+    return Case(run, sizes.thread_ops * threads, before=before, close=stop, measures=True)
 
 
 def after_cross_frees(is_same: bool, threads: int, sizes: Sizes) -> Case:
@@ -130,7 +130,7 @@ def after_cross_frees(is_same: bool, threads: int, sizes: Sizes) -> Case:
         teams.pop().close()
         close()
 
-    return Case(run, sizes.ops * threads, before=before, close=stop, measures=True)
+    return Case(run, sizes.thread_ops * threads, before=before, close=stop, measures=True)
 
 
 def on_team(team: Callable[[], ring.Team], mine: Any, loop: str, threads: int, repeats: int) -> tuple[Job, Job]:
@@ -178,7 +178,7 @@ def table(sizes: Sizes) -> Table:
         # Which slots a thread has on top differs from phase to phase, so the median of the phases is what counts.
         return Row(contenders, (scaling("median"), scaling("min")), most=40, seconds=10.0)
 
-    live = min(sizes.churn_live, sizes.ops)
+    live = min(sizes.churn_live, sizes.thread_ops)
     return {
         "private pairs, fresh cache": fresh("pair", 0),
         f"private churn {live:,}, fresh cache": fresh("churn", live),

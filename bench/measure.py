@@ -41,6 +41,7 @@ class Sizes:
     hot_records: int  # hot records of a page each
     sweeps: int  # over the hot records
     handed: int  # records handed from thread to thread
+    thread_ops: int  # of private use: long beside the start of a thread
     ring: int = 4096  # handles in flight between two threads
     churn_live: int = 10_000  # live records of each thread
     repeats: int = 5  # of private pairs after each phase of cross-thread frees
@@ -57,14 +58,14 @@ class Sizes:
 POWERS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 FULL = Sizes(
     "full", 6.0, 5, 60, 1_000_000, 3_000_000, POWERS, (1_000, 100_000, 2_000_000), 1_000_000, 100_000, (100_000, 1_000_000),
-    400, 512, 200, 1_000_000,
+    400, 512, 200, 1_000_000, 10_000_000,
 )  # fmt: skip
 QUICK = Sizes(
-    "quick", 0.5, 3, 20, 500_000, 1_000_000, POWERS[:4], (1_000, 100_000), 1_000_000, 100_000, (100_000,), 400, 512, 50, 300_000,
-    caches=1_000,
+    "quick", 0.4, 2, 20, 500_000, 1_000_000, POWERS[:4], (1_000, 100_000), 300_000, 100_000, (100_000,),
+    400, 512, 50, 300_000, 5_000_000, caches=1_000,
 )  # fmt: skip
 SMOKE = Sizes(
-    "smoke", 0.0, 1, 1, 5_000, 5_000, (1_000, 10_000), (1_000,), 10_000, 1_000, (1_000,), 20, 32, 2, 5_000, 256, 100,
+    "smoke", 0.0, 1, 1, 5_000, 5_000, (1_000, 10_000), (1_000,), 10_000, 1_000, (1_000,), 20, 32, 2, 5_000, 5_000, 256, 100,
     calls=100, caches=20,
 )  # fmt: skip
 SIZES = {sizes.name: sizes for sizes in (FULL, QUICK, SMOKE)}
