@@ -1,0 +1,219 @@
+"""Record access through checked handles beside plain arrays; iteration; colour; the linked list beside jitclass."""
+
+from __future__ import annotations
+
+from functools import cache as cached
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+import floor
+import loops
+import measure
+from jitslab import SlabCache
+from measure import NODE, PAGE_RECORD, RECORD, Case, Row, Sizes, Table, ratio, speed_ratio
+
+SLOT_MASK = 0xFFFFFFFF
+
+
+# --- Access: the same slots in the same order, by handle and by number ---
+
+
+def access(loop: str, is_checked: bool, live: int, sizes: Sizes) -> Case:
+    """Chase, write or read all records in one random order."""
+    cache = SlabCache("access", RECORD, capacity=live)
+    handles = cache.alloc_many(live)
+    order = sizes.rng().permutation(live)
+    handles = handles[order]
+    slots = handles & SLOT_MASK
+    records, keys = cache.records, handles if is_checked else slots
+    records["x"][slots] = np.roll(keys, -1) if loop == "chase" else np.arange(live)
+    at = (cache, handles) if is_checked else (records, slots)
+    kernels = loops if is_checked else floor
+    if loop == "chase":
+        run: Any = partial(kernels.chase, at[0], int(keys[0]), live)
+        expected: Any = int(keys[0])
+    else:
+        run, expected = partial(getattr(kernels, loop), *at), {"read": live * (live - 1) // 2, "write": None}[loop]
+
+    def is_right(answer: Any) -> bool:
+        return answer == expected and cache.faults == 0 and (loop != "write" or int(records["x"][slots[-1]]) == live - 1)
+
+    return Case(run, live, is_right, close=cache.close)
+
+
+def scan_of_dense(live: int, sizes: Sizes) -> Case:
+    """Read an array of just the live records."""
+    data = floor.record_array(live)
+    data["x"] = np.arange(live)
+    return Case(partial(floor.scan, data), live, partial(int.__eq__, live * (live - 1) // 2))
+
+
+def scan_of_cache(loop: Any, live: int, sizes: Sizes) -> Case:
+    """Read the live half of a cache's slots."""
+    cache = SlabCache("scan", RECORD, capacity=2 * live)
+    handles = cache.alloc_many(2 * live)[sizes.rng().permutation(2 * live)]
+    cache.records["x"] = 1 << 40
+    cache.free_many(handles[live:])
+    cache.records["x"][cache.slots(handles[:live])] = np.arange(live)
+    return Case(partial(loop, cache), live, partial(int.__eq__, live * (live - 1) // 2), close=cache.close)
+
+
+# --- Colour ---
+
+
+def first_of_slabs(colouring: bool, is_checked: bool, sizes: Sizes) -> Case:
+    """Add to the first record that each of many slabs handed out."""
+    slots_each = (64 << 10) // RECORD.itemsize
+    cache = SlabCache("slabs", RECORD, capacity=sizes.hot_slabs * slots_each, colouring=colouring)
+    handles = np.sort(cache.alloc_many(sizes.hot_slabs * slots_each))
+    handles = handles[np.argsort(handles & SLOT_MASK)]
+    first = [page.index * page.capacity + page.colour for page in cache.pages]
+    return hot(cache, handles[first], is_checked, sizes)
+
+
+def page_records(colouring: bool, is_checked: bool, sizes: Sizes) -> Case:
+    """Add to records of 4,096 bytes each."""
+    cache = SlabCache("pages", PAGE_RECORD, capacity=sizes.hot_records, colouring=colouring)
+    return hot(cache, cache.alloc_many(sizes.hot_records), is_checked, sizes)
+
+
+def hot(cache: SlabCache, handles: Any, is_checked: bool, sizes: Sizes) -> Case:
+    """Add to a few hot records, by handle or by slot, in random order."""
+    handles = handles[sizes.rng().permutation(handles.size)]
+    slots, records, n = handles & SLOT_MASK, cache.records, sizes.sweeps * handles.size
+    records["x"][slots] = 0
+    sums = [0]
+
+    def is_right(_: None) -> bool:
+        sums[0] += n
+        return int(records["x"][slots].sum()) == sums[0] and cache.faults == 0
+
+    run: Any = partial(floor.add, records, slots, sizes.sweeps)
+    if is_checked:
+        run = partial(loops.add, cache, handles, sizes.sweeps)
+    return Case(run, n, is_right, close=cache.close)
+
+
+# --- The linked list ---
+
+
+class CacheList:
+    """A list of nodes of a cache."""
+
+    def __init__(self, build: Any, sizes: Sizes) -> None:
+        self.cache = SlabCache("list", NODE, capacity=sizes.nodes)
+        self.build_loop, self.n, self.first = build, sizes.nodes, 0
+
+    def build(self) -> bool:
+        """Build the list."""
+        self.first = self.build_loop(self.n, self.cache)
+        return self.first != 0
+
+    def walk(self) -> int:
+        """Sum up the values."""
+        return int(loops.walk(self.first, self.cache))
+
+    def drop(self) -> int:
+        """Free all nodes; how many."""
+        return int(loops.drop(self.first, self.cache))
+
+    def close(self) -> None:
+        """Close the cache."""
+        self.cache.close()
+
+
+@cached
+def jitclasses() -> Any:
+    """Return the jitclass kernels; made when first needed."""
+    import jitclasses
+
+    return jitclasses
+
+
+class JitclassList:
+    """A list of jitclass nodes."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.n, self.first, self.loops = sizes.nodes, None, jitclasses()
+
+    def build(self) -> bool:
+        """Build the list."""
+        self.first = self.loops.build(self.n)
+        return self.first is not None
+
+    def walk(self) -> int:
+        """Sum up the values."""
+        return int(self.loops.walk(self.first))
+
+    def drop(self) -> int:
+        """Unlink all nodes; how many."""
+        return int(self.loops.drop(self.first))
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        self.first = None
+
+
+def list_case(make: Any, step: str, sizes: Sizes) -> Case:
+    """One step of the life of a list."""
+    mine, n = make(sizes), sizes.nodes
+    expected = {"build": True, "walk": n * (n - 1) // 2, "drop": n}[step]
+    before = measure.nothing if step == "build" else mine.build
+    after = measure.nothing if step == "drop" else mine.drop
+    return Case(getattr(mine, step), n, lambda answer: answer == expected, before, after, mine.close)
+
+
+# --- The table ---
+
+
+def table(sizes: Sizes) -> Table:
+    """Return all operations."""
+    rows: Table = {}
+    for live in sizes.accessed:
+        for text, loop, limit in (
+            ("pointer chase", "chase", 1.15),
+            ("random writes", "write", 1.5),
+            ("random reads", "read", 2.0),
+        ):
+            contenders = {"records[slot]": partial(access, loop, False, live), "cache[h]": partial(access, loop, True, live)}
+            rows[f"{text}, {live:,} live"] = Row(contenders, (ratio("cache[h]", "records[slot]", limit),))
+        rows[f"iteration, {live:,} live in {2 * live:,} slots"] = Row(
+            {
+                "dense array": partial(scan_of_dense, live),
+                "items()": partial(scan_of_cache, loops.scan_items, live),
+                "cache[h]": partial(scan_of_cache, loops.scan_handles, live),
+            },
+            (speed_ratio("items()", "dense array", 0.45), speed_ratio("cache[h]", "dense array", 0.3)),
+        )
+    for text, make in (
+        (f"{sizes.hot_slabs} slabs, first record of each", first_of_slabs),
+        (f"{sizes.hot_records} records of 4,096 bytes", page_records),
+    ):
+        for by, is_checked in (("by cache[h]", True), ("by records[slot]", False)):
+            contenders = {"not coloured": partial(make, False, is_checked), "coloured": partial(make, True, is_checked)}
+            rows[f"{text}, {by}"] = Row(contenders, (speed_ratio("coloured", "not coloured", 1.0),))
+    for step, limit in (("build", 6.0), ("walk", 6.0), ("drop", 12.0)):
+        rows[f"linked list, {step}"] = Row(
+            {
+                "jitclass": partial(list_case, JitclassList, step),
+                "cache": partial(list_case, partial(CacheList, loops.build), step),
+                "new()": partial(list_case, partial(CacheList, loops.build_new), step),
+            },
+            (speed_ratio("cache", "jitclass", limit),),
+        )
+    return rows
+
+
+@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
+def test_answer_is_right(operation: str, contender: str) -> None:
+    """Every contender does what the row says."""
+    measure.check_answer(table, operation, contender)
+
+
+@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
+def test_speed(benchmark: Any, operation: str, contender: str) -> None:
+    """Time of every contender; for ratios, see run.py."""
+    measure.speed(benchmark, table, operation, contender)

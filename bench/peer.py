@@ -1,0 +1,211 @@
+"""
+The C allocators beside a cache, each in a process of its own, where LD_PRELOAD puts it in the place of `malloc`.
+
+A cache is measured in the same process, round by round.  As a script: the rows of the process's own `malloc`, as JSON.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import loops
+import malloc
+import measure
+import ring
+from jitslab import SlabCache
+from measure import RECORD, SIZES, Case, Row, Sizes, Table, speed_ratio
+
+PACKAGES = {"mimalloc": "libmimalloc2.0", "jemalloc": "libjemalloc2", "tcmalloc_minimal": "libtcmalloc-minimal4"}
+ALLOCATORS = ("mimalloc", "jemalloc", "tcmalloc_minimal", "glibc")
+SPARE = 100
+
+
+def library(allocator: str) -> str:
+    """Return the shared library of an allocator; raises `SkippedError` if it is not installed."""
+    folder = Path("/usr/lib") / (sysconfig.get_config_var("MULTIARCH") or "")
+    found = sorted(folder.glob(f"lib{allocator}.so*"), key=lambda path: len(path.name))
+    if found:
+        return str(found[0])
+    if name := ctypes.util.find_library(allocator):
+        return name
+    raise measure.SkippedError(f"not installed: apt install {PACKAGES[allocator]}")
+
+
+def run_with(allocator: str, size: str) -> list[dict[str, Any]]:
+    """Return the rows of an allocator, measured in a new process."""
+    environment = dict(os.environ)
+    if allocator != "glibc":
+        environment["LD_PRELOAD"] = library(allocator)
+    command = [sys.executable, str(Path(__file__)), size]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    answer = json.loads(done.stdout)
+    if allocator != "glibc" and not any(f"lib{allocator}" in name for name in answer["libraries"]):
+        raise measure.WrongAnswerError(f"{allocator} was not preloaded")
+    return list(answer["rows"])
+
+
+def loaded_libraries() -> list[str]:
+    """Return the names of the shared libraries of this process."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return sorted({Path(line.split()[-1]).name for line in lines if ".so" in line})
+
+
+# --- Contenders: these set up and tear down within the run, as the C allocators must ---
+
+
+def pair_of_malloc(sizes: Sizes) -> Case:
+    """Alloc, write and free of one record."""
+    return Case(lambda: malloc.pair(sizes.ops), sizes.ops)
+
+
+def pair_of_cache(sizes: Sizes) -> Case:
+    """Alloc, write and free of one record."""
+    cache = SlabCache("pair", RECORD, capacity=SPARE)
+    return Case(lambda: loops.pair(sizes.ops, cache), sizes.ops, close=cache.close)
+
+
+def churn_of_malloc(live: int, sizes: Sizes) -> Case:
+    """Fill, churn, drain; counted as the turns of the churn."""
+    held, order = np.empty(live, np.int64), sizes.rng().integers(0, live, sizes.far_ops)
+
+    def run() -> int:
+        malloc.fill(held)
+        malloc.churn(held, order)
+        return int(malloc.drain(held))
+
+    return Case(run, order.size, partial(int.__eq__, loops.last_writes(live, order)))
+
+
+def churn_of_cache(loop: Any, live: int, sizes: Sizes) -> Case:
+    """Fill, churn, drain; counted as the turns of the churn."""
+    held, order = np.empty(live, np.int64), sizes.rng().integers(0, live, sizes.far_ops)
+    cache = SlabCache("churn", RECORD, capacity=live + SPARE)
+
+    def run() -> int:
+        loops.fill(held, cache)
+        loop(held, cache, order)
+        return int(loops.drain(held, cache))
+
+    return Case(run, order.size, partial(int.__eq__, loops.last_writes(live, order)), close=cache.close)
+
+
+def allocs_of_malloc(sizes: Sizes) -> Case:
+    """Alloc a batch."""
+    held = np.empty(sizes.batch, np.int64)
+    run, after = partial(malloc.alloc_each, held), partial(malloc.free_each, held)
+    return Case(run, sizes.batch, lambda _: np.unique(held).size == held.size, after=after)
+
+
+def allocs_of_cache(sizes: Sizes) -> Case:
+    """Alloc a batch."""
+    cache, held = SlabCache("allocs", RECORD, capacity=sizes.batch), np.empty(sizes.batch, np.int64)
+    run, after = partial(loops.alloc_many, held, cache), partial(loops.free_many, held, cache)
+    return Case(run, sizes.batch, lambda n: np.unique(held).size == n, after=after, close=cache.close)
+
+
+def frees_of_malloc(order: Any, sizes: Sizes) -> Case:
+    """Free a batch, in the order that the generator gives."""
+    held, shuffled, at = np.empty(sizes.batch, np.int64), np.empty(sizes.batch, np.int64), order(sizes.rng(), sizes.batch)
+
+    def before() -> None:
+        malloc.alloc_each(held)
+        np.take(held, at, out=shuffled)
+
+    return Case(lambda: malloc.free_each(shuffled), sizes.batch, partial(int.__eq__, sizes.batch), before)
+
+
+def frees_of_cache(order: Any, sizes: Sizes) -> Case:
+    """Free a batch, in the order that the generator gives."""
+    held, shuffled, at = np.empty(sizes.batch, np.int64), np.empty(sizes.batch, np.int64), order(sizes.rng(), sizes.batch)
+    cache = SlabCache("frees", RECORD, capacity=sizes.batch)
+
+    def before() -> None:
+        loops.alloc_many(held, cache)
+        np.take(held, at, out=shuffled)
+
+    run = partial(loops.free_many, shuffled, cache)
+    return Case(run, sizes.batch, partial(int.__eq__, sizes.batch), before, close=cache.close)
+
+
+def in_order(_: Any, n: int) -> Any:
+    """Positions in order."""
+    return np.arange(n)
+
+
+def at_random(rng: Any, n: int) -> Any:
+    """Positions in random order."""
+    return rng.permutation(n)
+
+
+def handed_over(give: Any, take: Any, close: Any, sizes: Sizes) -> Case:
+    """Every record freed by the other thread."""
+    team, handles, n = ring.Team(), np.zeros(sizes.ring, np.int64), sizes.handed
+
+    def run() -> tuple[float, int]:
+        positions = ring.new_positions()
+        seconds, answers = team.run(lambda: give(n, handles, positions), lambda: take(n, handles, positions))
+        return seconds, answers[1]
+
+    def stop() -> None:
+        team.close()
+        close()
+
+    return Case(run, n, partial(int.__eq__, n), close=stop, measures=True)
+
+
+def handed_over_by_cache(sizes: Sizes) -> Case:
+    """Every record freed by the other thread."""
+    cache = SlabCache("handed", RECORD, capacity=2 * sizes.ring)
+
+    def give(n: int, handles: Any, positions: Any) -> None:
+        ring.give(n, cache, handles, positions)
+
+    def take(n: int, handles: Any, positions: Any) -> int:
+        return int(ring.take(n, cache, handles, positions))
+
+    return handed_over(give, take, cache.close, sizes)
+
+
+def handed_over_by_malloc(sizes: Sizes) -> Case:
+    """Every record freed by the other thread."""
+    return handed_over(ring.give_malloc, ring.take_malloc, measure.nothing, sizes)
+
+
+def table(sizes: Sizes) -> Table:
+    """Return all operations; "malloc" is whatever this process has under that name."""
+    beside = (speed_ratio("cache", "malloc", 1.0),)
+    rows = {"pair": Row({"malloc": pair_of_malloc, "cache": pair_of_cache}, beside)}
+    for live in sizes.peer_lives:
+        rows[f"churn {live:,}, set-up counted in"] = Row(
+            {
+                "malloc": partial(churn_of_malloc, live),
+                "cache": partial(churn_of_cache, loops.churn, live),
+                "new()": partial(churn_of_cache, loops.churn_new, live),
+            },
+            (*beside, speed_ratio("new()", "malloc", 1.0)),
+        )
+    rows[f"{sizes.batch:,} allocs in order"] = Row({"malloc": allocs_of_malloc, "cache": allocs_of_cache}, beside)
+    for text, order in (("in order", in_order), ("in random order", at_random)):
+        contenders = {"malloc": partial(frees_of_malloc, order), "cache": partial(frees_of_cache, order)}
+        rows[f"{sizes.batch:,} frees {text}"] = Row(contenders, beside)
+    contenders = {"malloc": handed_over_by_malloc, "cache": handed_over_by_cache}
+    rows["each record freed by the other thread"] = Row(contenders, beside)
+    return rows
+
+
+if __name__ == "__main__":
+    assert threading.active_count() == 1
+    chosen = SIZES[sys.argv[1]]
+    measured = [measure.measure(operation, row, chosen).as_json() for operation, row in table(chosen).items()]
+    sys.stdout.write(json.dumps({"libraries": loaded_libraries(), "rows": measured}))
