@@ -106,7 +106,7 @@ def test_handles_of_a_thousand_caches_are_refused_by_the_others(cache):
     others = [jitslab.SlabCache("other", XY, capacity=10, colouring=False) for _ in range(1000)]
     handles = [other.alloc() for other in others]
 
-    assert 1000 == len(set(handles))
+    assert len(set(handles)) == 1000
     for i, other in enumerate(others[:50]):
         assert [i] == [j for j, h in enumerate(handles) if h in other]
     with pytest.raises(jitslab.ForeignHandleError):
@@ -167,7 +167,7 @@ def test_every_integer_type_is_a_handle(cache, integer):
     cache[integer(h)] = (1.0, 2, 3)
 
     assert integer(h) in cache
-    assert 2 == cache[integer(h)]["y"]
+    assert cache[integer(h)]["y"] == 2
     cache.free(integer(h))
     assert h not in cache
 
@@ -190,7 +190,7 @@ def test_million_random_handles_are_refused_and_change_nothing(cache):
     assert handles.size == len(caught.value.positions)
     assert words == bytes(Inside(cache).words)
     assert before == cache.gather(live).tobytes()
-    assert 60 == len(cache)
+    assert len(cache) == 60
     with pytest.raises(jitslab.HandleError) as caught:
         cache.slots(np.append(handles, live))
     assert tuple(range(handles.size)) == caught.value.positions
@@ -211,8 +211,8 @@ def test_duplicates_in_free_many_are_named_and_the_rest_is_freed(cache):
     )
     error = refused(jitslab.StaleHandleError, text, cache.free_many, [a, b, a, c, b])
 
-    assert (2, 4) == error.positions
-    assert 0 == len(cache)
+    assert error.positions == (2, 4)
+    assert len(cache) == 0
 
 
 def test_duplicates_in_a_long_free_many_are_named(cache):
@@ -224,7 +224,7 @@ def test_duplicates_in_a_long_free_many_are_named(cache):
 
         assert tuple(range(4000, 4009)) == caught.value.positions
         assert "9 of 4009 handles refused, at 4000, 4001, 4002, 4003, 4004, 4005, 4006, 4007, ...; " in str(caught.value)
-        assert 0 == len(cache)
+        assert len(cache) == 0
         cache.check()
 
 
@@ -247,7 +247,7 @@ def test_alloc_many_refuses_a_wrong_out(cache, crime):
     out, text = BAD_OUTS[crime]
 
     refused(jitslab.ArrayError, text, cache.alloc_many, 3, out)
-    assert 0 == len(cache)
+    assert len(cache) == 0
 
 
 BAD_GATHERS = {
@@ -290,7 +290,7 @@ def test_batches_refuse_what_are_no_handles(cache, crime):
     refused(exception, text, cache.scatter, handles, np.zeros(2, XY))
     if crime != "booleans":
         refused(exception, text, cache.retain, handles)
-    assert 1 == len(cache)
+    assert len(cache) == 1
 
 
 def test_big_unsigned_handles_are_refused_in_batches(cache):
@@ -310,7 +310,7 @@ def test_scatter_refuses_wrong_values(cache):
     refused(jitslab.ArrayError, text + "float64 of shape (2,)", cache.scatter, handles, np.zeros(2))
     refused(jitslab.ArrayError, f"{text}{XY} of shape (3,)", cache.scatter, handles, np.zeros(3, XY))
     cache.scatter(handles, np.ones((), XY))
-    assert [1.0, 1.0] == cache.gather(handles)["x"].tolist()
+    assert cache.gather(handles)["x"].tolist() == [1.0, 1.0]
 
 
 def test_retain_refuses_a_wrong_mask(cache):
@@ -320,7 +320,7 @@ def test_retain_refuses_a_wrong_mask(cache):
     refused(jitslab.ArrayError, "the mask must have shape (3,), as live() has, got (2,)", cache.retain, np.ones(2, bool))
     with pytest.raises(jitslab.ForeignHandleError):
         cache.retain([5])
-    assert 3 == len(cache)
+    assert len(cache) == 3
 
 
 @pytest.mark.parametrize("method", ["alloc_many", "reserve"])
@@ -333,7 +333,7 @@ def test_counts_out_of_bounds_are_refused(cache, method):
     refused(jitslab.CapacityError, "n must be an integer, got float", use, 3.0)
     refused(jitslab.CapacityError, "n must be an integer, got NoneType", use, None)
     use(0)
-    assert 0 == len(cache)
+    assert len(cache) == 0
 
 
 # --- Dtypes ---
@@ -424,7 +424,7 @@ def test_dtype_that_numba_cannot_type_is_refused_by_compiled_code_clearly(kind):
     cache = jitslab.SlabCache("untypable", GOOD_DTYPES[kind], capacity=10)
     try:
         numba.from_dtype(cache.dtype)
-    except Exception:  # noqa: BLE001  # numba raises what it likes
+    except Exception:  # numba raises what it likes
         with pytest.raises(numba.TypingError, match="jitslab: Numba cannot type the records of this cache: "):
             write_a(cache, cache.alloc())
     else:
@@ -470,7 +470,7 @@ def test_capacity_of_one_and_of_2_to_the_32_work():
     with jitslab.SlabCache("all", [("a", "u1")], capacity=2**32) as most:
         h = most.alloc()
         most[h]["a"] = 5
-        assert 5 == most[h]["a"]
+        assert most[h]["a"] == 5
         most.check()
 
 
@@ -481,7 +481,7 @@ def test_full_cache_allocates_nothing(cache):
     error = refused(jitslab.CacheFullError, text, cache.alloc_many, 3)
 
     assert isinstance(error, MemoryError)
-    assert 98 == len(cache)
+    assert len(cache) == 98
     assert sorted(handles.tolist()) == sorted(cache.live().tolist())
     refused(jitslab.CacheFullError, text, cache.reserve, 3)
     cache.alloc_many(2)
@@ -499,7 +499,7 @@ def test_full_cache_refuses_long_batches(cache, n):
         refused(jitslab.CacheFullError, text, cache.alloc_many, n)
     text = f"cache 'crime' has 0 of 100 records live, {n} more were asked for"
     refused(jitslab.CacheFullError, text, cache.reserve, n)
-    assert 0 == len(cache)
+    assert len(cache) == 0
     cache.check()
 
 
@@ -589,9 +589,16 @@ def test_closed_cache_is_still_known_by_name(cache):
     cache.close()
     cache.close()
 
-    assert ("crime", XY, 100, 16, 0, True, 0) == tuple(getattr(cache, name) for name in
-        ("name", "dtype", "capacity", "stride", "slot_limit", "closed", "faults"))
-    assert "<SlabCache 'crime': closed>" == repr(cache)
+    assert tuple(getattr(cache, name) for name in ("name", "dtype", "capacity", "stride", "slot_limit", "closed", "faults")) == (
+        "crime",
+        XY,
+        100,
+        16,
+        0,
+        True,
+        0,
+    )
+    assert repr(cache) == "<SlabCache 'crime': closed>"
     cache.raise_faults()
 
 
@@ -603,22 +610,26 @@ def test_views_outlive_a_closed_cache():
     record["y"] = 7
     cache.close()
 
-    assert 0 == record["y"]
+    assert record["y"] == 0
     records["y"][:] = 3
     del cache
-    assert 3 == record["y"]
+    assert record["y"] == 3
     assert (records["y"] == 3).all()
     refused(jitslab.ClosedError, "cache 'views' is closed", pages.__getitem__, 0)
 
 
-BLANK_USES = USES | {name: (lambda c, name=name: getattr(c, name)) for name in sorted(STILL_KNOWN - {"raise_faults"})} | {
-    "raise_faults": lambda c: c.raise_faults(),
-    "close": lambda c: c.close(),
-    "_alloc_slow": lambda c: c._alloc_slow(),
-    "_free_slow": lambda c: c._free_slow(5),
-    "kernel": lambda c: alloc_and_free(c),
-    "copy": lambda c: copy.copy(c),
-}
+BLANK_USES = (
+    USES
+    | {name: (lambda c, name=name: getattr(c, name)) for name in sorted(STILL_KNOWN - {"raise_faults"})}
+    | {
+        "raise_faults": lambda c: c.raise_faults(),
+        "close": lambda c: c.close(),
+        "_alloc_slow": lambda c: c._alloc_slow(),
+        "_free_slow": lambda c: c._free_slow(5),
+        "kernel": lambda c: alloc_and_free(c),
+        "copy": lambda c: copy.copy(c),
+    }
+)
 
 
 @pytest.mark.parametrize("use", BLANK_USES)
@@ -631,7 +642,7 @@ def test_cache_whose_init_never_ran_refuses(use, cache):
         BLANK_USES[use](blank)
 
     assert (use == "kernel") == isinstance(caught.value, numba.TypingError)
-    assert "<SlabCache: never opened>" == repr(blank)
+    assert repr(blank) == "<SlabCache: never opened>"
 
 
 def test_cache_whose_init_failed_refuses():
@@ -701,7 +712,7 @@ def run_python(program, **environment):
         timeout=120,
         check=False,
     )
-    assert 0 == done.returncode, done.stderr
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 
