@@ -75,10 +75,10 @@ def refuse(line: str) -> int:
 
 
 def run_record(options: argparse.Namespace) -> int:
-    """Record a trace."""
+    """Record a trace; what is told goes to the error stream, the output is the command's."""
     made, lost = record.record(options.run, Path(options.out).absolute().parent)
     trace.save(options.out, made)
-    sys.stdout.write(f"{options.out}: {len(made.events)} events of {len(made.caches)} caches, {lost} lost\n")
+    sys.stderr.write(f"{options.out}: {len(made.events)} events of {len(made.caches)} caches, {lost} lost\n")
     return 0
 
 

@@ -50,12 +50,14 @@ def record(command: Sequence[str], directory: Path) -> tuple[Trace, int]:
     Raises
     ------
     TraceError
-        If there is no perf, or no such command, or perf may not trace.
+        If there is no perf, no such command or directory, or perf may not trace.
     """
     if shutil.which("perf") is None:
         raise TraceError("there is no perf here; it comes with the package linux-perf or linux-tools")
     if shutil.which(command[0]) is None:
         raise TraceError(f"there is no command {command[0]!r}")
+    if not directory.is_dir():
+        raise TraceError(f"there is no directory {str(directory)!r}")
     start = ["perf", "record", "-q", "-a", "-m", BUFFER, "-e", TRACEPOINTS, "-o"]
     trial = subprocess.run([*start, os.devnull, "--", "true"], capture_output=True, text=True)
     if trial.returncode != 0:

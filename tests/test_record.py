@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jitslab import TraceError, record, trace
+from jitslab.__main__ import main
 
 SAMPLE = """\
 [000] kmem:kmem_cache_free: call_site=put+0x10 ptr=0xffff888100000900 name=before
@@ -84,3 +85,41 @@ def test_missing_command_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         record.record(["no-such-command"], tmp_path)
 
     assert str(caught.value) == "there is no command 'no-such-command'"
+
+
+def test_missing_directory_is_said_before_the_command_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A recording that could not be kept is not made."""
+    perf = tmp_path / "perf"
+    perf.write_text("#!/bin/sh\n")
+    perf.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    status = main(["record", str(tmp_path / "no" / "out.npz"), "--", "true"])
+
+    assert status == 2
+    assert capsys.readouterr().err == f"jitslab record: there is no directory {str(tmp_path / 'no')!r}\n"
+
+
+def test_recording_is_a_trace_that_loads(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """From the command line to the file, with a perf that prints the sample; its data is gone afterwards."""
+    (tmp_path / "sample").write_text(SAMPLE)
+    perf = tmp_path / "perf"
+    perf.write_text(
+        "#!/bin/sh\n"
+        f'if [ "$1" = script ]; then exec cat {tmp_path}/sample; fi\n'
+        'while [ "$1" != -o ]; do shift; done\n'
+        'touch "$2"; shift 3; "$@"\n'
+    )
+    perf.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    out = tmp_path / "out.npz"
+    status = main(["record", str(out), "--", "sh", "-c", f"echo ran > {tmp_path}/ran; exit 3"])
+
+    assert status == 0
+    assert capsys.readouterr().err == f"{out}: 6 events of 2 caches, 17 lost\n"
+    assert (tmp_path / "ran").read_text() == "ran\n"
+    assert len(trace.load(out).events) == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.npz", "perf", "ran", "sample"]
