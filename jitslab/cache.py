@@ -59,6 +59,7 @@ FAULT_TEXTS = {
     layout.TWICE: "record freed by two threads at the same instant",
 }
 SLOT_MASK = 0xFFFFFFFF
+REST_TRIES = 3  # a thread that was joined may still be giving its magazines back
 
 _serials = itertools.count()
 _process_random = secrets.randbits(layout.START_BITS)
@@ -765,7 +766,7 @@ class SlabCache(_Block):
 
     def _need_rest(self, what: str) -> None:
         """Raise if other threads are using the cache."""
-        if recover.is_moving(self._address):
+        if all(recover.is_moving(self._address) for _ in range(REST_TRIES)):
             raise BusyError(f"{what} needs cache {self._name!r} at rest, and other threads are using it")
 
     def _slot(self, handle: Any) -> int:

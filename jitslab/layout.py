@@ -82,7 +82,8 @@ MAX_SLAB_SHIFT = 16  # most slots a slab: 65,536
 QUARTERS = 4  # lists of partially used slabs, by occupancy
 EMPTY, FRESH = QUARTERS, QUARTERS + 1  # lists of FREE slabs: with memory behind them; never used, or released
 LISTS = QUARTERS + 2
-INTERVAL = 512  # refills and flushes of one interval of the working set
+INTERVAL = 512  # refills and flushes of one interval of the working set, at least
+TURNOVERS = 4  # times that all slots of the cache could come and go in one interval
 RELEASE_BYTES = 1 << 20  # least that is given back to the system at a time
 HOLD = 4096  # most slots moved under one hold of the lock
 
@@ -159,7 +160,8 @@ CONTROL = record(
     ("epoch", "i8"),  # forks that this cache has recovered from
     ("closed", "i8"),
     ("releasing", "i8"),  # 1 while one thread gives slabs back
-    ("pad1", "i8", (6,)),
+    ("interval_end", "i8"),  # ticks at which the interval ends
+    ("pad1", "i8", (5,)),
     # Any thread, by atomics.
     ("faults", "i8"),  # faults since the last report
     ("fault_first", "i8"),  # handle of the first

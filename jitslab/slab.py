@@ -26,6 +26,7 @@ from ._native import (
     lowest_bit,
     pause,
     popcount,
+    prefetch_write,
     slab_view,
     store8,
     store8_release,
@@ -49,6 +50,7 @@ from .layout import (
     RELEASING,
     RUN,
     SLAB,
+    TURNOVERS,
     C,
 )
 
@@ -58,6 +60,7 @@ ZERO, ONE = int64(0), int64(1)
 ALL = int64(-1)  # a block whose 64 slots are all meant
 RUN_MASK = (1 << RUN) - 1
 NO_SLAB, MUST_GROW = -1, -2  # answers of `pick` that are no slab
+AHEAD = 8  # slots that `put_slots` looks ahead, to have their bits and rows at hand
 LOOKS = 8  # slabs of other heaps that `pick` passes over before it takes a new one
 
 C_LOCK, C_SLABS, C_BITS, C_WORDS, C_HEAPS, C_HEADS, C_TAILS, C_LIMIT = (
@@ -350,6 +353,10 @@ def put_slots(c: int, source: int, count: int) -> None:
     shift = min(control_at(c).shift, int64(6))
     key, mask = int64(-1), int64(0)
     for j in range(count):
+        if j + AHEAD < count:
+            ahead = int64(slots[j + AHEAD])
+            prefetch_write(frozen(c, C_BITS) + (ahead >> 6 << 3))
+            prefetch_write(frozen(c, C_SLABS) + (ahead >> control_at(c).shift) * ROW)
         slot = int64(slots[j])
         if slot >> shift != key:
             if mask != 0:
@@ -406,12 +413,15 @@ def end_of_interval(c: int) -> int:
     """
     Count one refill or flush; at the end of an interval return how many empty slabs it never needed.
 
+    An interval is long enough for all slots to come and go: who builds a structure, drops it and builds it again would
+    otherwise get every page anew each time (1.8 us, as long as all the rest of the page's 64 records).
     Needs   the lock.
     """
     control = control_at(c)
     control.ticks += 1
-    if control.ticks % INTERVAL != 0:
+    if control.ticks < control.interval_end:
         return int64(0)
+    control.interval_end = control.ticks + max(int64(INTERVAL), TURNOVERS * control.limit // control.rounds)
     surplus = int64(control.low_empty)
     control.low_empty = int64(control.n_empty)
     return surplus if surplus * (control.stride << control.shift) >= RELEASE_BYTES else int64(0)
