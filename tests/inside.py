@@ -20,7 +20,7 @@ class Inside:
         self._heaps = cache._bytes[heaps : heaps + n].reshape(layout.HEAP_ROWS, layout.HEAP_BYTES)
 
     def _region(self, name, dtype, n):
-        at = self.cache._geometry.offset[name]
+        at = int(self.control[name]) - int(self.cache._bytes.ctypes.data)
         return self.cache._bytes[at : at + n * np.dtype(dtype).itemsize].view(dtype)
 
     @property
