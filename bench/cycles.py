@@ -83,18 +83,17 @@ def counted(group: list[int], case: Case) -> list[float]:
 
 
 def hot_loop(kernel: Any, signature: Any) -> list[str]:
-    """Return the instructions of the innermost loop of a kernel that stores to memory most often."""
+    """Return the instructions of the longest loop of a kernel; the slow paths lie outside of it."""
     text = kernel.inspect_asm(signature)
-    body = text[text.index("\n_ZN") if "\n_ZN" in text else 0 :].split("\n.Lfunc_end", 1)[0].splitlines()
+    body = text[text.index("\n_ZN") :].split("\n.Lfunc_end", 1)[0].splitlines()
     place = {line.split(":")[0]: i for i, line in enumerate(body) if re.match(r"\.\w+:", line)}
-    found: list[list[str]] = []
+    longest: list[str] = []
     for i, line in enumerate(body):
-        jump = re.match(r"\s+j\w+\s+(\.\w+)", line)
-        if jump and place.get(jump[1], i) < i:
-            lines = [x.split("#")[0].strip() for x in body[place[jump[1]] : i + 1]]
-            found.append([x for x in lines if x and not x.startswith((".", "#"))])
-    loops_ = [f for f in found if any(re.match(r"mov\w*\s+%\w+, .*\(", x) for x in f)]
-    return min(loops_, key=len) if loops_ else []
+        jump = re.match(r"\s+j(?!mp)\w+\s+(\.\w+)", line)
+        if jump and place.get(jump[1], i) < i - len(longest):
+            longest = body[place[jump[1]] : i + 1]
+    lines = [line.split("#")[0].strip() for line in longest]
+    return [line for line in lines if line and not line.startswith(".")]
 
 
 def simulated(instructions: list[str]) -> str:

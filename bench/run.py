@@ -82,7 +82,9 @@ def show(row: dict[str, Any], console: Console) -> None:
         console.print(f"  {name} skipped: {why}")
     for figure in row["figures"]:
         mark = {True: "[green]reached[/]", False: "[red]missed[/]", None: ""}[figure["met"]]
-        console.print(f"  {escape(figure['figure'])}: {shown(figure)}; {wanted(figure)} {mark}")
+        console.print(
+            f"  {escape(figure['figure'])}: {shown(figure)} (by rounds {figure['of_rounds']:.2f}); {wanted(figure)} {mark}"
+        )
 
 
 def shown(figure: dict[str, Any]) -> str:
