@@ -7,10 +7,8 @@ algorithm.  `alloc` and `free` are replaced by C methods when the first cache is
 
 from __future__ import annotations
 
-import itertools
 import operator
 import re
-import secrets
 import sys
 from collections.abc import Iterator
 from functools import cache as cached
@@ -20,9 +18,10 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from . import _methods, _os, batch, layout, recover, slab
+from . import _methods, batch, layout, recover, slab
+from .block import Block
+from .cast import as_capacity, as_count, as_handles, as_integer, check_out, make_template
 from .compiled import CacheType, cache_type, make_unbox
-from .entry import TABLE
 from .errors import (
     ArrayError,
     BusyError,
@@ -33,17 +32,14 @@ from .errors import (
     FaultError,
     ForeignHandleError,
     HandleError,
-    HandleTypeError,
     LawError,
-    LayoutError,
     NullHandleError,
     SlabError,
     StaleHandleError,
 )
 from .heap import flush_own
-from .layout import CONTROL, NIL, NO_INIT, NULL, TEMPLATE, C, Geometry
+from .layout import NULL, C
 from .page import SlabObject, SlabPage, SlabPages, SlabState
-from .process import close_cache, this_process
 
 Handles = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
@@ -51,7 +47,6 @@ Records = npt.NDArray[np.void]
 LIMIT, CLOSED, FAULTS, FIRST, KIND, N_SLABS, N_EMPTY = (
     C[name] // 8 for name in ("limit", "closed", "faults", "fault_first", "fault_kind", "n_slabs", "n_empty")
 )
-EAGER_BYTES = 1 << 20  # metadata up to this is made usable at once, so that a small cache has few mappings
 LAWS = {int(number): text for number, text in re.findall(r"^L(\d+) +(.+)$", layout.__doc__ or "", re.MULTILINE)}
 FAULT_TEXTS = {
     layout.STALE: "stale or foreign handle",
@@ -61,28 +56,19 @@ FAULT_TEXTS = {
 SLOT_MASK = 0xFFFFFFFF
 REST_TRIES = 3  # a thread that was joined may still be giving its magazines back
 
-_serials = itertools.count()
-_process_random = secrets.randbits(layout.START_BITS)
 
-
-class _Block:
+class _Base:
     """The first slot of a cache, where compiled code finds the ndarray of the control block."""
 
     __slots__ = ("_control",)
 
 
-_control_slot: Any = _Block.__dict__["_control"]
-delattr(_Block, "_control")  # nothing but this module sets it, and only once for each cache
+_control_slot: Any = _Base.__dict__["_control"]
+delattr(_Base, "_control")  # nothing but this module sets it, and only once for each cache
 make_unbox(_methods.HEAD)
 
 
-def first_cycle(serial: int) -> int:
-    """Return where a cache starts its cycles: each elsewhere, so that caches do not take each other's handles."""
-    reversed_ = int(f"{serial:0{layout.START_BITS}b}"[::-1][: layout.START_BITS], 2)
-    return (reversed_ ^ _process_random) or 1
-
-
-class SlabCache(_Block):
+class SlabCache(_Base):
     """
     A typed cache: slots that each hold one record of `dtype`.
 
@@ -139,13 +125,11 @@ class SlabCache(_Block):
         "__weakref__",
         "_address",
         "_all",
-        "_bytes",
+        "_block",
         "_c",
         "_dtype",
-        "_geometry",
         "_name",
         "_numba_type_",
-        "_serial",
         "_words",
     )
 
@@ -165,68 +149,19 @@ class SlabCache(_Block):
         prepare()
         self._name = name
         self._dtype = layout.check_dtype(dtype)
-        template = make_template(init, self._dtype)
-        self._geometry, memory = reserve(self._dtype, capacity, bool(colouring))
-        self._serial = next(_serials)
-        self._bytes = np.asarray(memory)
-        control = self._set_up(template, bool(colouring))
-        self._c = memoryview(control).cast("B").cast("q")
-        numba_type = cache_type(self._dtype, self._geometry.stride, int(control["init"][0]))
-        control["row"] = this_process().enter(self._address)
-        _control_slot.__set__(self, control)
-        self._numba_type_: CacheType = numba_type  # last: who has it is open, and in the registry
-
-    def _set_up(self, template: bytes | None, colouring: bool) -> Any:
-        """Make the metadata usable and fill the control block in; returns it."""
-        sizes, serial, page = self._geometry, self._serial, _os.page_bytes
-        base = int(self._bytes.ctypes.data)
-        eager = sizes.offset["records"] if sizes.offset["records"] <= EAGER_BYTES else sizes.offset["slabs"]
-        if not _os.make_usable(base, eager):
-            raise CacheFullError(f"the system gives no {eager} bytes for the metadata of cache {self._name!r}")
-        at_words, n_words = sizes.offset["words"], sizes.offset["records"] - sizes.offset["words"]
-        if eager < at_words and not _os.make_readable(base + at_words, n_words):  # a handle may name any slot
-            raise CacheFullError(f"the system lets the generations of cache {self._name!r} not be read")
-        wiped = _os.wipe_on_fork(base, sizes.offset["control"])
-        this_process().heaps_are_wiped &= wiped
-        # The same rows of many caches would fall into the same sets of the CPU's caches: stagger them.  The same goes for
-        # slot 0 and its generation: two lines of one set can exclude each other (AMD's way prediction: 22 ns a pair, not 2.5).
-        at_control = sizes.offset["control"] + serial * 5 % 32 * 64
-        at_heaps = sizes.offset["heaps"] + serial * 11 % 32 * 64
-        at_words += (17 + serial * 3 % 8) * 64
-        self._address = base + at_control
-        block = self._bytes[at_control : at_control + CONTROL.itemsize].view(CONTROL)
-        values = {region: base + sizes.offset[region] for region in ("records", "words", "bits", "slabs", "scratch", "template")}
-        values |= {field: entry.address for field, entry in TABLE.items()}
-        scratch = sizes.offset["slabs"] - sizes.offset["scratch"]
-        values |= {
-            "abi": layout.ABI,
-            "heaps": base + at_heaps,
-            "words": base + at_words,
-            "stride": sizes.stride,
-            "itemsize": sizes.itemsize,
-            "shift": sizes.shift,
-            "max_slabs": sizes.max_slabs,
-            "capacity": sizes.capacity,
-            "rounds": sizes.rounds,
-            "start": 2 * first_cycle(serial),
-            "colours": int(colouring),
-            "init": NO_INIT if template is None else TEMPLATE,
-            "scratch_step": layout.round_up(sizes.stride, 64) if scratch > page and sizes.stride <= layout.PAGE else 0,
-            "process": this_process().address,
-            "heads": NIL,
-            "tails": NIL,
-            "committed": 0 if _os.CAN_GROW else sizes.max_slabs,
-        }
-        for field, value in values.items():
-            block[field] = value
-        if template is not None:
-            at = sizes.offset["template"]
-            self._bytes[at : at + len(template)] = np.frombuffer(template, np.uint8)
-        self._words = self._bytes.data[at_words : at_words + 4 * sizes.slots].cast("I")
-        self._all = np.ndarray(
-            (sizes.slots,), self._dtype, buffer=self._bytes, offset=sizes.offset["records"], strides=(sizes.stride,)
+        block = Block(
+            self._dtype,
+            None if capacity is None else as_capacity(capacity),
+            bool(colouring),
+            make_template(init, self._dtype),
         )
-        return block
+        self._block = block
+        self._address = block.address
+        self._all, self._words = block.records, block.words
+        self._c = block.control.data.cast("B").cast("q")
+        _control_slot.__set__(self, block.control)
+        # Last: who has it is open.
+        self._numba_type_: CacheType = cache_type(self._dtype, block.geometry.stride, int(block.control["init"][0]))
 
     # --- One record ---
 
@@ -339,8 +274,8 @@ class SlabCache(_Block):
         slot = number & SLOT_MASK
         if not 0 < number < 1 << 63 or slot >= self._c[LIMIT]:
             raise self._refusal(number)
-        address = int(self._all.ctypes.data) + slot * self._geometry.stride
-        return SlabObject(number, slot, self.pages[slot >> self._geometry.shift], address, number in self)
+        address = int(self._all.ctypes.data) + slot * self._block.geometry.stride
+        return SlabObject(number, slot, self.pages[slot >> self._block.geometry.shift], address, number in self)
 
     # --- Many records ---
 
@@ -563,12 +498,12 @@ class SlabCache(_Block):
     @property
     def capacity(self) -> int:
         """Records that one thread can always have."""
-        return self._geometry.capacity
+        return self._block.geometry.capacity
 
     @property
     def stride(self) -> int:
         """Bytes from slot to slot: the itemsize, aligned, and coloured where it would alias."""
-        return self._geometry.stride
+        return self._block.geometry.stride
 
     @property
     def slot_limit(self) -> int:
@@ -600,7 +535,7 @@ class SlabCache(_Block):
     def _page(self, i: int) -> SlabPage:
         """Describe slab i."""
         self._need_open()
-        slots = 1 << self._geometry.shift
+        slots = 1 << self._block.geometry.shift
         words = np.frombuffer(self._words, np.uint32, slots, 4 * slots * i)
         row = self._row(i)
         state = SlabState.FREE if row["state"] == layout.RELEASING else SlabState(int(row["state"]))
@@ -609,8 +544,8 @@ class SlabCache(_Block):
 
     def _row(self, i: int) -> Any:
         """Row of slab i."""
-        at = self._geometry.offset["slabs"] + i * layout.SLAB.itemsize
-        return self._bytes[at : at + layout.SLAB.itemsize].view(layout.SLAB)[0]
+        at = self._block.geometry.offset["slabs"] + i * layout.SLAB.itemsize
+        return self._block.bytes[at : at + layout.SLAB.itemsize].view(layout.SLAB)[0]
 
     @property
     def faults(self) -> int:
@@ -695,14 +630,7 @@ class SlabCache(_Block):
         that still points there can do harm.  A second `close` does nothing.
         """
         self._need_opened()
-        slots = close_cache(this_process().address, self._address) << self._geometry.shift
-        if slots < 0:
-            return
-        base, page, sizes = int(self._bytes.ctypes.data), _os.page_bytes, self._geometry
-        at, n = sizes.offset["words"], min(4 * slots + page, sizes.offset["records"] - sizes.offset["words"])
-        if not _os.drop(base + at, layout.round_up(n, page)):  # no generation may stay odd
-            self._bytes[at : at + n] = 0
-        _os.drop(base + sizes.offset["records"], layout.round_up(slots * sizes.stride, page))
+        self._block.close()
 
     def __enter__(self) -> SlabCache:
         """Return the cache; leaving the block closes it."""
@@ -716,7 +644,7 @@ class SlabCache(_Block):
     def __del__(self) -> None:
         """Leave the process's registry; the memory goes with the last array on it."""
         if hasattr(self, "_numba_type_") and not self.closed and not sys.is_finalizing():
-            close_cache(this_process().address, self._address)
+            self._block.leave()
 
     def __repr__(self) -> str:
         """Short, whatever the size."""
@@ -791,8 +719,8 @@ class SlabCache(_Block):
             return ForeignHandleError(
                 f"slot {slot} of handle {handle:#x} is not among the {self._c[LIMIT]} of cache {self._name!r}"
             )
-        word = max(self._words[slot], int(self._row(slot >> self._geometry.shift)["base"]))  # of a released slab: its last
-        if cycle < first_cycle(self._serial) or 2 * cycle + 1 > word:
+        word = max(self._words[slot], int(self._row(slot >> self._block.geometry.shift)["base"]))  # of a released slab: its last
+        if cycle < self._block.first_cycle or 2 * cycle + 1 > word:
             return ForeignHandleError(
                 f"cache {self._name!r} never issued handle {handle:#x}: slot {slot} never had cycle {cycle}"
             )
@@ -809,94 +737,18 @@ class SlabCache(_Block):
 
     def _raise_full(self, n: int) -> NoReturn:
         """Raise because n slots could not be had."""
-        live, capacity = len(self), self._geometry.capacity
+        live, capacity = len(self), self._block.geometry.capacity
         if live + n > capacity:
             raise CacheFullError(f"cache {self._name!r} has {live} of {capacity} records live, {n} more were asked for")
-        raise CacheFullError(f"the system gives cache {self._name!r} no memory for {n} records of {self._geometry.stride} bytes")
+        raise CacheFullError(
+            f"the system gives cache {self._name!r} no memory for {n} records of {self._block.geometry.stride} bytes"
+        )
 
 
 @cached
 def prepare() -> None:
     """Compile the entry points and give `SlabCache` its C methods, before the first cache."""
     _methods.install(SlabCache, _control_slot, "_control")
-
-
-def reserve(dtype: np.dtype[Any], capacity: int | None, colouring: bool) -> tuple[Geometry, _os.Reservation]:
-    """Lay a cache out and reserve its address range."""
-    if capacity is not None:
-        try:
-            wanted = operator.index(capacity)
-        except TypeError:
-            raise CapacityError(f"capacity must be an integer, got {capacity!r}") from None
-        if not 1 <= wanted <= layout.MAX_CAPACITY:
-            raise CapacityError(f"capacity must be 1 .. 2**32, got {wanted}")
-        sizes = layout.geometry(dtype, wanted, colouring, _os.page_bytes)
-        return sizes, _os.Reservation(sizes.total)
-    space = min(layout.DEFAULT_BYTES, _os.DEFAULT_LIMIT, _os.address_space_left() // 256)
-    while True:
-        most = min(max(space // layout.record_stride(dtype, colouring), 1), layout.MAX_CAPACITY)
-        sizes = layout.geometry(dtype, most, colouring, _os.page_bytes)
-        try:
-            return sizes, _os.Reservation(sizes.total)
-        except CacheFullError:
-            if most == 1:
-                raise
-            space //= 2
-
-
-def make_template(init: Any, dtype: np.dtype[Any]) -> bytes | None:
-    """Return the bytes of the record that a new one is a copy of."""
-    if init is None:
-        return None
-    if isinstance(init, str):
-        if init != "zero":
-            raise LayoutError(f"init is None, 'zero' or a record, got {init!r}")
-        return bytes(dtype.itemsize)
-    try:
-        record = np.array(init, dtype)
-    except (TypeError, ValueError) as error:
-        raise LayoutError(f"init is no record of {dtype}: {error}") from error
-    if record.shape != () or (isinstance(init, (np.ndarray, np.void)) and init.dtype != dtype):
-        raise LayoutError(f"init must be one record of {dtype}, got {init!r}")
-    return record.tobytes()
-
-
-def as_integer(handle: Any) -> int:
-    """Return a handle as an int."""
-    try:
-        return operator.index(handle)
-    except TypeError:
-        raise HandleTypeError(f"a handle is an integer, got {type(handle).__name__}") from None
-
-
-def as_count(n: Any, what: str) -> int:
-    """Return a count as an int that is not negative."""
-    try:
-        count = operator.index(n)
-    except TypeError:
-        raise CapacityError(f"{what} must be an integer, got {type(n).__name__}") from None
-    if not 0 <= count <= layout.MAX_CAPACITY:
-        raise CapacityError(f"{what} must be 0 .. 2**32, got {count}")
-    return count
-
-
-def as_handles(handles: npt.ArrayLike) -> Handles:
-    """Return handles as a contiguous int64 array."""
-    array = np.asarray(handles)
-    if array.size and array.dtype.kind not in "iu":
-        raise HandleTypeError(f"handles are integers, got an array of {array.dtype}")
-    if array.ndim != 1:
-        raise ArrayError(f"handles must be a 1-d array, got shape {array.shape}")
-    return np.ascontiguousarray(array, np.int64)
-
-
-def check_out(out: Any, dtype: np.dtype[Any], n: int) -> None:
-    """Raise unless `out` can take n values of `dtype`."""
-    if not isinstance(out, np.ndarray) or out.dtype != dtype or out.shape != (n,):
-        got = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-        raise ArrayError(f"out must be an array of {dtype} and shape ({n},), got {got}")
-    if not out.flags.writeable or not out.flags.c_contiguous or not out.dtype.isnative:
-        raise ArrayError("out must be writable, contiguous and of native byte order")
 
 
 def warmup() -> None:

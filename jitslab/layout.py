@@ -108,7 +108,6 @@ def record(*fields: tuple[Any, ...]) -> np.dtype[Any]:
 
 CONTROL = record(
     # Frozen after creation: addresses, geometry.  Kernels may load them once.
-    ("abi", "i8"),  # ABI, compared when a cache enters compiled code
     ("heaps", "i8"),  # address of the heaps
     ("words", "i8"),  # address of the generations, u4 a slot
     ("records", "i8"),  # address of slot 0
@@ -142,7 +141,7 @@ CONTROL = record(
     ("f_grow", "i8"),
     ("f_release", "i8"),
     ("f_rebuild", "i8"),
-    ("pad0", "i8", (7,)),
+    ("pad0", "i8", (8,)),
     # Slab layer: written under the lock only.
     ("lock", "i8"),  # 0 free, 1 held
     ("limit", "i8"),  # slots of the slabs made so far; above, every generation reads 0 and no record is touched
@@ -235,7 +234,6 @@ SOURCES = (
     "_methods.py",
 )
 SOURCE_HASH = hashlib.sha256(b"".join((Path(__file__).parent / f).read_bytes() for f in SOURCES)).hexdigest()[:8]
-ABI = int(SOURCE_HASH, 16)
 
 
 # --- Geometry ---
@@ -251,6 +249,7 @@ class Geometry:
     capacity: int
     max_slabs: int
     rounds: int
+    scratch_step: int  # bytes from one heap's scratch record to the next, 0: all share one
     offset: dict[str, int]  # of each region, from the start of the reservation
     total: int  # bytes of the reservation
 
@@ -315,12 +314,13 @@ def geometry(dtype: np.dtype[Any], capacity: int, colouring: bool, page: int) ->
     if n_slots * stride > 1 << 46:
         raise CapacityError(f"{capacity} records of {stride} bytes are more than the address space holds")
     scratch = round_up(stride, LINE)
+    scratch_step = scratch if scratch <= PAGE else 0
     offset, at = {}, 0
     for name, size in (
         ("heaps", HEAP_ROWS * HEAP_BYTES + page),
         ("control", CONTROL.itemsize + page),
         ("template", scratch),
-        ("scratch", HEAP_ROWS * scratch if scratch <= PAGE else scratch),
+        ("scratch", HEAP_ROWS * scratch_step if scratch_step else scratch),
         ("slabs", max_slabs * SLAB.itemsize),
         ("bits", max(n_slots >> 3, 8)),
         ("words", n_slots * 4 + BLOCK * 4 + page),
@@ -328,4 +328,4 @@ def geometry(dtype: np.dtype[Any], capacity: int, colouring: bool, page: int) ->
     ):
         offset[name] = at
         at = round_up(at + size, page)
-    return Geometry(dtype.itemsize, stride, shift, capacity, max_slabs, rounds, offset, at)
+    return Geometry(dtype.itemsize, stride, shift, capacity, max_slabs, rounds, scratch_step, offset, at)

@@ -10,18 +10,18 @@ class Inside:
 
     def __init__(self, cache):
         self.cache = cache
-        sizes = cache._geometry
-        base = int(cache._bytes.ctypes.data)
+        sizes = cache._block.geometry
+        base = int(cache._block.bytes.ctypes.data)
         at = cache._address - base
         self.slots = 1 << sizes.shift
-        self.control = cache._bytes[at : at + layout.CONTROL.itemsize].view(layout.CONTROL)[0]
+        self.control = cache._block.bytes[at : at + layout.CONTROL.itemsize].view(layout.CONTROL)[0]
         heaps = int(self.control["heaps"]) - base
         n = layout.HEAP_ROWS * layout.HEAP_BYTES
-        self._heaps = cache._bytes[heaps : heaps + n].reshape(layout.HEAP_ROWS, layout.HEAP_BYTES)
+        self._heaps = cache._block.bytes[heaps : heaps + n].reshape(layout.HEAP_ROWS, layout.HEAP_BYTES)
 
     def _region(self, name, dtype, n):
-        at = int(self.control[name]) - int(self.cache._bytes.ctypes.data)
-        return self.cache._bytes[at : at + n * np.dtype(dtype).itemsize].view(dtype)
+        at = int(self.control[name]) - int(self.cache._block.bytes.ctypes.data)
+        return self.cache._block.bytes[at : at + n * np.dtype(dtype).itemsize].view(dtype)
 
     @property
     def slabs(self):

@@ -1,0 +1,148 @@
+"""
+The memory of one cache: its reservation, and the control block filled in.
+
+Above `entry`, below `cache`.  The control block is where kernels start: whatever holds its address must keep the `Block`, or an
+array of its `bytes`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _os, layout
+from .entry import TABLE
+from .errors import CacheFullError
+from .layout import CONTROL, NIL, NO_INIT, TEMPLATE, Geometry
+from .process import close_cache, this_process
+
+EAGER_BYTES = 1 << 20  # metadata up to this is made usable at once, so that a small cache has few mappings
+
+_serials = itertools.count()
+_process_random = secrets.randbits(layout.START_BITS)
+
+
+def first_cycle(serial: int) -> int:
+    """Return where a cache starts its cycles: each elsewhere, so that caches do not take each other's handles."""
+    reversed_ = int(f"{serial:0{layout.START_BITS}b}"[::-1][: layout.START_BITS], 2)
+    return (reversed_ ^ _process_random) or 1
+
+
+def reserve(dtype: np.dtype[Any], capacity: int | None, colouring: bool) -> tuple[Geometry, _os.Reservation]:
+    """Lay a cache out and reserve its address range."""
+    if capacity is not None:
+        sizes = layout.geometry(dtype, capacity, colouring, _os.page_bytes)
+        return sizes, _os.Reservation(sizes.total)
+    space = min(layout.DEFAULT_BYTES, _os.DEFAULT_LIMIT, _os.address_space_left() // 256)
+    while True:
+        most = min(max(space // layout.record_stride(dtype, colouring), 1), layout.MAX_CAPACITY)
+        sizes = layout.geometry(dtype, most, colouring, _os.page_bytes)
+        try:
+            return sizes, _os.Reservation(sizes.total)
+        except CacheFullError:
+            if most == 1:
+                raise
+            space //= 2
+
+
+class Block:
+    """
+    Reservation and control block of one cache, entered in the process's registry.
+
+    Attributes
+    ----------
+    geometry : Geometry
+        Sizes and offsets.
+    address : int
+        Of the control block.
+    bytes : ndarray of uint8
+        The whole reservation; only what the control block says is usable may be touched.
+    control : ndarray of CONTROL, shape (1,)
+        The control block.
+    words : memoryview of uint32
+        The generations.
+    records : ndarray of the cache's dtype
+        Every slot of the reservation.
+    first_cycle : int
+        The cycle that each slot starts with.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], capacity: int | None, colouring: bool, template: bytes | None) -> None:
+        self.geometry, memory = reserve(dtype, capacity, colouring)
+        self.bytes: npt.NDArray[np.uint8] = np.asarray(memory)
+        self._base = int(self.bytes.ctypes.data)
+        serial = next(_serials)
+        self.first_cycle = first_cycle(serial)
+        sizes = self.geometry
+        self._make_metadata_usable()
+        # The same rows of many caches would fall into the same sets of the CPU's caches: stagger them.  The same goes for
+        # slot 0 and its generation: two lines of one set can exclude each other (AMD's way prediction: 22 ns a pair, not 2.5).
+        at_control = sizes.offset["control"] + serial * 5 % 32 * 64
+        at_heaps = sizes.offset["heaps"] + serial * 11 % 32 * 64
+        at_words = sizes.offset["words"] + (17 + serial * 3 % 8) * 64
+        self.address = self._base + at_control
+        self.control = self.bytes[at_control : at_control + CONTROL.itemsize].view(CONTROL)
+        self.words = self.bytes.data[at_words : at_words + 4 * sizes.slots].cast("I")
+        at_records = sizes.offset["records"]
+        self.records = np.ndarray((sizes.slots,), dtype, self.bytes, at_records, (sizes.stride,))
+        self._fill(self._base + at_heaps, self._base + at_words, colouring, template)
+        self.control["row"] = this_process().enter(self.address)
+
+    def _make_metadata_usable(self) -> None:
+        """Make usable what every cache needs, and all metadata of a small one; all generations can be read."""
+        offset = self.geometry.offset
+        eager = offset["records"] if offset["records"] <= EAGER_BYTES else offset["slabs"]
+        if not _os.make_usable(self._base, eager):
+            raise CacheFullError(f"the system gives no {eager} bytes for the metadata of a cache")
+        n_words = offset["records"] - offset["words"]
+        if eager < offset["words"] and not _os.make_readable(self._base + offset["words"], n_words):
+            raise CacheFullError(f"the system lets {n_words} bytes of generations not be read")  # a handle may name any slot
+        this_process().heaps_are_wiped &= _os.wipe_on_fork(self._base, offset["control"])
+
+    def _fill(self, heaps: int, words: int, colouring: bool, template: bytes | None) -> None:
+        """Fill the control block in."""
+        sizes = self.geometry
+        values = {region: self._base + sizes.offset[region] for region in ("records", "bits", "slabs", "scratch", "template")}
+        values |= {field: entry.address for field, entry in TABLE.items()}
+        values |= {
+            "heaps": heaps,
+            "words": words,
+            "stride": sizes.stride,
+            "itemsize": sizes.itemsize,
+            "shift": sizes.shift,
+            "max_slabs": sizes.max_slabs,
+            "capacity": sizes.capacity,
+            "rounds": sizes.rounds,
+            "start": 2 * self.first_cycle,
+            "colours": int(colouring),
+            "init": NO_INIT if template is None else TEMPLATE,
+            "scratch_step": sizes.scratch_step,
+            "process": this_process().address,
+            "heads": NIL,
+            "tails": NIL,
+            "committed": 0 if _os.CAN_GROW else sizes.max_slabs,
+        }
+        for field, value in values.items():
+            self.control[field] = value
+        if template is not None:
+            at = sizes.offset["template"]
+            self.bytes[at : at + len(template)] = np.frombuffer(template, np.uint8)
+
+    def close(self) -> None:
+        """Have the cache refuse everything from now on and give the memory back; the addresses stay mapped."""
+        slots = self.leave() << self.geometry.shift
+        if slots < 0:
+            return
+        offset, page = self.geometry.offset, _os.page_bytes
+        at, n = offset["words"], min(4 * slots + page, offset["records"] - offset["words"])
+        if not _os.drop(self._base + at, layout.round_up(n, page)):  # no generation may stay odd
+            self.bytes[at : at + n] = 0
+        _os.drop(self._base + offset["records"], layout.round_up(slots * self.geometry.stride, page))
+
+    def leave(self) -> int:
+        """Have the cache refuse everything and leave the registry; returns the slabs that were usable, NIL: it was closed."""
+        return close_cache(this_process().address, self.address)

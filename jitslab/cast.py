@@ -1,0 +1,84 @@
+"""
+The gate: what users pass becomes exact types here, or is refused by name.
+
+Above `layout`, below `cache`.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import layout
+from .errors import ArrayError, CapacityError, HandleTypeError, LayoutError
+
+Handles = npt.NDArray[np.int64]
+
+
+def make_template(init: Any, dtype: np.dtype[Any]) -> bytes | None:
+    """Return the bytes of the record that a new one is a copy of."""
+    if init is None:
+        return None
+    if isinstance(init, str):
+        if init != "zero":
+            raise LayoutError(f"init is None, 'zero' or a record, got {init!r}")
+        return bytes(dtype.itemsize)
+    try:
+        record = np.array(init, dtype)
+    except (TypeError, ValueError) as error:
+        raise LayoutError(f"init is no record of {dtype}: {error}") from error
+    if record.shape != () or (isinstance(init, (np.ndarray, np.void)) and init.dtype != dtype):
+        raise LayoutError(f"init must be one record of {dtype}, got {init!r}")
+    return record.tobytes()
+
+
+def as_integer(handle: Any) -> int:
+    """Return a handle as an int."""
+    try:
+        return operator.index(handle)
+    except TypeError:
+        raise HandleTypeError(f"a handle is an integer, got {type(handle).__name__}") from None
+
+
+def as_count(n: Any, what: str) -> int:
+    """Return a count as an int that is not negative."""
+    try:
+        count = operator.index(n)
+    except TypeError:
+        raise CapacityError(f"{what} must be an integer, got {type(n).__name__}") from None
+    if not 0 <= count <= layout.MAX_CAPACITY:
+        raise CapacityError(f"{what} must be 0 .. 2**32, got {count}")
+    return count
+
+
+def as_handles(handles: npt.ArrayLike) -> Handles:
+    """Return handles as a contiguous int64 array."""
+    array = np.asarray(handles)
+    if array.size and array.dtype.kind not in "iu":
+        raise HandleTypeError(f"handles are integers, got an array of {array.dtype}")
+    if array.ndim != 1:
+        raise ArrayError(f"handles must be a 1-d array, got shape {array.shape}")
+    return np.ascontiguousarray(array, np.int64)
+
+
+def check_out(out: Any, dtype: np.dtype[Any], n: int) -> None:
+    """Raise unless `out` can take n values of `dtype`."""
+    if not isinstance(out, np.ndarray) or out.dtype != dtype or out.shape != (n,):
+        got = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ArrayError(f"out must be an array of {dtype} and shape ({n},), got {got}")
+    if not out.flags.writeable or not out.flags.c_contiguous or not out.dtype.isnative:
+        raise ArrayError("out must be writable, contiguous and of native byte order")
+
+
+def as_capacity(capacity: Any) -> int:
+    """Return a capacity as an int within its bounds."""
+    try:
+        wanted = operator.index(capacity)
+    except TypeError:
+        raise CapacityError(f"capacity must be an integer, got {capacity!r}") from None
+    if not 1 <= wanted <= layout.MAX_CAPACITY:
+        raise CapacityError(f"capacity must be 1 .. 2**32, got {wanted}")
+    return wanted
