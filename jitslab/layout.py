@@ -285,8 +285,9 @@ def check_dtype(value: Any) -> np.dtype[Any]:
         raise LayoutError("a record cannot hold Python objects")
     if dtype.itemsize == 0:
         raise LayoutError("a record cannot be of size 0")
-    end = 0
-    for name, (field, offset, *_) in sorted(dtype.fields.items(), key=lambda item: item[1][1]):
+    fields, end = dtype.fields, 0
+    for name in sorted(dtype.names, key=lambda n: int(fields[n][1])):  # by name: `fields` has titles, too
+        field, offset = fields[name][:2]
         if offset < end:
             raise LayoutError(f"fields overlap at byte {offset} ({name!r})")
         end = offset + field.itemsize
