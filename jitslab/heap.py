@@ -53,6 +53,7 @@ from .layout import (
     NO_INIT,
     NO_SLOT,
     NULL,
+    ROUNDS,
     RUN,
     SHARED_HEAP,
     STALE,
@@ -68,6 +69,7 @@ from .slab import (
     MUST_GROW,
     ZERO,
     end_of_interval,
+    is_drawn_by_other,
     lock,
     pick,
     put_slots,
@@ -354,12 +356,33 @@ def refill(c: int, at: int) -> int:
     if left > 0:
         for j in range(got):
             slots[j] = slots[left + j]
+    if unlikely(h.slab >= 0 and slab_at(c, h.slab).shared != 0):
+        slab_at(c, h.slab).shared = 0
+        interleave(at, got // RUN)
     h.top = got
     surplus = end_of_interval(c)
     unlock(c)
     if unlikely(surplus > 0):
         call_table(c, F_RELEASE, (surplus,))
     return got
+
+
+@kernel
+def interleave(at: int, runs: int) -> None:
+    """
+    Reorder the uppermost runs of a refill, so that slots popped one after the other are of different runs.
+
+    A thread that frees what this one allocates has the slots popped last on top of its magazine.  In order, its top and this
+    heap's would be neighbours on one line of generations for as long as both go on alone (a pair 4 ns instead of 2).
+    """
+    if runs < 2 or runs * RUN > ROUNDS // 2:
+        return
+    slots = u4_array(at + MAGAZINE)
+    n = runs * RUN
+    for j in range(n):
+        slots[ROUNDS - 1 - j] = slots[n - 1 - j]  # the upper half is free after a refill
+    for j in range(n):
+        slots[n - 1 - j] = slots[ROUNDS - 1 - (j % runs * RUN + j // runs)]
 
 
 @Entry
@@ -371,6 +394,9 @@ def flush(c: int, at: int, count: int) -> int:
     surplus = int64(0)
     if control_at(c).closed == 0:
         control_at(c).flushes += 1
+        last = load4(at + MAGAZINE, count - 1) >> control_at(c).shift
+        if is_drawn_by_other(c, last, (at - frozen(c, C_HEAPS)) // HEAP_BYTES):
+            slab_at(c, last).shared = 1
         put_slots(c, at + MAGAZINE, count)
         surplus = end_of_interval(c)
     unlock(c)

@@ -191,9 +191,10 @@ SLAB = record(
     ("rover", "i4"),  # word of free bits where the last search ended
     ("drawer", "i4"),  # row of the heap that draws from it, NIL: none
     ("base", "u4"),  # word of a fresh slot: even, not below any that the slab ever issued
+    ("shared", "i4"),  # 1: another thread frees what the drawing heap allocates
     # Fixed when the slab is made.
     ("colour", "i4"),  # slot where the fresh slots start; they follow it and wrap
-    ("pad", "i4", (6,)),
+    ("pad", "i4", (5,)),
 )
 PROCESS = record(
     ("lock", "i8"),  # guards the registry
