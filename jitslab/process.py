@@ -98,6 +98,7 @@ def close_cache(p: int, c: int) -> int:
     control.limit = 0
     control.n_slabs = 0
     control.committed = 0
+    control.out = 0
     unlock(c)
     if answer != NIL:
         store8(p + ROWS, control.row, 0)

@@ -61,6 +61,7 @@ ALL = int64(-1)  # a block whose 64 slots are all meant
 RUN_MASK = (1 << RUN) - 1
 NO_SLAB, MUST_GROW = -1, -2  # answers of `pick` that are no slab
 AHEAD = 8  # slots that `put_slots` looks ahead, to have their bits and rows at hand
+WORN = 0x60000000  # a slab with a generation from here on is not released: its other slots would end with that one
 LOOKS = 8  # slabs of other heaps that `pick` passes over before it takes a new one
 
 C_LOCK, C_SLABS, C_BITS, C_WORDS, C_HEAPS, C_HEADS, C_TAILS, C_LIMIT = (
@@ -460,12 +461,12 @@ def release(c: int, count: int) -> int:
     while i >= 0:  # nobody else touches a slab that is on no list
         slab = slab_at(c, i)
         highest = highest_free_word(c, i)
-        if highest >= 0:
+        if 0 <= highest < WORN:
             slab.base = np.uint32(max(highest, int64(slab.base)))
             slab.n_fresh = int64(1) << control.shift
             done += 1
         else:
-            slab.state = FREE  # a live record in an empty slab: its memory stays, and `check` will tell
+            slab.state = FREE  # worn, or a live record in an empty slab, as `check` will tell: its memory stays
         i = int64(slab.next)
     i = chain
     while i >= 0:

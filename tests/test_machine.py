@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 from machine import CacheMachine
 
@@ -20,7 +20,6 @@ KINDS = {
 }
 HARDLY_ANYTHING = settings(
     print_blob=False,
-    phases=[Phase.generate],
     max_examples=30,
     stateful_step_count=40,
     derandomize=True,

@@ -1,16 +1,14 @@
 """Every way to use a cache wrongly: the crime, the exception, the exact message; and nothing is changed by it."""
 
 import copy
-import os
 import pickle
 import re
-import subprocess
-import sys
 
 import numba
 import numpy as np
 import pytest
 from inside import Inside
+from program import run_python
 
 import jitslab
 from jitslab import NULL
@@ -700,20 +698,6 @@ def test_copies_are_refused(cache):
 
 
 # --- Limits of the process ---
-
-
-def run_python(program, **environment):
-    """Run a program in a process of its own; returns what it wrote."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_default_capacity_opens_small_under_a_limit_of_the_address_space():

@@ -1,0 +1,108 @@
+"""Offsets and sizes as literals: a change of the layout must be seen in review."""
+
+import numpy as np
+import pytest
+
+import jitslab
+from jitslab import layout
+from jitslab.layout import CONTROL, HEAP, PROCESS, SLAB, geometry, record_stride
+
+PAGE = 4096
+
+
+def test_sizes_of_rows():
+    """Rows are whole lines; a slab's metadata is 64 bytes."""
+    assert (HEAP.itemsize, SLAB.itemsize, PROCESS.itemsize) == (64, 64, 64)
+    assert CONTROL.itemsize % 64 == 0
+
+
+def test_offsets_of_a_heap():
+    """The owner word is first, where thread look-up finds it."""
+    expected = {"owner": 0, "top": 8, "rounds": 16, "limit": 24, "words": 32, "records": 40, "control": 48, "slab": 56}
+
+    assert expected == layout.offsets(HEAP)
+    assert layout.MAGAZINE == 64
+    assert layout.HEAP_BYTES // 64 % 2 == 1
+
+
+def test_offsets_of_a_slab():
+    """Sixteen 4-byte fields, ten of them in use."""
+    names = ("next", "prev", "list", "state", "n_free", "n_fresh", "rover", "drawer", "base", "colour", "pad")
+
+    assert {name: 4 * i for i, name in enumerate(names)} == layout.offsets(SLAB)
+
+
+def test_offsets_of_the_control_block():
+    """What is written often lies on other lines than what is frozen."""
+    at = layout.offsets(CONTROL)
+
+    assert [at[name] for name in ("abi", "heaps", "words", "records")] == [0, 8, 16, 24]
+    assert all(offset % 8 == 0 for offset in at.values())
+    assert at["lock"] % 64 == 0
+    assert at["faults"] % 64 == 0
+    assert at["lock"] > max(at[name] for name in at if name.startswith("f_"))
+
+
+def test_constants():
+    """What handles, states and lists are made of."""
+    assert (jitslab.NULL, layout.NIL) == (0, -1)
+    assert (layout.FREE, layout.PARTIALLY_USED, layout.FULL) == (0, 1, 2)
+    assert layout.TAKEN == 0x80000001
+    assert layout.MAX_CAPACITY == 2**32
+
+
+@pytest.mark.parametrize(
+    ("itemsize", "stride", "slots", "rounds"),
+    [
+        (1, 1, 65536, 256),
+        (8, 8, 8192, 256),
+        (12, 12, 4096, 256),
+        (64, 64, 1024, 256),
+        (96, 96, 512, 256),
+        (1000, 1000, 64, 256),
+        (1024, 1088, 64, 240),
+        (4096, 4160, 16, 63),
+        (4104, 4104, 16, 63),
+        (65536, 65600, 1, 3),
+        (70000, 70000, 1, 3),
+        (1 << 20, (1 << 20) + 64, 1, 1),
+    ],
+)
+def test_geometry(itemsize, stride, slots, rounds):
+    """Slots a slab: the power of two nearest to 64 KiB; a stride that aliases is one line longer; magazines by bytes."""
+    sizes = geometry(np.dtype([("a", "u1", itemsize)]), 1000, True, PAGE)
+
+    assert (itemsize, stride, slots, rounds) == (sizes.itemsize, sizes.stride, 1 << sizes.shift, sizes.rounds)
+    assert sizes.slots >= 1000 + (layout.HEAPS - 1) * rounds
+
+
+@pytest.mark.parametrize("itemsize", [1, 3, 24, 1024, 4096, 65536])
+def test_stride_without_colouring_is_the_itemsize(itemsize):
+    """Without colouring nothing is added."""
+    assert itemsize == record_stride(np.dtype([("a", "u1", itemsize)]), False)
+
+
+@pytest.mark.parametrize("n", [1, 100, 10**6, 10**9, 2**32])
+def test_regions_do_not_overlap_and_metadata_is_small(n):
+    """Regions follow one another on page borders; at most 8 bytes a slot and 64 a slab."""
+    sizes = geometry(np.dtype([("a", "<i8", 8)]), n, True, PAGE)
+    starts = list(sizes.offset.values())
+
+    assert sorted(starts) == starts
+    assert all(start % PAGE == 0 for start in starts)
+    assert sizes.offset["words"] - sizes.offset["bits"] >= sizes.slots // 8
+    assert sizes.offset["records"] - sizes.offset["words"] >= 4 * sizes.slots
+    assert sizes.total - sizes.offset["records"] >= sizes.slots * sizes.stride
+    per_slot = sizes.offset["records"] - sizes.offset["bits"] - 8 * PAGE
+    assert per_slot <= 8 * sizes.slots
+    assert sizes.offset["bits"] - sizes.offset["slabs"] <= 64 * sizes.max_slabs + PAGE
+
+
+def test_alignment_of_the_dtype_is_kept():
+    """Records of an aligned dtype are aligned, whatever the padding."""
+    for align, field in ((1, "u1"), (2, "<i2"), (4, "<f4"), (8, "<f8"), (16, "g")):
+        for n in (1, 3, 64, 100, 300, 1024):
+            dtype = np.dtype([("a", field, n)], align=True)
+            stride = record_stride(dtype, True)
+            assert stride % min(align, dtype.alignment) == 0
+            assert stride >= dtype.itemsize
