@@ -643,7 +643,7 @@ class SlabCache(_Base):
 
     def __del__(self) -> None:
         """Leave the process's registry; the memory goes with the last array on it."""
-        if hasattr(self, "_numba_type_") and not self.closed and not sys.is_finalizing():
+        if not sys.is_finalizing() and hasattr(self, "_numba_type_") and not self.closed:
             self._block.leave()
 
     def __repr__(self) -> str:

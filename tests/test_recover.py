@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from inside import Inside
 
 import jitslab
+from jitslab import layout
 
 KIB = np.dtype([("a", "<i8", 128)])  # 64 slots a slab
 

@@ -138,7 +138,7 @@ def test_working_set_is_kept_and_the_surplus_goes_back():
     """After a peak the empty slabs that no interval needed go back to the system by themselves."""
     with jitslab.SlabCache("surplus", LINE, capacity=200_000) as cache:
         cache.free_many(cache.alloc_many(150_000))
-        for _ in range(1500):
+        for _ in range(8000):
             cache.free_many(cache.alloc_many(200))
 
         assert int(Inside(cache).control["released"]) > 100
