@@ -12,6 +12,7 @@ import operator
 import re
 import secrets
 import sys
+import time
 from collections.abc import Iterator
 from functools import cache as cached
 from types import TracebackType
@@ -59,6 +60,7 @@ FAULT_TEXTS = {
     layout.TWICE: "record freed by two threads at the same instant",
 }
 SLOT_MASK = 0xFFFFFFFF
+LOOKS = 3  # before `check` and `recover` say that others are using the cache
 
 _serials = itertools.count()
 _process_random = secrets.randbits(layout.START_BITS)
@@ -765,8 +767,11 @@ class SlabCache(_Block):
 
     def _need_rest(self, what: str) -> None:
         """Raise if other threads are using the cache."""
-        if recover.is_moving(self._address):
-            raise BusyError(f"{what} needs cache {self._name!r} at rest, and other threads are using it")
+        for _ in range(LOOKS):
+            if not recover.is_moving(self._address):
+                return
+            time.sleep(0.001)  # a thread that was joined may be in its last steps
+        raise BusyError(f"{what} needs cache {self._name!r} at rest, and other threads are using it")
 
     def _slot(self, handle: Any) -> int:
         """Return the slot of a live record."""

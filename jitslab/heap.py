@@ -61,7 +61,7 @@ from .layout import (
     C,
     H,
 )
-from .recover import C_CLAIMED, F_REBUILD, next_claimed, note_fault, parked
+from .recover import C_CLAIMED, next_claimed, note_fault, parked, wake
 from .slab import (
     ALL,
     C_HEAPS,
@@ -373,10 +373,10 @@ def flush(c: int, at: int, count: int) -> int:
         control_at(c).flushes += 1
         put_slots(c, at + MAGAZINE, count)
         surplus = end_of_interval(c)
-    unlock(c)
     for j in range(h.top - count):
         slots[j] = slots[count + j]
-    h.top -= count
+    h.top -= count  # under the lock: so the count of live records is right for who holds it
+    unlock(c)
     if unlikely(surplus > 0):
         call_table(c, F_RELEASE, (surplus,))
     return h.top
@@ -414,13 +414,7 @@ def claim(c: int, me: int) -> int:
     """
     control = control_at(c)
     process = process_at(control.process)
-    if unlikely(control.epoch != process.epoch):
-        lock(c)
-        if control.epoch != process.epoch:
-            if control.closed == 0:
-                call_table(c, F_REBUILD, ())
-            control.epoch = process.epoch
-        unlock(c)
+    wake(c)
     row = next_claimed(c, ZERO)
     while row >= 0 and control.closed == 0:
         at = frozen(c, C_HEAPS) + row * HEAP_BYTES
@@ -459,6 +453,7 @@ def shut_heap(at: int) -> None:
 @Entry
 def flush_own(c: int) -> int:
     """Give all slots of the calling thread's heap home; returns how many."""
+    wake(c)
     me = thread_pointer()
     n = int64(0)
     row = next_claimed(c, ZERO)
