@@ -33,6 +33,7 @@ from ._native import (
     u4_array,
     unlikely,
 )
+from ._os import yield_core
 from .layout import (
     BLOCK,
     EMPTY,
@@ -128,10 +129,13 @@ def is_moving(c: int) -> int:
         heap = frozen(c, C_HEAPS) + row * HEAP_BYTES
         if load8_relaxed(heap, 0) != me:
             trace = trace_of(c, heap)
-            for _ in range(SAMPLES):
+            for k in range(SAMPLES):
                 if trace_of(c, heap) != trace:
                     return ONE
-                pause()
+                if k & 255:
+                    pause()
+                else:
+                    yield_core()  # a thread that waits for a core is to be seen moving, too
         row = next_claimed(c, row + 1)
     return ONE if load8_relaxed(c + C_TICKS, 0) != ticks or control.releasing != 0 else ZERO
 

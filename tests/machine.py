@@ -35,9 +35,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.cache = jitslab.SlabCache(
-            "machine", self.dtype, capacity=self.capacity, init=self.init, colouring=self.colouring
-        )
+        self.cache = jitslab.SlabCache("machine", self.dtype, capacity=self.capacity, init=self.init, colouring=self.colouring)
         template = None
         if self.init is not None:
             template = bytes(self.dtype.itemsize) if isinstance(self.init, str) else self.init.tobytes()

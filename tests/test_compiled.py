@@ -121,9 +121,7 @@ def test_function_with_a_cache_argument_is_kept_on_disk(tmp_path):
     """`cache=True` works: a second process reads the machine code and it works on that process's cache."""
     module = tmp_path / "keeps.py"
     module.write_text(
-        "import numba\n"
-        "@numba.njit(cache=True)\n"
-        "def f(cache):\n    h, r = cache.new()\n    r.x = 3.0\n    return h\n"
+        "import numba\n@numba.njit(cache=True)\ndef f(cache):\n    h, r = cache.new()\n    r.x = 3.0\n    return h\n"
     )
     program = f"""
 import sys
@@ -316,7 +314,7 @@ def test_new_gives_a_filled_record():
 def sum_items(cache):
     """Sum by items()."""
     total = 0.0
-    for _h, node in cache.items():
+    for _h, node in cache.items():  # noqa: PERF102  # no dict: it has no values()
         total += node.value
     return total
 
@@ -343,7 +341,7 @@ def pairs(cache, most):
     """Loop over the same cache twice at once, and leave early."""
     n = 0
     for _ in cache:
-        for h, node in cache.items():
+        for _h, node in cache.items():
             if node.key > most:
                 continue
             n += 1
@@ -409,7 +407,9 @@ def test_nested_arrays_and_sub_records():
 
 
 @pytest.mark.parametrize(
-    "options", [{"error_model": "numpy"}, {"fastmath": True}, {"boundscheck": True}, {"nogil": True}, {"inline": "always"}], ids=str
+    "options",
+    [{"error_model": "numpy"}, {"fastmath": True}, {"boundscheck": True}, {"nogil": True}, {"inline": "always"}],
+    ids=str,
 )
 def test_user_options_do_not_matter(cache, options):
     """The options of the user's function are not inherited in a way that changes anything."""
@@ -424,7 +424,7 @@ def test_user_options_do_not_matter(cache, options):
 
 
 def test_full_cache_answers_null(cache):
-    """alloc gives NULL, alloc_many 0, and new a scratch record with a fault."""
+    """Alloc gives NULL, alloc_many 0, and new a scratch record with a fault."""
     allocate = njit(lambda cache: cache.alloc())
     many = njit(lambda cache, out: cache.alloc_many(out))
     cache.alloc_many(999)

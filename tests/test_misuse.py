@@ -360,7 +360,7 @@ def test_dtype_that_is_no_record_is_refused(crime):
 @pytest.mark.parametrize("thing", ["nonsense", 3, [("a", "no such type")]])
 def test_what_is_no_dtype_is_refused(thing):
     """NumPy's own word is passed on."""
-    with pytest.raises(jitslab.LayoutError, match="^not a dtype: "):
+    with pytest.raises(jitslab.LayoutError, match=r"^not a dtype: "):
         jitslab.SlabCache("bad", thing, capacity=10)
 
 
@@ -422,7 +422,7 @@ def test_dtype_that_numba_cannot_type_is_refused_by_compiled_code_clearly(kind):
     cache = jitslab.SlabCache("untypable", GOOD_DTYPES[kind], capacity=10)
     try:
         numba.from_dtype(cache.dtype)
-    except Exception:  # noqa: BLE001  # numba raises what it likes
+    except Exception:  # numba raises what it likes
         with pytest.raises(numba.TypingError, match="jitslab: Numba cannot type the records of this cache: "):
             write_a(cache, cache.alloc())
     else:
@@ -516,11 +516,11 @@ def test_wrong_init_is_refused():
     refused(jitslab.LayoutError, "init is None, 'zero' or a record, got 'one'", make, "bad", XY, capacity=1, init="one")
     with pytest.raises(jitslab.LayoutError, match=f"^init is no record of {re.escape(str(XY))}: "):
         make("bad", XY, capacity=1, init=(1, 2))
-    with pytest.raises(jitslab.LayoutError, match="^init must be one record of "):
+    with pytest.raises(jitslab.LayoutError, match=r"^init must be one record of "):
         make("bad", XY, capacity=1, init=np.zeros(2, XY))
-    with pytest.raises(jitslab.LayoutError, match="^init must be one record of "):
+    with pytest.raises(jitslab.LayoutError, match=r"^init must be one record of "):
         make("bad", XY, capacity=1, init=np.zeros((), XY.newbyteorder(">"))[()])
-    with pytest.raises(jitslab.LayoutError, match="^init is no record of "):
+    with pytest.raises(jitslab.LayoutError, match=r"^init is no record of "):
         make("bad", XY, capacity=1, init=np.zeros((), [("x", "<f4")])[()])
 
 
@@ -587,8 +587,9 @@ def test_closed_cache_is_still_known_by_name(cache):
     cache.close()
     cache.close()
 
-    assert ("crime", XY, 100, 16, 0, True, 0) == tuple(getattr(cache, name) for name in
-        ("name", "dtype", "capacity", "stride", "slot_limit", "closed", "faults"))
+    assert ("crime", XY, 100, 16, 0, True, 0) == tuple(
+        getattr(cache, name) for name in ("name", "dtype", "capacity", "stride", "slot_limit", "closed", "faults")
+    )
     assert "<SlabCache 'crime': closed>" == repr(cache)
     cache.raise_faults()
 
@@ -596,7 +597,7 @@ def test_closed_cache_is_still_known_by_name(cache):
 def test_views_outlive_a_closed_cache():
     """Arrays and records of a cache stay readable after its end; what they read is zeros."""
     cache = jitslab.SlabCache("views", XY, capacity=10)
-    h, record = cache.new()
+    _, record = cache.new()
     records, pages = cache.records, cache.pages
     record["y"] = 7
     cache.close()
@@ -609,14 +610,18 @@ def test_views_outlive_a_closed_cache():
     refused(jitslab.ClosedError, "cache 'views' is closed", pages.__getitem__, 0)
 
 
-BLANK_USES = USES | {name: (lambda c, name=name: getattr(c, name)) for name in sorted(STILL_KNOWN - {"raise_faults"})} | {
-    "raise_faults": lambda c: c.raise_faults(),
-    "close": lambda c: c.close(),
-    "_alloc_slow": lambda c: c._alloc_slow(),
-    "_free_slow": lambda c: c._free_slow(5),
-    "kernel": lambda c: alloc_and_free(c),
-    "copy": lambda c: copy.copy(c),
-}
+BLANK_USES = (
+    USES
+    | {name: (lambda c, name=name: getattr(c, name)) for name in sorted(STILL_KNOWN - {"raise_faults"})}
+    | {
+        "raise_faults": lambda c: c.raise_faults(),
+        "close": lambda c: c.close(),
+        "_alloc_slow": lambda c: c._alloc_slow(),
+        "_free_slow": lambda c: c._free_slow(5),
+        "kernel": lambda c: alloc_and_free(c),
+        "copy": lambda c: copy.copy(c),
+    }
+)
 
 
 @pytest.mark.parametrize("use", BLANK_USES)
@@ -625,7 +630,7 @@ def test_cache_whose_init_never_ran_refuses(use, cache):
     blank = object.__new__(jitslab.SlabCache)
 
     kinds = (jitslab.ClosedError, jitslab.CopyError, numba.TypingError)
-    with pytest.raises(kinds, match="never opened|Cannot determine Numba type") as caught:
+    with pytest.raises(kinds, match=r"never opened|Cannot determine Numba type") as caught:
         BLANK_USES[use](blank)
 
     assert (use == "kernel") == isinstance(caught.value, numba.TypingError)

@@ -151,7 +151,7 @@ def break_7_by_a_circle(inside):
     """A list that never ends is reported, not followed for ever."""
     index = int(np.flatnonzero(inside.slabs["list"] >= 0)[0])
     inside.slabs[index]["next"] = index
-    return None
+    return
 
 
 def break_7_by_a_link_out_of_range(inside):
@@ -211,11 +211,18 @@ def used_cache():
     return cache, sorted(cache.live().tolist())
 
 
+LAWS_OF_LAYOUT = {int(line[1]) for line in layout.__doc__.splitlines() if line[:1] == "L" and line[1:2].isdigit()}
+
+
 def test_every_law_is_broken_by_some_crime():
     """Each law of `layout` has a crime here, and none is forgotten when one is added."""
     numbers = {int(crime.__name__.split("_")[1]) for crime in CRIMES}
 
-    assert set(range(1, 10)) == numbers == {int(line[1]) for line in layout.__doc__.splitlines() if line[:1] == "L" and line[1:2].isdigit()}
+    assert (
+        set(range(1, 10))
+        == numbers
+        == {int(line[1]) for line in layout.__doc__.splitlines() if line[:1] == "L" and line[1:2].isdigit()}
+    )
 
 
 @pytest.mark.parametrize("crime", CRIMES, ids=lambda crime: crime.__name__)

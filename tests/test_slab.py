@@ -79,7 +79,7 @@ def test_slabs_start_at_different_colours(dtype):
         n = pages[0].capacity
 
         colours = [page.colour for page in pages]
-        assert len(set(colours[:min(n, 16)])) == min(n, len(colours), 16)
+        assert len(set(colours[: min(n, 16)])) == min(n, len(colours), 16)
         for page in pages[:3]:
             mine = [slot - page.index * n for slot in slots.tolist() if slot // n == page.index]
             assert sorted(mine) == list(range(n))
@@ -211,6 +211,7 @@ def test_repr_is_short():
 
 def test_memory_goes_with_the_last_view():
     """A cache that is dropped gives its addresses back, but not before its last record is dropped."""
+
     def mapped():
         with open("/proc/self/statm") as statm:
             return int(statm.read().split()[0])
@@ -232,3 +233,20 @@ def test_import_of_the_package_compiles_nothing():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
 
     assert done.stdout == "[]\n"
+
+
+def test_process_ends_quietly_with_open_caches():
+    """Caches that live to the end of the process, as globals of compiled functions do, do not complain there."""
+    program = """
+import numba, numpy as np, jitslab
+CACHE = jitslab.SlabCache("global", np.dtype([("x", "f8")]), capacity=10)
+OTHER = jitslab.SlabCache("plain", np.dtype([("x", "f8")]), capacity=10)
+
+@numba.njit
+def use():
+    return CACHE.alloc() != 0
+
+assert use()
+print("done")
+"""
+    assert run_python(program.replace('OTHER.circle = OTHER.alloc() if hasattr(OTHER, "__dict__") else None\n', "")) == "done\n"

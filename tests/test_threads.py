@@ -185,15 +185,19 @@ def test_thread_that_outlives_a_cache_ends_well():
 # --- Rest ---
 
 
+def for_long(function):
+    """Call it again and again: a look may fall into a moment when the other thread does not run."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        function()
+
+
 @pytest.mark.parametrize("method", ["check", "recover"])
 def test_check_and_recover_are_refused_while_another_thread_works(method):
     """They say so and change nothing; at rest they work."""
     with jitslab.SlabCache("busy", DTYPE, capacity=1000) as cache:
-        with Churning(cache) as others:
-            with pytest.raises(jitslab.BusyError) as caught:
-                deadline = time.monotonic() + 20
-                while time.monotonic() < deadline:  # a look may fall into a moment when the other thread does not run
-                    getattr(cache, method)()
+        with Churning(cache) as others, pytest.raises(jitslab.BusyError) as caught:
+            for_long(getattr(cache, method))
         assert [0] == others.wrong
         assert f"{method} needs cache 'busy' at rest, and other threads are using it" == str(caught.value)
         getattr(cache, method)()
@@ -288,7 +292,7 @@ def in_child(function):
         try:
             function()
             status = 0
-        except BaseException:  # noqa: BLE001  # the child must never return into the test runner
+        except BaseException:  # the child must never return into the test runner
             import traceback
 
             traceback.print_exc()
@@ -402,5 +406,3 @@ print(len(cache))
 cache.check()
 """
     assert run_python(program) == "[5, 6, 7, 8, 9, 10, 11, 12]\n1\n"
-
-

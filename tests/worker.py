@@ -17,7 +17,7 @@ class Worker:
             function, arguments = task
             try:
                 self._answers.put((function(*arguments), None))
-            except Exception as error:  # noqa: BLE001  # it is raised again where the answer is awaited
+            except Exception as error:  # it is raised again where the answer is awaited
                 self._answers.put((None, error))
             del task, function, arguments  # or an idle worker would keep caches alive
 
