@@ -35,7 +35,7 @@ from ._native import (
 )
 from .heap import SLOT_MASK, Heap, alloc, alloc_filled, free, make_live, next_slab, room_for
 from .layout import BLOCK, FREE, HOLD, NO_INIT, NULL, TAKEN, C
-from .recover import live_of
+from .recover import live_of, wake
 from .slab import (
     ALL,
     C_LIMIT,
@@ -313,6 +313,7 @@ def find_refused(c: int, hs: int, n: int, refused: int) -> int:
 def clear(c: int) -> int:
     """Free every live record; returns how many.  Needs rest: a record freed elsewhere at the same instant is freed twice."""
     control = control_at(c)
+    wake(c)
     words = u4_array(frozen(c, C_WORDS))
     freed = int64(0)
     slots = int64(1) << control.shift
@@ -336,6 +337,7 @@ def clear(c: int) -> int:
 def make_ready(c: int, n: int) -> int:
     """Make the memory of n more records usable.  Returns 0: it is; 1: the capacity is too small; 2: the system refuses."""
     control = control_at(c)
+    wake(c)
     if live_of(c) + n > control.capacity:
         return int64(1)
     slots = (control.n_slabs << control.shift) - control.out  # free or fresh in the slab layer

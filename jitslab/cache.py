@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import re
 import sys
+import time
 from collections.abc import Iterator
 from functools import cache as cached
 from types import TracebackType
@@ -694,8 +695,11 @@ class SlabCache(_Base):
 
     def _need_rest(self, what: str) -> None:
         """Raise if other threads are using the cache."""
-        if all(recover.is_moving(self._address) for _ in range(REST_TRIES)):
-            raise BusyError(f"{what} needs cache {self._name!r} at rest, and other threads are using it")
+        for _ in range(REST_TRIES):
+            if not recover.is_moving(self._address):
+                return
+            time.sleep(0.001)  # a thread that was joined may be in its last steps
+        raise BusyError(f"{what} needs cache {self._name!r} at rest, and other threads are using it")
 
     def _slot(self, handle: Any) -> int:
         """Return the slot of a live record."""

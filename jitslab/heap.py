@@ -62,7 +62,7 @@ from .layout import (
     C,
     H,
 )
-from .recover import C_CLAIMED, F_REBUILD, next_claimed, note_fault, parked
+from .recover import C_CLAIMED, next_claimed, note_fault, parked, wake
 from .slab import (
     ALL,
     C_HEAPS,
@@ -399,10 +399,10 @@ def flush(c: int, at: int, count: int) -> int:
             slab_at(c, last).shared = 1
         put_slots(c, at + MAGAZINE, count)
         surplus = end_of_interval(c)
-    unlock(c)
     for j in range(h.top - count):
         slots[j] = slots[count + j]
-    h.top -= count
+    h.top -= count  # under the lock: so the count of live records is right for who holds it
+    unlock(c)
     if unlikely(surplus > 0):
         call_table(c, F_RELEASE, (surplus,))
     return h.top
@@ -440,13 +440,7 @@ def claim(c: int, me: int) -> int:
     """
     control = control_at(c)
     process = process_at(control.process)
-    if unlikely(control.epoch != process.epoch):
-        lock(c)
-        if control.epoch != process.epoch:
-            if control.closed == 0:
-                call_table(c, F_REBUILD, ())
-            control.epoch = process.epoch
-        unlock(c)
+    wake(c)
     row = next_claimed(c, ZERO)
     while row >= 0 and control.closed == 0:
         at = frozen(c, C_HEAPS) + row * HEAP_BYTES
@@ -485,6 +479,7 @@ def shut_heap(at: int) -> None:
 @Entry
 def flush_own(c: int) -> int:
     """Give all slots of the calling thread's heap home; returns how many."""
+    wake(c)
     me = thread_pointer()
     n = int64(0)
     row = next_claimed(c, ZERO)

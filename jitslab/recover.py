@@ -21,15 +21,19 @@ from ._native import (
     int64,
     kernel,
     load4,
+    load4_relaxed,
     load8,
     load8_relaxed,
     lowest_bit,
     pause,
+    process_at,
     store8,
     store8_release,
     thread_pointer,
     u4_array,
+    unlikely,
 )
+from ._os import yield_core
 from .layout import (
     BLOCK,
     EMPTY,
@@ -43,6 +47,7 @@ from .layout import (
     NIL,
     PARTIALLY_USED,
     QUARTERS,
+    ROUNDS,
     TAKEN,
     C,
 )
@@ -100,6 +105,19 @@ def live_of(c: int) -> int:
     return max(control.out - parked(c) - control.retired, int64(0))
 
 
+@kernel
+def trace_of(c: int, heap: int) -> int:
+    """
+    Return a number that changes as the heap's owner allocs and frees.
+
+    A loop of pairs that is compiled well stores the same `top` for ever: the generation of the slot popped last tells.
+    """
+    top = load8_relaxed(heap, 1)
+    slot = load4_relaxed(heap + MAGAZINE, min(max(top, ZERO), int64(ROUNDS - 1)))
+    word = load4_relaxed(frozen(c, C_WORDS), slot) if slot < load8_relaxed(c + C_LIMIT, 0) else ZERO
+    return (word << 32 | slot) ^ (top << 20)
+
+
 @Entry
 def is_moving(c: int) -> int:
     """1 if another thread's heap, or the slab layer, changes while it is looked at for a while, else 0."""
@@ -110,11 +128,14 @@ def is_moving(c: int) -> int:
     while row >= 0:
         heap = frozen(c, C_HEAPS) + row * HEAP_BYTES
         if load8_relaxed(heap, 0) != me:
-            top = load8_relaxed(heap, 1)
-            for _ in range(SAMPLES):
-                if load8_relaxed(heap, 1) != top:
+            trace = trace_of(c, heap)
+            for k in range(SAMPLES):
+                if trace_of(c, heap) != trace:
                     return ONE
-                pause()
+                if k & 255:
+                    pause()
+                else:
+                    yield_core()  # a thread that waits for a core is to be seen moving, too
         row = next_claimed(c, row + 1)
     return ONE if load8_relaxed(c + C_TICKS, 0) != ticks or control.releasing != 0 else ZERO
 
@@ -230,9 +251,28 @@ def rebuild(c: int) -> int:
     return ZERO
 
 
+@kernel
+def wake(c: int) -> None:
+    """
+    Rebuild the index if this process is a child of `fork` and the cache is used for the first time.
+
+    Every way into a cache that reads the index comes by here or by `heap.claim`, which calls it.
+    """
+    control = control_at(c)
+    process = process_at(control.process)
+    if unlikely(control.epoch != process.epoch):
+        lock(c)
+        if control.epoch != process.epoch:
+            if control.closed == 0:
+                call_table(c, F_REBUILD, ())
+            control.epoch = process.epoch
+        unlock(c)
+
+
 @Entry
 def recover_cache(c: int) -> int:
     """Rebuild under the lock."""
+    wake(c)
     lock(c)
     if control_at(c).closed == 0:
         call_table(c, F_REBUILD, ())
@@ -242,8 +282,12 @@ def recover_cache(c: int) -> int:
 
 @Entry
 def count_live(c: int) -> int:
-    """Count the live records: exact at rest."""
-    return live_of(c)
+    """Count the live records: exact at rest, and while slots go home at the end of a thread."""
+    wake(c)
+    lock(c)
+    n = live_of(c)
+    unlock(c)
+    return n
 
 
 # --- Check ---
@@ -362,6 +406,7 @@ def check_laws(c: int, parked_bits: int) -> int:
     Returns 0, or ``law << 32 | slab + 1`` of the first broken law (slab NIL: of the whole cache).  O(slots).
     Needs   rest.
     """
+    wake(c)
     lock(c)
     answer = check_magazines(c, parked_bits)
     i = ZERO

@@ -314,7 +314,7 @@ def test_new_gives_a_filled_record():
 def sum_items(cache):
     """Sum by items()."""
     total = 0.0
-    for _h, node in cache.items():
+    for _h, node in cache.items():  # no dict: it has no values()
         total += node.value
     return total
 
@@ -341,7 +341,7 @@ def pairs(cache, most):
     """Loop over the same cache twice at once, and leave early."""
     n = 0
     for _ in cache:
-        for h, node in cache.items():
+        for _h, node in cache.items():
             if node.key > most:
                 continue
             n += 1

@@ -104,7 +104,7 @@ def test_handles_of_a_thousand_caches_are_refused_by_the_others(cache):
     others = [jitslab.SlabCache("other", XY, capacity=10, colouring=False) for _ in range(1000)]
     handles = [other.alloc() for other in others]
 
-    assert len(set(handles)) == 1000
+    assert 1000 == len(set(handles))
     for i, other in enumerate(others[:50]):
         assert [i] == [j for j, h in enumerate(handles) if h in other]
     with pytest.raises(jitslab.ForeignHandleError):
@@ -165,7 +165,7 @@ def test_every_integer_type_is_a_handle(cache, integer):
     cache[integer(h)] = (1.0, 2, 3)
 
     assert integer(h) in cache
-    assert cache[integer(h)]["y"] == 2
+    assert 2 == cache[integer(h)]["y"]
     cache.free(integer(h))
     assert h not in cache
 
@@ -188,7 +188,7 @@ def test_million_random_handles_are_refused_and_change_nothing(cache):
     assert handles.size == len(caught.value.positions)
     assert words == bytes(Inside(cache).words)
     assert before == cache.gather(live).tobytes()
-    assert len(cache) == 60
+    assert 60 == len(cache)
     with pytest.raises(jitslab.HandleError) as caught:
         cache.slots(np.append(handles, live))
     assert tuple(range(handles.size)) == caught.value.positions
@@ -209,8 +209,8 @@ def test_duplicates_in_free_many_are_named_and_the_rest_is_freed(cache):
     )
     error = refused(jitslab.StaleHandleError, text, cache.free_many, [a, b, a, c, b])
 
-    assert error.positions == (2, 4)
-    assert len(cache) == 0
+    assert (2, 4) == error.positions
+    assert 0 == len(cache)
 
 
 def test_duplicates_in_a_long_free_many_are_named(cache):
@@ -222,7 +222,7 @@ def test_duplicates_in_a_long_free_many_are_named(cache):
 
         assert tuple(range(4000, 4009)) == caught.value.positions
         assert "9 of 4009 handles refused, at 4000, 4001, 4002, 4003, 4004, 4005, 4006, 4007, ...; " in str(caught.value)
-        assert len(cache) == 0
+        assert 0 == len(cache)
         cache.check()
 
 
@@ -245,7 +245,7 @@ def test_alloc_many_refuses_a_wrong_out(cache, crime):
     out, text = BAD_OUTS[crime]
 
     refused(jitslab.ArrayError, text, cache.alloc_many, 3, out)
-    assert len(cache) == 0
+    assert 0 == len(cache)
 
 
 BAD_GATHERS = {
@@ -288,7 +288,7 @@ def test_batches_refuse_what_are_no_handles(cache, crime):
     refused(exception, text, cache.scatter, handles, np.zeros(2, XY))
     if crime != "booleans":
         refused(exception, text, cache.retain, handles)
-    assert len(cache) == 1
+    assert 1 == len(cache)
 
 
 def test_big_unsigned_handles_are_refused_in_batches(cache):
@@ -308,7 +308,7 @@ def test_scatter_refuses_wrong_values(cache):
     refused(jitslab.ArrayError, text + "float64 of shape (2,)", cache.scatter, handles, np.zeros(2))
     refused(jitslab.ArrayError, f"{text}{XY} of shape (3,)", cache.scatter, handles, np.zeros(3, XY))
     cache.scatter(handles, np.ones((), XY))
-    assert cache.gather(handles)["x"].tolist() == [1.0, 1.0]
+    assert [1.0, 1.0] == cache.gather(handles)["x"].tolist()
 
 
 def test_retain_refuses_a_wrong_mask(cache):
@@ -318,7 +318,7 @@ def test_retain_refuses_a_wrong_mask(cache):
     refused(jitslab.ArrayError, "the mask must have shape (3,), as live() has, got (2,)", cache.retain, np.ones(2, bool))
     with pytest.raises(jitslab.ForeignHandleError):
         cache.retain([5])
-    assert len(cache) == 3
+    assert 3 == len(cache)
 
 
 @pytest.mark.parametrize("method", ["alloc_many", "reserve"])
@@ -331,7 +331,7 @@ def test_counts_out_of_bounds_are_refused(cache, method):
     refused(jitslab.CapacityError, "n must be an integer, got float", use, 3.0)
     refused(jitslab.CapacityError, "n must be an integer, got NoneType", use, None)
     use(0)
-    assert len(cache) == 0
+    assert 0 == len(cache)
 
 
 # --- Dtypes ---
@@ -360,7 +360,7 @@ def test_dtype_that_is_no_record_is_refused(crime):
 @pytest.mark.parametrize("thing", ["nonsense", 3, [("a", "no such type")]])
 def test_what_is_no_dtype_is_refused(thing):
     """NumPy's own word is passed on."""
-    with pytest.raises(jitslab.LayoutError, match="^not a dtype: "):
+    with pytest.raises(jitslab.LayoutError, match=r"^not a dtype: "):
         jitslab.SlabCache("bad", thing, capacity=10)
 
 
@@ -468,7 +468,7 @@ def test_capacity_of_one_and_of_2_to_the_32_work():
     with jitslab.SlabCache("all", [("a", "u1")], capacity=2**32) as most:
         h = most.alloc()
         most[h]["a"] = 5
-        assert most[h]["a"] == 5
+        assert 5 == most[h]["a"]
         most.check()
 
 
@@ -479,7 +479,7 @@ def test_full_cache_allocates_nothing(cache):
     error = refused(jitslab.CacheFullError, text, cache.alloc_many, 3)
 
     assert isinstance(error, MemoryError)
-    assert len(cache) == 98
+    assert 98 == len(cache)
     assert sorted(handles.tolist()) == sorted(cache.live().tolist())
     refused(jitslab.CacheFullError, text, cache.reserve, 3)
     cache.alloc_many(2)
@@ -497,7 +497,7 @@ def test_full_cache_refuses_long_batches(cache, n):
         refused(jitslab.CacheFullError, text, cache.alloc_many, n)
     text = f"cache 'crime' has 0 of 100 records live, {n} more were asked for"
     refused(jitslab.CacheFullError, text, cache.reserve, n)
-    assert len(cache) == 0
+    assert 0 == len(cache)
     cache.check()
 
 
@@ -516,11 +516,11 @@ def test_wrong_init_is_refused():
     refused(jitslab.LayoutError, "init is None, 'zero' or a record, got 'one'", make, "bad", XY, capacity=1, init="one")
     with pytest.raises(jitslab.LayoutError, match=f"^init is no record of {re.escape(str(XY))}: "):
         make("bad", XY, capacity=1, init=(1, 2))
-    with pytest.raises(jitslab.LayoutError, match="^init must be one record of "):
+    with pytest.raises(jitslab.LayoutError, match=r"^init must be one record of "):
         make("bad", XY, capacity=1, init=np.zeros(2, XY))
-    with pytest.raises(jitslab.LayoutError, match="^init must be one record of "):
+    with pytest.raises(jitslab.LayoutError, match=r"^init must be one record of "):
         make("bad", XY, capacity=1, init=np.zeros((), XY.newbyteorder(">"))[()])
-    with pytest.raises(jitslab.LayoutError, match="^init is no record of "):
+    with pytest.raises(jitslab.LayoutError, match=r"^init is no record of "):
         make("bad", XY, capacity=1, init=np.zeros((), [("x", "<f4")])[()])
 
 
@@ -587,31 +587,25 @@ def test_closed_cache_is_still_known_by_name(cache):
     cache.close()
     cache.close()
 
-    assert tuple(getattr(cache, name) for name in ("name", "dtype", "capacity", "stride", "slot_limit", "closed", "faults")) == (
-        "crime",
-        XY,
-        100,
-        16,
-        0,
-        True,
-        0,
+    assert ("crime", XY, 100, 16, 0, True, 0) == tuple(
+        getattr(cache, name) for name in ("name", "dtype", "capacity", "stride", "slot_limit", "closed", "faults")
     )
-    assert repr(cache) == "<SlabCache 'crime': closed>"
+    assert "<SlabCache 'crime': closed>" == repr(cache)
     cache.raise_faults()
 
 
 def test_views_outlive_a_closed_cache():
     """Arrays and records of a cache stay readable after its end; what they read is zeros."""
     cache = jitslab.SlabCache("views", XY, capacity=10)
-    h, record = cache.new()
+    _, record = cache.new()
     records, pages = cache.records, cache.pages
     record["y"] = 7
     cache.close()
 
-    assert record["y"] == 0
+    assert 0 == record["y"]
     records["y"][:] = 3
     del cache
-    assert record["y"] == 3
+    assert 3 == record["y"]
     assert (records["y"] == 3).all()
     refused(jitslab.ClosedError, "cache 'views' is closed", pages.__getitem__, 0)
 
@@ -636,11 +630,11 @@ def test_cache_whose_init_never_ran_refuses(use, cache):
     blank = object.__new__(jitslab.SlabCache)
 
     kinds = (jitslab.ClosedError, jitslab.CopyError, numba.TypingError)
-    with pytest.raises(kinds, match="never opened|Cannot determine Numba type") as caught:
+    with pytest.raises(kinds, match=r"never opened|Cannot determine Numba type") as caught:
         BLANK_USES[use](blank)
 
     assert (use == "kernel") == isinstance(caught.value, numba.TypingError)
-    assert repr(blank) == "<SlabCache: never opened>"
+    assert "<SlabCache: never opened>" == repr(blank)
 
 
 def test_cache_whose_init_failed_refuses():

@@ -211,6 +211,9 @@ def used_cache():
     return cache, sorted(cache.live().tolist())
 
 
+LAWS_OF_LAYOUT = {int(line[1]) for line in layout.__doc__.splitlines() if line[:1] == "L" and line[1:2].isdigit()}
+
+
 def test_every_law_is_broken_by_some_crime():
     """Each law of `layout` has a crime here, and none is forgotten when one is added."""
     numbers = {int(crime.__name__.split("_")[1]) for crime in CRIMES}

@@ -233,3 +233,20 @@ def test_import_of_the_package_compiles_nothing():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
 
     assert done.stdout == "[]\n"
+
+
+def test_process_ends_quietly_with_open_caches():
+    """Caches that live to the end of the process, as globals of compiled functions do, do not complain there."""
+    program = """
+import numba, numpy as np, jitslab
+CACHE = jitslab.SlabCache("global", np.dtype([("x", "f8")]), capacity=10)
+OTHER = jitslab.SlabCache("plain", np.dtype([("x", "f8")]), capacity=10)
+
+@numba.njit
+def use():
+    return CACHE.alloc() != 0
+
+assert use()
+print("done")
+"""
+    assert run_python(program.replace('OTHER.circle = OTHER.alloc() if hasattr(OTHER, "__dict__") else None\n', "")) == "done\n"
