@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import operator
 import re
-import sys
 import time
+import weakref
 from collections.abc import Iterator
 from functools import cache as cached
 from types import TracebackType
@@ -161,6 +161,7 @@ class SlabCache(_Base):
         self._all, self._words = block.records, block.words
         self._c = block.control.data.cast("B").cast("q")
         _control_slot.__set__(self, block.control)
+        weakref.finalize(self, block.leave).atexit = False  # the memory goes with the last array on it
         # Last: who has it is open.
         self._numba_type_: CacheType = cache_type(self._dtype, block.geometry.stride, int(block.control["init"][0]))
 
@@ -641,11 +642,6 @@ class SlabCache(_Base):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Close the cache."""
         self.close()
-
-    def __del__(self) -> None:
-        """Leave the process's registry; the memory goes with the last array on it."""
-        if not sys.is_finalizing() and hasattr(self, "_numba_type_") and not self.closed:
-            self._block.leave()
 
     def __repr__(self) -> str:
         """Short, whatever the size."""
