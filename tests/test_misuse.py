@@ -697,9 +697,9 @@ def test_copies_are_refused(cache):
 def test_default_capacity_opens_small_under_a_limit_of_the_address_space():
     """Under RLIMIT_AS a cache without a capacity takes a part of what is left; an explicit huge one is refused."""
     program = """
-import resource, numpy as np, jitslab
+import pathlib, resource, numpy as np, jitslab
 jitslab.warmup()
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30),) * 2)
 dtype = np.dtype([("a", "u1", 64)])
 caches = [jitslab.SlabCache("small", dtype) for _ in range(5)]
@@ -718,7 +718,7 @@ except jitslab.CacheFullError as error:
 def test_memory_refused_by_the_system_is_a_full_cache():
     """Where memory is refused in the middle of growth, nothing is half allocated."""
     program = """
-import resource, numpy as np, jitslab
+import pathlib, resource, numpy as np, jitslab
 jitslab.warmup()
 cache = jitslab.SlabCache("grows", np.dtype([("a", "u1", 64)]), capacity=1 << 24)
 first, out = cache.alloc_many(1000), np.zeros(1 << 20, np.int64)
