@@ -11,7 +11,7 @@ import operator
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache as cached
 from types import TracebackType
 from typing import Any, NoReturn
@@ -642,9 +642,9 @@ class SlabCache(_Base):
         """Close the cache."""
         self.close()
 
-    def __del__(self) -> None:
-        """Leave the process's registry; the memory goes with the last array on it."""
-        if not sys.is_finalizing() and hasattr(self, "_numba_type_") and not self.closed:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        """Leave the process's registry; the memory goes with the last array on it.  At the very end no global is left."""
+        if not is_finalizing() and hasattr(self, "_numba_type_") and not self.closed:
             self._block.leave()
 
     def __repr__(self) -> str:
