@@ -699,7 +699,8 @@ def test_default_capacity_opens_small_under_a_limit_of_the_address_space():
     program = """
 import resource, numpy as np, jitslab
 jitslab.warmup()
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+with open("/proc/self/statm") as statm:
+    used = int(statm.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30),) * 2)
 dtype = np.dtype([("a", "u1", 64)])
 caches = [jitslab.SlabCache("small", dtype) for _ in range(5)]
