@@ -418,8 +418,8 @@ class SlabCache(_Base):
         return out[:n]
 
     def __iter__(self) -> Iterator[int]:
-        """Iterate over the handles of the records live now; the loop may free them."""
-        return iter(self.live().tolist())
+        """Iterate over the handles of the records live now; one that is freed meanwhile is passed over."""
+        return (handle for handle in self.live().tolist() if handle in self)
 
     def items(self) -> Iterator[tuple[int, Any]]:
         """Iterate over (handle, record)."""

@@ -341,7 +341,7 @@ def pairs(cache, most):
     """Loop over the same cache twice at once, and leave early."""
     n = 0
     for _ in cache:
-        for _h, node in cache.items():
+        for _h, node in cache.items():  # no dict
             if node.key > most:
                 continue
             n += 1

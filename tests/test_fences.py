@@ -15,6 +15,7 @@ ALLOWED = {
         "_os.py": "system calls",
         "_methods.py": "CPython's description of a C method",
         "_native.py": "an Entry is called by Numba's own ctypes function",
+        "block.py": "the address of the reservation it lays out",
         "cache.py": "addresses of a caller's arrays",
         "block.py": "the address of the reservation",
         "process.py": "the address of the process's own block",

@@ -734,3 +734,31 @@ cache.check()
 """
     expected = "the system gives cache 'grows' no memory for 1048576 records of 64 bytes\n"
     assert expected == run_python(program)
+
+
+def test_dtype_with_fields_out_of_order_that_numba_cannot_type_works_from_python():
+    """Its field order has no `descr`, and needs none."""
+    dtype = np.dtype({"names": ["a", "b"], "formats": [">i4", ">i4"], "offsets": [4, 0]})
+    with jitslab.SlabCache("turned", dtype, capacity=5) as cache:
+        h = cache.alloc()
+        cache[h]["a"] = 7
+
+        assert 7 == cache[h]["a"]
+
+
+def test_iteration_ends_with_the_cache_and_passes_over_what_is_freed():
+    """A record freed by the loop's body is not met later; after `close` the next step is refused."""
+    cache = jitslab.SlabCache("loop", XY, capacity=10)
+    handles = cache.alloc_many(10)
+    met = []
+    for h in cache:
+        met.append(h)
+        if h == handles[0]:
+            cache.free_many(handles[1:9])
+    steps = cache.items()
+    next(steps)
+    cache.close()
+
+    assert [int(handles[0]), int(handles[9])] == met
+    with pytest.raises(jitslab.ClosedError):
+        next(steps)
