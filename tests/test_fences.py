@@ -17,7 +17,6 @@ ALLOWED = {
         "_native.py": "an Entry is called by Numba's own ctypes function",
         "block.py": "the address of the reservation it lays out",
         "cache.py": "addresses of a caller's arrays",
-        "block.py": "the address of the reservation",
         "process.py": "the address of the process's own block",
         "compiled.py": "addresses of arrays that compiled code passes",
         "replay.py": "malloc and free of the C library, measured beside; addresses of its own arrays",
