@@ -25,12 +25,14 @@ from measure import RECORD, Case, Figure, Row, Sizes, Table, ratio
 
 SLOTS = 1_000_000  # of the cache whose metadata is counted
 ALLOC = "import numpy, jitslab; c = jitslab.SlabCache('first', numpy.dtype([('x', 'i8')]), capacity=1000); assert c.alloc()"
+KERNEL = "import numpy, loops; loops.walk(0, numpy.zeros(1, [('value', 'i8'), ('next', 'i8')]))"  # a user's own, from the disk
 WARMUP = "import jitslab; jitslab.warmup()"
 
 
 def python(*arguments: str, **environment: str) -> str:
     """Run Python; returns what it writes."""
     command = [sys.executable, *arguments]
+    environment["PYTHONPATH"] = str(Path(__file__).parent)
     return subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
@@ -116,8 +118,13 @@ def table(sizes: Sizes) -> Table:
     limit = 65536.0
     return {
         "fresh process, warm compile cache": Row(
-            {"import numba": partial(process_of, "import numba"), "import jitslab, first alloc": partial(process_of, ALLOC)},
+            {
+                "import numba": partial(process_of, "import numba"),
+                "one cached @njit": partial(process_of, KERNEL),
+                "import jitslab, first alloc": partial(process_of, ALLOC),
+            },
             (
+                Figure("one cached @njit over import numba", lambda t: t["one cached @njit"] - t["import numba"], unit="s"),
                 Figure(
                     "first alloc over import numba",
                     lambda t: t["import jitslab, first alloc"] - t["import numba"],
