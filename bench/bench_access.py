@@ -202,8 +202,7 @@ def table(sizes: Sizes) -> Table:
                 "cache": partial(list_case, partial(CacheList, loops.build), step),
                 "new()": partial(list_case, partial(CacheList, loops.build_new), step),
             },
-            # A list of malloc'ed nodes gets slower as it is rebuilt, until its nodes lie anywhere: no round is like the best.
-            (speed_ratio("cache", "jitclass", limit, by_round=True),),
+            (speed_ratio("cache", "jitclass", limit),),
         )
     return rows
 

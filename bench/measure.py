@@ -149,9 +149,9 @@ def ratio(over: str, under: str, limit: float | None = None, **more: Any) -> Fig
     return Figure(f"{over} / {under}", lambda t: t[over] / t[under], limit, **more)
 
 
-def speed_ratio(fast: str, slow: str, limit: float | None = None, **more: Any) -> Figure:
+def speed_ratio(fast: str, slow: str, limit: float | None = None) -> Figure:
     """How many times as fast `fast` is as `slow`; at least the limit."""
-    return Figure(f"{slow} / {fast}", lambda t: t[slow] / t[fast], limit, at_least=True, **more)
+    return Figure(f"{slow} / {fast}", lambda t: t[slow] / t[fast], limit, at_least=True)
 
 
 @dataclass(frozen=True)
