@@ -7,7 +7,6 @@ algorithm.  `alloc` and `free` are replaced by C methods when the first cache is
 
 from __future__ import annotations
 
-import operator
 import re
 import time
 import weakref
@@ -229,21 +228,24 @@ class SlabCache(_Base):
 
         It does not keep the record alive: after `free` it shows whatever the slot holds next.
         """
-        return self._all[self._slot(handle)]
+        slot = self._slot(handle)
+        return self._all[slot]
 
     def __setitem__(self, handle: int, value: Any) -> None:
         """Assign a whole record: a tuple or a `numpy.void`."""
-        self._all[self._slot(handle)] = value
+        slot = self._slot(handle)
+        self._all[slot] = value
 
     def __contains__(self, handle: object) -> bool:
         """Whether `handle` is that of a live record; False for what is no handle at all."""
-        self._need_open()
         try:
-            number = operator.index(handle)  # type: ignore[arg-type]  # what is no integer is answered below
-        except TypeError:
-            return False
-        slot = number & SLOT_MASK
-        return slot < self._c[LIMIT] and self._words[slot] == number >> 31 | 1
+            slot = handle & SLOT_MASK  # type: ignore[operator]  # what is no integer is answered below
+            if slot < self._c[LIMIT] and self._words[slot] == handle >> 31 | 1:  # type: ignore[operator]  # likewise
+                return True
+        except (TypeError, AttributeError):
+            self._need_opened()
+        self._need_open()
+        return False
 
     def record(self, handle: int) -> Any:
         """Return ``cache[handle]``: the name that compiled code uses where iterations of a `prange` share a record."""
@@ -490,31 +492,37 @@ class SlabCache(_Base):
     @property
     def name(self) -> str:
         """Name, as given."""
+        self._need_opened()
         return self._name
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Dtype of a record, as given."""
+        self._need_opened()
         return self._dtype
 
     @property
     def capacity(self) -> int:
         """Records that one thread can always have."""
+        self._need_opened()
         return self._block.geometry.capacity
 
     @property
     def stride(self) -> int:
         """Bytes from slot to slot: the itemsize, aligned, and coloured where it would alias."""
+        self._need_opened()
         return self._block.geometry.stride
 
     @property
     def slot_limit(self) -> int:
         """Slots in use so far: every slot number is below; grows as the cache does."""
+        self._need_opened()
         return self._c[LIMIT]
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
+        self._need_opened()
         return self._c[CLOSED] != 0
 
     @property
@@ -552,6 +560,7 @@ class SlabCache(_Base):
     @property
     def faults(self) -> int:
         """How often compiled code used a refused handle since the last report."""
+        self._need_opened()
         return self._c[FAULTS]
 
     def raise_faults(self) -> None:
@@ -563,6 +572,7 @@ class SlabCache(_Base):
         FaultError
             With the number of faults and the first handle.
         """
+        self._need_opened()
         count, first, kind = self._c[FAULTS], self._c[FIRST], self._c[KIND]
         if count:
             self._c[FAULTS] = 0
@@ -671,12 +681,6 @@ class SlabCache(_Base):
         raise CopyError(f"{self!r} cannot be pickled: its memory is private to this process")
 
     # --- Checks ---
-
-    def __getattr__(self, name: str) -> NoReturn:
-        """Say why an attribute is missing: none of its own is set where `__init__` never succeeded."""
-        if name in SlabCache.__slots__ and name != "_numba_type_":
-            raise ClosedError("this SlabCache was never opened")
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _need_opened(self) -> None:
         """Raise if `__init__` never succeeded."""

@@ -154,7 +154,7 @@ def free(heap: Heap, handle: int) -> bool:
     top = h.top
     if unlikely(top == frozen(heap, H_ROUNDS)):
         return slow(heap, F_FREE, (handle,)) != 0
-    store4_release(frozen(heap, H_WORDS), slot, live + 1)
+    store4(frozen(heap, H_WORDS), slot, live + 1)
     store4(advance(heap, MAGAZINE), top, slot)
     h.top = top + 1
     return True
