@@ -46,6 +46,7 @@ from .slab import (
     end_of_interval,
     lock,
     put_block,
+    put_slot,
     slab_at,
     slab_draw,
     slab_lost,
@@ -195,12 +196,12 @@ def free_many(c: int, hs: int, n: int, refused: int) -> int:
         stop = min(n, p + HOLD)
         lock(c)
         limit = int64(control.limit)
-        shift = min(control.shift, int64(6))
-        key, mask = int64(-1), int64(0)
+        in_runs = control.shift >= 6
+        singles = int64(0)
         while p < stop:
             handle = handles[p]
             slot = handle & SLOT_MASK
-            if slot & 63 == 0 and shift == 6 and p + BLOCK <= stop and handles[p + BLOCK - 1] & SLOT_MASK == slot + BLOCK - 1:
+            if slot & 63 == 0 and in_runs and p + BLOCK <= stop and handles[p + BLOCK - 1] & SLOT_MASK == slot + BLOCK - 1:
                 if slot + BLOCK <= limit and is_run(c, hs + p * 8, slot):
                     for j in range(BLOCK):
                         words[slot + j] += np.uint32(1)
@@ -216,15 +217,10 @@ def free_many(c: int, hs: int, n: int, refused: int) -> int:
                 p += 1
                 continue
             words[slot] = np.uint32(live + 1)
-            if slot >> shift != key:
-                if mask != 0:
-                    put_block(c, key << shift >> 6, mask)
-                key, mask = slot >> shift, int64(0)
-            mask |= int64(1) << (slot & 63)
+            singles += put_slot(c, slot)
             freed += 1
             p += 1
-        if mask != 0:
-            put_block(c, key << shift >> 6, mask)
+        control.out -= singles
         surplus = end_of_interval(c) if control.closed == 0 else int64(0)
         unlock(c)
         if unlikely(surplus > 0):
