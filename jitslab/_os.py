@@ -24,7 +24,7 @@ POSIX = sys.platform != "win32"
 PROT_NONE, PROT_READ, PROT_RW = 0, 1, 3
 MAP_PRIVATE, MAP_ANONYMOUS = 2, 0x20 if LINUX else 0x1000
 MAP_NORESERVE = 0x4000 if LINUX else 0x40
-MADV_DONTNEED, MADV_FREE, MADV_WIPEONFORK = 4, 5, 18
+MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_WIPEONFORK = 4, 5, 14, 18
 
 page_bytes = max(mmap.PAGESIZE, 4096)
 
@@ -145,6 +145,12 @@ if CAN_GROW:
         """Give back the memory of n bytes, whole pages both; they read as zeros or as before."""
         _madvise(address, n, _advice)
 
+    @kernel
+    def prefer_huge_pages(address: int, n: int) -> None:
+        """Ask for huge pages in n bytes from a page-aligned address; only Linux knows of such a wish."""
+        if LINUX:
+            _madvise(address, n, MADV_HUGEPAGE)
+
 else:
 
     @kernel
@@ -155,6 +161,10 @@ else:
     @kernel
     def give_back(address: int, n: int) -> None:
         """Nothing can be given back."""
+
+    @kernel
+    def prefer_huge_pages(address: int, n: int) -> None:
+        """No such wish is known."""
 
 
 if has_symbol("sched_yield"):

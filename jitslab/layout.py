@@ -84,6 +84,7 @@ EMPTY, FRESH = QUARTERS, QUARTERS + 1  # lists of FREE slabs: with memory behind
 LISTS = QUARTERS + 2
 INTERVAL = 512  # refills and flushes of one interval of the working set, at least
 TURNOVERS = 4  # times that all slots of the cache could come and go in one interval
+HUGE_BYTES = 4 << 20  # records beyond this are in huge pages where the system has them: below, they would be waste
 RELEASE_BYTES = 1 << 20  # least that is given back to the system at a time
 HOLD = 4096  # most slots moved under one hold of the lock
 

@@ -33,7 +33,7 @@ from ._native import (
     u4_array,
     unlikely,
 )
-from ._os import commit, give_back, page_bytes, yield_core
+from ._os import commit, give_back, page_bytes, prefer_huge_pages, yield_core
 from .layout import (
     BLOCK,
     EMPTY,
@@ -41,6 +41,7 @@ from .layout import (
     FRESH,
     FULL,
     HEAP_BYTES,
+    HUGE_BYTES,
     INTERVAL,
     LINE,
     NIL,
@@ -416,6 +417,10 @@ def grow(c: int, n_slabs: int) -> int:
         granted = commit_slabs(c, new)
     if not granted:
         return ZERO
+    slab_bytes = control.stride << control.shift
+    if old * slab_bytes >= HUGE_BYTES:
+        start = (control.records + old * slab_bytes) & -page_bytes
+        prefer_huge_pages(start, control.records + new * slab_bytes - start)
     lock(c)
     if control.closed == 0:
         control.committed = max(int64(control.committed), new)
