@@ -46,7 +46,6 @@ from .slab import (
     end_of_interval,
     lock,
     put_block,
-    put_slot,
     slab_at,
     slab_draw,
     slab_lost,
@@ -196,16 +195,16 @@ def free_many(c: int, hs: int, n: int, refused: int) -> int:
         stop = min(n, p + HOLD)
         lock(c)
         limit = int64(control.limit)
-        in_runs = control.shift >= 6
-        singles = int64(0)
+        shift = min(control.shift, int64(6))
+        key, mask, given = int64(0), int64(0), int64(0)
         while p < stop:
             handle = handles[p]
             slot = handle & SLOT_MASK
-            if slot & 63 == 0 and in_runs and p + BLOCK <= stop and handles[p + BLOCK - 1] & SLOT_MASK == slot + BLOCK - 1:
+            if slot & 63 == 0 and shift == 6 and p + BLOCK <= stop and handles[p + BLOCK - 1] & SLOT_MASK == slot + BLOCK - 1:
                 if slot + BLOCK <= limit and is_run(c, hs + p * 8, slot):
                     for j in range(BLOCK):
                         words[slot + j] += np.uint32(1)
-                    put_block(c, slot >> 6, ALL)
+                    given += put_block(c, slot >> 6, ALL)
                     freed += BLOCK
                     p += BLOCK
                     continue
@@ -217,10 +216,16 @@ def free_many(c: int, hs: int, n: int, refused: int) -> int:
                 p += 1
                 continue
             words[slot] = np.uint32(live + 1)
-            singles += put_slot(c, slot)
+            if slot >> shift != key:
+                if mask != 0:
+                    given += put_block(c, key << shift >> 6, mask)
+                key, mask = slot >> shift, int64(0)
+            mask |= ONE << (slot & 63)
             freed += 1
             p += 1
-        control.out -= singles
+        if mask != 0:
+            given += put_block(c, key << shift >> 6, mask)
+        control.out -= given
         surplus = end_of_interval(c) if control.closed == 0 else int64(0)
         unlock(c)
         if unlikely(surplus > 0):
@@ -323,7 +328,7 @@ def clear(c: int) -> int:
                 if mask != 0:
                     for j in range(step):
                         words[first + j] += np.uint32(mask >> j & 1)
-                    put_block(c, first >> 6, mask << (first & 63))
+                    control.out -= put_block(c, first >> 6, mask << (first & 63))
                     freed += popcount(mask)
         unlock(c)
     return freed

@@ -152,22 +152,19 @@ def quarter(c: int, i: int) -> int:
 
 
 @kernel
-def slab_gained(c: int, i: int, n: int) -> None:
+def relist(c: int, i: int) -> None:
     """
-    Account for n slots that came back to slab `i`.
+    Put slab `i`, to which slots came back, on the list of what it is now: empty, or partially used and full before.
 
     A full slab goes to the fullest list; `pick` moves it on when it meets it there.
     """
     slab = slab_at(c, i)
-    control = control_at(c)
-    slab.n_free += n
-    control.out -= n
-    if unlikely(slab.n_free + slab.n_fresh == int64(1) << control.shift):
+    if slab.n_free + slab.n_fresh == ONE << control_at(c).shift:
         if slab.list != NIL:
             unlink(c, i)
         slab.state = FREE
         link(c, i, L_EMPTY)
-    elif unlikely(slab.state == FULL):
+    elif slab.state == FULL:
         slab.state = PARTIALLY_USED
         link(c, i, L_FULLEST)
 
@@ -331,55 +328,48 @@ def fitting(free: int, room: int) -> int:
 
 
 @kernel
-def put_block(c: int, block: int, mask: int) -> None:
+def put_block(c: int, block: int, mask: int) -> int:
     """
-    Give back the slots of a mask in block number `block` (64 slots each), all of one slab.
+    Give back the slots of a mask in block number `block` (64 slots each), all of one slab; returns how many.
 
     A slot that is there already (freed twice at the same instant, by a race in the user's code) changes nothing.
     Needs   the lock, and even generations.
+    Keeps   all laws but L8: the caller lowers `out` by what came back, once for many.
     """
     bits = frozen(c, C_BITS)
+    control = control_at(c)
     old = load8(bits, block)
     store8(bits, block, old | mask)
-    slab_gained(c, ((block << 6) + lowest_bit(mask)) >> control_at(c).shift, popcount(mask & ~old))
-
-
-@kernel
-def put_slot(c: int, slot: int) -> int:
-    """
-    Give back one slot; returns 1, or 0 for one that is there already, as in `put_block`.
-
-    Needs   the lock, and an even generation.
-    Keeps   all laws but L8: the caller lowers `out` by what it gave back, once for many.
-    """
-    bits = frozen(c, C_BITS)
-    shift = control_at(c).shift
-    old, bit = load8(bits, slot >> 6), int64(1) << (slot & 63)
-    if unlikely(old & bit != 0):
-        return ZERO
-    store8(bits, slot >> 6, old | bit)
-    slab = slab_at(c, slot >> shift)
-    slab.n_free += 1
-    if unlikely(slab.state == FULL or slab.n_free + slab.n_fresh == ONE << shift):
-        slab_gained(c, slot >> shift, ZERO)
-    return ONE
+    i = ((block << 6) + lowest_bit(mask)) >> control.shift
+    n = popcount(mask & ~old)
+    slab = slab_at(c, i)
+    slab.n_free += n
+    if unlikely(slab.state == FULL or slab.n_free + slab.n_fresh == ONE << control.shift):
+        relist(c, i)
+    return n
 
 
 @kernel
 def put_slots(c: int, source: int, count: int) -> None:
     """
-    Give back the slots in the u4 array at `source`.
+    Give back the slots in the u4 array at `source`; neighbours of one block and slab together.
 
     Needs   the lock, and even generations.
     """
     slots = u4_array(source)
-    given = int64(0)
+    shift = min(control_at(c).shift, int64(6))
+    key, mask, given = int64(slots[0]) >> shift, int64(0), int64(0)
     for j in range(count):
         if j + AHEAD < count:
             ahead = int64(slots[j + AHEAD])
             prefetch_write(frozen(c, C_BITS) + (ahead >> 6 << 3))
             prefetch_write(frozen(c, C_SLABS) + (ahead >> control_at(c).shift) * ROW)
-        given += put_slot(c, int64(slots[j]))
+        slot = int64(slots[j])
+        if slot >> shift != key:
+            given += put_block(c, key << shift >> 6, mask)
+            key, mask = slot >> shift, int64(0)
+        mask |= ONE << (slot & 63)
+    given += put_block(c, key << shift >> 6, mask)
     control_at(c).out -= given
 
 
