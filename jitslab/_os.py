@@ -11,6 +11,7 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,7 @@ def drop(address: int, n: int) -> bool:
     return LINUX and n > 0 and _libc("madvise")(address, n, MADV_DONTNEED) == 0
 
 
+@cache
 def _libc(name: str) -> Callable[[int, int, int], int]:
     """Return a C function of an address, a size and an int."""
     function = getattr(ctypes.CDLL(None), name)
