@@ -32,7 +32,23 @@ PyNumber_AsSsize_t = _external("PyNumber_AsSsize_t", types.int64(_ptr, _ptr))
 PyErr_Occurred = _external("PyErr_Occurred", _ptr())
 PyErr_Clear = _external("PyErr_Clear", types.void())
 PyObject_CallNoArgs = _external("PyObject_CallNoArgs", _ptr(_ptr))
-PyObject_CallOneArg = _external("PyObject_CallOneArg", _ptr(_ptr, _ptr))
+PyObject_Call = _external("PyObject_Call", _ptr(_ptr, _ptr, _ptr))
+PyTuple_New = _external("PyTuple_New", _ptr(_ptr))
+PyTuple_SetItem = _external("PyTuple_SetItem", types.int32(_ptr, _ptr, _ptr))
+SYMBOLS = [
+    "PyLong_FromLongLong",
+    "PyNumber_AsSsize_t",
+    "PyErr_Occurred",
+    "PyErr_Clear",
+    "PyObject_CallNoArgs",
+    "PyObject_Call",
+    "PyTuple_New",
+    "PyTuple_SetItem",
+    "Py_IncRef",
+    "Py_DecRef",
+    "PyObject_GetAttrString",
+    "PyDescr_NewMethod",
+]
 Py_IncRef = _external("Py_IncRef", types.void(_ptr))
 Py_DecRef = _external("Py_DecRef", types.void(_ptr))
 
@@ -93,9 +109,15 @@ def _free(self: int, obj: int) -> int:
     method = method_of(self, "_free_slow")
     if method == 0:
         return 0
-    answer = PyObject_CallOneArg(method, obj)
+    answer = 0
+    arguments = PyTuple_New(1)
+    if arguments != 0:
+        Py_IncRef(obj)  # the tuple takes a reference
+        PyTuple_SetItem(arguments, 0, obj)
+        answer = PyObject_Call(method, arguments, 0)
+        Py_DecRef(arguments)
     Py_DecRef(method)
-    return answer  # type: ignore[no-any-return]  # likewise
+    return answer
 
 
 class PyMethodDef(ctypes.Structure):
@@ -127,6 +149,8 @@ def install(cls: type, block: Any, name: str) -> bool:
         Descriptor and name of the slot, the first of its objects, that holds the ndarray of the control block.
     """
     if sys.implementation.name != "cpython" or sys.maxsize < 1 << 32 or slot_offset(block, name) != HEAD:
+        return False
+    if not all(hasattr(ctypes.pythonapi, symbol) for symbol in SYMBOLS):  # a missing one would end the process
         return False
     new_method = ctypes.pythonapi.PyDescr_NewMethod
     new_method.restype = ctypes.py_object

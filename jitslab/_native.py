@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any, TypeVar
 
 import numba
@@ -91,10 +90,12 @@ class Entry:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.__doc__ = function.__doc__
+        self._made: list[tuple[Callable[..., int], int, Any]] = []  # more than one if two threads were first: all are kept
 
-    @cached_property
-    def compiled(self) -> Any:
-        """Numba's C function."""
+    def compile(self) -> tuple[Callable[..., int], int, Any]:
+        """Return what Python calls, the address, and what keeps both; no lock that a fork could leave held."""
+        if self._made:
+            return self._made[0]
 
         def make(f: Callable[..., Any], cache: Any) -> Any:
             arity = f.__code__.co_argcount
@@ -105,20 +106,18 @@ class Entry:
             c_function.compile()
             return c_function
 
-        return _compile(make, self.function)
-
-    @cached_property
-    def _call(self) -> Callable[..., int]:
-        return self.compiled.ctypes  # type: ignore[no-any-return]  # numba has no types
+        compiled = _compile(make, self.function)
+        self._made.append((compiled.ctypes, int(compiled.address), compiled))
+        return self._made[0]
 
     @property
     def address(self) -> int:
         """Address of the C function."""
-        return int(self.compiled.address)
+        return self.compile()[1]
 
     def __call__(self, *args: int) -> int:
         """Call it from Python."""
-        return self._call(*args)
+        return self.compile()[0](*args)
 
 
 def intrinsic(function: Callable[..., Any]) -> Intrinsic:
@@ -463,6 +462,8 @@ def slow(typing: Any, heap: Any, field: Any, args: Any) -> Any:
             inner = ir.IRBuilder(thunk.append_basic_block())
             numbers = [inner.ptrtoint(thunk.args[0], I64), *thunk.args[1:]]
             control = inner.load(inner.inttoptr(inner.add(numbers[0], I64(H["control"])), I64.as_pointer()), align=8)
+            with inner.if_then(inner.icmp_unsigned("==", control, I64(0)), likely=False):
+                inner.ret(I64(0))
             inner.ret(_table_call(inner, control, offset, numbers))
         return builder.call(thunk, values, cconv="preserve_mostcc")
 
@@ -494,7 +495,8 @@ def my_heap(typing: Any, control: Any) -> Any:
 
     LLVM is told that the answer depends on nothing but the cache, as C tells it of ``__errno_location``: a thread keeps
     its heap, so one call serves a whole function, outside its loops.  The row is one of the heaps, or the shared or
-    closed one: always HEAP_BYTES of memory that may be read.
+    closed one: always HEAP_BYTES of memory that may be read.  That holds for the zero, too, that Numba gives a variable which
+    no path has set: LLVM may call this where the program does not get to.
     """
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -507,6 +509,10 @@ def my_heap(typing: Any, control: Any) -> Any:
             returned.add_attribute("nonnull")
             inner = ir.IRBuilder(thunk.append_basic_block())
             cache = thunk.args[0]
+            nothing = cgutils.add_global_variable(builder.module, ir.ArrayType(I64, HEAP_BYTES // 8), "jitslab.no_heap")
+            nothing.linkage, nothing.align, nothing.initializer = "internal", 64, nothing.type.pointee(None)
+            with inner.if_then(inner.icmp_unsigned("==", cache, I64(0)), likely=False):
+                inner.ret(inner.bitcast(nothing, PTR))
             me = inner.ptrtoint(_thread_pointer(inner), I64)
             row = inner.lshr(inner.mul(me, I64(MIX)), I64(HASH_SHIFT))
             heaps = inner.load(inner.inttoptr(inner.add(cache, I64(C["heaps"])), I64.as_pointer()), align=8)

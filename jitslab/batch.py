@@ -49,6 +49,7 @@ from .slab import (
     slab_at,
     slab_draw,
     slab_lost,
+    some_partial,
     unlock,
 )
 
@@ -112,6 +113,7 @@ def draw_many(c: int, at: int, out: int, n: int) -> int:
             lock(c)
             if granted != 0:
                 continue
+            i = some_partial(c)
         if i < 0:
             break
         block, mask, drawn = slab_draw(c, i, n - done)
@@ -326,8 +328,10 @@ def clear(c: int) -> int:
             for first in range(i << control.shift, (i + 1) << control.shift, step):
                 mask = live_mask(frozen(c, C_WORDS) + first * 4) & own
                 if mask != 0:
-                    for j in range(step):
-                        words[first + j] += np.uint32(mask >> j & 1)
+                    rest = mask
+                    while rest != 0:
+                        words[first + lowest_bit(rest)] += np.uint32(1)
+                        rest &= rest - 1
                     control.out -= put_block(c, first >> 6, mask << (first & 63))
                     freed += popcount(mask)
         unlock(c)

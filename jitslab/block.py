@@ -139,7 +139,7 @@ class Block:
             return
         offset, page = self.geometry.offset, _os.page_bytes
         at, n = offset["words"], min(4 * slots + page, offset["records"] - offset["words"])
-        if not _os.drop(self._base + at, layout.round_up(n, page)):  # no generation may stay odd
+        if slots > 0 and not _os.drop(self._base + at, layout.round_up(n, page)):  # no generation may stay odd
             self.bytes[at : at + n] = 0
         _os.drop(self._base + offset["records"], layout.round_up(slots * self.geometry.stride, page))
 

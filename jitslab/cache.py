@@ -155,12 +155,12 @@ class SlabCache(_Base):
             bool(colouring),
             make_template(init, self._dtype),
         )
+        weakref.finalize(self, block.leave).atexit = False  # the memory goes with the last array on it
         self._block = block
         self._address = block.address
         self._all, self._words = block.records, block.words
         self._c = block.control.data.cast("B").cast("q")
         _control_slot.__set__(self, block.control)
-        weakref.finalize(self, block.leave).atexit = False  # the memory goes with the last array on it
         # Last: who has it is open.
         self._numba_type_: CacheType = cache_type(self._dtype, block.geometry.stride, int(block.control["init"][0]))
 
@@ -242,7 +242,7 @@ class SlabCache(_Base):
             slot = handle & SLOT_MASK  # type: ignore[operator]  # what is no integer is answered below
             if slot < self._c[LIMIT] and self._words[slot] == handle >> 31 | 1:  # type: ignore[operator]  # likewise
                 return True
-        except (TypeError, AttributeError):
+        except (TypeError, AttributeError, OverflowError, ValueError):
             self._need_opened()
         self._need_open()
         return False
@@ -602,7 +602,9 @@ class SlabCache(_Base):
         self.raise_faults()
         self._need_rest("check")
         seen = np.zeros((self._c[LIMIT] + 63) // 64 + 1, np.int64)
-        answer = recover.check_laws(self._address, seen.ctypes.data)
+        answer = recover.check_laws(self._address, seen.ctypes.data, seen.size)
+        if answer == recover.MOVED:
+            raise self._busy("check")
         if answer:
             self._need_rest("check")
             law, index = answer >> 32, (answer & SLOT_MASK) - 1
@@ -699,7 +701,11 @@ class SlabCache(_Base):
             if not recover.is_moving(self._address):
                 return
             time.sleep(0.001)  # a thread that was joined may be in its last steps
-        raise BusyError(f"{what} needs cache {self._name!r} at rest, and other threads are using it")
+        raise self._busy(what)
+
+    def _busy(self, what: str) -> BusyError:
+        """Say that other threads are using the cache."""
+        return BusyError(f"{what} needs cache {self._name!r} at rest, and other threads are using it")
 
     def _slot(self, handle: Any) -> int:
         """Return the slot of a live record."""
@@ -707,7 +713,7 @@ class SlabCache(_Base):
             slot = handle & SLOT_MASK
             if slot < self._c[LIMIT] and self._words[slot] == handle >> 31 | 1:
                 return slot  # type: ignore[no-any-return]  # an integer
-        except (TypeError, AttributeError):
+        except (TypeError, AttributeError, OverflowError, ValueError):  # NumPy's small integers, arrays
             self._need_opened()
         self._need_open()
         raise self._refusal(as_integer(handle))

@@ -76,6 +76,7 @@ from .slab import (
     slab_at,
     slab_draw,
     slab_lost,
+    some_partial,
     unlock,
 )
 
@@ -240,7 +241,7 @@ def take(c: int, at: int) -> int:
     """Pop a magazine, refilled when it is empty; returns a handle or NULL."""
     h = heap_at(at)
     while True:
-        while h.top > 0:
+        while h.top > 0 and control_at(c).closed == 0:
             slot = load4(at + BELOW_TOP, h.top)
             h.top -= 1
             handle = make_live(c, slot)
@@ -338,6 +339,7 @@ def refill(c: int, at: int) -> int:
             lock(c)
             if granted != 0 and control.closed == 0:
                 continue
+            i = some_partial(c)
         if i < 0:
             break
         block, mask, n = slab_draw(c, i, left)
@@ -399,13 +401,14 @@ def flush(c: int, at: int, count: int) -> int:
             slab_at(c, last).shared = 1
         put_slots(c, at + MAGAZINE, count)
         surplus = end_of_interval(c)
-    for j in range(h.top - count):
+    stay = max(h.top - count, ZERO) if control_at(c).closed == 0 else ZERO  # `close` may have emptied it meanwhile
+    for j in range(stay):
         slots[j] = slots[count + j]
-    h.top -= count  # under the lock: so the count of live records is right for who holds it
+    h.top = stay  # under the lock: so the count of live records is right for who holds it
     unlock(c)
     if unlikely(surplus > 0):
         call_table(c, F_RELEASE, (surplus,))
-    return h.top
+    return stay
 
 
 # --- Who owns which heap ---

@@ -325,7 +325,7 @@ def geometry(dtype: np.dtype[Any], capacity: int, colouring: bool, page: int) ->
         ("template", scratch),
         ("scratch", HEAP_ROWS * scratch_step if scratch_step else scratch),
         ("slabs", max_slabs * SLAB.itemsize),
-        ("bits", max(n_slots >> 3, 8)),
+        ("bits", -(-n_slots // BLOCK) * 8),
         ("words", n_slots * 4 + BLOCK * 4 + page),
         ("records", n_slots * stride),
     ):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from functools import cache
+import threading
 
 import numpy as np
 
@@ -94,15 +94,15 @@ def close_cache(p: int, c: int) -> int:
     lock_registry(p)
     lock(c)
     answer = int64(control.committed) if control.closed == 0 else int64(NIL)
+    if answer != NIL:  # first: a child of fork must not find a closed cache there
+        store8(p + ROWS, control.row, 0)
+        process.n_holes += 1
     control.closed = 1
     control.limit = 0
     control.n_slabs = 0
     control.committed = 0
     control.out = 0
     unlock(c)
-    if answer != NIL:
-        store8(p + ROWS, control.row, 0)
-        process.n_holes += 1
     row = next_claimed(c, ZERO)
     while row >= 0:
         shut_heap(frozen(c, C_HEAPS) + row * HEAP_BYTES)
@@ -146,6 +146,8 @@ def after_fork(p: int, wipe: int) -> int:
         if c != 0:
             if load8(c + C_LOCK, 0) != 0:  # most pages stay shared with the parent
                 store8(c + C_LOCK, 0, 0)
+            if load8(c + C_RELEASING, 0) != 0:
+                store8(c + C_RELEASING, 0, 0)
             heap = next_claimed(c, ZERO) if wipe != 0 else int64(NIL)
             while heap >= 0:
                 at = frozen(c, C_HEAPS) + heap * HEAP_BYTES
@@ -185,7 +187,15 @@ class Process:
         return int(row)
 
 
-@cache
+_process: Process | None = None
+_first = threading.Lock()
+
+
 def this_process() -> Process:
     """Return the block of this process, made at the first call."""
-    return Process()
+    global _process  # one a process, as its name says
+    if _process is None:
+        with _first:
+            if _process is None:
+                _process = Process()
+    return _process

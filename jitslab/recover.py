@@ -73,6 +73,7 @@ from .slab import (
 
 C_CLAIMED, C_FAULTS, C_TICKS, F_REBUILD = C["claimed"], C["faults"], C["ticks"], C["f_rebuild"]
 RETIRED = 0x80000000
+MOVED = -1  # answer of `check_laws`: not at rest
 SAMPLES = 4000  # looks of `is_moving`: some 100 microseconds
 
 
@@ -396,18 +397,23 @@ def check_lists(c: int) -> int:
 
 
 @Entry
-def check_laws(c: int, parked_bits: int) -> int:
+def check_laws(c: int, parked_bits: int, n_words: int) -> int:
     """
     Recount everything from the generations.
 
     c            int64   address of the CONTROL block
     parked_bits  int64   address of one zero bit a slot below the limit, in words of 64
+    n_words      int64   how many words
 
-    Returns 0, or ``law << 32 | slab + 1`` of the first broken law (slab NIL: of the whole cache).  O(slots).
+    Returns 0, ``law << 32 | slab + 1`` of the first broken law (slab NIL: of the whole cache), or MOVED if the cache has
+    grown beyond the words.  O(slots).
     Needs   rest.
     """
     wake(c)
     lock(c)
+    if control_at(c).n_slabs << control_at(c).shift > n_words * BLOCK:
+        unlock(c)
+        return int64(MOVED)
     answer = check_magazines(c, parked_bits)
     i = ZERO
     while answer == 0 and i < control_at(c).n_slabs:

@@ -214,6 +214,16 @@ def is_drawn_by_other(c: int, i: int, me: int) -> bool:
 
 
 @kernel
+def some_partial(c: int) -> int:
+    """Return a partially used slab, whoever draws from it, or NO_SLAB."""
+    for which in range(QUARTERS):
+        i = load8(c + C_HEADS, which)
+        if i >= 0:
+            return i
+    return int64(NO_SLAB)
+
+
+@kernel
 def pick(c: int, me: int) -> int:
     """
     Return the slab that heap row `me` should draw from next, or NO_SLAB, or MUST_GROW.
@@ -251,10 +261,7 @@ def pick(c: int, me: int) -> int:
         return make_slab(c)
     if control.committed < control.max_slabs:
         return int64(MUST_GROW)
-    for some in range(QUARTERS):  # the looks may have run out before a list was reached
-        if shared == NO_SLAB:
-            shared = load8(c + C_HEADS, some)
-    return shared
+    return shared if shared != NO_SLAB else some_partial(c)  # the looks may have run out before a list was reached
 
 
 # --- Slots out and in ---
@@ -383,7 +390,7 @@ def commit_slabs(c: int, n_slabs: int) -> bool:
     slots = n_slabs << control.shift
     return (
         commit(control.slabs, n_slabs * ROW)
-        and commit(control.bits, max(slots >> 3, int64(8)))
+        and commit(control.bits, (slots + BLOCK - 1) // BLOCK * 8)
         and commit(control.words & -page_bytes, (slots + BLOCK) * 4 + page_bytes)
         and commit(control.records, slots * control.stride)
     )
