@@ -357,17 +357,23 @@ def _make_expect(outcome: int) -> Intrinsic:
 likely, unlikely = _make_expect(1), _make_expect(0)
 
 
-@intrinsic
-def prefetch_write(typing: Any, address: Any) -> Any:
-    """Ask for the line at `address`, to be written; any address will do."""
+def _make_prefetch(to_write: int) -> Intrinsic:
+    @intrinsic
+    def prefetch(typing: Any, address: Any) -> Any:
+        """Ask for the line at `address`; any address will do."""
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        params = ir.FunctionType(ir.VoidType(), [PTR, I32, I32, I32])
-        function = cgutils.get_or_insert_function(builder.module, params, "llvm.prefetch.p0")
-        builder.call(function, [builder.inttoptr(args[0], PTR), I32(1), I32(3), I32(1)])
-        return context.get_dummy_value()
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            params = ir.FunctionType(ir.VoidType(), [PTR, I32, I32, I32])
+            function = cgutils.get_or_insert_function(builder.module, params, "llvm.prefetch.p0")
+            builder.call(function, [builder.inttoptr(args[0], PTR), I32(to_write), I32(3), I32(1)])
+            return context.get_dummy_value()
 
-    return types.void(types.int64), emit
+        return types.void(types.int64), emit
+
+    return prefetch
+
+
+prefetch_read, prefetch_write = _make_prefetch(0), _make_prefetch(1)
 
 
 @intrinsic

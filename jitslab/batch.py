@@ -27,6 +27,7 @@ from ._native import (
     lowest_bit,
     my_heap,
     popcount,
+    prefetch_read,
     prefetch_write,
     shift_right,
     store1,
@@ -55,6 +56,7 @@ from .slab import (
 
 AHEAD = 24  # handles that a batch of frees looks ahead, to have their generations at hand
 F_FREE_MANY, F_GROW, F_RELEASE = C["f_free_many"], C["f_grow"], C["f_release"]
+C_RECORDS, C_STRIDE = C["records"], C["stride"]
 
 
 # --- Alloc ---
@@ -265,6 +267,23 @@ def next_live(c: int, end: int, base: int, mask: int) -> Any:
         word = load4(frozen(c, C_WORDS), slot)
         if likely(word & 1 == 1):
             return base, mask, word >> 1 << 32 | slot
+
+
+@kernel
+def next_record(c: int, end: int, base: int, mask: int, ahead: int) -> Any:
+    """
+    Return (base, mask, ahead, handle): `next_live`, and one record of the block after asked for with each of this one.
+
+    ahead  int64   live slots of the next block whose records were not asked for yet; 0 to start with
+    """
+    before = base
+    base, mask, handle = next_live(c, end, base, mask)
+    if base != before:
+        ahead = live_mask(frozen(c, C_WORDS) + (base + BLOCK) * 4) if base + BLOCK < end else int64(0)
+    if ahead != 0:
+        prefetch_read(frozen(c, C_RECORDS) + (base + BLOCK + lowest_bit(ahead)) * frozen(c, C_STRIDE))
+        ahead &= ahead - 1
+    return base, mask, ahead, handle
 
 
 @kernel

@@ -35,7 +35,7 @@ from numba.extending import (
 )
 
 from ._native import I64, PTR, call_table, copy_bytes, frozen, int64, intrinsic, kernel, load8_relaxed, my_heap, slow, unlikely
-from .batch import next_live, scan_end
+from .batch import next_record, scan_end
 from .heap import C_RECORDS, F_ADDRESS, H_RECORDS, SLOT_MASK, Heap, address, alloc, alloc_filled, free, is_live
 from .layout import BLOCK, NO_INIT, NULL, SOURCE_HASH, C
 from .slab import C_LIMIT
@@ -360,6 +360,7 @@ class CacheIterType(types.SimpleIteratorType):  # type: ignore[misc]  # numba ha
 class _CacheIterModel(models.StructModel):  # type: ignore[misc]  # numba has no types
     def __init__(self, manager: Any, it: CacheIterType) -> None:
         members = [("ptr", types.int64), ("end", types.int64), ("base", int64_pointer), ("mask", int64_pointer)]
+        members += [("ahead", int64_pointer)]
         super().__init__(manager, it, members)
 
 
@@ -421,6 +422,7 @@ def _lower_scan(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     it.end = context.compile_internal(builder, lambda c: scan_end(c), types.int64(types.int64), [it.ptr])
     it.base = cgutils.alloca_once_value(builder, I64(-BLOCK))
     it.mask = cgutils.alloca_once_value(builder, I64(0))
+    it.ahead = cgutils.alloca_once_value(builder, I64(0))
     return it._getvalue()
 
 
@@ -435,14 +437,15 @@ def lower_iternext(context: Any, builder: Any, sig: Any, args: Any, result: Any)
     typ = sig.args[0]
     it = cgutils.create_struct_proxy(typ)(context, builder, value=args[0])
     i = types.int64
-    values = [it.ptr, it.end, builder.load(it.base), builder.load(it.mask)]
-    step = lambda c, end, base, mask: next_live(c, end, base, mask)  # noqa: E731  # numba wants a function of its own
-    found = context.compile_internal(builder, step, types.UniTuple(i, 3)(i, i, i, i), values)
-    base, mask, handle = cgutils.unpack_tuple(builder, found)
+    values = [it.ptr, it.end, builder.load(it.base), builder.load(it.mask), builder.load(it.ahead)]
+    step = lambda c, end, base, mask, ahead: next_record(c, end, base, mask, ahead)  # noqa: E731  # numba wants a function of its own
+    found = context.compile_internal(builder, step, types.UniTuple(i, 4)(i, i, i, i, i), values)
+    base, mask, ahead, handle = cgutils.unpack_tuple(builder, found)
     is_valid = builder.icmp_signed("!=", handle, I64(NULL))
     result.set_valid(is_valid)
     builder.store(base, it.base)
     builder.store(mask, it.mask)
+    builder.store(ahead, it.ahead)
     with builder.if_then(is_valid):
         if not typ.with_records:
             result.yield_(handle)
