@@ -231,6 +231,8 @@ SOURCES = (
     "heap.py",
     "batch.py",
     "recover.py",
+    "process.py",
+    "events.py",
     "entry.py",
     "compiled.py",
     "_methods.py",
