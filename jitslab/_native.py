@@ -306,7 +306,7 @@ def _make_rmw(operation: str, order: str) -> Intrinsic:
     return update
 
 
-fetch_add, fetch_or, exchange = _make_rmw("add", "monotonic"), _make_rmw("or", "monotonic"), _make_rmw("xchg", "acq_rel")
+fetch_add, fetch_or = _make_rmw("add", "monotonic"), _make_rmw("or", "monotonic")
 
 
 @intrinsic

@@ -28,8 +28,8 @@ Read first: the words, the ladders, the data and the laws of a cache.
    A generation: whoever holds the record (free) or took the slot from a magazine or the slab layer (alloc).
    A heap: the thread that owns it; its owner word by CAS from 0, and back to 0 by the same thread only.
    Free bits, slab rows, lists, counts: the holder of the lock.  The frozen part: nobody after creation.
-   Order of locks: the process's registry, then one cache's lock.  No system call and no C-API call under either
-   but for the closing of a cache.
+   Order of locks: the process's registry, then one cache's lock.  No system call and no C-API call under a
+   cache's lock; under the registry's, the end of a thread may give empty slabs back to the system.
 
 6. Space
    One reservation a cache: heaps | control block | slab rows | free bits | generations | records, each part
