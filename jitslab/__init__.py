@@ -19,13 +19,16 @@ from .errors import (
     HandleTypeError,
     LawError,
     LayoutError,
+    NodeError,
     NullHandleError,
+    PlacementWarning,
     SlabError,
     StaleHandleError,
     TraceError,
 )
 from .layout import NULL
-from .page import SlabObject, SlabPage, SlabState
+from .numa import NumaNode, nodes
+from .page import SlabNode, SlabObject, SlabPage, SlabState
 
 __version__ = "0.1.0"
 
@@ -43,13 +46,18 @@ __all__ = [
     "HandleTypeError",
     "LawError",
     "LayoutError",
+    "NodeError",
     "NullHandleError",
+    "NumaNode",
+    "PlacementWarning",
     "SlabCache",
     "SlabError",
+    "SlabNode",
     "SlabObject",
     "SlabPage",
     "SlabState",
     "StaleHandleError",
     "TraceError",
+    "nodes",
     "warmup",
 ]

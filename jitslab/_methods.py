@@ -18,7 +18,7 @@ from numba import types
 
 from ._native import I64, PTR, Entry, literal_intrinsic, load8, my_heap
 from .batch import alloc_any
-from .heap import free
+from .heap import free_any
 from .layout import NULL, C
 
 HEAD = object.__basicsize__  # first slot of an object, and where an ndarray keeps the pointer to its data
@@ -102,7 +102,7 @@ def _free(self: int, obj: int) -> int:
         handle = PyNumber_AsSsize_t(obj, 0)
         if handle == -1 and PyErr_Occurred() != 0:
             PyErr_Clear()
-        elif free(my_heap(load8(array + HEAD, 0)), handle):
+        elif free_any(load8(array + HEAD, 0), my_heap(load8(array + HEAD, 0)), handle):
             none = c_object("_Py_NoneStruct")
             Py_IncRef(none)
             return none  # type: ignore[no-any-return]  # likewise

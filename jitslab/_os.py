@@ -8,13 +8,16 @@ elsewhere (`CAN_GROW` false) the whole range is usable from the start, so the de
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
+import platform
 import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from numba import types
 
 from ._native import kernel
@@ -109,6 +112,43 @@ def wipe_on_fork(address: int, n: int) -> bool:
     return _libc("madvise")(address, n, MADV_WIPEONFORK) == 0
 
 
+def advise_huge_pages(address: int, n: int) -> None:
+    """Ask for huge pages in n bytes from a page-aligned address, where the system knows of such a wish."""
+    if LINUX and n > 0:
+        _libc("madvise")(address, n, MADV_HUGEPAGE)
+
+
+# --- NUMA: the system calls of mbind(2), get_mempolicy(2) and move_pages(2), which the C library does not have ---
+
+MPOL_DEFAULT, MPOL_PREFERRED, MPOL_BIND, MPOL_INTERLEAVE = range(4)
+_CALLS = {"x86_64": (237, 279), "aarch64": (235, 239)}.get(platform.machine(), ()) if LINUX else ()
+MASK_BITS = 1024  # nodes that a mask names; Linux knows up to so many
+
+
+def bind_memory(address: int, n: int, mode: int, nodes: tuple[int, ...]) -> int:
+    """Say on which nodes the pages of n bytes from a page-aligned address shall lie; 0, or the errno of the refusal."""
+    if not _CALLS:
+        return errno.ENOSYS
+    mask = sum(1 << node for node in nodes).to_bytes(MASK_BITS // 8, "little")
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    long, size = ctypes.c_long, ctypes.c_ulong
+    place, bits = (ctypes.c_void_p(address), size(n)), (ctypes.c_char_p(mask), size(MASK_BITS + 1))
+    answer = syscall(long(_CALLS[0]), *place, long(mode), *bits, long(0))
+    return ctypes.get_errno() if answer != 0 else 0
+
+
+def nodes_of_pages(address: int, n: int) -> npt.NDArray[np.int32]:
+    """Node of each page of n bytes from a page-aligned address; negative: no memory there, or not known."""
+    count = -(-n // mmap.PAGESIZE)
+    status = np.full(count, -errno.ENOSYS, np.int32)
+    if _CALLS and count:
+        pages = address + np.arange(count, dtype=np.uint64) * np.uint64(mmap.PAGESIZE)
+        syscall = ctypes.CDLL(None, use_errno=True).syscall
+        pointer, long = ctypes.c_void_p, ctypes.c_long
+        syscall(long(_CALLS[1]), long(0), long(count), pointer(pages.ctypes.data), None, pointer(status.ctypes.data), long(0))
+    return status
+
+
 def make_thread_exit_key(destructor: int) -> int:
     """Return a key whose C destructor gets the key's value at the end of each thread that has set one; -1: cannot."""
     if not CAN_WATCH_THREADS:
@@ -167,6 +207,22 @@ else:
     @kernel
     def prefer_huge_pages(address: int, n: int) -> None:
         """No such wish is known."""
+
+
+if has_symbol("sched_getcpu"):
+    _sched_getcpu = _external("sched_getcpu", types.int32())
+
+    @kernel
+    def current_cpu() -> int:
+        """Number of the CPU that the calling thread runs on; negative: not known."""
+        return _sched_getcpu()  # type: ignore[no-any-return]  # a C function has no types
+
+else:
+
+    @kernel
+    def current_cpu() -> int:
+        """Not known."""
+        return -1
 
 
 if has_symbol("sched_yield"):

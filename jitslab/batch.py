@@ -34,12 +34,14 @@ from ._native import (
     u4_array,
     unlikely,
 )
-from .heap import SLOT_MASK, Heap, alloc, alloc_filled, free, make_live, next_slab, room_for
+from .heap import SLOT_MASK, Heap, alloc, alloc_filled, follow, free_any, make_live, next_slab, room_for
 from .layout import BLOCK, FREE, HOLD, NO_INIT, NULL, TAKEN, C
-from .recover import live_of, wake
+from .recover import live_of_all, wake
 from .slab import (
     ALL,
     C_LIMIT,
+    C_NODE_SHIFT,
+    C_NODES,
     C_WORDS,
     MUST_GROW,
     ONE,
@@ -47,6 +49,8 @@ from .slab import (
     end_of_interval,
     lock,
     put_block,
+    set_at,
+    set_of,
     slab_at,
     slab_draw,
     slab_lost,
@@ -92,7 +96,7 @@ def alloc_any(c: int, heap: Heap) -> int:
     """Take one slot, filled if the cache's records start filled."""
     control = control_at(c)
     if control.init != NO_INIT:
-        return alloc_filled(heap, control.stride, control.itemsize)
+        return alloc_filled(c, heap, control.stride, control.itemsize)
     return alloc(heap)
 
 
@@ -143,11 +147,11 @@ def alloc_many(c: int, out: int, n: int) -> int:
     done = int64(0)
     if n > heap_at(heap).rounds >> 1:
         lock(c)
-        fits = control_at(c).closed == 0 and live_of(c) + n <= control_at(c).capacity
+        fits = control_at(c).closed == 0 and live_of_all(c) + n <= control_at(c).capacity
         unlock(c)
         if not fits:
             return int64(0)
-        done = draw_many(c, at, out, n)
+        done = draw_many(follow(heap_at(heap).control, at), at, out, n)
     while done < n:  # a small batch, or what the slab layer did not have: the caller's magazine counts
         handle = alloc_any(c, heap)
         if handle == NULL:
@@ -182,18 +186,30 @@ def free_many(c: int, hs: int, n: int, refused: int) -> int:
 
     Returns how many were freed.  A handle that stands there twice is freed once.
     """
-    control = control_at(c)
     heap = my_heap(c)
     handles = i8_array(hs)
-    words = u4_array(frozen(c, C_WORDS))
     freed = int64(0)
     if n <= heap_at(heap).rounds >> 1:
         for p in range(n):
-            if free(heap, handles[p]):
+            if free_any(c, heap, handles[p]):
                 freed += 1
             else:
                 note_refused(refused, p)
         return freed
+    for node in range(frozen(c, C_NODES)):
+        freed += free_many_of(set_at(c, node), hs, n, refused)
+    return freed
+
+
+@kernel
+def free_many_of(c: int, hs: int, n: int, refused: int) -> int:
+    """Free the valid ones of many handles that are of one array set; the front's refuses those that are of none."""
+    control = control_at(c)
+    handles = i8_array(hs)
+    words = u4_array(frozen(c, C_WORDS))
+    first, end = int64(control.first_slot), control.first_slot + control.node_slots
+    freed = int64(0)
+    wake(c)
     p = int64(0)
     while p < n:
         stop = min(n, p + HOLD)
@@ -204,6 +220,11 @@ def free_many(c: int, hs: int, n: int, refused: int) -> int:
         while p < stop:
             handle = handles[p]
             slot = handle & SLOT_MASK
+            if unlikely(slot < first or slot >= end):
+                if node_of(c, slot) >= control.nodes and control.node == 0:
+                    note_refused(refused, p)
+                p += 1
+                continue
             if slot & 63 == 0 and shift == 6 and p + BLOCK <= stop and handles[p + BLOCK - 1] & SLOT_MASK == slot + BLOCK - 1:
                 if slot + BLOCK <= limit and is_run(c, hs + p * 8, slot):
                     for j in range(BLOCK):
@@ -288,7 +309,11 @@ def next_record(c: int, end: int, base: int, mask: int, ahead: int) -> Any:
 
 @kernel
 def skip_free(c: int, base: int) -> int:
-    """Return the last block of the slab that starts at `base` if it is FREE, else `base`."""
+    """Return the last block of the slab that starts at `base` if it is FREE, or before the next array set; else `base`."""
+    if frozen(c, C_NODES) > 1:
+        c = set_of(c, base)
+        if base >= load8_relaxed(c + C_LIMIT, 0):
+            return ((node_of(c, base) + 1) << frozen(c, C_NODE_SHIFT)) - BLOCK
     control = control_at(c)
     slots = int64(1) << control.shift
     if slots > BLOCK and base & (slots - 1) == 0 and slab_at(c, base >> control.shift).state == FREE:
@@ -298,8 +323,19 @@ def skip_free(c: int, base: int) -> int:
 
 @kernel
 def scan_end(c: int) -> int:
-    """Where a scan ends that starts now: the slots of the slabs made so far."""
-    return load8_relaxed(c + C_LIMIT, 0)
+    """Where a scan ends that starts now: above the slots of all slabs made so far."""
+    end = ZERO
+    for node in range(frozen(c, C_NODES)):
+        home = set_at(c, node)
+        if control_at(home).n_slabs > control_at(home).first_slab:
+            end = max(end, load8_relaxed(home + C_LIMIT, 0))
+    return end
+
+
+@kernel
+def node_of(c: int, slot: int) -> int:
+    """Return the number of the array set that a slot is of."""
+    return slot >> frozen(c, C_NODE_SHIFT)
 
 
 @Entry
@@ -334,6 +370,15 @@ def find_refused(c: int, hs: int, n: int, refused: int) -> int:
 @Entry
 def clear(c: int) -> int:
     """Free every live record; returns how many.  Needs rest: a record freed elsewhere at the same instant is freed twice."""
+    freed = int64(0)
+    for node in range(frozen(c, C_NODES)):
+        freed += clear_set(set_at(c, node))
+    return freed
+
+
+@kernel
+def clear_set(c: int) -> int:
+    """Free every live record of one array set."""
     control = control_at(c)
     wake(c)
     words = u4_array(frozen(c, C_WORDS))
@@ -341,7 +386,7 @@ def clear(c: int) -> int:
     slots = int64(1) << control.shift
     step = min(slots, int64(BLOCK))
     own = int64(ALL) if step == BLOCK else (int64(1) << step) - 1
-    for i in range(control.n_slabs):
+    for i in range(control.first_slab, control.n_slabs):
         lock(c)
         if control.closed == 0 and slab_at(c, i).state != FREE:
             for first in range(i << control.shift, (i + 1) << control.shift, step):
@@ -361,9 +406,12 @@ def clear(c: int) -> int:
 def make_ready(c: int, n: int) -> int:
     """Make the memory of n more records usable.  Returns 0: it is; 1: the capacity is too small; 2: the system refuses."""
     control = control_at(c)
-    wake(c)
-    if live_of(c) + n > control.capacity:
+    for node in range(control.nodes):
+        wake(set_at(c, node))
+    if live_of_all(c) + n > control.capacity:
         return int64(1)
+    if control.nodes > 1:
+        return int64(0)  # all of their memory is usable from the start
     slots = (control.n_slabs << control.shift) - control.out  # free or fresh in the slab layer
     missing = n - slots - ((control.committed - control.n_slabs) << control.shift)
     if missing > 0 and call_table(c, F_GROW, (((missing - 1) >> control.shift) + 1,)) == 0:
@@ -380,4 +428,4 @@ def alloc_one(c: int) -> int:
 @Entry
 def free_one(c: int, handle: int) -> int:
     """Free one record for a caller that has no C method; 1: freed."""
-    return int64(free(my_heap(c), handle))
+    return int64(free_any(c, my_heap(c), handle))

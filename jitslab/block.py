@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _os, layout
+from . import _os, layout, numa
 from .entry import TABLE
 from .errors import CacheFullError
 from .layout import CONTROL, NIL, NO_INIT, TEMPLATE, Geometry
@@ -32,15 +32,16 @@ def first_cycle(serial: int) -> int:
     return (reversed_ ^ _process_random) or 1
 
 
-def reserve(dtype: np.dtype[Any], capacity: int | None, colouring: bool) -> tuple[Geometry, _os.Reservation]:
+def reserve(dtype: np.dtype[Any], capacity: int | None, colouring: bool, nodes: int) -> tuple[Geometry, _os.Reservation]:
     """Lay a cache out and reserve its address range."""
     if capacity is not None:
-        sizes = layout.geometry(dtype, capacity, colouring, _os.page_bytes)
+        sizes = layout.geometry(dtype, capacity, colouring, _os.page_bytes, nodes)
         return sizes, _os.Reservation(sizes.total)
     space = min(layout.DEFAULT_BYTES, _os.DEFAULT_LIMIT, _os.address_space_left() // 256)
+    room = layout.MAX_CAPACITY if nodes == 1 else layout.MAX_SLOTS // (2 * nodes)  # a node's range is rounded up
     while True:
-        most = min(max(space // layout.record_stride(dtype, colouring), 1), layout.MAX_CAPACITY)
-        sizes = layout.geometry(dtype, most, colouring, _os.page_bytes)
+        most = min(max(space // nodes // layout.record_stride(dtype, colouring), 1), room)
+        sizes = layout.geometry(dtype, most, colouring, _os.page_bytes, nodes)
         try:
             return sizes, _os.Reservation(sizes.total)
         except CacheFullError:
@@ -61,8 +62,8 @@ class Block:
         Of the control block.
     bytes : ndarray of uint8
         The whole reservation; only what the control block says is usable may be touched.
-    control : ndarray of CONTROL, shape (1,)
-        The control block.
+    control : ndarray of CONTROL, shape (n array sets,)
+        The control block: a row for each array set.
     words : memoryview of uint32
         The generations.
     records : ndarray of the cache's dtype
@@ -71,8 +72,17 @@ class Block:
         The cycle that each slot starts with.
     """
 
-    def __init__(self, dtype: np.dtype[Any], capacity: int | None, colouring: bool, template: bytes | None) -> None:
-        self.geometry, memory = reserve(dtype, capacity, colouring)
+    def __init__(
+        self,
+        dtype: np.dtype[Any],
+        capacity: int | None,
+        colouring: bool,
+        template: bytes | None,
+        placement: numa.Placement,
+    ) -> None:
+        self.placement = placement
+        n_sets = len(placement.sets)
+        self.geometry, memory = reserve(dtype, capacity, colouring, n_sets)
         self.bytes: npt.NDArray[np.uint8] = np.asarray(memory)
         self._base = int(self.bytes.ctypes.data)
         serial = next(_serials)
@@ -85,16 +95,28 @@ class Block:
         at_heaps = sizes.offset["heaps"] + serial * 11 % 32 * 64
         at_words = sizes.offset["words"] + (17 + serial * 3 % 8) * 64
         self.address = self._base + at_control
-        self.control = self.bytes[at_control : at_control + CONTROL.itemsize].view(CONTROL)
+        self.control = self.bytes[at_control : at_control + n_sets * CONTROL.itemsize].view(CONTROL)
         self.words = self.bytes.data[at_words : at_words + 4 * sizes.slots].cast("I")
         at_records = sizes.offset["records"]
         self.records = np.ndarray((sizes.slots,), dtype, self.bytes, at_records, (sizes.stride,))
         self._fill(self._base + at_heaps, self._base + at_words, colouring, template)
+        self._fill_sets()
         self.control["row"] = this_process().enter(self.address)
 
     def _make_metadata_usable(self) -> None:
-        """Make usable what every cache needs, and all metadata of a small one; all generations can be read."""
+        """
+        Make usable what every cache needs, and all metadata of a small one; all generations can be read.
+
+        Of a cache with several array sets all is usable at once: `records` is one array over the gaps between them.
+        """
         offset = self.geometry.offset
+        if self.geometry.nodes > 1:
+            if not _os.make_usable(self._base, self.geometry.total):
+                raise CacheFullError(
+                    f"the system gives no {self.geometry.total} bytes for a cache on {self.geometry.nodes} nodes"
+                )
+            this_process().heaps_are_wiped &= _os.wipe_on_fork(self._base, offset["control"])
+            return
         eager = offset["records"] if offset["records"] <= EAGER_BYTES else offset["slabs"]
         if not _os.make_usable(self._base, eager):
             raise CacheFullError(f"the system gives no {eager} bytes for the metadata of a cache")
@@ -106,15 +128,19 @@ class Block:
     def _fill(self, heaps: int, words: int, colouring: bool, template: bytes | None) -> None:
         """Fill the control block in."""
         sizes = self.geometry
-        values = {region: self._base + sizes.offset[region] for region in ("records", "bits", "slabs", "scratch", "template")}
+        values = {region: self._base + sizes.offset[region] for region in ("records", "scratch", "template")}
         values |= {field: entry.address for field, entry in TABLE.items()}
         values |= {
             "heaps": heaps,
             "words": words,
+            "front": self.address,
+            "nodes": sizes.nodes,
+            "node_shift": sizes.node_shift,
+            "node_slots": 1 << sizes.node_shift,
+            "cpu_nodes": 0,
             "stride": sizes.stride,
             "itemsize": sizes.itemsize,
             "shift": sizes.shift,
-            "max_slabs": sizes.max_slabs,
             "capacity": sizes.capacity,
             "rounds": sizes.rounds,
             "start": 2 * self.first_cycle,
@@ -124,7 +150,6 @@ class Block:
             "process": this_process().address,
             "heads": NIL,
             "tails": NIL,
-            "committed": 0 if _os.CAN_GROW else sizes.max_slabs,
         }
         for field, value in values.items():
             self.control[field] = value
@@ -132,12 +157,54 @@ class Block:
             at = sizes.offset["template"]
             self.bytes[at : at + len(template)] = np.frombuffer(template, np.uint8)
 
+    def _fill_sets(self) -> None:
+        """Fill in what the array sets differ in, and place their memory."""
+        sizes, page = self.geometry, _os.page_bytes
+        row_bytes = layout.round_up(sizes.max_slabs * layout.SLAB.itemsize, page)
+        bit_bytes = layout.round_up(-(-(sizes.max_slabs << sizes.shift) // layout.BLOCK) * 8, page)
+        everything_usable = sizes.nodes > 1 or not _os.CAN_GROW
+        if sizes.nodes > 1:
+            at = sizes.offset["cpus"]
+            self.bytes[at : at + layout.CPUS] = np.frombuffer(self.placement.cpu_sets, np.uint8)
+            self.control["cpu_nodes"] = self._base + at
+        for number, control in enumerate(self.control):
+            first_slot = number << sizes.node_shift if number else 0
+            first = first_slot >> sizes.shift
+            rows = self._base + sizes.offset["slabs"] + number * row_bytes
+            bits = self._base + sizes.offset["bits"] + number * bit_bytes
+            control["node"] = number
+            control["first_slab"], control["first_slot"] = first, first_slot
+            control["slabs"] = rows - first * layout.SLAB.itemsize  # indexed by the slab's number in the cache
+            control["bits"] = bits - first_slot // layout.BLOCK * 8
+            control["own_heaps"] = control["heaps"]
+            if sizes.nodes > 1:
+                control["own_heaps"] += (1 + number) * layout.HEAP_ROWS * layout.HEAP_BYTES
+            control["limit"] = first_slot
+            control["n_slabs"] = first
+            control["max_slabs"] = first + sizes.max_slabs
+            control["committed"] = first + sizes.max_slabs if everything_usable else first
+            if sizes.nodes == 1:  # heaps stay with their threads
+                numa.bind(self._base + sizes.offset["slabs"], sizes.total - sizes.offset["slabs"], self.placement, 0)
+                continue
+            records, n_slots = int(control["records"]) + first_slot * sizes.stride, sizes.max_slabs << sizes.shift
+            for start, n in (
+                (rows, row_bytes),
+                (bits, bit_bytes),
+                (int(control["words"]) + 4 * first_slot, 4 * n_slots),
+                (records, n_slots * sizes.stride),
+            ):
+                numa.bind(start, n, self.placement, number)
+            beyond = layout.round_up(layout.HUGE_BYTES, page)
+            _os.advise_huge_pages(records + beyond, n_slots * sizes.stride // page * page - beyond)
+
     def close(self) -> None:
         """Have the cache refuse everything from now on and give the memory back; the addresses stay mapped."""
         slots = self.leave() << self.geometry.shift
         if slots < 0:
             return
         offset, page = self.geometry.offset, _os.page_bytes
+        if self.geometry.nodes > 1:
+            slots = self.geometry.slots
         at, n = offset["words"], min(4 * slots + page, offset["records"] - offset["words"])
         if slots > 0 and not _os.drop(self._base + at, layout.round_up(n, page)):  # no generation may stay odd
             self.bytes[at : at + n] = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache as cached
 from types import TracebackType
 from typing import Any, NoReturn
@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from . import _methods, batch, layout, recover, slab
+from . import _methods, _os, batch, layout, numa, recover, slab
 from .block import Block
 from .cast import as_capacity, as_count, as_handles, as_integer, check_out, make_template
 from .compiled import CacheType, cache_type, make_unbox
@@ -39,14 +39,12 @@ from .errors import (
 )
 from .heap import flush_own
 from .layout import NULL, C
-from .page import SlabObject, SlabPage, SlabPages, SlabState
+from .page import SlabNode, SlabObject, SlabPage, SlabPages, SlabState
 
 Handles = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
 
-LIMIT, CLOSED, FAULTS, FIRST, KIND, N_SLABS, N_EMPTY = (
-    C[name] // 8 for name in ("limit", "closed", "faults", "fault_first", "fault_kind", "n_slabs", "n_empty")
-)
+CLOSED, FAULTS, FIRST, KIND = (C[name] // 8 for name in ("closed", "faults", "fault_first", "fault_kind"))
 LAWS = {int(number): text for number, text in re.findall(r"^L(\d+) +(.+)$", layout.__doc__ or "", re.MULTILINE)}
 FAULT_TEXTS = {
     layout.STALE: "stale or foreign handle",
@@ -90,6 +88,14 @@ class SlabCache(_Base):
         Spread the first records of slabs, and strides that alias, over the sets of the CPU's caches.
     init : {None, "zero"} or record, optional
         What a new record holds: whatever was there; zeros; or a copy of this record.
+    policy : {"local", "interleave"}, int or sequence of int, default "local"
+        Where the memory lies on a machine with several NUMA nodes.  ``"local"``: a record on the node of the thread that
+        allocates it; a number: on that node; ``"interleave"``, or numbers: the pages in turn on all nodes, or on these.  A
+        full node is helped out by others.
+    strict : bool, default False
+        Never help out: past a node's memory the system kills the process.
+    nodes : int, optional
+        Simulate so many nodes, 1 to 64, on whatever machine this is; for tests of logic.
 
     Raises
     ------
@@ -99,6 +105,13 @@ class SlabCache(_Base):
         If `capacity` is out of bounds.
     CacheFullError
         If the address range cannot be had.
+    NodeError
+        If a node does not exist, has no memory or is not allowed to this process.
+
+    Warns
+    -----
+    PlacementWarning
+        Once, if the system refuses to place memory; the cache goes on without.
 
     Notes
     -----
@@ -141,6 +154,9 @@ class SlabCache(_Base):
         capacity: int | None = None,
         colouring: bool = True,
         init: Any = None,
+        policy: str | int | Sequence[int] = "local",
+        strict: bool = False,
+        nodes: int | None = None,
     ) -> None:
         if hasattr(self, "_numba_type_"):
             raise SlabError(f"{self!r} is open already")
@@ -154,6 +170,7 @@ class SlabCache(_Base):
             None if capacity is None else as_capacity(capacity),
             bool(colouring),
             make_template(init, self._dtype),
+            numa.resolve(policy, strict, nodes),
         )
         weakref.finalize(self, block.leave).atexit = False  # the memory goes with the last array on it
         self._block = block
@@ -162,7 +179,8 @@ class SlabCache(_Base):
         self._c = block.control.data.cast("B").cast("q")
         _control_slot.__set__(self, block.control)
         # Last: who has it is open.
-        self._numba_type_: CacheType = cache_type(self._dtype, block.geometry.stride, int(block.control["init"][0]))
+        sizes = block.geometry
+        self._numba_type_: CacheType = cache_type(self._dtype, sizes.stride, int(block.control["init"][0]), sizes.nodes > 1)
 
     # --- One record ---
 
@@ -239,10 +257,9 @@ class SlabCache(_Base):
     def __contains__(self, handle: object) -> bool:
         """Whether `handle` is that of a live record; False for what is no handle at all."""
         try:
-            slot = handle & SLOT_MASK  # type: ignore[operator]  # what is no integer is answered below
-            if slot < self._c[LIMIT] and self._words[slot] == handle >> 31 | 1:  # type: ignore[operator]  # likewise
+            if self._words[handle & SLOT_MASK] == handle >> 31 | 1:  # type: ignore[operator]  # what is no integer is answered below
                 return True
-        except (TypeError, AttributeError, OverflowError, ValueError):
+        except (TypeError, AttributeError, OverflowError, ValueError, IndexError):
             self._need_opened()
         self._need_open()
         return False
@@ -276,10 +293,11 @@ class SlabCache(_Base):
         self._need_open()
         number = as_integer(handle)
         slot = number & SLOT_MASK
-        if not 0 < number < 1 << 63 or slot >= self._c[LIMIT]:
+        index = slot >> self._block.geometry.shift
+        if not 0 < number < 1 << 63 or not self._is_made(index):
             raise self._refusal(number)
         address = int(self._all.ctypes.data) + slot * self._block.geometry.stride
-        return SlabObject(number, slot, self.pages[slot >> self._block.geometry.shift], address, number in self)
+        return SlabObject(number, slot, self._page(index), address, number in self)
 
     # --- Many records ---
 
@@ -465,7 +483,7 @@ class SlabCache(_Base):
             if mask.shape != live.shape:
                 raise ArrayError(f"the mask must have shape {live.shape}, as live() has, got {mask.shape}")
         else:
-            kept = np.zeros(self._c[LIMIT], bool)
+            kept = np.zeros(self.slot_limit, bool)
             kept[self.slots(mask)] = True
             mask = kept[live & SLOT_MASK]
         gone = live[~mask]
@@ -517,7 +535,7 @@ class SlabCache(_Base):
     def slot_limit(self) -> int:
         """Slots in use so far: every slot number is below; grows as the cache does."""
         self._need_opened()
-        return self._c[LIMIT]
+        return self._slabs()[-1].stop << self._block.geometry.shift
 
     @property
     def closed(self) -> bool:
@@ -534,13 +552,23 @@ class SlabCache(_Base):
         harm.  The array stays as long as it is: ask again after the cache has grown.
         """
         self._need_open()
-        return self._all[: self._c[LIMIT]]
+        return self._all[: self.slot_limit]
 
     @property
     def pages(self) -> SlabPages:
         """The slabs made so far."""
         self._need_open()
-        return SlabPages(self._c[N_SLABS], self._page)
+        return SlabPages(self._slabs(), self._page)
+
+    def _slabs(self) -> list[range]:
+        """Return the numbers of the slabs made so far, for each array set that has some; [range(0)] if none has."""
+        control = self._block.control
+        made = [range(first, n) for first, n in zip(control["first_slab"].tolist(), control["n_slabs"].tolist(), strict=True)]
+        return [slabs for slabs in made if slabs] or [range(0)]
+
+    def _is_made(self, i: int) -> bool:
+        """Whether slab i was made."""
+        return any(i in slabs for slabs in self._slabs())
 
     def _page(self, i: int) -> SlabPage:
         """Describe slab i."""
@@ -550,12 +578,68 @@ class SlabCache(_Base):
         row = self._row(i)
         state = SlabState.FREE if row["state"] == layout.RELEASING else SlabState(int(row["state"]))
         live = (words & 1).astype(bool)
-        return SlabPage(i, state, int(live.sum()), slots, int(row["colour"]), 0, live)
+        node = self._block.placement.sets[i * slots >> self._block.geometry.node_shift]
+        return SlabPage(i, state, int(live.sum()), slots, int(row["colour"]), node, live)
 
     def _row(self, i: int) -> Any:
         """Row of slab i."""
-        at = self._block.geometry.offset["slabs"] + i * layout.SLAB.itemsize
+        control = self._block.control[i << self._block.geometry.shift >> self._block.geometry.node_shift]
+        at = int(control["slabs"]) - int(self._block.bytes.ctypes.data) + i * layout.SLAB.itemsize
         return self._block.bytes[at : at + layout.SLAB.itemsize].view(layout.SLAB)[0]
+
+    def _sets(self) -> list[int]:
+        """Return the addresses of the array sets."""
+        return [self._address + k * layout.CONTROL.itemsize for k in range(self._block.geometry.nodes)]
+
+    @property
+    def nodes(self) -> tuple[SlabNode, ...]:
+        """The cache node by node: one where its memory is on one node, interleaved, or the machine has no more."""
+        self._need_open()
+        fields = ("refills", "flushes", "came_home", "arrivals")
+        return tuple(
+            SlabNode(
+                node,
+                recover.count_live_in(address),
+                int(control["n_slabs"] - control["first_slab"]),
+                int(control["n_empty"]),
+                *(int(control[name]) for name in fields),
+            )
+            for node, address, control in zip(self._block.placement.sets, self._sets(), self._block.control, strict=True)
+        )
+
+    def page_nodes(self) -> dict[int, dict[int, int]]:
+        """
+        Ask the system where the records' pages really lie.
+
+        Returns
+        -------
+        dict of int to dict of int to int
+            For each node of `nodes` the number of its records' pages with memory behind them, by the node they lie on; empty
+            where the system does not tell.
+
+        Notes
+        -----
+        move_pages(2): some 100 ns a page of the slabs made so far.
+
+        Examples
+        --------
+        >>> import numpy as np, jitslab
+        >>> with jitslab.SlabCache("doc-where", np.dtype([("x", "f8")]), capacity=1000, init="zero") as cache:
+        ...     handles = cache.alloc_many(1000)
+        ...     where = cache.page_nodes()
+        >>> len(where)
+        1
+        """
+        self._need_open()
+        answer: dict[int, dict[int, int]] = {node: {} for node in self._block.placement.sets}
+        slab_bytes = self._block.geometry.stride << self._block.geometry.shift
+        for slabs in self._slabs():
+            start = int(self._all.ctypes.data) + slabs.start * slab_bytes
+            found = _os.nodes_of_pages(start // _os.page_bytes * _os.page_bytes, len(slabs) * slab_bytes)
+            node = self._block.placement.sets[slabs.start << self._block.geometry.shift >> self._block.geometry.node_shift]
+            for where, n in zip(*np.unique(found[found >= 0], return_counts=True), strict=True):
+                answer[node][int(where)] = int(n)
+        return answer
 
     @property
     def faults(self) -> int:
@@ -601,15 +685,17 @@ class SlabCache(_Base):
         self._need_open()
         self.raise_faults()
         self._need_rest("check")
-        seen = np.zeros((self._c[LIMIT] + 63) // 64 + 1, np.int64)
-        answer = recover.check_laws(self._address, seen.ctypes.data, seen.size)
-        if answer == recover.MOVED:
-            raise self._busy("check")
-        if answer:
-            self._need_rest("check")
-            law, index = answer >> 32, (answer & SLOT_MASK) - 1
-            where = f"in slab {index} " if index >= 0 else ""
-            raise LawError(f"law L{law} is broken {where}of cache {self._name!r}: {LAWS.get(law, '')}", law, index)
+        for address, control in zip(self._sets(), self._block.control, strict=True):
+            n_slots = int(control["n_slabs"] - control["first_slab"]) << self._block.geometry.shift
+            seen = np.zeros((n_slots + 63) // 64 + 1, np.int64)
+            answer = recover.check_laws(address, seen.ctypes.data, seen.size)
+            if answer == recover.MOVED:
+                raise self._busy("check")
+            if answer:
+                self._need_rest("check")
+                law, index = answer >> 32, (answer & SLOT_MASK) - 1
+                where = f"in slab {index} " if index >= 0 else ""
+                raise LawError(f"law L{law} is broken {where}of cache {self._name!r}: {LAWS.get(law, '')}", law, index)
 
     def recover(self) -> None:
         """
@@ -624,7 +710,8 @@ class SlabCache(_Base):
         """
         self._need_open()
         self._need_rest("recover")
-        recover.recover_cache(self._address)
+        for address in self._sets():
+            recover.recover_cache(address)
 
     def shrink(self) -> int:
         """
@@ -634,7 +721,8 @@ class SlabCache(_Base):
         """
         self._need_open()
         flush_own(self._address)
-        return int(slab.release(self._address, self._c[N_EMPTY]))
+        empty = self._block.control["n_empty"].tolist()
+        return sum(slab.release(address, n) for address, n in zip(self._sets(), empty, strict=True))
 
     def close(self) -> None:
         """
@@ -661,7 +749,7 @@ class SlabCache(_Base):
             return "<SlabCache: never opened>"
         if self.closed:
             return f"<SlabCache {self._name!r}: closed>"
-        slabs = self._c[N_SLABS]
+        slabs = len(self.pages)
         return f"<SlabCache {self._name!r}: {len(self)} records of {self._dtype.itemsize} bytes live in {slabs} slabs>"
 
     # --- What is not done ---
@@ -698,7 +786,7 @@ class SlabCache(_Base):
     def _need_rest(self, what: str) -> None:
         """Raise if other threads are using the cache."""
         for _ in range(REST_TRIES):
-            if not recover.is_moving(self._address):
+            if not any(recover.is_moving(address) for address in self._sets()):
                 return
             time.sleep(0.001)  # a thread that was joined may be in its last steps
         raise self._busy(what)
@@ -711,9 +799,9 @@ class SlabCache(_Base):
         """Return the slot of a live record."""
         try:
             slot = handle & SLOT_MASK
-            if slot < self._c[LIMIT] and self._words[slot] == handle >> 31 | 1:
+            if self._words[slot] == handle >> 31 | 1:
                 return slot  # type: ignore[no-any-return]  # an integer
-        except (TypeError, AttributeError, OverflowError, ValueError):  # NumPy's small integers, arrays
+        except (TypeError, AttributeError, OverflowError, ValueError, IndexError):  # NumPy's small integers, arrays
             self._need_opened()
         self._need_open()
         raise self._refusal(as_integer(handle))
@@ -725,9 +813,9 @@ class SlabCache(_Base):
             return NullHandleError("the handle is NULL")
         if not 0 < handle < 1 << 63:
             return ForeignHandleError(f"{handle} is no handle: 1 .. 2**63 - 1")
-        if slot >= self._c[LIMIT]:
+        if not self._is_made(slot >> self._block.geometry.shift):
             return ForeignHandleError(
-                f"slot {slot} of handle {handle:#x} is not among the {self._c[LIMIT]} of cache {self._name!r}"
+                f"slot {slot} of handle {handle:#x} is not among the {self.slot_limit} of cache {self._name!r}"
             )
         word = max(self._words[slot], int(self._row(slot >> self._block.geometry.shift)["base"]))  # of a released slab: its last
         if cycle < self._block.first_cycle or 2 * cycle + 1 > word:

@@ -36,9 +36,8 @@ from numba.extending import (
 
 from ._native import I64, PTR, call_table, copy_bytes, frozen, int64, intrinsic, kernel, load8_relaxed, my_heap, slow, unlikely
 from .batch import next_record, scan_end
-from .heap import C_RECORDS, F_ADDRESS, H_RECORDS, SLOT_MASK, Heap, address, alloc, alloc_filled, free, is_live
+from .heap import C_RECORDS, F_ADDRESS, H_RECORDS, SLOT_MASK, Heap, address, alloc, alloc_filled, free, free_near, is_live
 from .layout import BLOCK, NO_INIT, NULL, SOURCE_HASH, C
-from .slab import C_LIMIT
 
 F_ALLOC_MANY, F_FREE_MANY, F_LEN, F_CLEAR = (C[name] for name in ("f_alloc_many", "f_free_many", "f_len", "f_clear"))
 C_FAULTS, C_CAPACITY = C["faults"], C["capacity"]
@@ -54,25 +53,25 @@ class CacheType(types.Type):  # type: ignore[misc]  # numba has no types
     key of the user's own compile caches: it carries the hash of the package's sources.
     """
 
-    def __init__(self, dtype: np.dtype[Any], stride: int, init: int) -> None:
-        self.stride, self.init, self.itemsize, self.reason = stride, init, dtype.itemsize, ""
+    def __init__(self, dtype: np.dtype[Any], stride: int, init: int, has_nodes: bool) -> None:
+        self.stride, self.init, self.has_nodes, self.itemsize, self.reason = stride, init, has_nodes, dtype.itemsize, ""
         try:
             self.record = numba.from_dtype(dtype)
         except Exception as error:  # numba raises what it likes for a dtype that it cannot type
             self.record, self.reason = None, str(error).splitlines()[0] if str(error) else type(error).__name__
         key = self.record.name if self.record else f"{dtype!r} {dtype.itemsize}"
         short = hashlib.sha256(key.encode()).hexdigest()[:12]
-        super().__init__(f"jitslab.SlabCache[{SOURCE_HASH},{stride},{init},{short}]")
+        super().__init__(f"jitslab.SlabCache[{SOURCE_HASH},{stride},{init},{'nodes,' if has_nodes else ''}{short}]")
 
 
-_types: dict[tuple[np.dtype[Any], int, int], CacheType] = {}
+_types: dict[tuple[np.dtype[Any], int, int, bool], CacheType] = {}
 
 
-def cache_type(dtype: np.dtype[Any], stride: int, init: int) -> CacheType:
+def cache_type(dtype: np.dtype[Any], stride: int, init: int, has_nodes: bool) -> CacheType:
     """Return the type of such caches; one object each."""
-    key = dtype, stride, init
+    key = dtype, stride, init, has_nodes
     if key not in _types:
-        _types[key] = CacheType(dtype, stride, init)
+        _types[key] = CacheType(dtype, stride, init, has_nodes)
     return _types[key]
 
 
@@ -214,7 +213,7 @@ def function(operation: Callable[..., Any]) -> Callable[..., Any]:
 def SlabCache_alloc(cache: Any) -> Callable[..., Any]:
     """Take a slot: its handle, or NULL when the cache is full."""
     if cache.init != NO_INIT:
-        return lambda cache: alloc_filled(my_heap(cache._ptr), stride_of(cache), itemsize_of(cache))
+        return lambda cache: alloc_filled(cache._ptr, my_heap(cache._ptr), stride_of(cache), itemsize_of(cache))
     return lambda cache: alloc(my_heap(cache._ptr))
 
 
@@ -222,6 +221,8 @@ def SlabCache_alloc(cache: Any) -> Callable[..., Any]:
 def SlabCache_free(cache: Any, handle: Any) -> Callable[..., Any]:
     """Free a record; False if the handle is refused."""
     need_integer(handle, "free(handle)")
+    if cache.has_nodes:
+        return lambda cache, handle: free_near(my_heap(cache._ptr), int64(handle))
     return lambda cache, handle: free(my_heap(cache._ptr), int64(handle))
 
 
@@ -317,7 +318,7 @@ def SlabCache_capacity(cache: Any) -> Callable[..., Any]:
 @attribute("slot_limit")
 def SlabCache_slot_limit(cache: Any) -> Callable[..., Any]:
     """Slots in use so far; every slot number is below."""
-    return lambda cache: load8_relaxed(cache._ptr + C_LIMIT, 0)
+    return lambda cache: scan_end(cache._ptr)
 
 
 @attribute("faults")
@@ -339,9 +340,9 @@ def alloc_address(heap: Heap, stride: int) -> Any:
 
 
 @kernel
-def alloc_filled_address(heap: Heap, stride: int, itemsize: int) -> Any:
+def alloc_filled_address(c: int, heap: Heap, stride: int, itemsize: int) -> Any:
     """As `alloc_address`, the record filled."""
-    handle = alloc_filled(heap, stride, itemsize)
+    handle = alloc_filled(c, heap, stride, itemsize)
     if unlikely(handle == NULL):
         return handle, slow(heap, F_ADDRESS, (handle,))
     return handle, frozen(heap, H_RECORDS) + (handle & SLOT_MASK) * stride
@@ -406,7 +407,7 @@ def lower_new(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     cache = sig.args[0]
     values = [_pointer_of(context, builder, cache, args[0]), I64(cache.stride), I64(cache.itemsize)]
     if cache.init != NO_INIT:
-        new = lambda c, stride, itemsize: alloc_filled_address(my_heap(c), stride, itemsize)  # noqa: E731  # numba wants a function of its own
+        new = lambda c, stride, itemsize: alloc_filled_address(c, my_heap(c), stride, itemsize)  # noqa: E731  # numba wants a function of its own
     else:
         new = lambda c, stride, itemsize: alloc_address(my_heap(c), stride)  # noqa: E731  # likewise
     i = types.int64

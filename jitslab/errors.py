@@ -12,6 +12,7 @@ Every class is a `SlabError` and also the builtin that a user would expect::
     ├── CacheFullError(SlabError, MemoryError)   no slot left, or the system gives no memory
     ├── LayoutError(SlabError, TypeError)        a dtype that cannot be the record of a cache
     ├── CapacityError(SlabError, ValueError)     a capacity, count or setting out of bounds
+    ├── NodeError(SlabError, ValueError)         a NUMA node that does not exist, has no memory or is not allowed
     ├── ArrayError(SlabError, ValueError)        an array of wrong dtype, shape or order, or read-only
     ├── ClosedError(SlabError, ValueError)       the cache was closed (or never opened)
     ├── BusyError(SlabError, RuntimeError)       other threads are using the cache
@@ -71,6 +72,14 @@ class LayoutError(SlabError, TypeError):
 
 class CapacityError(SlabError, ValueError):
     """A capacity, a count or a setting is out of its bounds."""
+
+
+class NodeError(SlabError, ValueError):
+    """A NUMA node does not exist, has no memory, or may not be used by this process; or a policy that is none."""
+
+
+class PlacementWarning(RuntimeWarning):
+    """The system refused to place memory on a node: it lies where the system puts it."""
 
 
 class ArrayError(SlabError, ValueError):

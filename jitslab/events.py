@@ -33,7 +33,7 @@ from ._native import (
     unlikely,
 )
 from ._os import yield_core
-from .heap import H_RECORDS, SLOT_MASK, address, alloc, free
+from .heap import H_RECORDS, SLOT_MASK, address, alloc, free_any
 from .layout import NULL
 
 ROW = 64  # bytes of a cache's row in a thread's table: words CONTROL .. SIZE
@@ -114,7 +114,7 @@ def run_slabs(words: int, n: int, handles: int, rows: int, n_rows: int) -> int:
 def verify_free(heap: Any, handle: int, row: int, obj: int) -> bool:
     """Verify a record's stamp and free it; whether both went well."""
     is_good = has_stamp(address(heap, handle, load8(row, STRIDE)), load8(row, WIDTH), obj)
-    return free(heap, handle) and is_good
+    return free_any(load8(row, CONTROL), heap, handle) and is_good
 
 
 @Entry

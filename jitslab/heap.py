@@ -27,6 +27,7 @@ from ._native import (
     int64,
     kernel,
     likely,
+    load1,
     load4,
     load4_relaxed,
     load8_acquire,
@@ -42,11 +43,13 @@ from ._native import (
     unlikely,
     zero_bytes,
 )
-from ._os import watch_thread_exit, yield_core
+from ._os import current_cpu, watch_thread_exit, yield_core
 from .layout import (
     BACK_HEAP,
     CLOSED_HEAP,
+    CPUS,
     HEAP_BYTES,
+    HEAP_ROWS,
     HEAPS,
     MAGAZINE,
     NIL,
@@ -62,10 +65,12 @@ from .layout import (
     C,
     H,
 )
-from .recover import C_CLAIMED, next_claimed, note_fault, parked, wake
+from .recover import C_CLAIMED, C_OWN_HEAPS, heap_row, live_of_all, next_claimed, next_heap, note_fault, wake
 from .slab import (
     ALL,
+    C_FRONT,
     C_HEAPS,
+    C_NODES,
     MUST_GROW,
     ZERO,
     end_of_interval,
@@ -73,6 +78,8 @@ from .slab import (
     lock,
     pick,
     put_slots,
+    set_at,
+    set_of,
     slab_at,
     slab_draw,
     slab_lost,
@@ -81,10 +88,11 @@ from .slab import (
 )
 
 Heap: TypeAlias = Any  # of kernels: a HeapPointer
-H_WORDS, H_RECORDS, H_CONTROL, H_LIMIT, H_ROUNDS = (H[name] for name in ("words", "records", "control", "limit", "rounds"))
+H_WORDS, H_RECORDS, H_LIMIT, H_ROUNDS = (H[name] for name in ("words", "records", "limit", "rounds"))
 C_SCRATCH, C_RECORDS, C_TEMPLATE, C_RETIRED = C["scratch"], C["records"], C["template"], C["retired"]
 F_ALLOC, F_FREE, F_ADDRESS = C["f_alloc"], C["f_free"], C["f_address"]
 F_REFILL, F_FLUSH, F_GROW, F_RELEASE = C["f_refill"], C["f_flush"], C["f_grow"], C["f_release"]
+C_FIRST_SLOT, C_NODE_SLOTS, C_ARRIVALS, C_CPU_NODES = (C[n] for n in ("first_slot", "node_slots", "arrivals", "cpu_nodes"))
 BELOW_TOP = MAGAZINE - 4  # entry `top` of the array that starts here is the uppermost slot
 SLOT_MASK = 0xFFFFFFFF
 EVEN = -2
@@ -120,7 +128,7 @@ def alloc(heap: Heap) -> int:
 
 
 @kernel
-def alloc_filled(heap: Heap, stride: int, itemsize: int) -> int:
+def alloc_filled(c: int, heap: Heap, stride: int, itemsize: int) -> int:
     """Take a slot as `alloc` does; its record is a copy of the template before anybody can find it live."""
     h = heap_at(heap)
     top = h.top
@@ -130,7 +138,7 @@ def alloc_filled(heap: Heap, stride: int, itemsize: int) -> int:
         word = load4(frozen(heap, H_WORDS), slot)
     if likely(word & TAKEN == 0):
         h.top = top - 1
-        copy_bytes(frozen(heap, H_RECORDS) + slot * stride, frozen(frozen(heap, H_CONTROL), C_TEMPLATE), itemsize)
+        copy_bytes(frozen(heap, H_RECORDS) + slot * stride, frozen(c, C_TEMPLATE), itemsize)
         store4_release(frozen(heap, H_WORDS), slot, word | 1)
     else:
         handle = slow(heap, F_ALLOC, ())
@@ -159,6 +167,37 @@ def free(heap: Heap, handle: int) -> bool:
     store4(advance(heap, MAGAZINE), top, slot)
     h.top = top + 1
     return True
+
+
+@kernel
+def free_near(heap: Heap, handle: int) -> bool:
+    """
+    Free a record of a cache with several array sets, as `free` does.
+
+    A record of another node than the heap's goes into an alien heap, by the slow path.
+    """
+    slot = handle & SLOT_MASK
+    live = shift_right(handle, 31) | 1
+    if unlikely(slot >= frozen(heap, H_LIMIT)):
+        return False
+    if unlikely(load4(frozen(heap, H_WORDS), slot) != live):
+        return False
+    h = heap_at(heap)
+    top = h.top
+    c = h.control
+    is_near = np.uint64(slot - frozen(c, C_FIRST_SLOT)) < np.uint64(frozen(c, C_NODE_SLOTS))
+    if unlikely(not is_near or top == frozen(heap, H_ROUNDS)):
+        return slow(heap, F_FREE, (handle,)) != 0
+    store4(frozen(heap, H_WORDS), slot, live + 1)
+    store4(advance(heap, MAGAZINE), top, slot)
+    h.top = top + 1
+    return True
+
+
+@kernel
+def free_any(c: int, heap: Heap, handle: int) -> bool:
+    """Free a record where the number of array sets is not known when the call is compiled."""
+    return free(heap, handle) if frozen(c, C_NODES) == 1 else free_near(heap, handle)
 
 
 @kernel
@@ -198,11 +237,13 @@ def slow_alloc(at: int) -> int:
 
 @Entry
 def slow_free(at: int, handle: int) -> int:
-    """`free` when the magazine is full, or the thread has no heap; 1: freed."""
+    """`free` when the magazine is full, the record is another node's, or the thread has no heap; 1: freed."""
     h = heap_at(at)
     c = h.control
+    if frozen(c, C_NODES) > 1:
+        c = set_of(c, handle & SLOT_MASK)
     if h.rounds > 0:
-        return give(c, at, handle)
+        return give(c, at if h.control == c else alien_heap(c, at), handle)
     freed = int64(0)
     back = lock_back_heap(c)
     if back != 0:
@@ -217,7 +258,7 @@ def slow_address(at: int, handle: int) -> int:
     c = heap_at(at).control
     control = control_at(c)
     note_fault(c, handle, int64(NO_SLOT) if handle == NULL else int64(STALE))
-    scratch = control.scratch + (at - frozen(c, C_HEAPS)) // HEAP_BYTES * control.scratch_step
+    scratch = control.scratch + (at - frozen(c, C_HEAPS)) // HEAP_BYTES % HEAP_ROWS * control.scratch_step
     zero_bytes(scratch, control.itemsize)
     return scratch
 
@@ -226,14 +267,28 @@ def slow_address(at: int, handle: int) -> int:
 def lock_back_heap(c: int) -> int:
     """Return the heap that threads without one use in turn, locked by its owner word; 0 after `close`."""
     control = control_at(c)
-    at = frozen(c, C_HEAPS) + BACK_HEAP * HEAP_BYTES
+    at = frozen(c, C_OWN_HEAPS) + BACK_HEAP * HEAP_BYTES
     while not compare_exchange(at, 0, 1):
         if control.closed != 0:
             return int64(0)
         yield_core()
     if heap_at(at).control == 0:
-        open_heap(c, int64(BACK_HEAP))
+        wake(c)
+        open_heap(c, int64(HEAP_ROWS + BACK_HEAP))
     return at
+
+
+@kernel
+def alien_heap(c: int, at: int) -> int:
+    """Return the heap, opened now if need be, that the thread of heap `at` frees records of array set `c` into."""
+    row = int64(HEAP_ROWS) + (at - frozen(c, C_HEAPS)) // HEAP_BYTES
+    alien = heap_row(c, row)
+    owner = heap_at(at).owner
+    if load8_acquire(alien, 0) != owner:
+        wake(c)
+        open_heap(c, row)
+        store8_release(alien, 0, owner)
+    return alien
 
 
 @kernel
@@ -247,8 +302,27 @@ def take(c: int, at: int) -> int:
             handle = make_live(c, slot)
             if handle != NULL:
                 return handle
+        c = follow(c, at)
         if call_table(c, F_REFILL, (at,)) == 0:
             return int64(NULL)
+
+
+@kernel
+def follow(c: int, at: int) -> int:
+    """Return the array set that a heap is to draw from: that of the node its thread runs on now."""
+    if frozen(c, C_NODES) == 1 or at >= frozen(c, C_HEAPS) + HEAPS * HEAP_BYTES:  # threads' heaps alone follow
+        return c
+    here = set_here(c)
+    if here != c:
+        h = heap_at(at)
+        if h.top > 0:
+            call_table(c, F_FLUSH, (at, h.top))
+        wake(here)
+        h.slab = NIL
+        h.control = here
+        note_claimed(here, (at - frozen(c, C_HEAPS)) // HEAP_BYTES)
+        fetch_add(here + C_ARRIVALS, 1)
+    return here
 
 
 @kernel
@@ -294,9 +368,14 @@ def make_live(c: int, slot: int) -> int:
 def room_for(c: int, at: int, want: int) -> int:
     """Return how many of `want` slots this heap may draw: what is parked in others does not count against the capacity."""
     control = control_at(c)
-    if control.out + want <= control.capacity:
+    out = int64(control.out)
+    if control.nodes > 1:
+        out = int64(0)
+        for node in range(control.nodes):
+            out += control_at(set_at(c, node)).out
+    if out + want <= control.capacity:
         return want
-    taken = control.out - control.retired - parked(c) + heap_at(at).top
+    taken = live_of_all(c) + heap_at(at).top
     return max(min(want, control.capacity - taken), int64(0))
 
 
@@ -396,6 +475,8 @@ def flush(c: int, at: int, count: int) -> int:
     surplus = int64(0)
     if control_at(c).closed == 0:
         control_at(c).flushes += 1
+        if is_alien(c, at):
+            control_at(c).came_home += count
         last = load4(at + MAGAZINE, count - 1) >> control_at(c).shift
         if is_drawn_by_other(c, last, (at - frozen(c, C_HEAPS)) // HEAP_BYTES):
             slab_at(c, last).shared = 1
@@ -418,24 +499,51 @@ def flush(c: int, at: int, count: int) -> int:
 def open_heap(c: int, row: int) -> int:
     """Set a heap up for its new owner; returns its address."""
     control = control_at(c)
-    at = frozen(c, C_HEAPS) + row * HEAP_BYTES
+    at = heap_row(c, row)
     h = heap_at(at)
     h.top = 0
-    h.rounds = 0 if row == SHARED_HEAP or row == CLOSED_HEAP else control.rounds
-    h.limit = control.max_slabs << control.shift if row != CLOSED_HEAP else 0
+    h.rounds = 0 if row == HEAP_ROWS + SHARED_HEAP or row == HEAP_ROWS + CLOSED_HEAP else control.rounds
+    h.limit = control.max_slabs << control.shift if control.nodes == 1 else control.nodes << control.node_shift
+    if row == HEAP_ROWS + CLOSED_HEAP:
+        h.limit = 0
     h.words = control.words
     h.records = control.records
     h.control = c
     h.slab = NIL
     if h.rounds > 0:
-        fetch_or(c + C_CLAIMED + (row >> 6 << 3), int64(1) << (row & 63))
+        note_claimed(c, row)
     return at
+
+
+@kernel
+def note_claimed(c: int, row: int) -> None:
+    """Note that a heap row is array set `c`'s; the front notes all rows of threads."""
+    fetch_or(c + C_CLAIMED + (row >> 6 << 3), int64(1) << (row & 63))
+    if row < HEAP_ROWS:
+        fetch_or(frozen(c, C_FRONT) + C_CLAIMED + (row >> 6 << 3), int64(1) << (row & 63))
+
+
+@kernel
+def set_here(c: int) -> int:
+    """Return the array set of the node that the calling thread runs on."""
+    cpu_nodes = frozen(c, C_CPU_NODES)
+    if cpu_nodes == 0:
+        return c
+    cpu = int64(current_cpu())
+    return set_at(c, load1(cpu_nodes, cpu if 0 <= cpu < CPUS else ZERO))
+
+
+@kernel
+def is_alien(c: int, at: int) -> bool:
+    """Whether heap `at` is one that another node's thread frees records of array set `c` into."""
+    first = frozen(c, C_OWN_HEAPS)
+    return first != frozen(c, C_HEAPS) and first <= at < first + HEAPS * HEAP_BYTES
 
 
 @Entry
 def claim(c: int, me: int) -> int:
     """
-    Return the address of thread `me`'s heap, claimed now if it has none.
+    Return the address of thread `me`'s heap, claimed now if it has none, to draw from the node that it runs on.
 
     A thread beyond the table gets the shared heap, and any thread the closed one after `close`.  The end of the thread is
     watched, so that its slots go home.  In a child of `fork` all heaps read as zeros: the first claim rebuilds the index, and
@@ -443,9 +551,10 @@ def claim(c: int, me: int) -> int:
     """
     control = control_at(c)
     process = process_at(control.process)
-    wake(c)
+    here = set_here(c)
+    wake(here)
     row = next_claimed(c, ZERO)
-    while row >= 0 and control.closed == 0:
+    while 0 <= row < HEAPS and control.closed == 0:
         at = frozen(c, C_HEAPS) + row * HEAP_BYTES
         if load8_acquire(at, 0) == me:
             return at
@@ -454,13 +563,13 @@ def claim(c: int, me: int) -> int:
     for _ in range(HEAPS):
         at = frozen(c, C_HEAPS) + row * HEAP_BYTES
         if control.closed == 0 and load8_acquire(at, 0) == 0 and compare_exchange(at, 0, me):
-            open_heap(c, row)
+            open_heap(here, row)
             watch_thread_exit(process.key, control.process)
             if control.closed == 0:
                 return at
             shut_heap(at)
         row = (row + 1) & (HEAPS - 1)
-    return open_heap(c, int64(CLOSED_HEAP) if control.closed else int64(SHARED_HEAP))
+    return open_heap(here, int64(HEAP_ROWS + CLOSED_HEAP) if control.closed else int64(HEAP_ROWS + SHARED_HEAP))
 
 
 @kernel
@@ -481,15 +590,17 @@ def shut_heap(at: int) -> None:
 
 @Entry
 def flush_own(c: int) -> int:
-    """Give all slots of the calling thread's heap home; returns how many."""
-    wake(c)
+    """Give all slots of the calling thread's heaps home; returns how many."""
     me = thread_pointer()
     n = int64(0)
-    row = next_claimed(c, ZERO)
-    while row >= 0:
-        at = frozen(c, C_HEAPS) + row * HEAP_BYTES
-        if load8_acquire(at, 0) == me and heap_at(at).top > 0:
-            n += heap_at(at).top
-            call_table(c, F_FLUSH, (at, heap_at(at).top))
-        row = next_claimed(c, row + 1)
+    for node in range(frozen(c, C_NODES)):
+        home = set_at(c, node)
+        wake(home)
+        row = next_heap(home, ZERO)
+        while row >= 0:
+            at = heap_row(home, row)
+            if load8_acquire(at, 0) == me and heap_at(at).top > 0:
+                n += heap_at(at).top
+                call_table(home, F_FLUSH, (at, heap_at(at).top))
+            row = next_heap(home, row + 1)
     return n

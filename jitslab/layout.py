@@ -36,6 +36,14 @@ Read first: the words, the ladders, the data and the laws of a cache.
    reserved for the largest size and made usable in steps.  Nothing ever moves.  Slot i of the cache is at
    ``records + i * stride`` over all slabs.
 
+7. Nodes
+   On a machine with several NUMA nodes a cache has one *array set* for each: a CONTROL row, and the slabs whose slots
+   ``i >> node_shift`` is its number, with their rows, free bits, generations and records on that node's memory.  A
+   thread's heap draws from the set of the node that the thread runs on, looked up at each refill; so a heap holds slots of
+   one set only.  A record of another set is freed into the thread's *alien heap* for that set, the row of the same
+   number among the set's own heaps, which flushes home as every heap does.  With one node all of this is absent: the
+   set is the cache.  User code and Python hold the address of the first set, the *front*; a heap names its set.
+
 Sources: J. Bonwick, "The Slab Allocator", USENIX Summer 1994; J. Bonwick and J. Adams, "Magazines and Vmem",
 USENIX 2001; D. Leijen, B. Zorn, L. de Moura, "Mimalloc: Free List Sharding in Action", APLAS 2019.
 
@@ -71,6 +79,9 @@ SHARED_HEAP = HEAPS  # row of the heap that such threads use: no rounds, so ever
 CLOSED_HEAP = HEAPS + 1  # row that a closed cache answers with: nothing in it, nothing below its limit
 BACK_HEAP = HEAPS + 2  # row whose magazine such threads use, one at a time: its owner word is a lock
 HEAP_ROWS = HEAPS + 3
+MAX_NODES = 64
+NODE_SHIFT = 16  # a node's slots are 2**16 or more: so its generations and records start on a border of 64 KiB
+CPUS = 4096  # CPUs whose node is known; a thread on a later one is taken for one of the first node's
 ROUNDS = 256  # most slots in a magazine: 128 costs 45 % on streaming allocs, 512 gains nothing
 ROUNDS_BYTES = 256 * 1024  # most bytes of records in a magazine
 LINE = 64  # bytes of a cache line
@@ -109,7 +120,7 @@ def record(*fields: tuple[Any, ...]) -> np.dtype[Any]:
 
 CONTROL = record(
     # Frozen after creation: addresses, geometry.  Kernels may load them once.
-    ("heaps", "i8"),  # address of the heaps
+    ("heaps", "i8"),  # address of the threads' heaps
     ("words", "i8"),  # address of the generations, u4 a slot
     ("records", "i8"),  # address of slot 0
     ("bits", "i8"),  # address of the free bits, one a slot, in words of 64
@@ -119,7 +130,7 @@ CONTROL = record(
     ("stride", "i8"),  # bytes from slot to slot
     ("itemsize", "i8"),  # bytes of a record
     ("shift", "i8"),  # slots a slab == 1 << shift
-    ("max_slabs", "i8"),  # slabs that the reservation holds
+    ("max_slabs", "i8"),  # slabs that the reservation holds, up to the end of this set
     ("capacity", "i8"),  # records that one thread can always have
     ("rounds", "i8"),  # slots that a magazine may hold
     ("start", "i8"),  # first word of a slot: even
@@ -128,6 +139,16 @@ CONTROL = record(
     ("scratch_step", "i8"),  # bytes from one heap's scratch record to the next, 0: all share one
     ("process", "i8"),  # address of the PROCESS block
     ("row", "i8"),  # row in the process's registry
+    # Frozen: which array set this is.
+    ("front", "i8"),  # address of the first set, this one's where there is one
+    ("nodes", "i8"),  # array sets of the cache
+    ("node", "i8"),  # number of this one
+    ("node_shift", "i8"),  # slot >> node_shift == number of its set
+    ("first_slab", "i8"),  # its first slab; `n_slabs`, `committed`, `max_slabs` and `limit` count from slab 0 of the cache
+    ("first_slot", "i8"),
+    ("node_slots", "i8"),  # slots from one set to the next
+    ("own_heaps", "i8"),  # address of its alien, shared, closed and back heaps; with one node == heaps
+    ("cpu_nodes", "i8"),  # address of the number of the set of each CPU, u1[CPUS]; 0: there is one set
     # Frozen: entry points of the slow paths, so that user code neither links nor optimises them again.
     ("f_claim", "i8"),
     ("f_alloc", "i8"),
@@ -142,7 +163,7 @@ CONTROL = record(
     ("f_grow", "i8"),
     ("f_release", "i8"),
     ("f_rebuild", "i8"),
-    ("pad0", "i8", (8,)),
+    ("pad0", "i8", (7,)),
     # Slab layer: written under the lock only.
     ("lock", "i8"),  # 0 free, 1 held
     ("limit", "i8"),  # slots of the slabs made so far; above, every generation reads 0 and no record is touched
@@ -161,14 +182,16 @@ CONTROL = record(
     ("closed", "i8"),
     ("releasing", "i8"),  # 1 while one thread gives slabs back
     ("interval_end", "i8"),  # ticks at which the interval ends
-    ("pad1", "i8", (5,)),
+    ("came_home", "i8"),  # slots that other nodes' threads freed and gave back
+    ("pad1", "i8", (4,)),
     # Any thread, by atomics.
     ("faults", "i8"),  # faults since the last report
     ("fault_first", "i8"),  # handle of the first
     ("fault_kind", "i8"),  # STALE, NO_SLOT or TWICE
     ("retired", "i8"),  # slots that will not be handed out again
-    ("claimed", "i8", (HEAPS // 64 + 1,)),  # one bit a heap row that was ever in use
-    ("pad2", "i8", (7,)),
+    ("arrivals", "i8"),  # heaps that came to draw from this set: their thread had moved here
+    ("claimed", "i8", (2 * HEAP_ROWS // 64 + 1,)),  # one bit a heap row that ever was this set's: of `heaps`, then of `own_heaps`
+    ("pad2", "i8", (2,)),
 )
 HEAP = record(
     # One line; written by its owner only, but for the owner word.
@@ -251,16 +274,18 @@ class Geometry:
     stride: int
     shift: int
     capacity: int
-    max_slabs: int
+    max_slabs: int  # of one node
     rounds: int
+    nodes: int  # array sets
+    node_shift: int  # slots from one set to the next == 1 << node_shift; with one set above every slot number
     scratch_step: int  # bytes from one heap's scratch record to the next, 0: all share one
     offset: dict[str, int]  # of each region, from the start of the reservation
     total: int  # bytes of the reservation
 
     @property
     def slots(self) -> int:
-        """Slots that the reservation holds."""
-        return self.max_slabs << self.shift
+        """Slots that the reservation holds; those between the end of one node's slabs and the next node's are never used."""
+        return self.nodes << self.node_shift if self.nodes > 1 else self.max_slabs << self.shift
 
 
 def record_stride(dtype: np.dtype[Any], colouring: bool) -> int:
@@ -303,34 +328,37 @@ def round_up(n: int, to: int) -> int:
     return -(-n // to) * to
 
 
-def geometry(dtype: np.dtype[Any], capacity: int, colouring: bool, page: int) -> Geometry:
+def geometry(dtype: np.dtype[Any], capacity: int, colouring: bool, page: int, nodes: int = 1) -> Geometry:
     """
     Lay out one cache.
 
-    The reservation is larger than the capacity, so that slots parked in other threads' magazines, and retired ones,
-    do not make `alloc` fail before `capacity` records are live.
+    Each node's range alone holds the capacity.  The reservation is larger than the capacity, so that slots parked in other
+    threads' magazines, and retired ones, do not make `alloc` fail before `capacity` records are live.
     """
     stride = record_stride(dtype, colouring)
     shift = min(max(round(np.log2(SLAB_BYTES / stride)), 0), MAX_SLAB_SHIFT)
     rounds = min(max(ROUNDS_BYTES // stride, 1), ROUNDS)
     slots = min(capacity + HEAPS * rounds, MAX_SLOTS)
     max_slabs = -(-slots // (1 << shift))
-    n_slots = max_slabs << shift
-    if n_slots * stride > 1 << 46:
-        raise CapacityError(f"{capacity} records of {stride} bytes are more than the address space holds")
+    node_shift = max((max_slabs << shift) - 1, (1 << NODE_SHIFT) - 1).bit_length() if nodes > 1 else MAX_SLOTS.bit_length()
+    n_slots = nodes << node_shift if nodes > 1 else max_slabs << shift
+    if n_slots * stride > 1 << 46 or n_slots > MAX_SLOTS:
+        on_nodes = f" on each of {nodes} nodes" if nodes > 1 else ""
+        raise CapacityError(f"{capacity} records of {stride} bytes{on_nodes} are more than the address space holds")
     scratch = round_up(stride, LINE)
     scratch_step = scratch if scratch <= PAGE else 0
     offset, at = {}, 0
     for name, size in (
-        ("heaps", HEAP_ROWS * HEAP_BYTES + page),
-        ("control", CONTROL.itemsize + page),
+        ("heaps", (1 if nodes == 1 else 1 + nodes) * HEAP_ROWS * HEAP_BYTES + page),
+        ("control", nodes * CONTROL.itemsize + page),
+        ("cpus", 0 if nodes == 1 else CPUS),
         ("template", scratch),
         ("scratch", HEAP_ROWS * scratch_step if scratch_step else scratch),
-        ("slabs", max_slabs * SLAB.itemsize),
-        ("bits", -(-n_slots // BLOCK) * 8),
+        ("slabs", nodes * round_up(max_slabs * SLAB.itemsize, page)),
+        ("bits", nodes * round_up(-(-(max_slabs << shift) // BLOCK) * 8, page)),
         ("words", n_slots * 4 + BLOCK * 4 + page),
         ("records", n_slots * stride),
     ):
         offset[name] = at
         at = round_up(at + size, page)
-    return Geometry(dtype.itemsize, stride, shift, capacity, max_slabs, rounds, scratch_step, offset, at)
+    return Geometry(dtype.itemsize, stride, shift, capacity, max_slabs, rounds, nodes, node_shift, scratch_step, offset, at)

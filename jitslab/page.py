@@ -33,7 +33,7 @@ class SlabPage:
     Attributes
     ----------
     index : int
-        Position in the cache; its slots start at ``index * capacity``.
+        Number in the cache; its slots start at ``index * capacity``.  Each node's slabs have numbers in a row.
     state : SlabState
         FREE, PARTIALLY_USED or FULL, to the slab layer: slots in magazines count as used there.
     used : int
@@ -43,7 +43,7 @@ class SlabPage:
     colour : int
         Slot, 0 to capacity - 1, where the first record of a new slab goes.
     node : int
-        NUMA node of its memory.
+        NUMA node that its memory is asked for on; of an interleaved cache, the first.
     live : ndarray of bool, shape (capacity,)
         Which slots hold a live record.
 
@@ -71,15 +71,15 @@ class SlabPage:
 
 
 class SlabPages(Sequence[SlabPage]):
-    """The slabs of a cache: a sequence that makes each `SlabPage` when it is asked for."""
+    """The slabs of a cache, node by node: a sequence that makes each `SlabPage` when it is asked for."""
 
-    def __init__(self, count: int, make: Callable[[int], SlabPage]) -> None:
-        self._count = count
+    def __init__(self, slabs: Sequence[range], make: Callable[[int], SlabPage]) -> None:
+        self._slabs = slabs
         self._make = make
 
     def __len__(self) -> int:
         """Return the number of slabs made so far."""
-        return self._count
+        return sum(map(len, self._slabs))
 
     @overload
     def __getitem__(self, index: int) -> SlabPage: ...
@@ -87,12 +87,59 @@ class SlabPages(Sequence[SlabPage]):
     def __getitem__(self, index: slice) -> list[SlabPage]: ...
     def __getitem__(self, index: int | slice) -> SlabPage | list[SlabPage]:
         """Return one slab, or a list of them."""
-        wanted = range(self._count)[index]
-        return [self._make(i) for i in wanted] if isinstance(wanted, range) else self._make(wanted)
+        wanted = range(len(self))[index]
+        return [self._nth(i) for i in wanted] if isinstance(wanted, range) else self._nth(wanted)
+
+    def _nth(self, i: int) -> SlabPage:
+        """Return the slab at a position below the length."""
+        for slabs in self._slabs:
+            if i < len(slabs):
+                break
+            i -= len(slabs)
+        return self._make(slabs[i])
 
     def __repr__(self) -> str:
         """Say how many."""
-        return f"<SlabPages: {self._count}>"
+        return f"<SlabPages: {len(self)}>"
+
+
+@dataclass(frozen=True)
+class SlabNode:
+    """
+    The slabs of a cache on one NUMA node, as they were when asked for.
+
+    Attributes
+    ----------
+    node : int
+        The system's number of the node; with ``nodes=`` that of the simulated one.
+    live : int
+        Live records.
+    slabs, empty : int
+        Slabs made, and those of them that are empty with memory behind them.
+    refills, flushes : int
+        Magazines filled from here, and given back.
+    came_home : int
+        Slots that threads of other nodes freed and gave back in batches.
+    arrivals : int
+        Threads that moved here from another node and went on to draw from here.
+
+    Examples
+    --------
+    >>> import numpy as np, jitslab
+    >>> with jitslab.SlabCache("doc-node", np.dtype([("x", "f8")]), capacity=100, nodes=2) as cache:
+    ...     handles = cache.alloc_many(10)
+    ...     sum(node.live for node in cache.nodes)
+    10
+    """
+
+    node: int
+    live: int
+    slabs: int
+    empty: int
+    refills: int
+    flushes: int
+    came_home: int
+    arrivals: int
 
 
 @dataclass(frozen=True)

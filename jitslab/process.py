@@ -33,9 +33,9 @@ from ._native import (
 )
 from .errors import CacheFullError
 from .heap import leave_heap, shut_heap
-from .layout import HEAP_BYTES, MAX_ROWS, NIL, PROCESS, C
-from .recover import next_claimed
-from .slab import C_HEAPS, C_LOCK, ZERO, lock, unlock
+from .layout import HEAP_ROWS, MAX_ROWS, NIL, PROCESS, C
+from .recover import heap_row, next_heap
+from .slab import C_LOCK, C_NODES, ZERO, lock, set_at, unlock
 
 ROWS = PROCESS.itemsize  # the registry's first row
 C_RELEASING = C["releasing"]
@@ -76,7 +76,8 @@ def enter_cache(p: int, c: int) -> int:
         row = int64(NIL)
     if row != NIL:
         store8(p + ROWS, row, c)
-        control_at(c).epoch = process.epoch
+        for node in range(frozen(c, C_NODES)):
+            control_at(set_at(c, node)).epoch = process.epoch
     unlock_registry(p)
     return row
 
@@ -86,31 +87,40 @@ def close_cache(p: int, c: int) -> int:
     """
     Take a cache out of the registry and make it refuse everything.
 
-    Its memory stays where it is: other threads may be in the middle of an operation.  Returns the number of slabs whose
-    memory was usable, or NIL if the cache was closed.
+    Its memory stays where it is: other threads may be in the middle of an operation.  Returns the number of slabs, from the
+    cache's first on, whose memory was usable, or NIL if the cache was closed.
     """
-    control = control_at(c)
     process = process_at(p)
     lock_registry(p)
-    lock(c)
-    answer = int64(control.committed) if control.closed == 0 else int64(NIL)
-    if answer != NIL:  # first: a child of fork must not find a closed cache there
-        store8(p + ROWS, control.row, 0)
+    answer = int64(NIL)
+    if control_at(c).closed == 0:  # first: a child of fork must not find a closed cache there
+        store8(p + ROWS, control_at(c).row, 0)
         process.n_holes += 1
+        for node in range(frozen(c, C_NODES)):
+            answer = max(answer, int64(control_at(set_at(c, node)).committed))
+    for node in range(frozen(c, C_NODES)):
+        close_set(set_at(c, node))
+    unlock_registry(p)
+    return answer
+
+
+@kernel
+def close_set(c: int) -> None:
+    """Make one array set refuse everything."""
+    control = control_at(c)
+    lock(c)
     control.closed = 1
     control.limit = 0
     control.n_slabs = 0
     control.committed = 0
     control.out = 0
     unlock(c)
-    row = next_claimed(c, ZERO)
+    row = next_heap(c, ZERO)
     while row >= 0:
-        shut_heap(frozen(c, C_HEAPS) + row * HEAP_BYTES)
-        row = next_claimed(c, row + 1)
+        shut_heap(heap_row(c, row))
+        row = next_heap(c, row + 1)
     while load8_relaxed(c + C_RELEASING, 0) != 0:
         _os.yield_core()
-    unlock_registry(p)
-    return answer
 
 
 @Entry
@@ -121,14 +131,24 @@ def leave_thread(p: int) -> int:
     for row in range(process_at(p).n_rows):
         c = load8(p + ROWS, row)
         if c != 0:
-            heap = next_claimed(c, ZERO)
-            while heap >= 0:
-                at = frozen(c, C_HEAPS) + heap * HEAP_BYTES
-                if load8_acquire(at, 0) == me:
-                    leave_heap(c, at)
-                heap = next_claimed(c, heap + 1)
+            if frozen(c, C_NODES) > 1:  # alien heaps first: they go with the row of the thread's own
+                for node in range(frozen(c, C_NODES)):
+                    leave_set(set_at(c, node), int64(HEAP_ROWS), me)
+            for node in range(frozen(c, C_NODES)):
+                leave_set(set_at(c, node), ZERO, me)
     unlock_registry(p)
     return int64(0)
+
+
+@kernel
+def leave_set(c: int, first: int, me: int) -> None:
+    """Give the heaps of thread `me` home that are among the rows of an array set from `first` on."""
+    row = next_heap(c, first)
+    while row >= 0:
+        at = heap_row(c, row)
+        if load8_acquire(at, 0) == me:
+            leave_heap(c, at)
+        row = next_heap(c, row + 1)
 
 
 @Entry
@@ -142,18 +162,20 @@ def after_fork(p: int, wipe: int) -> int:
     """
     process = process_at(p)
     for row in range(process.n_rows):
-        c = load8(p + ROWS, row)
-        if c != 0:
-            if load8(c + C_LOCK, 0) != 0:  # most pages stay shared with the parent
-                store8(c + C_LOCK, 0, 0)
-            if load8(c + C_RELEASING, 0) != 0:
-                store8(c + C_RELEASING, 0, 0)
-            heap = next_claimed(c, ZERO) if wipe != 0 else int64(NIL)
-            while heap >= 0:
-                at = frozen(c, C_HEAPS) + heap * HEAP_BYTES
-                heap_at(at).top = 0
-                store8_release(at, 0, 0)
-                heap = next_claimed(c, heap + 1)
+        front = load8(p + ROWS, row)
+        if front != 0:
+            for node in range(frozen(front, C_NODES)):
+                c = set_at(front, node)
+                if load8(c + C_LOCK, 0) != 0:  # most pages stay shared with the parent
+                    store8(c + C_LOCK, 0, 0)
+                if load8(c + C_RELEASING, 0) != 0:
+                    store8(c + C_RELEASING, 0, 0)
+                heap = next_heap(c, ZERO) if wipe != 0 else int64(NIL)
+                while heap >= 0:
+                    at = heap_row(c, heap)
+                    heap_at(at).top = 0
+                    store8_release(at, 0, 0)
+                    heap = next_heap(c, heap + 1)
     process.epoch += 1
     store8(p, 0, 0)
     return ZERO

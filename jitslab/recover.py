@@ -54,9 +54,11 @@ from .layout import (
 from .slab import (
     ALL,
     C_BITS,
+    C_FRONT,
     C_HEADS,
     C_HEAPS,
     C_LIMIT,
+    C_NODES,
     C_TAILS,
     C_WORDS,
     L_EMPTY,
@@ -67,11 +69,12 @@ from .slab import (
     link,
     lock,
     quarter,
+    set_at,
     slab_at,
     unlock,
 )
 
-C_CLAIMED, C_FAULTS, C_TICKS, F_REBUILD = C["claimed"], C["faults"], C["ticks"], C["f_rebuild"]
+C_CLAIMED, C_FAULTS, C_TICKS, C_OWN_HEAPS, F_REBUILD = (C[n] for n in ("claimed", "faults", "ticks", "own_heaps", "f_rebuild"))
 RETIRED = 0x80000000
 MOVED = -1  # answer of `check_laws`: not at rest
 SAMPLES = 4000  # looks of `is_moving`: some 100 microseconds
@@ -80,7 +83,7 @@ SAMPLES = 4000  # looks of `is_moving`: some 100 microseconds
 @kernel
 def next_claimed(c: int, row: int) -> int:
     """Return the first heap row at or after `row` that was ever claimed, or NIL."""
-    while row < HEAP_ROWS:
+    while row < 2 * HEAP_ROWS:
         bits = load8_relaxed(c + C_CLAIMED, row >> 6) & (int64(ALL) << (row & 63))
         if bits != 0:
             return (row & -BLOCK) + lowest_bit(bits)
@@ -89,21 +92,49 @@ def next_claimed(c: int, row: int) -> int:
 
 
 @kernel
+def heap_row(c: int, row: int) -> int:
+    """Return the address of a heap by its row: those of threads first, then the array set's own."""
+    if row < HEAP_ROWS:
+        return frozen(c, C_HEAPS) + row * HEAP_BYTES
+    return frozen(c, C_OWN_HEAPS) + (row - HEAP_ROWS) * HEAP_BYTES
+
+
+@kernel
+def next_heap(c: int, row: int) -> int:
+    """Return the first row at or after `row` whose heap is this array set's, or NIL."""
+    row = next_claimed(c, row)
+    while row >= 0 and heap_at(heap_row(c, row)).control != c:
+        row = next_claimed(c, row + 1)
+    return row
+
+
+@kernel
 def parked(c: int) -> int:
     """Return how many slots are in magazines."""
     n = int64(0)
-    row = next_claimed(c, ZERO)
+    row = next_heap(c, ZERO)
     while row >= 0:
-        n += heap_at(frozen(c, C_HEAPS) + row * HEAP_BYTES).top
-        row = next_claimed(c, row + 1)
+        n += heap_at(heap_row(c, row)).top
+        row = next_heap(c, row + 1)
     return n
 
 
 @kernel
 def live_of(c: int) -> int:
-    """Return how many records are live: exact at rest."""
+    """Return how many records of one array set are live: exact at rest."""
     control = control_at(c)
     return max(control.out - parked(c) - control.retired, int64(0))
+
+
+@kernel
+def live_of_all(c: int) -> int:
+    """Return how many records of the cache are live: exact at rest."""
+    if frozen(c, C_NODES) == 1:
+        return live_of(c)
+    n = int64(0)
+    for node in range(frozen(c, C_NODES)):
+        n += live_of(set_at(c, node))
+    return n
 
 
 @kernel
@@ -121,13 +152,13 @@ def trace_of(c: int, heap: int) -> int:
 
 @Entry
 def is_moving(c: int) -> int:
-    """1 if another thread's heap, or the slab layer, changes while it is looked at for a while, else 0."""
+    """1 if another thread's heap of this array set, or its slab layer, changes while it is looked at for a while, else 0."""
     me = thread_pointer()
     control = control_at(c)
     ticks = load8_relaxed(c + C_TICKS, 0)
-    row = next_claimed(c, ZERO)
+    row = next_heap(c, ZERO)
     while row >= 0:
-        heap = frozen(c, C_HEAPS) + row * HEAP_BYTES
+        heap = heap_row(c, row)
         if load8_relaxed(heap, 0) != me:
             trace = trace_of(c, heap)
             for k in range(SAMPLES):
@@ -137,7 +168,7 @@ def is_moving(c: int) -> int:
                     pause()
                 else:
                     yield_core()  # a thread that waits for a core is to be seen moving, too
-        row = next_claimed(c, row + 1)
+        row = next_heap(c, row + 1)
     return ONE if load8_relaxed(c + C_TICKS, 0) != ticks or control.releasing != 0 else ZERO
 
 
@@ -199,7 +230,7 @@ def keep_magazine(c: int, heap: int) -> None:
     for j in range(max(min(h.top, h.rounds), int64(0))):
         slot = int64(slots[j])
         bit = int64(1) << (slot & 63)
-        if slot < control.n_slabs << control.shift and bits[slot >> 6] & bit != 0:
+        if control.first_slot <= slot < control.n_slabs << control.shift and bits[slot >> 6] & bit != 0:
             bits[slot >> 6] &= ~bit
             slab_at(c, slot >> control.shift).n_free -= 1
             slots[kept] = np.uint32(slot)
@@ -218,21 +249,22 @@ def rebuild(c: int) -> int:
     """
     control = control_at(c)
     retired, out = 0, int64(0)
-    control.n_slabs = min(max(control.n_slabs, ZERO), control.max_slabs)
+    first = int64(control.first_slab)
+    control.n_slabs = min(max(control.n_slabs, first), control.max_slabs)
     store8_release(c + C_LIMIT, 0, control.n_slabs << control.shift)
-    for i in range(control.n_slabs):
+    for i in range(first, control.n_slabs):
         retired += rebuild_bits(c, i)
-    row = next_claimed(c, ZERO)
+    row = next_heap(c, ZERO)
     while row >= 0:
-        keep_magazine(c, frozen(c, C_HEAPS) + row * HEAP_BYTES)
-        row = next_claimed(c, row + 1)
+        keep_magazine(c, heap_row(c, row))
+        row = next_heap(c, row + 1)
     for which in range(LISTS):
         store8(c + C_HEADS, which, int64(NIL))
         store8(c + C_TAILS, which, int64(NIL))
     control.n_empty = 0
     control.low_empty = 0
     slots = int64(1) << control.shift
-    for i in range(control.n_slabs - 1, -1, -1):
+    for i in range(control.n_slabs - 1, first - 1, -1):
         slab = slab_at(c, i)
         spare = int64(slab.n_free) + slab.n_fresh
         out += slots - spare
@@ -272,7 +304,7 @@ def wake(c: int) -> None:
 
 @Entry
 def recover_cache(c: int) -> int:
-    """Rebuild under the lock."""
+    """Rebuild one array set under its lock."""
     wake(c)
     lock(c)
     if control_at(c).closed == 0:
@@ -283,7 +315,22 @@ def recover_cache(c: int) -> int:
 
 @Entry
 def count_live(c: int) -> int:
-    """Count the live records: exact at rest, and while slots go home at the end of a thread."""
+    """Count the live records of the cache: exact at rest, and while slots go home at the end of a thread."""
+    n = ZERO
+    for node in range(frozen(c, C_NODES)):
+        n += count_live_of(set_at(c, node))
+    return n
+
+
+@Entry
+def count_live_in(c: int) -> int:
+    """Count the live records of one array set."""
+    return count_live_of(c)
+
+
+@kernel
+def count_live_of(c: int) -> int:
+    """Count the live records of one array set, under its lock."""
     wake(c)
     lock(c)
     n = live_of(c)
@@ -305,21 +352,21 @@ def check_magazines(c: int, parked_bits: int) -> int:
     """L9, L1 among magazines; sets a bit for each slot that is in one."""
     control = control_at(c)
     seen = i8_array(parked_bits)
-    row = next_claimed(c, ZERO)
+    row = next_heap(c, ZERO)
     while row >= 0:
-        heap = frozen(c, C_HEAPS) + row * HEAP_BYTES
+        heap = heap_row(c, row)
         h = heap_at(heap)
         if h.top < 0 or h.top > control.rounds:
             return broken(int64(9), int64(NIL))
         for j in range(h.top):
             slot = load4(heap + MAGAZINE, j)
-            if slot >= control.n_slabs << control.shift:
+            if slot < control.first_slot or slot >= control.n_slabs << control.shift:
                 return broken(int64(9), int64(NIL))
-            bit = int64(1) << (slot & 63)
-            if seen[slot >> 6] & bit != 0:
+            bit, word = int64(1) << (slot & 63), (slot - control.first_slot) >> 6
+            if seen[word] & bit != 0:
                 return broken(int64(1), slot >> control.shift)
-            seen[slot >> 6] |= bit
-        row = next_claimed(c, row + 1)
+            seen[word] |= bit
+        row = next_heap(c, row + 1)
     return int64(0)
 
 
@@ -336,7 +383,7 @@ def check_slab(c: int, i: int, parked_bits: int) -> int:
     for at in range(slots):
         slot = (i << control.shift) + at
         word = load4(frozen(c, C_WORDS), slot)
-        parked_here = seen[slot >> 6] >> (slot & 63) & 1
+        parked_here = seen[(slot - control.first_slot) >> 6] >> (slot & 63) & 1
         free_here = bits[slot >> 6] >> (slot & 63) & 1
         fresh_here = 1 if is_fresh(c, i, at) else 0
         places = parked_here + free_here + fresh_here
@@ -373,7 +420,7 @@ def check_lists(c: int) -> int:
         previous, i = int64(NIL), load8(c + C_HEADS, which)
         while i != NIL:
             on_lists += 1
-            if i < 0 or i >= control.n_slabs or on_lists > control.n_slabs:
+            if i < control.first_slab or i >= control.n_slabs or on_lists > control.n_slabs - control.first_slab:
                 return broken(int64(7), int64(NIL))
             slab = slab_at(c, i)
             state = PARTIALLY_USED if which < QUARTERS else FREE
@@ -385,7 +432,7 @@ def check_lists(c: int) -> int:
             previous, i = i, int64(slab.next)
         if load8(c + C_TAILS, which) != previous:
             return broken(int64(7), previous)
-    for i in range(control.n_slabs):
+    for i in range(control.first_slab, control.n_slabs):
         slab = slab_at(c, i)
         spare_slabs += 1 if slab.state != FULL else 0
         if slab.state == FULL and slab.list != NIL:
@@ -399,10 +446,10 @@ def check_lists(c: int) -> int:
 @Entry
 def check_laws(c: int, parked_bits: int, n_words: int) -> int:
     """
-    Recount everything from the generations.
+    Recount everything of one array set from the generations.
 
-    c            int64   address of the CONTROL block
-    parked_bits  int64   address of one zero bit a slot below the limit, in words of 64
+    c            int64   address of its CONTROL row
+    parked_bits  int64   address of one zero bit a slot from its first to its limit, in words of 64
     n_words      int64   how many words
 
     Returns 0, ``law << 32 | slab + 1`` of the first broken law (slab NIL: of the whole cache), or MOVED if the cache has
@@ -411,11 +458,11 @@ def check_laws(c: int, parked_bits: int, n_words: int) -> int:
     """
     wake(c)
     lock(c)
-    if control_at(c).n_slabs << control_at(c).shift > n_words * BLOCK:
+    if (control_at(c).n_slabs << control_at(c).shift) - control_at(c).first_slot > n_words * BLOCK:
         unlock(c)
         return int64(MOVED)
     answer = check_magazines(c, parked_bits)
-    i = ZERO
+    i = int64(control_at(c).first_slab)
     while answer == 0 and i < control_at(c).n_slabs:
         answer = check_slab(c, i, parked_bits)
         i += 1
@@ -427,8 +474,9 @@ def check_laws(c: int, parked_bits: int, n_words: int) -> int:
 
 @kernel
 def note_fault(c: int, handle: int, kind: int) -> None:
-    """Count a fault; the first one since the last report is remembered."""
-    if fetch_add(c + C_FAULTS, 1) == 0:
-        control = control_at(c)
+    """Count a fault of the cache; the first one since the last report is remembered."""
+    front = frozen(c, C_FRONT)
+    if fetch_add(front + C_FAULTS, 1) == 0:
+        control = control_at(front)
         control.fault_first = handle
         control.fault_kind = kind

@@ -36,6 +36,7 @@ from ._native import (
 from ._os import commit, give_back, page_bytes, prefer_huge_pages, yield_core
 from .layout import (
     BLOCK,
+    CONTROL,
     EMPTY,
     FREE,
     FRESH,
@@ -68,6 +69,8 @@ LOOKS = 8  # slabs of other heaps that `pick` passes over before it takes a new 
 C_LOCK, C_SLABS, C_BITS, C_WORDS, C_HEAPS, C_HEADS, C_TAILS, C_LIMIT = (
     C[name] for name in ("lock", "slabs", "bits", "words", "heaps", "heads", "tails", "limit")
 )
+C_FRONT, C_NODES, C_NODE_SHIFT = C["front"], C["nodes"], C["node_shift"]
+SET_BYTES = CONTROL.itemsize  # from one array set to the next
 ROW = SLAB.itemsize
 COLOUR_STEP = 37  # odd: the first 64 slabs start on different slots of 64
 assert ROW == LINE
@@ -77,6 +80,18 @@ assert ROW == LINE
 def slab_at(c: int, i: int) -> Any:
     """Row of slab `i`."""
     return slab_view(frozen(c, C_SLABS) + i * ROW)
+
+
+@kernel
+def set_at(c: int, node: int) -> int:
+    """Return the address of the array set of a node, by its number."""
+    return frozen(c, C_FRONT) + node * SET_BYTES
+
+
+@kernel
+def set_of(c: int, slot: int) -> int:
+    """Return the address of the array set that a slot of the cache belongs to."""
+    return frozen(c, C_FRONT) + (slot >> frozen(c, C_NODE_SHIFT)) * SET_BYTES
 
 
 # --- The lock ---
@@ -408,6 +423,8 @@ def grow(c: int, n_slabs: int) -> int:
     most = int64(control.max_slabs)
     ahead = max(old >> 2, int64(RELEASE_BYTES) // (control.stride << control.shift))
     new = min(old + max(ahead, n_slabs), most)
+    if new == old:
+        return ZERO
     granted = commit_slabs(c, new)
     if not granted:
         new = min(old + n_slabs, most)
@@ -438,7 +455,8 @@ def end_of_interval(c: int) -> int:
     control.ticks += 1
     if control.ticks < control.interval_end:
         return int64(0)
-    control.interval_end = control.ticks + max(int64(INTERVAL), TURNOVERS * control.limit // control.rounds)
+    slots = (control.n_slabs - control.first_slab) << control.shift
+    control.interval_end = control.ticks + max(int64(INTERVAL), TURNOVERS * slots // control.rounds)
     surplus = int64(control.low_empty)
     control.low_empty = int64(control.n_empty)
     return surplus if surplus * (control.stride << control.shift) >= RELEASE_BYTES else int64(0)
@@ -541,7 +559,7 @@ def give_back_run(c: int, first: int) -> None:
     Does nothing if the slab before is of the same run.  A page that the run shares with a slab that stays, stays.
     """
     control = control_at(c)
-    if first > 0 and slab_at(c, first - 1).state == RELEASING:
+    if first > control.first_slab and slab_at(c, first - 1).state == RELEASING:
         return
     end = first + 1
     while end < control.n_slabs and slab_at(c, end).state == RELEASING:

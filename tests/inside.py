@@ -1,4 +1,4 @@
-"""The inside of a cache as NumPy arrays, to look at its metadata and to break it on purpose."""
+"""The inside of a cache (its first array set) as NumPy arrays, to look at its metadata and to break it on purpose."""
 
 import numpy as np
 
@@ -38,6 +38,11 @@ class Inside:
         """Generations of the slots made so far."""
         return self._region("words", np.uint32, self.cache.slot_limit)
 
+    def run_on(self, node):
+        """Have the cache take every CPU for one of this node."""
+        at = self.cache._block.geometry.offset["cpus"]
+        self.cache._block.bytes[at : at + layout.CPUS] = node
+
     def heap(self, row):
         """Return the record of a heap."""
         return self._heaps[row, : layout.HEAP.itemsize].view(layout.HEAP)[0]
@@ -57,7 +62,7 @@ class Inside:
 
     def is_fresh(self, slot):
         """Whether the slot was never handed out since its slab was made or released."""
-        row = self.slabs[slot // self.slots]
+        row = self.cache._row(slot // self.slots)
         n_fresh = int(row["n_fresh"])
         after = (slot % self.slots - int(row["colour"]) - (self.slots - n_fresh)) % self.slots
         return after < n_fresh

@@ -32,10 +32,12 @@ class CacheMachine(RuleBasedStateMachine):
     init = None
     colouring = True
     exact = False  # with one thread the capacity is exact
+    nodes = None  # simulated ones
 
     def __init__(self):
         super().__init__()
-        self.cache = jitslab.SlabCache("machine", self.dtype, capacity=self.capacity, init=self.init, colouring=self.colouring)
+        options = {"capacity": self.capacity, "init": self.init, "colouring": self.colouring, "nodes": self.nodes}
+        self.cache = jitslab.SlabCache("machine", self.dtype, **options)
         template = None
         if self.init is not None:
             template = bytes(self.dtype.itemsize) if isinstance(self.init, str) else self.init.tobytes()
@@ -83,6 +85,12 @@ class CacheMachine(RuleBasedStateMachine):
                 refused.append(handle in seen or handle not in self.model.records)
                 seen.add(handle)
         return handles, refused
+
+    @rule(number=numbers)
+    def move(self, number):
+        """From now on all threads run on another node."""
+        if self.nodes:
+            Inside(self.cache).run_on(number % self.nodes)
 
     # --- One record ---
 

@@ -15,6 +15,8 @@ KINDS = {
     "64 bytes, zeroed": {"dtype": [("a", "<i8", 8)], "init": "zero"},
     "64 bytes, uncoloured": {"dtype": [("a", "<i8", 8)], "colouring": False},
     "one thread, exact": {"exact": True, "capacity": 20},
+    "64 bytes, four nodes": {"nodes": 4},
+    "64 bytes, two nodes, one thread, exact": {"nodes": 2, "exact": True, "capacity": 200, "init": "zero"},
     "5000 bytes": {"dtype": [("a", "u1", 5000)]},
     "70000 bytes, one slot a slab": {"dtype": [("a", "u1", 70000)], "capacity": 12, "init": "zero"},
 }
