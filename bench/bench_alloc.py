@@ -45,9 +45,9 @@ def pair_of_generations(sizes: Sizes) -> Case:
     return Case(lambda: floor.pair_checked(n, stack, top, generations, data), n, is_right)
 
 
-def pair_of_cache(loop: Any, sizes: Sizes) -> Case:
+def pair_of_cache(loop: Any, sizes: Sizes, **options: Any) -> Case:
     """Alloc and free of one record of a cache."""
-    cache, n = SlabCache("pair", RECORD, capacity=SPARE), sizes.ops
+    cache, n = SlabCache("pair", RECORD, capacity=SPARE, **options), sizes.ops
     cache.free(h := cache.alloc())
     slot = h & SLOT_MASK
 
@@ -93,10 +93,10 @@ def churn_of_generations(live: int, sizes: Sizes) -> Case:
     return Case(lambda: floor.churn_checked(held, stack, top, generations, data, order), order.size, is_right)
 
 
-def churn_of_cache(loop: Any, live: int, sizes: Sizes) -> Case:
+def churn_of_cache(loop: Any, live: int, sizes: Sizes, **options: Any) -> Case:
     """Churn on a cache."""
     order = churn_order(live, sizes)
-    cache, held = SlabCache("churn", RECORD, capacity=live + SPARE), np.empty(live, np.int64)
+    cache, held = SlabCache("churn", RECORD, capacity=live + SPARE, **options), np.empty(live, np.int64)
     loops.fill(held, cache)
     expected = loops.last_writes(live, order)
 

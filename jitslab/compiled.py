@@ -222,7 +222,7 @@ def SlabCache_free(cache: Any, handle: Any) -> Callable[..., Any]:
     """Free a record; False if the handle is refused."""
     need_integer(handle, "free(handle)")
     if cache.has_nodes:
-        return lambda cache, handle: free_near(my_heap(cache._ptr), int64(handle))
+        return lambda cache, handle: free_near(cache._ptr, my_heap(cache._ptr), int64(handle))
     return lambda cache, handle: free(my_heap(cache._ptr), int64(handle))
 
 

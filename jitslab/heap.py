@@ -92,7 +92,7 @@ H_WORDS, H_RECORDS, H_LIMIT, H_ROUNDS = (H[name] for name in ("words", "records"
 C_SCRATCH, C_RECORDS, C_TEMPLATE, C_RETIRED = C["scratch"], C["records"], C["template"], C["retired"]
 F_ALLOC, F_FREE, F_ADDRESS = C["f_alloc"], C["f_free"], C["f_address"]
 F_REFILL, F_FLUSH, F_GROW, F_RELEASE = C["f_refill"], C["f_flush"], C["f_grow"], C["f_release"]
-C_FIRST_SLOT, C_NODE_SLOTS, C_ARRIVALS, C_CPU_NODES = (C[n] for n in ("first_slot", "node_slots", "arrivals", "cpu_nodes"))
+C_NODE_SLOTS, C_ARRIVALS, C_CPU_NODES = (C[name] for name in ("node_slots", "arrivals", "cpu_nodes"))
 BELOW_TOP = MAGAZINE - 4  # entry `top` of the array that starts here is the uppermost slot
 SLOT_MASK = 0xFFFFFFFF
 EVEN = -2
@@ -170,7 +170,7 @@ def free(heap: Heap, handle: int) -> bool:
 
 
 @kernel
-def free_near(heap: Heap, handle: int) -> bool:
+def free_near(c: int, heap: Heap, handle: int) -> bool:
     """
     Free a record of a cache with several array sets, as `free` does.
 
@@ -178,15 +178,13 @@ def free_near(heap: Heap, handle: int) -> bool:
     """
     slot = handle & SLOT_MASK
     live = shift_right(handle, 31) | 1
-    if unlikely(slot >= frozen(heap, H_LIMIT)):
-        return False
+    h = heap_at(heap)
+    if unlikely(np.uint64(slot - h.first) >= np.uint64(frozen(c, C_NODE_SLOTS))):
+        return slow(heap, F_FREE, (handle,)) != 0
     if unlikely(load4(frozen(heap, H_WORDS), slot) != live):
         return False
-    h = heap_at(heap)
     top = h.top
-    c = h.control
-    is_near = np.uint64(slot - frozen(c, C_FIRST_SLOT)) < np.uint64(frozen(c, C_NODE_SLOTS))
-    if unlikely(not is_near or top == frozen(heap, H_ROUNDS)):
+    if unlikely(top == frozen(heap, H_ROUNDS)):
         return slow(heap, F_FREE, (handle,)) != 0
     store4(frozen(heap, H_WORDS), slot, live + 1)
     store4(advance(heap, MAGAZINE), top, slot)
@@ -197,7 +195,7 @@ def free_near(heap: Heap, handle: int) -> bool:
 @kernel
 def free_any(c: int, heap: Heap, handle: int) -> bool:
     """Free a record where the number of array sets is not known when the call is compiled."""
-    return free(heap, handle) if frozen(c, C_NODES) == 1 else free_near(heap, handle)
+    return free(heap, handle) if frozen(c, C_NODES) == 1 else free_near(c, heap, handle)
 
 
 @kernel
@@ -241,6 +239,8 @@ def slow_free(at: int, handle: int) -> int:
     h = heap_at(at)
     c = h.control
     if frozen(c, C_NODES) > 1:
+        if handle & SLOT_MASK >= h.limit:
+            return int64(0)
         c = set_of(c, handle & SLOT_MASK)
     if h.rounds > 0:
         return give(c, at if h.control == c else alien_heap(c, at), handle)
@@ -320,6 +320,7 @@ def follow(c: int, at: int) -> int:
         wake(here)
         h.slab = NIL
         h.control = here
+        h.first = np.uint32(control_at(here).first_slot)
         note_claimed(here, (at - frozen(c, C_HEAPS)) // HEAP_BYTES)
         fetch_add(here + C_ARRIVALS, 1)
     return here
@@ -510,6 +511,7 @@ def open_heap(c: int, row: int) -> int:
     h.records = control.records
     h.control = c
     h.slab = NIL
+    h.first = np.uint32(control.first_slot)
     if h.rounds > 0:
         note_claimed(c, row)
     return at

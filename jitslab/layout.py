@@ -197,12 +197,13 @@ HEAP = record(
     # One line; written by its owner only, but for the owner word.
     ("owner", "i8"),  # thread pointer, 0: nobody
     ("top", "i8"),  # slots in the magazine
-    ("rounds", "i8"),  # frozen, as all that follow but `slab`: slots it may hold
+    ("rounds", "i8"),  # frozen, as the four that follow: slots it may hold
     ("limit", "i8"),  # slots of the reservation: the generations of all of them can be read
     ("words", "i8"),
     ("records", "i8"),
-    ("control", "i8"),
-    ("slab", "i8"),  # slab this heap draws from, NIL: none
+    ("control", "i8"),  # array set it draws from; changes when its thread runs on another node
+    ("slab", "i4"),  # slab this heap draws from, NIL: none
+    ("first", "u4"),  # first slot of the array set
 )  # the magazine follows: u4[ROUNDS]
 SLAB = record(
     # Written under the lock only.

@@ -3,7 +3,8 @@ Threads that stamp, hand over, verify and free records, as long as you like: ``p
 
 Properties of the workload: every record carries its owner's mark and its own handle while it lives; two thirds of the
 records are handed to another thread through a ring and freed there; batches and single operations are mixed; threads
-end in the middle with survivors that others free; the cache runs full at times.  It is no benchmark.
+end in the middle with survivors that others free; the cache runs full at times; every fourth run is on three simulated
+NUMA nodes, between which the threads keep moving.  It is no benchmark.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import numpy as np
 from numba import njit
 
 import jitslab
+from jitslab import layout
 
 MARKED = np.dtype([("handle", "<i8"), ("mark", "<i8"), ("tail", "<i8", 4)])
 RING = 1024
@@ -92,9 +94,16 @@ def drain(cache, rings, heads, tails):
             cache.free(int(ring[at % RING]))
 
 
-def stress(n_threads, rounds, capacity, seed=1):
+def move_threads(cache, nodes):
+    """Deal the CPUs out to the simulated nodes anew."""
+    at = cache._block.geometry.offset["cpus"]
+    cache._block.bytes[at : at + layout.CPUS] = np.random.default_rng().integers(0, nodes, layout.CPUS)
+    time.sleep(0.001)
+
+
+def stress(n_threads, rounds, capacity, seed=1, nodes=None):
     """Run the threads once; returns the cache, empty again."""
-    cache = jitslab.SlabCache("stress", MARKED, capacity=capacity)
+    cache = jitslab.SlabCache("stress", MARKED, capacity=capacity, nodes=nodes)
     rings, heads, tails = np.zeros((n_threads, RING), np.int64), np.zeros(n_threads, np.int64), np.zeros(n_threads, np.int64)
     wrong = np.zeros(n_threads, np.int64)
 
@@ -104,6 +113,8 @@ def stress(n_threads, rounds, capacity, seed=1):
     threads = [threading.Thread(target=run, args=(me,)) for me in range(n_threads)]
     for thread in threads:
         thread.start()
+    while nodes and any(thread.is_alive() for thread in threads):
+        move_threads(cache, nodes)
     for thread in threads:
         thread.join()
     drain(cache, rings, heads, tails)
@@ -123,7 +134,7 @@ def main():
     seed = options.seed
     while time.monotonic() < end:
         n_threads, capacity = 2 + seed % 7, (100_000, 3000, 700)[seed % 3]
-        stress(n_threads, 300_000, capacity, seed).close()
+        stress(n_threads, 300_000, capacity, seed, nodes=3 if seed % 4 == 0 else None).close()
         seed += 1
     raise SystemExit(f"{seed - options.seed} runs, nothing wrong")
 

@@ -18,7 +18,17 @@ def test_sizes_of_rows():
 
 def test_offsets_of_a_heap():
     """The owner word is first, where thread look-up finds it."""
-    expected = {"owner": 0, "top": 8, "rounds": 16, "limit": 24, "words": 32, "records": 40, "control": 48, "slab": 56}
+    expected = {
+        "owner": 0,
+        "top": 8,
+        "rounds": 16,
+        "limit": 24,
+        "words": 32,
+        "records": 40,
+        "control": 48,
+        "slab": 56,
+        "first": 60,
+    }
 
     assert expected == layout.offsets(HEAP)
     assert layout.MAGAZINE == 64

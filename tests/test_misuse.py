@@ -539,6 +539,8 @@ USES = {
     "getitem of no integer": lambda c: c["x"],
     "setitem": lambda c: c.__setitem__(5, (1, 2, 3)),
     "contains": lambda c: 5 in c,
+    "nodes": lambda c: c.nodes,
+    "page_nodes": lambda c: c.page_nodes(),
     "contains of no integer": lambda c: "x" in c,
     "record": lambda c: c.record(5),
     "is_live": lambda c: c.is_live(5),

@@ -76,15 +76,16 @@ def settle(cache, owned=0):
 # --- Many threads ---
 
 
-@pytest.mark.parametrize(("n_threads", "capacity"), [(2, 100_000), (4, 3000), (7, 700)])
-def test_no_record_has_two_owners(n_threads, capacity):
-    """Every record holds its owner's mark until it is freed, by its owner or by another thread."""
-    stress(n_threads, 60_000, capacity).close()
+@pytest.mark.parametrize(("n_threads", "capacity", "nodes"), [(2, 100_000, None), (4, 3000, None), (7, 700, None), (5, 3000, 3)])
+def test_no_record_has_two_owners(n_threads, capacity, nodes):
+    """Every record holds its owner's mark until it is freed, by its owner or by another thread, which may be on another node."""
+    stress(n_threads, 60_000, capacity, nodes=nodes).close()
 
 
-def test_more_threads_than_heaps():
-    """Threads beyond the table of heaps share one, under a lock, and see no difference."""
-    cache = jitslab.SlabCache("crowd", DTYPE, capacity=100_000)
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_more_threads_than_heaps(nodes):
+    """Threads beyond the table of heaps share one on each node, under a lock, and see no difference."""
+    cache = jitslab.SlabCache("crowd", DTYPE, capacity=100_000, nodes=nodes)
     workers = [Worker() for _ in range(280)]
     handles = [worker.do(cache.alloc) for worker in workers]
 
