@@ -1,4 +1,4 @@
-"""What NUMA costs: the local policy on this machine's nodes, and array sets for four simulated ones, beside a cache of one set."""
+"""What NUMA costs: the local policy on this machine, and array sets for four simulated nodes, beside a cache of one set."""
 
 from __future__ import annotations
 

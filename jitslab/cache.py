@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from . import _methods, _os, batch, layout, numa, recover, slab
 from .block import Block
-from .cast import as_capacity, as_count, as_handles, as_integer, check_out, make_template
+from .cast import as_count, as_handles, as_integer, check_out, make_template
 from .compiled import CacheType, cache_type, make_unbox
 from .errors import (
     ArrayError,
@@ -167,7 +167,7 @@ class SlabCache(_Base):
         self._dtype = layout.check_dtype(dtype)
         block = Block(
             self._dtype,
-            None if capacity is None else as_capacity(capacity),
+            None if capacity is None else as_count(capacity, "capacity", 1),
             bool(colouring),
             make_template(init, self._dtype),
             numa.resolve(policy, strict, nodes),

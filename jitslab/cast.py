@@ -43,14 +43,14 @@ def as_integer(handle: Any) -> int:
         raise HandleTypeError(f"a handle is an integer, got {type(handle).__name__}") from None
 
 
-def as_count(n: Any, what: str) -> int:
-    """Return a count as an int that is not negative."""
+def as_count(n: Any, what: str, least: int = 0) -> int:
+    """Return a count as an int within its bounds."""
     try:
         count = operator.index(n)
     except TypeError:
         raise CapacityError(f"{what} must be an integer, got {type(n).__name__}") from None
-    if not 0 <= count <= layout.MAX_CAPACITY:
-        raise CapacityError(f"{what} must be 0 .. 2**32, got {count}")
+    if not least <= count <= layout.MAX_CAPACITY:
+        raise CapacityError(f"{what} must be {least} .. 2**32, got {count}")
     return count
 
 
@@ -71,14 +71,3 @@ def check_out(out: Any, dtype: np.dtype[Any], n: int) -> None:
         raise ArrayError(f"out must be an array of {dtype} and shape ({n},), got {got}")
     if not out.flags.writeable or not out.flags.c_contiguous or not out.dtype.isnative:
         raise ArrayError("out must be writable, contiguous and of native byte order")
-
-
-def as_capacity(capacity: Any) -> int:
-    """Return a capacity as an int within its bounds."""
-    try:
-        wanted = operator.index(capacity)
-    except TypeError:
-        raise CapacityError(f"capacity must be an integer, got {capacity!r}") from None
-    if not 1 <= wanted <= layout.MAX_CAPACITY:
-        raise CapacityError(f"capacity must be 1 .. 2**32, got {wanted}")
-    return wanted

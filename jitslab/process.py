@@ -16,7 +16,6 @@ import numpy as np
 from . import _os
 from ._native import (
     Entry,
-    compare_exchange,
     control_at,
     frozen,
     heap_at,
@@ -25,7 +24,6 @@ from ._native import (
     load8,
     load8_acquire,
     load8_relaxed,
-    pause,
     process_at,
     store8,
     store8_release,
@@ -35,22 +33,10 @@ from .errors import CacheFullError
 from .heap import leave_heap, shut_heap
 from .layout import HEAP_ROWS, MAX_ROWS, NIL, PROCESS, C
 from .recover import heap_row, next_heap
-from .slab import C_LOCK, C_NODES, ZERO, lock, set_at, unlock
+from .slab import C_LOCK, C_NODES, ZERO, lock, lock_word, set_at, unlock
 
 ROWS = PROCESS.itemsize  # the registry's first row
 C_RELEASING = C["releasing"]
-
-
-@kernel
-def lock_registry(p: int) -> None:
-    """Take the registry's lock."""
-    tries = 0
-    while not (load8_relaxed(p, 0) == 0 and compare_exchange(p, 0, 1)):
-        tries += 1
-        if tries & 15:
-            pause()
-        else:
-            _os.yield_core()
 
 
 @kernel
@@ -63,7 +49,7 @@ def unlock_registry(p: int) -> None:
 def enter_cache(p: int, c: int) -> int:
     """Enter an open cache; returns its row, or NIL when the registry is full."""
     process = process_at(p)
-    lock_registry(p)
+    lock_word(p)
     row = int64(process.n_rows)
     if process.n_holes > 0:
         row = int64(0)
@@ -91,7 +77,7 @@ def close_cache(p: int, c: int) -> int:
     cache's first on, whose memory was usable, or NIL if the cache was closed.
     """
     process = process_at(p)
-    lock_registry(p)
+    lock_word(p)
     answer = int64(NIL)
     if control_at(c).closed == 0:  # first: a child of fork must not find a closed cache there
         store8(p + ROWS, control_at(c).row, 0)
@@ -127,7 +113,7 @@ def close_set(c: int) -> None:
 def leave_thread(p: int) -> int:
     """Give the heaps of the calling thread, which ends, home: in every cache."""
     me = thread_pointer()
-    lock_registry(p)
+    lock_word(p)
     for row in range(process_at(p).n_rows):
         c = load8(p + ROWS, row)
         if c != 0:

@@ -98,9 +98,8 @@ def set_of(c: int, slot: int) -> int:
 
 
 @kernel
-def lock(c: int) -> None:
-    """Take the cache's lock; a waiter looks a few times and then lets others run."""
-    at = c + C_LOCK
+def lock_word(at: int) -> None:
+    """Take the lock that is the int64 at an address; a waiter looks a few times and then lets others run."""
     tries = 0
     while not (load8_relaxed(at, 0) == 0 and compare_exchange(at, 0, 1)):
         tries += 1
@@ -111,8 +110,14 @@ def lock(c: int) -> None:
 
 
 @kernel
+def lock(c: int) -> None:
+    """Take the lock of an array set."""
+    lock_word(c + C_LOCK)
+
+
+@kernel
 def unlock(c: int) -> None:
-    """Give the cache's lock back."""
+    """Give the lock of an array set back."""
     store8_release(c + C_LOCK, 0, 0)
 
 

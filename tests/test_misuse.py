@@ -439,9 +439,9 @@ BAD_CAPACITIES = {
     -1: "capacity must be 1 .. 2**32, got -1",
     2**32 + 1: "capacity must be 1 .. 2**32, got 4294967297",
     2**70: f"capacity must be 1 .. 2**32, got {2**70}",
-    1.5: "capacity must be an integer, got 1.5",
-    10.0: "capacity must be an integer, got 10.0",
-    "10": "capacity must be an integer, got '10'",
+    1.5: "capacity must be an integer, got float",
+    10.0: "capacity must be an integer, got float",
+    "10": "capacity must be an integer, got str",
 }
 
 
