@@ -187,7 +187,14 @@ def archive(tree: Path, to: Path, mode: str = "wb") -> None:
     """Write `tree` in the form that the kernel unpacks into its first file system; several may follow each other."""
     names = "\n".join(str(p.relative_to(tree)) for p in sorted(tree.rglob("*")))
     with to.open(mode) as file:
-        subprocess.run(["busybox", "cpio", "-o", "-H", "newc"], cwd=tree, input=names.encode(), stdout=file, stderr=subprocess.DEVNULL, check=True)
+        subprocess.run(
+            ["busybox", "cpio", "-o", "-H", "newc"],
+            cwd=tree,
+            input=names.encode(),
+            stdout=file,
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
 
 
 # --- One run ---
@@ -198,10 +205,10 @@ def own_assertions(options: argparse.Namespace) -> list[str]:
     # The CPU is another one inside, and Numba's cache knows a function by the CPU it was made for: make both the same.
     os.environ.update(NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="", JITSLAB_VM="1")
     os.environ["NUMBA_CACHE_DIR"] = str(Path(options.cache).resolve() / "numba")
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # plugins are slow to import there
     os.chdir(PROJECT)
     subprocess.run([sys.executable, HERE / "numa_pages.py"], check=True)
-    return [sys.executable, "-m", "pytest", "-v", "--durations=0", "-p", "no:cacheprovider", str(HERE / "numa_pages.py")]
+    return [sys.executable, "-m", "pytest", "-v", "--durations=5", "-p", "no:cacheprovider", str(HERE / "numa_pages.py")]
 
 
 def run(options: argparse.Namespace, base: Path) -> int:
