@@ -2,7 +2,7 @@
 """
 Run a command on a Linux kernel that has four NUMA nodes and a DAX file system: a virtual machine that lives for one command.
 
-    python tests/vm/run.py                          the project's own assertions, from any directory
+    python tests/vm/run.py [OPTIONS]                the project's own assertions, from any directory
     python tests/vm/run.py [OPTIONS] COMMAND...     any command, in the current directory
 
 The command sees this machine's root file system, read-only below an overlay in memory: what it changes there is gone when it
@@ -101,6 +101,7 @@ def arguments() -> argparse.Namespace:
     option("cache", os.path.join(home, "jitslab-vm"), "directory for the unpacked kernel")
     option("append", "", "more kernel parameters (numa_balancing=enable: pages then move by themselves)")
     option("pidfile", None, "file for the process number of qemu: kill -9 of it is a loss of power")
+    option("only", "", "without COMMAND: the assertions whose names match this expression of pytest's -k")
     option("accel", None, "what qemu's -accel gets; without it kvm if this machine can, else tcg,thread=single")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="without it: the project's assertions")
     return parser.parse_args()
@@ -208,7 +209,18 @@ def own_assertions(options: argparse.Namespace) -> list[str]:
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # plugins are slow to import there
     os.chdir(PROJECT)
     subprocess.run([sys.executable, HERE / "numa_pages.py"], check=True)
-    return [sys.executable, "-m", "pytest", "-v", "--durations=5", "-p", "no:cacheprovider", str(HERE / "numa_pages.py")]
+    return [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-v",
+        "--durations=5",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        options.only,
+        str(HERE / "numa_pages.py"),
+    ]
 
 
 def run(options: argparse.Namespace, base: Path) -> int:
