@@ -164,7 +164,7 @@ def test_records_lie_on_the_node_asked_for(node, strict):
 
 
 def test_interleaved_records_lie_evenly():
-    """Every node has its share, and each record lies where its slab says."""
+    """Every node has its share."""
     with jitslab.SlabCache("points", POINT, policy="interleave") as cache:
         handles = take(cache, MANY)
         nodes = nodes_of_records(cache, handles)
@@ -172,8 +172,51 @@ def test_interleaved_records_lie_evenly():
 
         assert (nodes[0] == nodes[1]).all()
         assert counts.min() > 0.8 * MANY / 4
-        sample = slice(None, None, MANY // 500)
-        assert nodes[0][sample].tolist() == [cache.object_at(int(h)).page.node for h in handles[sample]]
+
+
+def test_pages_take_turns_on_the_nodes_named():
+    """Interleaving over some of the nodes."""
+    with jitslab.SlabCache("points", POINT, policy=[0, 3]) as cache:
+        counts = np.bincount(nodes_of_records(cache, take(cache, MANY))[0], minlength=4)
+
+        assert counts[1] == counts[2] == 0
+        assert counts[[0, 3]].min() > 0.8 * MANY / 2
+
+
+def test_library_tells_where_pages_lie():
+    """`page_nodes` counts what the kernel says; the library's node of each set is where all of its pages are."""
+    with jitslab.SlabCache("points", POINT) as cache:
+        for node in (0, 1):
+            take_on(node, cache, MANY)
+        told = cache.page_nodes()
+
+        assert sorted(told) == [0, 1]
+        for node in (0, 1):
+            assert list(told[node]) == [node]
+            assert told[node][node] >= MANY * POINT.itemsize // PAGE
+        assert [node.live for node in cache.nodes] == [MANY, MANY]
+    assert [node.id for node in jitslab.nodes()] == [0, 1, 2, 3]
+    assert [node.cpus for node in jitslab.nodes()] == [(0, 1), (2, 3), (), ()]
+
+
+def test_metadata_lies_with_its_records():
+    """Generations, free bits and rows of a node's slabs are in its memory, too."""
+    with jitslab.SlabCache("points", POINT) as cache:
+        for node in (0, 1):
+            handles = take_on(node, cache)
+            cache.free_many(handles[::2])
+        for node, control in zip((0, 1), cache._block.control, strict=True):
+            first = int(control["first_slot"])
+            words = int(control["words"]) + 4 * (first + 1500 * 1)
+            rows = int(control["slabs"]) + 64 * int(control["first_slab"])
+            bits = int(control["bits"]) + first // 8
+            assert {node} == set(nodes_of_pages(np.array([words, rows, bits], np.uint64)).tolist())
+
+
+def test_node_that_is_none_is_refused():
+    """A node that the machine does not have; the message names those it has."""
+    with pytest.raises(jitslab.NodeError, match="node 4 does not exist, or is not allowed to this process; usable: 0, 1, 2, 3"):
+        jitslab.SlabCache("points", POINT, policy=4)
 
 
 @pytest.mark.parametrize("policy", ["local", 3])
@@ -241,6 +284,7 @@ def test_records_of_a_thread_that_moved_lie_on_its_new_node():
         def move():
             for node in (0, 1, 0, 1):
                 with on_node(node):
+                    take(cache, 256)  # what its magazine still held
                     assert_on(node, cache, take(cache))
 
         in_thread(move)
