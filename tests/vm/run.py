@@ -58,7 +58,7 @@ SPEEDS = {
 }  # fmt: skip
 
 PASSED = ("PATH", "HOME", "LANG", "CI", "VIRTUAL_ENV")
-PASSED_PREFIXES = ("NUMBA_", "JITSLAB_", "PYTHON")
+PASSED_PREFIXES = ("NUMBA_", "JITSLAB_", "PYTHON", "PYTEST_")
 
 
 class MachineError(Exception):
