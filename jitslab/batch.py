@@ -36,7 +36,7 @@ from ._native import (
 )
 from .heap import SLOT_MASK, Heap, alloc, alloc_filled, follow, free_any, make_live, next_slab, room_for
 from .layout import BLOCK, FREE, HOLD, NO_INIT, NULL, TAKEN, C
-from .recover import live_of_all, wake
+from .recover import live_of_all, wake, wake_all
 from .slab import (
     ALL,
     C_LIMIT,
@@ -130,6 +130,7 @@ def draw_many(c: int, at: int, out: int, n: int) -> int:
             unlock(c)
             hold = HOLD
             lock(c)
+            n = done + room_for(c, at, n - done)  # others were not idle meanwhile
     unlock(c)
     return done
 
@@ -146,10 +147,7 @@ def alloc_many(c: int, out: int, n: int) -> int:
     handles = i8_array(out)
     done = int64(0)
     if n > heap_at(heap).rounds >> 1:
-        lock(c)
-        fits = control_at(c).closed == 0 and live_of_all(c) + n <= control_at(c).capacity
-        unlock(c)
-        if not fits:
+        if control_at(c).closed != 0 or live_of_all(c) + n > control_at(c).capacity:
             return int64(0)
         done = draw_many(follow(heap_at(heap).control, at), at, out, n)
     while done < n:  # a small batch, or what the slab layer did not have: the caller's magazine counts
@@ -196,8 +194,15 @@ def free_many(c: int, hs: int, n: int, refused: int) -> int:
             else:
                 note_refused(refused, p)
         return freed
-    for node in range(frozen(c, C_NODES)):
-        freed += free_many_of(set_at(c, node), hs, n, refused)
+    if frozen(c, C_NODES) == 1:
+        return free_many_of(c, hs, n, refused)
+    concerned = ZERO  # one bit an array set
+    for p in range(n):
+        node = node_of(c, handles[p] & SLOT_MASK)
+        concerned |= ONE << (node if node < frozen(c, C_NODES) else ZERO)
+    while concerned != 0:
+        freed += free_many_of(set_at(c, lowest_bit(concerned)), hs, n, refused)
+        concerned &= concerned - 1
     return freed
 
 
@@ -209,7 +214,6 @@ def free_many_of(c: int, hs: int, n: int, refused: int) -> int:
     words = u4_array(frozen(c, C_WORDS))
     first, end = int64(control.first_slot), control.first_slot + control.node_slots
     freed = int64(0)
-    wake(c)
     p = int64(0)
     while p < n:
         stop = min(n, p + HOLD)
@@ -406,8 +410,7 @@ def clear_set(c: int) -> int:
 def make_ready(c: int, n: int) -> int:
     """Make the memory of n more records usable.  Returns 0: it is; 1: the capacity is too small; 2: the system refuses."""
     control = control_at(c)
-    for node in range(control.nodes):
-        wake(set_at(c, node))
+    wake_all(c)
     if live_of_all(c) + n > control.capacity:
         return int64(1)
     if control.nodes > 1:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from . import _os, layout, numa
 from .entry import TABLE
-from .errors import CacheFullError
+from .errors import CacheFullError, CapacityError
 from .layout import CONTROL, NIL, NO_INIT, TEMPLATE, Geometry
 from .process import close_cache, this_process
 
@@ -37,10 +37,10 @@ def reserve(dtype: np.dtype[Any], capacity: int | None, colouring: bool, nodes: 
     if capacity is not None:
         sizes = layout.geometry(dtype, capacity, colouring, _os.page_bytes, nodes)
         return sizes, _os.Reservation(sizes.total)
-    space = min(layout.DEFAULT_BYTES, _os.DEFAULT_LIMIT, _os.address_space_left() // 256)
-    room = layout.MAX_CAPACITY if nodes == 1 else layout.MAX_SLOTS // (2 * nodes)  # a node's range is rounded up
+    space = min(layout.DEFAULT_BYTES, _os.DEFAULT_LIMIT, _os.address_space_left() // max(256, 32 * nodes))
+    room = layout.MAX_CAPACITY if nodes == 1 else layout.MAX_SLOTS // nodes // 2
     while True:
-        most = min(max(space // nodes // layout.record_stride(dtype, colouring), 1), room)
+        most = min(max(space // layout.record_stride(dtype, colouring), 1), room)
         sizes = layout.geometry(dtype, most, colouring, _os.page_bytes, nodes)
         try:
             return sizes, _os.Reservation(sizes.total)
@@ -80,15 +80,16 @@ class Block:
         template: bytes | None,
         placement: numa.Placement,
     ) -> None:
-        self.placement = placement
-        n_sets = len(placement.sets)
-        self.geometry, memory = reserve(dtype, capacity, colouring, n_sets)
-        self.bytes: npt.NDArray[np.uint8] = np.asarray(memory)
-        self._base = int(self.bytes.ctypes.data)
+        try:
+            self._reserve(dtype, capacity, colouring, placement)
+        except (CacheFullError, CapacityError):
+            if len(placement.sets) == 1 or placement.is_simulated:
+                raise
+            self._reserve(dtype, capacity, colouring, placement.undivided())  # one set needs less
+        n_sets = self.geometry.nodes
         serial = next(_serials)
         self.first_cycle = first_cycle(serial)
         sizes = self.geometry
-        self._make_metadata_usable()
         # The same rows of many caches would fall into the same sets of the CPU's caches: stagger them.  The same goes for
         # slot 0 and its generation: two lines of one set can exclude each other (AMD's way prediction: 22 ns a pair, not 2.5).
         at_control = sizes.offset["control"] + serial * 5 % 32 * 64
@@ -102,6 +103,14 @@ class Block:
         self._fill(self._base + at_heaps, self._base + at_words, colouring, template)
         self._fill_sets()
         self.control["row"] = this_process().enter(self.address)
+
+    def _reserve(self, dtype: np.dtype[Any], capacity: int | None, colouring: bool, placement: numa.Placement) -> None:
+        """Reserve the address range, for an array set on each node of the placement."""
+        self.placement = placement
+        self.geometry, memory = reserve(dtype, capacity, colouring, len(placement.sets))
+        self.bytes: npt.NDArray[np.uint8] = np.asarray(memory)
+        self._base = int(self.bytes.ctypes.data)
+        self._make_metadata_usable()
 
     def _make_metadata_usable(self) -> None:
         """
@@ -202,14 +211,10 @@ class Block:
         slots = self.leave() << self.geometry.shift
         if slots < 0:
             return
-        offset, page = self.geometry.offset, _os.page_bytes
-        if self.geometry.nodes > 1:
-            slots = self.geometry.slots
-        at, n = offset["words"], min(4 * slots + page, offset["records"] - offset["words"])
-        if slots > 0 and not _os.drop(self._base + at, layout.round_up(n, page)):  # no generation may stay odd
-            self.bytes[at : at + n] = 0
-        _os.drop(self._base + offset["records"], layout.round_up(slots * self.geometry.stride, page))
+        words, records = self.geometry.offset["words"], self.geometry.offset["records"]
+        if not _os.drop(self._base + words, self.geometry.total - words) and slots > 0:  # no generation may stay odd
+            self.bytes[words : min(words + 4 * slots + _os.page_bytes, records)] = 0
 
     def leave(self) -> int:
-        """Have the cache refuse everything and leave the registry; returns the slabs that were usable, NIL: it was closed."""
+        """Have the cache refuse everything and leave the registry; returns the slabs that were usable, NIL: it had left."""
         return close_cache(this_process().address, self.address)

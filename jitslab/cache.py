@@ -83,7 +83,8 @@ class SlabCache(_Base):
         from Python.
     capacity : int, optional
         Records that can be live at once, 1 to 2**32; one thread gets exactly so many, several may get a few more.
-        Without it the cache grows within an address range of min(64 GiB, 1/256 of the address space) of records.
+        Without it the cache grows within an address range of min(64 GiB, 1/256 of the address space) of records, on each
+        node.
     colouring : bool, default True
         Spread the first records of slabs, and strides that alias, over the sets of the CPU's caches.
     init : {None, "zero"} or record, optional
@@ -93,7 +94,7 @@ class SlabCache(_Base):
         allocates it; a number: on that node; ``"interleave"``, or numbers: the pages in turn on all nodes, or on these.  A
         full node is helped out by others.
     strict : bool, default False
-        Never help out: past a node's memory the system kills the process.
+        Never help out: past a node's memory the system kills the process.  With ``"local"`` or one node.
     nodes : int, optional
         Simulate so many nodes, 1 to 64, on whatever machine this is; for tests of logic.
 
@@ -483,9 +484,7 @@ class SlabCache(_Base):
             if mask.shape != live.shape:
                 raise ArrayError(f"the mask must have shape {live.shape}, as live() has, got {mask.shape}")
         else:
-            kept = np.zeros(self.slot_limit, bool)
-            kept[self.slots(mask)] = True
-            mask = kept[live & SLOT_MASK]
+            mask = np.isin(live & SLOT_MASK, self.slots(mask))
         gone = live[~mask]
         self.free_many(gone)
         return int(gone.size)
@@ -814,9 +813,9 @@ class SlabCache(_Base):
         if not 0 < handle < 1 << 63:
             return ForeignHandleError(f"{handle} is no handle: 1 .. 2**63 - 1")
         if not self._is_made(slot >> self._block.geometry.shift):
-            return ForeignHandleError(
-                f"slot {slot} of handle {handle:#x} is not among the {self.slot_limit} of cache {self._name!r}"
-            )
+            limit = self.slot_limit
+            where = f"not among the {limit}" if slot >= limit else "between the nodes"
+            return ForeignHandleError(f"slot {slot} of handle {handle:#x} is {where} of cache {self._name!r}")
         word = max(self._words[slot], int(self._row(slot >> self._block.geometry.shift)["base"]))  # of a released slab: its last
         if cycle < self._block.first_cycle or 2 * cycle + 1 > word:
             return ForeignHandleError(

@@ -56,6 +56,7 @@ from .layout import (
     NO_INIT,
     NO_SLOT,
     NULL,
+    OWN,
     ROUNDS,
     RUN,
     SHARED_HEAP,
@@ -65,7 +66,7 @@ from .layout import (
     C,
     H,
 )
-from .recover import C_CLAIMED, C_OWN_HEAPS, heap_row, live_of_all, next_claimed, next_heap, note_fault, wake
+from .recover import C_CLAIMED, C_OWN_HEAPS, heap_row, live_of, live_of_all, next_claimed, next_heap, note_fault, wake_all
 from .slab import (
     ALL,
     C_FRONT,
@@ -149,7 +150,7 @@ def alloc_filled(c: int, heap: Heap, stride: int, itemsize: int) -> int:
 @kernel
 def free(heap: Heap, handle: int) -> bool:
     """
-    Free a record.
+    Free a record of a cache with one array set; of any other it would take a slot into the wrong heap: `free_near`, `free_any`.
 
     Returns False, and changes nothing, if the handle is stale or foreign.  O(1), 1 ns; a full magazine flushes its cold half.
     """
@@ -179,13 +180,13 @@ def free_near(c: int, heap: Heap, handle: int) -> bool:
     slot = handle & SLOT_MASK
     live = shift_right(handle, 31) | 1
     h = heap_at(heap)
+    top = h.top
+    if unlikely(top == frozen(heap, H_ROUNDS)):  # first: so is the heap of a cache that was never set, which has no words
+        return slow(heap, F_FREE, (handle,)) != 0
     if unlikely(np.uint64(slot - h.first) >= np.uint64(frozen(c, C_NODE_SLOTS))):
         return slow(heap, F_FREE, (handle,)) != 0
     if unlikely(load4(frozen(heap, H_WORDS), slot) != live):
         return False
-    top = h.top
-    if unlikely(top == frozen(heap, H_ROUNDS)):
-        return slow(heap, F_FREE, (handle,)) != 0
     store4(frozen(heap, H_WORDS), slot, live + 1)
     store4(advance(heap, MAGAZINE), top, slot)
     h.top = top + 1
@@ -273,19 +274,17 @@ def lock_back_heap(c: int) -> int:
             return int64(0)
         yield_core()
     if heap_at(at).control == 0:
-        wake(c)
-        open_heap(c, int64(HEAP_ROWS + BACK_HEAP))
+        open_heap(c, int64(OWN + BACK_HEAP))
     return at
 
 
 @kernel
 def alien_heap(c: int, at: int) -> int:
     """Return the heap, opened now if need be, that the thread of heap `at` frees records of array set `c` into."""
-    row = int64(HEAP_ROWS) + (at - frozen(c, C_HEAPS)) // HEAP_BYTES
+    row = int64(OWN) + (at - frozen(c, C_HEAPS)) // HEAP_BYTES
     alien = heap_row(c, row)
     owner = heap_at(at).owner
     if load8_acquire(alien, 0) != owner:
-        wake(c)
         open_heap(c, row)
         store8_release(alien, 0, owner)
     return alien
@@ -315,13 +314,16 @@ def follow(c: int, at: int) -> int:
     here = set_here(c)
     if here != c:
         h = heap_at(at)
+        row = (at - frozen(c, C_HEAPS)) // HEAP_BYTES
+        alien = heap_row(here, OWN + row)
         if h.top > 0:
             call_table(c, F_FLUSH, (at, h.top))
-        wake(here)
+        if load8_acquire(alien, 0) == h.owner and heap_at(alien).top > 0:
+            call_table(here, F_FLUSH, (alien, heap_at(alien).top))
         h.slab = NIL
         h.control = here
         h.first = np.uint32(control_at(here).first_slot)
-        note_claimed(here, (at - frozen(c, C_HEAPS)) // HEAP_BYTES)
+        note_claimed(here, row)
         fetch_add(here + C_ARRIVALS, 1)
     return here
 
@@ -367,7 +369,11 @@ def make_live(c: int, slot: int) -> int:
 
 @kernel
 def room_for(c: int, at: int, want: int) -> int:
-    """Return how many of `want` slots this heap may draw: what is parked in others does not count against the capacity."""
+    """
+    Return how many of `want` slots this heap may draw: what is parked in others does not count against the capacity.
+
+    Needs   the lock.  With several array sets it is let go meanwhile: each set is counted under its own.
+    """
     control = control_at(c)
     out = int64(control.out)
     if control.nodes > 1:
@@ -376,7 +382,13 @@ def room_for(c: int, at: int, want: int) -> int:
             out += control_at(set_at(c, node)).out
     if out + want <= control.capacity:
         return want
-    taken = live_of_all(c) + heap_at(at).top
+    if control.nodes > 1:
+        unlock(c)
+        taken = live_of_all(c)
+        lock(c)
+    else:
+        taken = live_of(c)
+    taken += heap_at(at).top
     return max(min(want, control.capacity - taken), int64(0))
 
 
@@ -503,9 +515,9 @@ def open_heap(c: int, row: int) -> int:
     at = heap_row(c, row)
     h = heap_at(at)
     h.top = 0
-    h.rounds = 0 if row == HEAP_ROWS + SHARED_HEAP or row == HEAP_ROWS + CLOSED_HEAP else control.rounds
+    h.rounds = 0 if row == OWN + SHARED_HEAP or row == OWN + CLOSED_HEAP else control.rounds
     h.limit = control.max_slabs << control.shift if control.nodes == 1 else control.nodes << control.node_shift
-    if row == HEAP_ROWS + CLOSED_HEAP:
+    if row == OWN + CLOSED_HEAP:
         h.limit = 0
     h.words = control.words
     h.records = control.records
@@ -521,7 +533,7 @@ def open_heap(c: int, row: int) -> int:
 def note_claimed(c: int, row: int) -> None:
     """Note that a heap row is array set `c`'s; the front notes all rows of threads."""
     fetch_or(c + C_CLAIMED + (row >> 6 << 3), int64(1) << (row & 63))
-    if row < HEAP_ROWS:
+    if row < OWN:
         fetch_or(frozen(c, C_FRONT) + C_CLAIMED + (row >> 6 << 3), int64(1) << (row & 63))
 
 
@@ -554,7 +566,7 @@ def claim(c: int, me: int) -> int:
     control = control_at(c)
     process = process_at(control.process)
     here = set_here(c)
-    wake(here)
+    wake_all(c)
     row = next_claimed(c, ZERO)
     while 0 <= row < HEAPS and control.closed == 0:
         at = frozen(c, C_HEAPS) + row * HEAP_BYTES
@@ -571,7 +583,7 @@ def claim(c: int, me: int) -> int:
                 return at
             shut_heap(at)
         row = (row + 1) & (HEAPS - 1)
-    return open_heap(here, int64(HEAP_ROWS + CLOSED_HEAP) if control.closed else int64(HEAP_ROWS + SHARED_HEAP))
+    return open_heap(here, int64(OWN + CLOSED_HEAP) if control.closed else int64(OWN + SHARED_HEAP))
 
 
 @kernel
@@ -595,9 +607,9 @@ def flush_own(c: int) -> int:
     """Give all slots of the calling thread's heaps home; returns how many."""
     me = thread_pointer()
     n = int64(0)
+    wake_all(c)
     for node in range(frozen(c, C_NODES)):
         home = set_at(c, node)
-        wake(home)
         row = next_heap(home, ZERO)
         while row >= 0:
             at = heap_row(home, row)

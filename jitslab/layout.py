@@ -41,7 +41,8 @@ Read first: the words, the ladders, the data and the laws of a cache.
    ``i >> node_shift`` is its number, with their rows, free bits, generations and records on that node's memory.  A
    thread's heap draws from the set of the node that the thread runs on, looked up at each refill; so a heap holds slots of
    one set only.  A record of another set is freed into the thread's *alien heap* for that set, the row of the same
-   number among the set's own heaps, which flushes home as every heap does.  With one node all of this is absent: the
+   number among the set's own heaps: it flushes home when it is full, when its thread moves to that node, and when the
+   thread ends.  A set never draws from another, so each holds the whole capacity.  With one node all of this is absent: the
    set is the cache.  User code and Python hold the address of the first set, the *front*; a heap names its set.
 
 Sources: J. Bonwick, "The Slab Allocator", USENIX Summer 1994; J. Bonwick and J. Adams, "Magazines and Vmem",
@@ -79,8 +80,10 @@ SHARED_HEAP = HEAPS  # row of the heap that such threads use: no rounds, so ever
 CLOSED_HEAP = HEAPS + 1  # row that a closed cache answers with: nothing in it, nothing below its limit
 BACK_HEAP = HEAPS + 2  # row whose magazine such threads use, one at a time: its owner word is a lock
 HEAP_ROWS = HEAPS + 3
+OWN = HEAP_ROWS  # row of the first of an array set's own heaps: those of threads have the rows before
 MAX_NODES = 64
-NODE_SHIFT = 16  # a node's slots are 2**16 or more: so its generations and records start on a border of 64 KiB
+NODE_BORDER = 64 * 1024  # bytes: where a node's records start, so that no page is on two nodes
+NODE_SHIFT = 10  # least slots of a node: a page of generations
 CPUS = 4096  # CPUs whose node is known; a thread on a later one is taken for one of the first node's
 ROUNDS = 256  # most slots in a magazine: 128 costs 45 % on streaming allocs, 512 gains nothing
 ROUNDS_BYTES = 256 * 1024  # most bytes of records in a magazine
@@ -341,11 +344,16 @@ def geometry(dtype: np.dtype[Any], capacity: int, colouring: bool, page: int, no
     rounds = min(max(ROUNDS_BYTES // stride, 1), ROUNDS)
     slots = min(capacity + HEAPS * rounds, MAX_SLOTS)
     max_slabs = -(-slots // (1 << shift))
-    node_shift = max((max_slabs << shift) - 1, (1 << NODE_SHIFT) - 1).bit_length() if nodes > 1 else MAX_SLOTS.bit_length()
-    n_slots = nodes << node_shift if nodes > 1 else max_slabs << shift
-    if n_slots * stride > 1 << 46 or n_slots > MAX_SLOTS:
-        on_nodes = f" on each of {nodes} nodes" if nodes > 1 else ""
-        raise CapacityError(f"{capacity} records of {stride} bytes{on_nodes} are more than the address space holds")
+    node_shift, n_slots, where = MAX_SLOTS.bit_length(), max_slabs << shift, ""
+    if nodes > 1:
+        node_shift = max(((max_slabs << shift) - 1).bit_length(), NODE_SHIFT)
+        while (stride << node_shift) % NODE_BORDER:
+            node_shift += 1
+        n_slots, where = nodes << node_shift, f" on each of {nodes} nodes"
+    if n_slots * stride > 1 << 46:
+        raise CapacityError(f"{capacity} records of {stride} bytes{where} are more than the address space holds")
+    if n_slots > MAX_SLOTS:
+        raise CapacityError(f"{capacity} records{where} are more than the 2**32 slots of a cache")
     scratch = round_up(stride, LINE)
     scratch_step = scratch if scratch <= PAGE else 0
     offset, at = {}, 0

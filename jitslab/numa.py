@@ -66,6 +66,15 @@ class Placement:
     interleaved: tuple[int, ...] = ()  # nodes that the pages of the one set take turns on
     cpu_sets: bytes = b""  # number of the array set of each CPU, u1[CPUS]; empty: there is one set
 
+    @property
+    def is_simulated(self) -> bool:
+        """Whether the array sets are on nodes that are none."""
+        return len(self.sets) > 1 and self.mode == _os.MPOL_DEFAULT
+
+    def undivided(self) -> Placement:
+        """Return the placement with one array set, each page of it on the node of the thread that first writes to it."""
+        return Placement(self.sets[:1])
+
     def nodes_of(self, number: int) -> tuple[int, ...]:
         """Return the nodes that array set `number` is to lie on."""
         return self.interleaved or (self.sets[number],)
@@ -85,7 +94,7 @@ def nodes(root: Path = ROOT) -> tuple[NumaNode, ...]:
     Return the NUMA nodes that this process may use, by number.
 
     Reads ``/sys/devices/system/node`` and the allowed nodes (cpusets) of ``/proc/self/status``.  Where the system tells of no
-    nodes the answer is one node with every CPU.
+    nodes, or the files cannot be read, the answer is one node with every CPU.
 
     Examples
     --------
@@ -93,6 +102,18 @@ def nodes(root: Path = ROOT) -> tuple[NumaNode, ...]:
     >>> [node.id for node in jitslab.nodes()][0]
     0
     """
+    try:
+        found = _read(root)
+    except (OSError, ValueError):
+        found = ()
+    if found:
+        return found
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1
+    return (NumaNode(0, tuple(range(os.cpu_count() or 1)), memory, {0: 10}),)
+
+
+def _read(root: Path) -> tuple[NumaNode, ...]:
+    """Return the nodes that the system tells of."""
     found = []
     allowed = _allowed()
     for directory in sorted(root.glob("node[0-9]*"), key=lambda d: int(d.name[4:])):
@@ -104,10 +125,7 @@ def nodes(root: Path = ROOT) -> tuple[NumaNode, ...]:
             distances = (directory / "distance").read_text().split()
             online = parse_list((root / "online").read_text())
             found.append(NumaNode(number, cpus, memory, dict(zip(online, map(int, distances), strict=False))))
-    if found:
-        return tuple(found)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1
-    return (NumaNode(0, tuple(range(os.cpu_count() or 1)), memory, {0: 10}),)
+    return tuple(found)
 
 
 def _allowed() -> tuple[int, ...] | None:
@@ -147,6 +165,8 @@ def resolve(policy: Any, strict: Any, simulated: Any) -> Placement:
     wish = _as_policy(policy)
     if not isinstance(strict, bool):
         raise NodeError(f"strict is True or False, got {strict!r}")
+    if strict and (wish == "interleave" or (isinstance(wish, tuple) and len(wish) > 1)):
+        raise NodeError("strict goes with 'local' or one node: pages in turn on several have no strict form")
     if simulated is not None:
         return _simulate(wish, simulated)
     machine = _machine()

@@ -77,24 +77,24 @@ def close_cache(p: int, c: int) -> int:
     cache's first on, whose memory was usable, or NIL if the cache was closed.
     """
     process = process_at(p)
-    lock_word(p)
+    row = int64(control_at(c).row)
     answer = int64(NIL)
-    if control_at(c).closed == 0:  # first: a child of fork must not find a closed cache there
-        store8(p + ROWS, control_at(c).row, 0)
-        process.n_holes += 1
+    lock_word(p)
+    if load8(p + ROWS, row) == c:  # it may be closed: by the parent of this process, which was not done yet
         for node in range(frozen(c, C_NODES)):
-            answer = max(answer, int64(control_at(set_at(c, node)).committed))
-    for node in range(frozen(c, C_NODES)):
-        close_set(set_at(c, node))
+            answer = max(answer, close_set(set_at(c, node)))
+        store8(p + ROWS, row, 0)  # last: until here a child of fork finds it, and frees its locks
+        process.n_holes += 1
     unlock_registry(p)
     return answer
 
 
 @kernel
-def close_set(c: int) -> None:
-    """Make one array set refuse everything."""
+def close_set(c: int) -> int:
+    """Make one array set refuse everything; returns the number of slabs, from the cache's first on, that were usable."""
     control = control_at(c)
     lock(c)
+    usable = int64(control.committed)
     control.closed = 1
     control.limit = 0
     control.n_slabs = 0
@@ -107,6 +107,7 @@ def close_set(c: int) -> None:
         row = next_heap(c, row + 1)
     while load8_relaxed(c + C_RELEASING, 0) != 0:
         _os.yield_core()
+    return usable
 
 
 @Entry

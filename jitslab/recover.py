@@ -45,6 +45,7 @@ from .layout import (
     LISTS,
     MAGAZINE,
     NIL,
+    OWN,
     PARTIALLY_USED,
     QUARTERS,
     ROUNDS,
@@ -83,7 +84,7 @@ SAMPLES = 4000  # looks of `is_moving`: some 100 microseconds
 @kernel
 def next_claimed(c: int, row: int) -> int:
     """Return the first heap row at or after `row` that was ever claimed, or NIL."""
-    while row < 2 * HEAP_ROWS:
+    while row < OWN + HEAP_ROWS:
         bits = load8_relaxed(c + C_CLAIMED, row >> 6) & (int64(ALL) << (row & 63))
         if bits != 0:
             return (row & -BLOCK) + lowest_bit(bits)
@@ -94,9 +95,9 @@ def next_claimed(c: int, row: int) -> int:
 @kernel
 def heap_row(c: int, row: int) -> int:
     """Return the address of a heap by its row: those of threads first, then the array set's own."""
-    if row < HEAP_ROWS:
+    if row < OWN:
         return frozen(c, C_HEAPS) + row * HEAP_BYTES
-    return frozen(c, C_OWN_HEAPS) + (row - HEAP_ROWS) * HEAP_BYTES
+    return frozen(c, C_OWN_HEAPS) + (row - OWN) * HEAP_BYTES
 
 
 @kernel
@@ -128,12 +129,17 @@ def live_of(c: int) -> int:
 
 @kernel
 def live_of_all(c: int) -> int:
-    """Return how many records of the cache are live: exact at rest."""
-    if frozen(c, C_NODES) == 1:
-        return live_of(c)
-    n = int64(0)
+    """
+    Return how many records of the cache are live: exact at rest, and while slots go home at the end of a thread.
+
+    Needs   that no lock of the cache is held: each array set is counted under its own.
+    """
+    n = ZERO
     for node in range(frozen(c, C_NODES)):
-        n += live_of(set_at(c, node))
+        home = set_at(c, node)
+        lock(home)
+        n += live_of(home)
+        unlock(home)
     return n
 
 
@@ -289,7 +295,7 @@ def wake(c: int) -> None:
     """
     Rebuild the index if this process is a child of `fork` and the cache is used for the first time.
 
-    Every way into a cache that reads the index comes by here or by `heap.claim`, which calls it.
+    Every way into a cache that reads the index comes by here, by `wake_all`, or by `heap.claim`, which calls that.
     """
     control = control_at(c)
     process = process_at(control.process)
@@ -300,6 +306,13 @@ def wake(c: int) -> None:
                 call_table(c, F_REBUILD, ())
             control.epoch = process.epoch
         unlock(c)
+
+
+@kernel
+def wake_all(c: int) -> None:
+    """Wake every array set of the cache."""
+    for node in range(frozen(c, C_NODES)):
+        wake(set_at(c, node))
 
 
 @Entry
@@ -315,22 +328,14 @@ def recover_cache(c: int) -> int:
 
 @Entry
 def count_live(c: int) -> int:
-    """Count the live records of the cache: exact at rest, and while slots go home at the end of a thread."""
-    n = ZERO
-    for node in range(frozen(c, C_NODES)):
-        n += count_live_of(set_at(c, node))
-    return n
+    """Count the live records of the cache."""
+    wake_all(c)
+    return live_of_all(c)
 
 
 @Entry
 def count_live_in(c: int) -> int:
     """Count the live records of one array set."""
-    return count_live_of(c)
-
-
-@kernel
-def count_live_of(c: int) -> int:
-    """Count the live records of one array set, under its lock."""
     wake(c)
     lock(c)
     n = live_of(c)

@@ -1,16 +1,19 @@
 """Caches on several NUMA nodes: simulated here; tests/vm has what only a machine with nodes can show."""
 
 import os
+import signal
 import threading
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
 from inside import Inside
-from numba import njit, prange
+from numba import njit, objmode, prange
 from worker import Worker
 
 import jitslab
-from jitslab import layout, numa
+from jitslab import _os, layout, numa
 
 ITEM = np.dtype([("x", "i8"), ("y", "i8", 7)])
 NODES = 4
@@ -480,3 +483,253 @@ def test_lists_of_numbers_are_read():
     """As the system writes them."""
     assert numa.parse_list("0-3,8,10-11\n") == (0, 1, 2, 3, 8, 10, 11)
     assert numa.parse_list("\n") == ()
+
+
+# --- What went wrong once ---
+
+
+@njit
+def free_where_set(cache, is_set, handles):
+    """Free through a variable that is not set."""
+    if is_set:
+        it = cache
+    n = 0
+    for h in handles:
+        n += it.free(h)
+    return n
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_free_through_a_variable_that_no_path_has_set(nodes):
+    """Numba makes it zeros: everything is refused."""
+    with jitslab.SlabCache("unset", ITEM, capacity=100, nodes=nodes) as cache:
+        assert free_where_set(cache, False, np.array([5, cache.alloc()])) == 0
+
+
+def fork():
+    """Fork from compiled code."""
+    return os.fork()
+
+
+@njit
+def free_in_a_child(cache):
+    """Fork between an alloc and its free; returns the child's process, 0 in it, and whether the record was freed."""
+    h = cache.alloc()
+    k = cache.alloc()
+    cache.free(k)
+    with objmode(child="int64"):
+        child = fork()
+    return child, cache.free(h)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_fork_in_the_middle_of_a_kernel(nodes):
+    """The heap that the kernel had is gone in the child: what it frees there is refused, and the parent goes on."""
+    with jitslab.SlabCache("kernel", ITEM, capacity=100, nodes=nodes) as cache:
+        child, freed = free_in_a_child(cache)
+        if child == 0:
+            os._exit(10 + freed)
+
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (10, 11)
+        assert freed
+
+
+def in_child(work):
+    """Return what a child of fork answers, a number; 99: it raised, -14: it hung."""
+    pid = os.fork()
+    if pid == 0:
+        status = 99
+        try:
+            signal.alarm(20)
+            status = int(work())
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_child_of_fork_has_the_whole_capacity(cache):
+    """Slots that the parent's threads had parked on other nodes do not count as live in the child."""
+    cache.free_many(cache.alloc_many(1000))
+    first = cache.alloc()
+    Inside(cache).run_on(1)
+
+    assert in_child(lambda: len([cache.alloc() for _ in range(99_999)]) == 99_999 and len(cache) == 100_000) == 1
+    assert first in cache
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("nodes", [None, 2])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_fork_while_another_thread_closes(nodes):
+    """Whatever lock was held: the child can close the cache too, once, and its registry has each row once."""
+    cache = jitslab.SlabCache("closing", ITEM, capacity=1000, nodes=nodes)
+    cache.alloc()
+    lock = cache._block.control["lock"]
+    lock[-1] = 1  # another thread is in the middle of something, on the last node
+    thread = threading.Thread(target=cache.close)
+    thread.start()
+    time.sleep(0.2)
+
+    def work():
+        cache.close()
+        cache.close()
+        caches = [jitslab.SlabCache("new", ITEM, capacity=10) for _ in range(3)]
+        return len({int(new._block.control["row"][0]) for new in caches})
+
+    answer = in_child(work)
+    lock[-1] = 0
+    thread.join()
+    assert answer == 3
+    assert cache.closed
+
+
+def test_growth_that_ends_while_the_cache_is_closed_leaves_nothing_live():
+    """No handle is in a closed cache, however late its slab's memory was made usable."""
+    cache = jitslab.SlabCache("late", ITEM, capacity=100_000)
+    cache.alloc()
+    words = np.frombuffer(cache._block.words, np.uint32)
+    control = cache._block.control
+    control["lock"] = 1
+    thread = threading.Thread(target=cache.close)
+    thread.start()
+    time.sleep(0.2)
+    more = cache._block.geometry.max_slabs
+    assert _os.make_usable(int(cache._block.bytes.ctypes.data), cache._block.geometry.total)
+    control["committed"] = more
+    words[90_000] = 2 * 5 + 1
+    control["lock"] = 0
+    thread.join()
+
+    with pytest.raises(jitslab.ClosedError):
+        assert 5 << 32 | 90_000 in cache
+    assert not (words & 1).any()
+
+
+def test_batches_at_once_do_not_exceed_the_capacity():
+    """Two threads on two nodes ask for nearly all at once: together they get hardly more than there is."""
+    with jitslab.SlabCache("both", ITEM, capacity=400_000, nodes=2) as cache:
+        at = cache._block.geometry.offset["cpus"]
+        cache._block.bytes[at : at + layout.CPUS] = np.arange(layout.CPUS) % 2
+        for _ in range(3):
+            barrier, got = threading.Barrier(2), []
+
+            def work(barrier=barrier, got=got):
+                barrier.wait()
+                try:
+                    got.append(cache.alloc_many(380_000))
+                except jitslab.CacheFullError:
+                    got.append(np.zeros(0, np.int64))
+
+            threads = [threading.Thread(target=work) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+            assert len(cache) <= 400_000 + 2 * layout.HOLD
+            for handles in got:
+                cache.free_many(handles)
+            cache.check()
+
+
+def test_slots_parked_by_a_thread_that_moved_back_do_not_count():
+    """Threads that freed another node's records and then moved there give them back, so a reserve keeps its word."""
+    wide = np.dtype([("x", "u1", 70_000)])
+    with jitslab.SlabCache("wide", wide, capacity=300, nodes=2) as cache:
+        inside = Inside(cache)
+        inside.run_on(0)
+        cache.alloc()
+        workers = [Worker() for _ in range(150)]
+        for worker in workers:
+            mine = [cache.alloc() for _ in range(3)]
+            inside.run_on(1)
+            worker.do(lambda: cache.free(cache.alloc()))
+            worker.do(lambda mine=mine: [cache.free(h) for h in mine])
+            inside.run_on(0)
+            worker.do(lambda: [cache.free(h) for h in [cache.alloc() for _ in range(6)]])
+        rest = 300 - len(cache)
+        cache.reserve(rest)
+        handles = [cache.alloc() for _ in range(rest)]
+
+        assert len(cache) == 300
+        cache.free_many(handles)
+        for worker in workers:
+            worker.end()
+        cache.check()
+
+
+def test_batch_leaves_nodes_alone_that_it_does_not_concern(cache):
+    """Frees of one node's records do not end the intervals of another's working set."""
+    Inside(cache).run_on(1)
+    cache.free_many(cache.alloc_many(5000))
+    before = int(cache._block.control["ticks"][1])
+    Inside(cache).run_on(0)
+    for _ in range(20):
+        cache.free_many(cache.alloc_many(5000))
+
+    assert int(cache._block.control["ticks"][1]) == before
+
+
+def test_one_set_serves_where_limits_do_not_hold_more(machine, monkeypatch):
+    """A default cache opens wherever it would on a machine with one node; a simulated one says what it lacks."""
+    wanted = []
+
+    def refuse(address, n):
+        wanted.append(n)
+        return n < 1 << 30 and make_usable(address, n)
+
+    make_usable = _os.make_usable
+    monkeypatch.setattr(_os, "make_usable", refuse)
+    monkeypatch.setattr(_os, "bind_memory", lambda *arguments: 0)
+    with jitslab.SlabCache("narrow", ITEM) as cache:
+        assert len(cache.nodes) == 1
+        assert max(wanted) > 1 << 30
+        assert cache.alloc() in cache
+    with jitslab.SlabCache("two", ITEM, capacity=1000) as cache:
+        assert [node.node for node in cache.nodes] == [0, 1]
+    with jitslab.SlabCache("slots", [("x", "u1")], capacity=1 << 31) as cache:
+        assert len(cache.nodes) == 1
+    with pytest.raises(jitslab.CapacityError) as error:
+        jitslab.SlabCache("slots", [("x", "u1")], capacity=1 << 31, nodes=2)
+    assert str(error.value) == f"{1 << 31} records on each of 2 nodes are more than the 2**32 slots of a cache"
+
+
+def test_large_records_take_no_more_address_space_than_they_need():
+    """Records of 512 MiB, on simulated nodes."""
+    with jitslab.SlabCache("huge", [("x", "u1", 512 << 20)], capacity=10, nodes=2) as cache:
+        assert cache.alloc() in cache
+
+
+def test_topology_that_cannot_be_read_is_one_node(tmp_path, monkeypatch):
+    """Files that are missing, unreadable or strange end nothing."""
+    monkeypatch.setattr(numa, "_allowed", lambda: (0, 1))
+    assert len(numa.nodes(tmp_path / "none")) == 1
+    topology(tmp_path, [("0-1", 1000, "10 20"), ("2", 1000, "20 10")])
+    (tmp_path / "node1" / "meminfo").write_text("nothing\n")
+    assert [node.id for node in numa.nodes(tmp_path)] == [0]
+    assert numa.nodes(tmp_path)[0].memory > 1000 << 10
+
+
+def test_strict_has_no_interleaved_form(machine):
+    """It is refused rather than ignored."""
+    for policy in ("interleave", [0, 1]):
+        with pytest.raises(jitslab.NodeError, match="strict goes with 'local' or one node"):
+            numa.resolve(policy, True, None)
+
+
+def test_retain_needs_memory_for_the_live_records_alone():
+    """Not for the slots between two nodes."""
+    with jitslab.SlabCache("retained", ITEM, nodes=2) as cache:
+        Inside(cache).run_on(1)
+        handles = cache.alloc_many(1000)
+        tracemalloc.start()
+        assert cache.retain(handles[::2]) == 500
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+
+        assert peak < 1 << 20
+        assert sorted(cache.live()) == sorted(handles[::2])
