@@ -111,7 +111,7 @@ class Fields:
             raise FieldNameError(f"the record has no field {name!r}")
         if name in self._fields:
             raise FieldNameError(f"{name!r} is a name of the guard itself; write guard[{name!r}] for the field")
-        near = difflib.get_close_matches(name, self._fields, 3, 0.5)
+        near = difflib.get_close_matches(name, self._fields, 3, 0.65)
         hint = f"; near it: {', '.join(map(repr, near))}" if near else f"; it has {', '.join(map(repr, self._fields))}"
         raise FieldNameError(f"the record has no field {name!r}{hint}")
 
@@ -346,9 +346,9 @@ class SlabObjectGuard(Fields, Generic[R]):
         return handle
 
     def _enter_slow(self) -> Any:
+        self._cache._slot(self._owned())
         if getattr(self, "_entered", None) is True:
             raise GuardError("this guard is in a with block already")
-        self._cache._slot(self._owned())
         _slots["_entered"].__set__(self, True)
         return self
 
@@ -510,7 +510,8 @@ def make_class(base: type, dtype: np.dtype[Any], declared: Any, path: tuple[str,
 
 def is_free(base: type, name: str) -> bool:
     """Whether a field of that name can be an attribute: it hides nothing of the guard itself."""
-    return not hasattr(base, name) and not (name.startswith("__") and name.endswith("__"))
+    is_special = name.startswith("__") and name.endswith("__")
+    return not is_special and name.isprintable() and not hasattr(base, name)  # no NULs, no halves of characters
 
 
 def wrap(cls: Any, cache: Any, handle: int) -> Any:

@@ -158,9 +158,9 @@ class SlabBatchGuard(Fields, Generic[R]):
 
     def __enter__(self) -> SlabBatchGuard[R]:
         """Return the guard; leaving the block frees the records, also by an exception."""
+        self._cache.slots(self._owned())
         if getattr(self, "_entered", None) is True:
             raise GuardError("this guard is in a with block already")
-        self._cache.slots(self._owned())
         self._entered = True
         return self
 
