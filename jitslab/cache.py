@@ -52,6 +52,7 @@ else:
 
     R = TypeVar("R")
 
+RecordLike = np.dtype[Any] | list[Any] | dict[str, Any] | str  # as numpy.typing.DTypeLike, without the classes
 Handles = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
 
@@ -150,7 +151,7 @@ class SlabCache(_Base, Generic[R]):
     def __init__(
         self,
         name: str,
-        dtype: type[R] | npt.DTypeLike,
+        dtype: type[R] | RecordLike,
         *,
         capacity: int | None = None,
         colouring: bool = True,

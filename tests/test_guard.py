@@ -102,7 +102,9 @@ def test_integers_of_every_size_hold_their_limits_and_no_more(code, order):
             assert int(value) == it.n == it.record["n"]
             assert int is type(it.n)
         for value in (least - 1, most + 1, 1 << 70, -(1 << 70)):
-            refused(jitslab.FieldRangeError, f"field 'n' takes an integer {least} .. {most}, got {value}", setattr, it, "n", value)
+            refused(
+                jitslab.FieldRangeError, f"field 'n' takes an integer {least} .. {most}, got {value}", setattr, it, "n", value
+            )
         assert (0, 4, 0) == it.record.item()
 
 
@@ -185,9 +187,7 @@ def test_nested_records_are_views_with_attributes(it):
     assert (2.5, 65535) == (it.record["at"]["x"], it.record["at"]["deep"]["n"])
     assert 65535 == it["at"]["deep"]["n"] == deep.n == deep["n"]
     refused(jitslab.FieldRangeError, "field 'n' takes an integer 0 .. 65535, got 65536", setattr, deep, "n", 65536)
-    assert "<SlabRecordView .at.deep: n=65535, when=np.datetime64('2020-01-01T00:00:00')>" == repr(deep).replace(
-        "numpy.", "np."
-    )
+    assert "<SlabRecordView .at.deep: n=65535, when=np.datetime64('2020-01-01T00:00:00')>" == repr(deep).replace("numpy.", "np.")
     it.at = (1, (2, np.datetime64("2021-01-01")))
     assert (1.0, 2) == (it.at.x, deep.n)
     it.at = {"x": 3, "deep": {"n": 4, "when": np.datetime64("2021-01-01")}}
@@ -317,7 +317,17 @@ def test_random_values_never_corrupt(it):
     """Whatever is assigned: it is held as NumPy would hold it, or refused by a SlabError; the neighbours stay."""
     rng = random.Random(3)
     pool = [0, 1, -1, 255, 256, 1 << 31, 1 << 63, -(1 << 63), 1 << 64, 1.5, 1e39, float("nan"), "x", b"x", None, True, 1j]
-    pool += [np.float32(2), np.uint64(1 << 63), np.bool_(True), [1] * 4, (), {}, np.zeros(4, "u1"), object(), np.datetime64(0, "s")]
+    pool += [
+        np.float32(2),
+        np.uint64(1 << 63),
+        np.bool_(True),
+        [1] * 4,
+        (),
+        {},
+        np.zeros(4, "u1"),
+        object(),
+        np.datetime64(0, "s"),
+    ]
     names = list(PACKET.names)
     for _ in range(3000):
         name, value = rng.choice(names), rng.choice(pool)
@@ -350,7 +360,14 @@ def test_missing_field_names_those_that_are_near(it):
 def test_internals_cannot_be_set(it):
     """What the C methods trust is not for writing; nor is the class, with whose fields others would be read."""
     with jitslab.SlabCache("other", np.dtype([("x", "i8", (1000,))]), capacity=4) as cache, cache.allocate() as other:
-        for name, value in [("_cache", None), ("_handle", "x"), ("_epoch", None), ("_entered", None), ("handle", 3), ("record", 4)]:
+        for name, value in [
+            ("_cache", None),
+            ("_handle", "x"),
+            ("_epoch", None),
+            ("_entered", None),
+            ("handle", 3),
+            ("record", 4),
+        ]:
             with pytest.raises(jitslab.FieldNameError):
                 setattr(it, name, value)
             with pytest.raises((AttributeError, TypeError)):
@@ -506,9 +523,7 @@ def test_adopting_what_is_not_live_is_refused(cache):
 def test_full_cache_is_said(cache):
     """As `alloc` says it; and a fault in compiled code, too."""
     guards = [cache.allocate() for _ in range(20)]
-    refused(
-        jitslab.CacheFullError, "cache 'packets' has 20 of 20 records live, 1 more were asked for", cache.allocate
-    )
+    refused(jitslab.CacheFullError, "cache 'packets' has 20 of 20 records live, 1 more were asked for", cache.allocate)
     for it in guards:
         it.free()
     cache.close()
@@ -540,7 +555,9 @@ def test_completion_and_repr(it):
     assert ["deep", "record", "x"] == [name for name in dir(it.at) if not name.startswith("_")]
     it.tag = b"abc"
     text = repr(it)
-    assert text.startswith("<SlabObjectGuard of 'packets': id=0, count=0, weight=0.0, small=0.0, ok=False, header=<uint8 4>, at=(")
+    assert text.startswith(
+        "<SlabObjectGuard of 'packets': id=0, count=0, weight=0.0, small=0.0, ok=False, header=<uint8 4>, at=("
+    )
     assert text.endswith(", ...>")
     assert len(text) < 300
 
