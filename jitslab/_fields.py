@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import sysconfig
 from typing import Any
 
 import numpy as np
@@ -438,6 +439,8 @@ def keep(*objects: Any) -> None:
 def can_install(guard: type, view: type) -> bool:
     """Whether this interpreter is one that guards can be made in C for, and the slots of its objects lie as said above."""
     if sys.implementation.name != "cpython" or sys.maxsize < 1 << 32:
+        return False
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):  # that one thread takes the handle is the GIL's doing
         return False
     if not all(hasattr(ctypes.pythonapi, symbol) for symbol in NEEDED):  # a missing one would end the process
         return False

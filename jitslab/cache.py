@@ -22,6 +22,7 @@ from . import _methods, batch, layout, recover, slab
 from .block import Block
 from .cast import as_capacity, as_count, as_handles, as_integer, check_out, make_template
 from .compiled import CacheType, cache_type, make_unbox
+from .declare import declared_class
 from .errors import (
     ArrayError,
     BusyError,
@@ -164,7 +165,7 @@ class SlabCache(_Base, Generic[R]):
         prepare()
         self._name = name
         self._dtype = layout.check_dtype(dtype)
-        self._declared = dtype if hasattr(dtype, "__jitslab_nested__") else None
+        self._declared = declared_class(dtype)
         block = Block(
             self._dtype,
             None if capacity is None else as_capacity(capacity),

@@ -184,6 +184,22 @@ def record(cls: type[T]) -> type[T]:
     return _remade(cls, dtype, nested)
 
 
+def declared_class(dtype: Any) -> Any:
+    """
+    Return the declared class that stands for a dtype, or None.
+
+    Raises
+    ------
+    LayoutError
+        For a class that inherits from a declared one, and is none itself: its guards would lack what it adds.
+    """
+    if not isinstance(dtype, type) or not hasattr(dtype, "__jitslab_nested__"):
+        return None
+    if not _is_declared(dtype):
+        raise LayoutError(f"{dtype.__name__} inherits from a declared record; decorate it with jitslab.record, too")
+    return dtype
+
+
 def _inherited(cls: type) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the fields of declared bases, and the declared classes of those that are nested."""
     fields: dict[str, Any] = {}

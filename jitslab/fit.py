@@ -96,6 +96,10 @@ def as_array(value: Any, dtype: np.dtype[Any], name: str) -> Any:
     """Return a value as an array of what it is, not of what the field wants."""
     if isinstance(value, datetime.datetime) and value.tzinfo is not None:
         raise FieldTypeError(f"field {name!r} takes {description(dtype)} without a time zone, got {value!r}")
+    if isinstance(value, datetime.date):
+        return np.asarray(np.datetime64(value))
+    if isinstance(value, datetime.timedelta):
+        return np.asarray(np.timedelta64(value))
     if dtype.kind == "V" and isinstance(value, bytes):
         return np.array(value, f"V{len(value)}")
     if dtype.kind == "U" and isinstance(value, str):  # NumPy drops NULs at the end: their count, too, must fit
@@ -123,7 +127,7 @@ def fit_shape(array: Any, name: str, shape: tuple[int, ...]) -> None:
 
 
 def fit_objects(array: Any, dtype: np.dtype[Any], name: str) -> Any:
-    """Fit what NumPy knows no dtype of, one by one: integers beyond 64 bits, fractions."""
+    """Fit what NumPy knows no dtype of, one by one: integers beyond 64 bits, fractions, Python's dates."""
     out = np.zeros(array.shape, dtype)
     for i, value in np.ndenumerate(array):
         out[i] = fit_number(value, dtype, name)
@@ -131,12 +135,14 @@ def fit_objects(array: Any, dtype: np.dtype[Any], name: str) -> Any:
 
 
 def fit_number(value: Any, dtype: np.dtype[Any], name: str) -> Any:
-    """Return one Python number as a field holds it."""
+    """Return one Python number or date as a field holds it."""
     if isinstance(value, int) and dtype.kind in "iu":
         limits = np.iinfo(dtype)
         if not limits.min <= value <= limits.max:
             raise out_of_range(value, dtype, name)
         return value
+    if isinstance(value, (datetime.date, datetime.timedelta)):
+        return fit(value, dtype, name)
     if not isinstance(value, numbers.Real) or dtype.kind not in "fc":
         raise wrong_kind(value, dtype, name)
     try:
@@ -182,7 +188,10 @@ def fit_array(array: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
     if (kind in "SU" and array.dtype.itemsize > dtype.itemsize) or (kind == "V" and array.dtype.itemsize != dtype.itemsize):
         raise out_of_range(value, dtype, name)
     with np.errstate(all="ignore"):
-        out = array.astype(dtype)
+        try:
+            out = array.astype(dtype)
+        except (ValueError, TypeError, OverflowError):  # dates: years where days are wanted, out of range
+            raise out_of_range(value, dtype, name) from None
         if kind in "fc" and not np.array_equal(np.isfinite(out), np.isfinite(array)):
             raise out_of_range(value, dtype, name)
     if kind in "mM" and not (np.isnat(array) | (out.astype(array.dtype) == array)).all():

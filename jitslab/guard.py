@@ -456,8 +456,8 @@ def can_be_in_c(cache: type, cache_slot: Any) -> bool:
 def guard_class(dtype: np.dtype[Any], declared: Any, in_c: bool) -> Any:
     """Return the class of the guards of a dtype, or of a declared class: made once."""
     key = dtype, declared, in_c
-    if key not in _classes:
-        _classes[key] = make_class(SlabObjectGuard, dtype, declared, (), 0, in_c)
+    if key not in _classes:  # of two threads, both take what the first one made
+        _classes.setdefault(key, make_class(SlabObjectGuard, dtype, declared, (), 0, in_c))
     return _classes[key]
 
 

@@ -247,7 +247,7 @@ def batch_class(dtype: np.dtype[Any], declared: Any) -> Any:
         for name in names:
             if is_free(SlabBatchGuard, name):
                 setattr(cls, name, FieldAttribute(name, f"field {name!r}: {dtype[name]}"))
-        _classes[key] = cls
+        _classes.setdefault(key, cls)
     return _classes[key]
 
 

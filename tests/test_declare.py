@@ -130,6 +130,21 @@ def test_inherited_fields_come_first():
         assert isinstance(it, typed.Point)
 
 
+def test_class_that_only_inherits_is_refused():
+    """Its guards would lack what it adds: it is to be declared, too, with further fields or without."""
+
+    class Sub(typed.Point):
+        def twice(self):
+            return 2 * self.x
+
+    with pytest.raises(jitslab.LayoutError) as caught:
+        jitslab.SlabCache("subs", Sub, capacity=4)
+    assert "Sub inherits from a declared record; decorate it with jitslab.record, too" == str(caught.value)
+    with jitslab.SlabCache("subs", jitslab.record(Sub), capacity=4) as cache, cache.allocate() as it:
+        it.x = 4
+        assert 8.0 == it.twice()
+
+
 def test_strings_as_annotations_are_evaluated():
     """As after ``from __future__ import annotations``, with local names."""
     local = typed.Point

@@ -1,6 +1,9 @@
 """Guards: fields as attributes, what is assigned is checked, liveness at every access, and whose record it is."""
 
 import copy
+import datetime
+import decimal
+import fractions
 import gc
 import pickle
 import random
@@ -11,6 +14,7 @@ import warnings
 import weakref
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 from program import run_python
@@ -73,6 +77,12 @@ def refused(exception, message, function, *arguments):
 def gone(why="freed"):
     """Return the message of a guard that owns no record."""
     return f"this guard of cache 'packets' has no record any more: {why}"
+
+
+@numba.njit
+def use_null(cache):
+    """Read the record of a handle that is none: a fault."""
+    cache.record(0)
 
 
 # --- Fields ---
@@ -152,6 +162,12 @@ def test_other_kinds_come_out_as_they_went_in(it):
         setattr(it, name, value)
         assert value == getattr(it, name)
         assert type(value) is type(getattr(it, name))
+    it.weight = fractions.Fraction(1, 4)
+    assert 0.25 == it.weight
+    it.when = datetime.datetime(2020, 1, 2, 3, 4, 5)
+    assert np.datetime64("2020-01-02T03:04:05") == it.when
+    it.took = datetime.timedelta(seconds=2)
+    assert np.timedelta64(2000, "ms") == it.took
     it.took = np.timedelta64(1, "s")
     assert np.timedelta64(1000, "ms") == it.took
     it.when = np.datetime64("NaT")
@@ -291,6 +307,11 @@ BAD_VALUES = {
     "float elements": ("header", [1.0] * 4, jitslab.FieldTypeError, None),
     "huge element": ("header", [1, 2, 3, 1 << 70], jitslab.FieldRangeError, None),
     "None among": ("header", [1, 2, 3, None], jitslab.FieldTypeError, None),
+    "years into dates": ("when", np.datetime64(1 << 60, "Y"), jitslab.FieldRangeError, None),
+    "time zone": ("when", datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc), jitslab.FieldTypeError, None),
+    "generator": ("header", (i for i in range(4)), jitslab.FieldTypeError, None),
+    "fraction into integer": ("id", fractions.Fraction(1), jitslab.FieldTypeError, None),
+    "decimal": ("weight", decimal.Decimal(1), jitslab.FieldTypeError, None),
     "nested short": ("at", (1,), jitslab.FieldTypeError, "field 'at' takes a record of x, deep, got tuple (1,)"),
     "nested names": ("at", {"x": 1}, jitslab.FieldTypeError, "field 'at' takes a record of x, deep, got dict {'x': 1}"),
     "nested number": ("at", 5, jitslab.FieldTypeError, "field 'at' takes a record of x, deep, got int 5"),
@@ -528,6 +549,21 @@ def test_full_cache_is_said(cache):
         it.free()
     cache.close()
     refused(jitslab.ClosedError, "cache 'packets' is closed", cache.allocate)
+
+
+def test_faults_of_compiled_code_are_said():
+    """As `alloc` says them, before anything is allocated; a block that is left says nothing."""
+    with jitslab.SlabCache("faulty", np.dtype([("x", "f8")]), capacity=20) as cache:
+        with cache.allocate() as it:
+            it.x = 1.0
+            use_null(cache)
+        assert 0 == len(cache)
+        for allocate in (cache.allocate, lambda: cache.allocate_many(2)):
+            use_null(cache)
+            with pytest.raises(jitslab.FaultError):
+                allocate()
+            assert 0 == len(cache)
+        assert 0 == cache.faults
 
 
 @pytest.mark.parametrize("copying", [copy.copy, copy.deepcopy, pickle.dumps])
