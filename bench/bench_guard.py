@@ -110,7 +110,7 @@ def table(sizes: Sizes) -> Table:
                 "rec[5].at.x": partial(statement, "rec[5].at.x", rows),
                 "rec[5].data": partial(statement, "rec[5].data", rows),
             },
-            (speed_ratio("o.at.x", "rec[5].at.x"), speed_ratio("o.data", "rec[5].data")),
+            (ratio("o.at.x", "rec[5].at.x"), ratio("o.data", "rec[5].data")),
         ),
     }
 

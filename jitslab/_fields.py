@@ -281,6 +281,17 @@ def guard_of(self: int, field: int) -> int:
 
 
 @kernel
+def read_by_numpy(self: int, guard: int, field: int) -> int:
+    """Return a new reference to the value of a field that C does not know: sub-arrays, dates, text; 0 with an exception set."""
+    slot = PyLong_FromLongLong(PyNumber_AsSsize_t(load8(guard, HANDLE // 8), 0) & SLOT_MASK)
+    if slot == 0:
+        return 0
+    answer = call_with(method_of(self, "_read_at"), load8(field, F_NAME), slot)
+    Py_DecRef(slot)
+    return answer
+
+
+@kernel
 def read_field(self: int, guard: int, field: int, at: int) -> int:
     """Return a new reference to the value of a field; 0 with an exception set."""
     kind = load8(field, F_KIND)
@@ -308,6 +319,8 @@ def read_field(self: int, guard: int, field: int, at: int) -> int:
         return new_reference(c_object("_Py_TrueStruct") if peek(at, "u1") != 0 else c_object("_Py_FalseStruct"))
     if kind == OWN_HANDLE:
         return new_reference(load8(guard, HANDLE // 8))
+    if kind == SLOW:
+        return read_by_numpy(self, guard, field)
     view = PyType_GenericAlloc(load8(field, F_VIEW), 0)
     if view != 0:
         store8(view, HEAD // 8, new_reference(guard))
@@ -316,7 +329,7 @@ def read_field(self: int, guard: int, field: int, at: int) -> int:
 
 def _get(self: int, field: int) -> int:
     guard = guard_of(self, field)
-    if load8(field, F_KIND) != SLOW and guard != 0:
+    if guard != 0:
         at = record_of(guard)
         if at != 0:
             return read_field(self, guard, field, at + load8(field, F_OFFSET))

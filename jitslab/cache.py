@@ -142,6 +142,7 @@ class SlabCache(_Base, Generic[R]):
         "_all",
         "_block",
         "_c",
+        "_columns",
         "_declared",
         "_dtype",
         "_name",
@@ -176,6 +177,7 @@ class SlabCache(_Base, Generic[R]):
         self._block = block
         self._address = block.address
         self._all, self._words = block.records, block.words
+        self._columns: dict[tuple[str, ...], Any] = {}  # of sub-arrays, as guards ask for them
         self._c = block.control.data.cast("B").cast("q")
         _control_slot.__set__(self, block.control)
         # Last: who has it is open.

@@ -243,7 +243,7 @@ def batch_class(dtype: np.dtype[Any], declared: Any) -> Any:
         cls: Any = types.new_class(
             SlabBatchGuard.__name__, (SlabBatchGuard,), {}, lambda it: it.update(__slots__=(), __module__=__name__)
         )
-        cls._fields = {name: Field(name, dtype.fields[name][0], int(dtype.fields[name][1]), None) for name in names}
+        cls._fields = {name: Field(name, (name,), dtype.fields[name][0], int(dtype.fields[name][1]), None) for name in names}
         for name in names:
             if is_free(SlabBatchGuard, name):
                 setattr(cls, name, FieldAttribute(name, f"field {name!r}: {dtype[name]}"))

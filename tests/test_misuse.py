@@ -529,6 +529,9 @@ def test_wrong_init_is_refused():
 
 USES = {
     "alloc": lambda c: c.alloc(),
+    "allocate": lambda c: c.allocate(),
+    "allocate_many": lambda c: c.allocate_many(3),
+    "adopt": lambda c: c.adopt(5),
     "free": lambda c: c.free(5),
     "free of no integer": lambda c: c.free("x"),
     "alloc_many": lambda c: c.alloc_many(3),
