@@ -110,7 +110,10 @@ def table(sizes: Sizes) -> Table:
                 "rec[5].at.x": partial(statement, "rec[5].at.x", rows),
                 "rec[5].data": partial(statement, "rec[5].data", rows),
             },
-            (ratio("o.at.x", "rec[5].at.x"), ratio("o.data", "rec[5].data")),
+            (
+                Figure("rec[5].at.x / o.at.x", lambda t: t["rec[5].at.x"] / t["o.at.x"]),
+                Figure("rec[5].data / o.data", lambda t: t["rec[5].data"] / t["o.data"]),
+            ),
         ),
     }
 
