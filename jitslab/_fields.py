@@ -188,17 +188,19 @@ def new_reference(obj: int) -> int:
 
 @kernel
 def control_of(guard: int) -> int:
-    """Address of the control block of a guard's cache."""
-    return load8(load8(load8(guard, CACHE // 8), HEAD // 8), HEAD // 8)
+    """Address of the control block of a guard's cache; 0 while the collector takes a cycle of them apart."""
+    cache = load8(guard, CACHE // 8)
+    array = load8(cache, HEAD // 8) if cache != 0 else 0
+    return load8(array, HEAD // 8) if array != 0 else 0
 
 
 @kernel
 def record_of(guard: int) -> int:
     """Address of a guard's record; 0: it owns none, or another has freed it."""
     number = load8(guard, HANDLE // 8)
-    if number == 0:
-        return 0
     c = control_of(guard)
+    if number == 0 or c == 0:
+        return 0
     heap = my_heap(c)
     handle = PyNumber_AsSsize_t(number, 0)
     if not is_live(heap, handle):
@@ -210,7 +212,8 @@ def record_of(guard: int) -> int:
 def give_back(guard: int) -> bool:
     """Free a guard's record; False, and nothing is changed, if it owns none or the cache refuses the handle."""
     number = load8(guard, HANDLE // 8)
-    if number == 0 or not free(my_heap(control_of(guard)), PyNumber_AsSsize_t(number, 0)):
+    c = control_of(guard)
+    if number == 0 or c == 0 or not free(my_heap(c), PyNumber_AsSsize_t(number, 0)):
         return False
     store8(guard, HANDLE // 8, 0)
     Py_DecRef(number)
@@ -251,8 +254,8 @@ def _enter(self: int, unused: int) -> int:
 
 def _exit(self: int, arguments: int, n: int) -> int:
     epoch = load8(self, EPOCH // 8)
-    if epoch != 0 and load8(self, HANDLE // 8) != 0:
-        c = control_of(self)
+    c = control_of(self)
+    if epoch != 0 and c != 0:
         if PyNumber_AsSsize_t(epoch, 0) == load8(load8(c, C_PROCESS), P_EPOCH) and give_back(self):
             return new_reference(c_object("_Py_NoneStruct"))
     kind = load8(arguments, 0) if n > 0 else c_object("_Py_NoneStruct")

@@ -95,7 +95,9 @@ class Fields:
         self._write(name, value)
 
     def __getattr__(self, name: str) -> Any:
-        """Say that there is no such field."""
+        """Say that there is no such field; of a property that fails, say what it says."""
+        if hasattr(type(self), name):
+            return object.__getattribute__(self, name)
         self._no_attribute(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -113,6 +115,8 @@ class Fields:
             raise FieldNameError(f"the record has no field {name!r}")
         if name in self._fields:
             raise FieldNameError(f"{name!r} is a name of the guard itself; write guard[{name!r}] for the field")
+        if hasattr(type(self), name):
+            raise FieldNameError(f"{name!r} is a name of the guard itself, and the record has no such field")
         near = difflib.get_close_matches(name, self._fields, 3, 0.65)
         hint = f"; near it: {', '.join(map(repr, near))}" if near else f"; it has {', '.join(map(repr, self._fields))}"
         raise FieldNameError(f"the record has no field {name!r}{hint}")

@@ -61,6 +61,11 @@ def test_guards_are_of_the_class_and_have_its_methods():
             """Whether the limit is reached."""
             return self.n >= self.limit
 
+        @property
+        def broken(self):
+            """Fails."""
+            return self.m
+
     with jitslab.SlabCache("counters", Counter, capacity=4, init="zero") as cache:
         with cache.allocate() as counter:
             assert isinstance(counter, Counter)
@@ -74,6 +79,10 @@ def test_guards_are_of_the_class_and_have_its_methods():
             assert "<Point .at: x=3.0, y=4.0>" == repr(counter.at)
             with pytest.raises(jitslab.FieldNameError, match=r"^the record has no field 'limits'; it has 'n', 'at'$"):
                 counter.limits = 3
+            with pytest.raises(jitslab.FieldNameError, match=r"^'up' is a name of the guard itself, and the record has no such "):
+                counter.up = 3
+            with pytest.raises(jitslab.FieldNameError, match=r"^the record has no field 'm'; it has "):  # not 'broken'
+                counter.broken
         assert 0 == len(cache)
         with cache.allocate_many(2) as batch:
             batch.n = 4
