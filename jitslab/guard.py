@@ -98,7 +98,7 @@ class Fields:
         """Say that there is no such field; of a property that fails, say what it says."""
         if hasattr(type(self), name):
             return object.__getattribute__(self, name)
-        self._no_attribute(name)
+        return self._no_attribute(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Assign a field; there are no other attributes."""
