@@ -6,6 +6,7 @@ is stale, double-freed or another cache's is refused.  Start with `SlabCache`; t
 """
 
 from .cache import SlabCache, warmup
+from .declare import b1, c8, c16, f2, f4, f8, i1, i2, i4, i8, link, links_of, record, u1, u2, u4, u8
 from .errors import (
     ArrayError,
     BusyError,
@@ -14,7 +15,12 @@ from .errors import (
     ClosedError,
     CopyError,
     FaultError,
+    FieldError,
+    FieldNameError,
+    FieldRangeError,
+    FieldTypeError,
     ForeignHandleError,
+    GuardError,
     HandleError,
     HandleTypeError,
     LawError,
@@ -26,6 +32,8 @@ from .errors import (
     StaleHandleError,
     TraceError,
 )
+from .guard import SlabObjectGuard, SlabRecordView
+from .guard_many import SlabBatchGuard
 from .layout import NULL
 from .numa import NumaNode, nodes
 from .page import SlabNode, SlabObject, SlabPage, SlabState
@@ -41,7 +49,12 @@ __all__ = [
     "ClosedError",
     "CopyError",
     "FaultError",
+    "FieldError",
+    "FieldNameError",
+    "FieldRangeError",
+    "FieldTypeError",
     "ForeignHandleError",
+    "GuardError",
     "HandleError",
     "HandleTypeError",
     "LawError",
@@ -50,14 +63,34 @@ __all__ = [
     "NullHandleError",
     "NumaNode",
     "PlacementWarning",
+    "SlabBatchGuard",
     "SlabCache",
     "SlabError",
     "SlabNode",
     "SlabObject",
+    "SlabObjectGuard",
     "SlabPage",
+    "SlabRecordView",
     "SlabState",
     "StaleHandleError",
     "TraceError",
+    "b1",
+    "c8",
+    "c16",
+    "f2",
+    "f4",
+    "f8",
+    "i1",
+    "i2",
+    "i4",
+    "i8",
+    "link",
+    "links_of",
     "nodes",
+    "record",
+    "u1",
+    "u2",
+    "u4",
+    "u8",
     "warmup",
 ]

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import __version__, record, replay, trace
+from . import __version__, recorder, replay, trace
 from .errors import SlabError
 
 NO_RICH = 'jitslab replay draws with rich: pip install "jitslab[cli]"'
@@ -76,7 +76,7 @@ def refuse(line: str) -> int:
 
 def run_record(options: argparse.Namespace) -> int:
     """Record a trace; what is told goes to the error stream, the output is the command's."""
-    made, lost = record.record(options.run, Path(options.out).absolute().parent)
+    made, lost = recorder.record(options.run, Path(options.out).absolute().parent)
     trace.save(options.out, made)
     sys.stderr.write(f"{options.out}: {len(made.events)} events of {len(made.caches)} caches, {lost} lost\n")
     return 0

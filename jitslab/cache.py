@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from functools import cache as cached
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from . import _methods, _os, batch, layout, numa, recover, slab
 from .block import Block
 from .cast import as_count, as_handles, as_integer, check_out, make_template
 from .compiled import CacheType, cache_type, make_unbox
+from .declare import declared_class
 from .errors import (
     ArrayError,
     BusyError,
@@ -37,10 +38,22 @@ from .errors import (
     SlabError,
     StaleHandleError,
 )
+from .guard import SlabObjectGuard, can_be_in_c, guard_class, wrap
+from .guard_many import SlabBatchGuard, batch_class, wrap_many
 from .heap import flush_own
 from .layout import NULL, C
 from .page import SlabNode, SlabObject, SlabPage, SlabPages, SlabState
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    R = TypeVar("R", default=Any)
+else:
+    from typing import TypeVar
+
+    R = TypeVar("R")
+
+RecordLike = np.dtype[Any] | list[Any] | dict[str, Any] | str  # as numpy.typing.DTypeLike, without the classes
 Handles = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
 
@@ -56,17 +69,19 @@ REST_TRIES = 3  # a thread that was joined may still be giving its magazines bac
 
 
 class _Base:
-    """The first slot of a cache, where compiled code finds the ndarray of the control block."""
+    """The first slots of a cache: the ndarray of the control block, and the class of guards, where compiled code finds them."""
 
-    __slots__ = ("_control",)
+    __slots__ = ("_control", "_guard_class")
 
 
 _control_slot: Any = _Base.__dict__["_control"]
-delattr(_Base, "_control")  # nothing but this module sets it, and only once for each cache
+_guard_slot: Any = _Base.__dict__["_guard_class"]
+delattr(_Base, "_control")  # nothing but this module sets them, and only once for each cache
+delattr(_Base, "_guard_class")
 make_unbox(_methods.HEAD)
 
 
-class SlabCache(_Base):
+class SlabCache(_Base, Generic[R]):
     """
     A typed cache: slots that each hold one record of `dtype`.
 
@@ -78,9 +93,9 @@ class SlabCache(_Base):
     ----------
     name : str
         For messages and tables.
-    dtype : numpy.dtype
-        Record type: with named fields that do not overlap, without Python objects.  What Numba cannot type still works
-        from Python.
+    dtype : numpy.dtype or class
+        Record type: with named fields that do not overlap, without Python objects; or a class that `jitslab.record` made.
+        What Numba cannot type still works from Python.
     capacity : int, optional
         Records that can be live at once, 1 to 2**32; one thread gets exactly so many, several may get a few more.
         Without it the cache grows within an address range of min(64 GiB, 1/256 of the address space) of records, on each
@@ -141,6 +156,8 @@ class SlabCache(_Base):
         "_all",
         "_block",
         "_c",
+        "_columns",
+        "_declared",
         "_dtype",
         "_name",
         "_numba_type_",
@@ -150,7 +167,7 @@ class SlabCache(_Base):
     def __init__(
         self,
         name: str,
-        dtype: npt.DTypeLike,
+        dtype: type[R] | RecordLike,
         *,
         capacity: int | None = None,
         colouring: bool = True,
@@ -166,6 +183,7 @@ class SlabCache(_Base):
         prepare()
         self._name = name
         self._dtype = layout.check_dtype(dtype)
+        self._declared = declared_class(dtype)
         block = Block(
             self._dtype,
             None if capacity is None else as_count(capacity, "capacity", 1),
@@ -177,6 +195,7 @@ class SlabCache(_Base):
         self._block = block
         self._address = block.address
         self._all, self._words = block.records, block.words
+        self._columns: dict[tuple[str, ...], Any] = {}  # of sub-arrays, as guards ask for them
         self._c = block.control.data.cast("B").cast("q")
         _control_slot.__set__(self, block.control)
         # Last: who has it is open.
@@ -299,6 +318,101 @@ class SlabCache(_Base):
             raise self._refusal(number)
         address = int(self._all.ctypes.data) + slot * self._block.geometry.stride
         return SlabObject(number, slot, self._page(index), address, number in self)
+
+    # --- Guards ---
+
+    def allocate(self) -> SlabObjectGuard[R]:
+        """
+        Take a slot, and return the guard that owns its record: leaving its `with` block frees it.
+
+        Returns
+        -------
+        SlabObjectGuard
+            With the fields as attributes.
+
+        Raises
+        ------
+        CacheFullError, FaultError, ClosedError
+            As `alloc`.
+
+        Examples
+        --------
+        >>> import numpy as np, jitslab
+        >>> with jitslab.SlabCache("doc-allocate", np.dtype([("x", "f8")]), capacity=10) as cache:
+        ...     with cache.allocate() as it:
+        ...         it.x = 2.5
+        ...         len(cache), it.x
+        ...     len(cache)
+        (1, 2.5)
+        0
+        """
+        return self._allocate_slow()
+
+    def _allocate_slow(self) -> SlabObjectGuard[R]:
+        """`allocate` where the C method did not succeed, or there is none yet."""
+        self._need_open()
+        cls = self._guards()
+        return wrap(cls, self, self.alloc())  # type: ignore[no-any-return]  # a class that was made for the dtype
+
+    def _guards(self) -> Any:
+        """Return the class of this cache's guards, made for the dtype when it is first wanted."""
+        try:
+            return _guard_slot.__get__(self)
+        except AttributeError:
+            in_c = can_be_in_c(SlabCache, _guard_slot)
+            _guard_slot.__set__(self, guard_class(self._dtype, self._declared, in_c))
+            return _guard_slot.__get__(self)
+
+    def adopt(self, handle: int) -> SlabObjectGuard[R]:
+        """
+        Return a guard that owns the record of a handle from now on.
+
+        Parameters
+        ----------
+        handle : int
+            Of a live record that nobody else will free: from `alloc`, from compiled code, from a guard's `release`.
+
+        Raises
+        ------
+        HandleError
+            If it is refused.
+
+        Examples
+        --------
+        >>> import numpy as np, jitslab
+        >>> with jitslab.SlabCache("doc-adopt", np.dtype([("x", "f8")]), capacity=10) as cache:
+        ...     h = cache.alloc()
+        ...     with cache.adopt(h) as it:
+        ...         it.x = 1.0
+        ...     h in cache
+        False
+        """
+        self._slot(handle)
+        return wrap(self._guards(), self, as_integer(handle))  # type: ignore[no-any-return]  # likewise
+
+    def allocate_many(self, n: int) -> SlabBatchGuard[R]:
+        """
+        Take n slots, all or none, and return one guard that owns them: fields are arrays of n.
+
+        Raises
+        ------
+        CacheFullError, CapacityError, FaultError, ClosedError
+            As `alloc_many`; nothing is allocated.
+
+        Examples
+        --------
+        >>> import numpy as np, jitslab
+        >>> with jitslab.SlabCache("doc-batch", np.dtype([("x", "f8"), ("n", "u1")]), capacity=10) as cache:
+        ...     with cache.allocate_many(3) as batch:
+        ...         batch.x = [1.0, 2.0, 4.0]
+        ...         batch.n = 7
+        ...         batch.x.sum(), batch.n.tolist()
+        ...     len(cache)
+        (np.float64(7.0), [7, 7, 7])
+        0
+        """
+        handles = self.alloc_many(n)
+        return wrap_many(batch_class(self._dtype, self._declared), self, handles)  # type: ignore[no-any-return]  # likewise
 
     # --- Many records ---
 
@@ -733,7 +847,7 @@ class SlabCache(_Base):
         self._need_opened()
         self._block.close()
 
-    def __enter__(self) -> SlabCache:
+    def __enter__(self) -> SlabCache[R]:
         """Return the cache; leaving the block closes it."""
         self._need_open()
         return self
@@ -872,3 +986,5 @@ def warmup() -> None:
             cache.recover()
             cache.clear()
             cache.shrink()
+            with cache.allocate() as it:
+                it["x"] = it["x"]

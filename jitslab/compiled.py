@@ -60,7 +60,7 @@ class CacheType(types.Type):  # type: ignore[misc]  # numba has no types
         except Exception as error:  # numba raises what it likes for a dtype that it cannot type
             self.record, self.reason = None, str(error).splitlines()[0] if str(error) else type(error).__name__
         key = self.record.name if self.record else f"{dtype!r} {dtype.itemsize}"
-        short = hashlib.sha256(key.encode()).hexdigest()[:12]
+        short = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:12]
         super().__init__(f"jitslab.SlabCache[{SOURCE_HASH},{stride},{init},{'nodes,' if has_nodes else ''}{short}]")
 
 

@@ -6,7 +6,7 @@ Every class is a `SlabError` and also the builtin that a user would expect::
     SlabError(Exception)
     ├── HandleError(SlabError, LookupError)      a handle was refused; nothing changed
     │   ├── NullHandleError                      the handle is NULL (0)
-    │   ├── StaleHandleError                     its record was freed
+    │   ├── StaleHandleError                     its record was freed, or its guard no longer owns it
     │   └── ForeignHandleError                   this cache never issued it
     ├── HandleTypeError(SlabError, TypeError)    a handle that is no integer
     ├── CacheFullError(SlabError, MemoryError)   no slot left, or the system gives no memory
@@ -18,7 +18,12 @@ Every class is a `SlabError` and also the builtin that a user would expect::
     ├── BusyError(SlabError, RuntimeError)       other threads are using the cache
     ├── LawError(SlabError, RuntimeError)        `check()` found a broken law
     ├── FaultError(SlabError, RuntimeError)      compiled code used a refused handle
-    ├── CopyError(SlabError, TypeError)          copying or pickling a cache
+    ├── CopyError(SlabError, TypeError)          copying or pickling a cache or a guard
+    ├── GuardError(SlabError, RuntimeError)      a guard that is entered twice, or made by hand
+    ├── FieldError(SlabError)                    a field was not read or written; nothing changed
+    │   ├── FieldNameError(AttributeError, KeyError)    the record has no such field
+    │   ├── FieldTypeError(TypeError)            a value of another kind
+    │   └── FieldRangeError(OverflowError, ValueError)  a value that the field cannot hold
     └── TraceError(SlabError, ValueError)        a file that is no trace, or one not supported
 """
 
@@ -131,7 +136,29 @@ class FaultError(SlabError, RuntimeError):
 
 
 class CopyError(SlabError, TypeError):
-    """A cache is not copied: it would copy its whole address range."""
+    """A cache is not copied: it would copy its whole address range; nor a guard: a record has one owner."""
+
+
+class GuardError(SlabError, RuntimeError):
+    """The guard is in a `with` block already, or was not made by a cache."""
+
+
+class FieldError(SlabError):
+    """A field was not read or written, and nothing was changed."""
+
+
+class FieldNameError(FieldError, AttributeError, KeyError):
+    """The record has no field of this name; the message names those that are near."""
+
+    __str__ = Exception.__str__  # KeyError shows a repr
+
+
+class FieldTypeError(FieldError, TypeError):
+    """The value is of another kind than the field."""
+
+
+class FieldRangeError(FieldError, OverflowError, ValueError):
+    """The value is of the right kind, and the field cannot hold it."""
 
 
 class TraceError(SlabError, ValueError):

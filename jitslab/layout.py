@@ -263,6 +263,7 @@ SOURCES = (
     "entry.py",
     "compiled.py",
     "_methods.py",
+    "_fields.py",
 )
 SOURCE_HASH = hashlib.sha256(b"".join((Path(__file__).parent / f).read_bytes() for f in SOURCES)).hexdigest()[:8]
 

@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 
-def run_python(program, **environment):
-    """Run a program; returns what it wrote."""
+def run_python(program, *options, **environment):
+    """Run a program, with options of the interpreter; returns what it wrote."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
+        [sys.executable, "-W", "error", *options, "-c", program],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

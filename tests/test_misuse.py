@@ -529,6 +529,9 @@ def test_wrong_init_is_refused():
 
 USES = {
     "alloc": lambda c: c.alloc(),
+    "allocate": lambda c: c.allocate(),
+    "allocate_many": lambda c: c.allocate_many(3),
+    "adopt": lambda c: c.adopt(5),
     "free": lambda c: c.free(5),
     "free of no integer": lambda c: c.free("x"),
     "alloc_many": lambda c: c.alloc_many(3),
@@ -726,11 +729,13 @@ cache = jitslab.SlabCache("grows", np.dtype([("a", "u1", 64)]), capacity=1 << 24
 first, out = cache.alloc_many(1000), np.zeros(1 << 20, np.int64)
 with open("/proc/self/status") as status:
     data = int([line for line in status if line.startswith("VmData")][0].split()[1]) << 10
-resource.setrlimit(resource.RLIMIT_DATA, (data + (1 << 24),) * 2)
+limits = resource.getrlimit(resource.RLIMIT_DATA)
+resource.setrlimit(resource.RLIMIT_DATA, (data + (1 << 24), limits[1]))
 try:
     cache.alloc_many(1 << 20, out)
 except jitslab.CacheFullError as error:
     print(error)
+resource.setrlimit(resource.RLIMIT_DATA, limits)  # Python, too, needs memory for what follows
 assert 1000 == len(cache) and set(first) == set(cache.live())
 cache.check()
 """

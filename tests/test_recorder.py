@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jitslab import TraceError, record, trace
+from jitslab import TraceError, recorder, trace
 from jitslab.__main__ import main
 
 SAMPLE = """\
@@ -24,7 +24,7 @@ something else that perf says
 
 def test_lines_of_perf_become_events() -> None:
     """Frees of unknown addresses are left out; an address handed out twice was freed between; losses are counted."""
-    made, lost = record.parse(SAMPLE.splitlines(keepends=True))
+    made, lost = recorder.parse(SAMPLE.splitlines(keepends=True))
 
     trace.check_caches(made.caches)
     trace.check_events(made)
@@ -48,7 +48,7 @@ def test_lines_of_perf_become_events() -> None:
 def test_lines_without_names_are_refused(lines: list[str]) -> None:
     """Kernels before 6.1 do not write the cache's name."""
     with pytest.raises(TraceError) as caught:
-        record.parse(lines)
+        recorder.parse(lines)
 
     assert str(caught.value) == "no event with the name of a cache was recorded; Linux 6.1 and later write it"
 
@@ -57,7 +57,7 @@ def test_missing_perf_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     """Without perf nothing is run."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(TraceError) as caught:
-        record.record(["true"], tmp_path)
+        recorder.record(["true"], tmp_path)
 
     assert str(caught.value) == "there is no perf here; it comes with the package linux-perf or linux-tools"
 
@@ -69,7 +69,7 @@ def test_refusal_of_perf_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     perf.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(TraceError) as caught:
-        record.record(["touch", str(tmp_path / "touched")], tmp_path)
+        recorder.record(["touch", str(tmp_path / "touched")], tmp_path)
 
     assert str(caught.value) == "perf cannot record the kernel's slab caches: No permissions to read it"
     assert not (tmp_path / "touched").exists()
@@ -82,7 +82,7 @@ def test_missing_command_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     perf.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(TraceError) as caught:
-        record.record(["no-such-command"], tmp_path)
+        recorder.record(["no-such-command"], tmp_path)
 
     assert str(caught.value) == "there is no command 'no-such-command'"
 

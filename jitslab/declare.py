@@ -1,0 +1,287 @@
+"""
+Records declared as annotated classes, and fields that are links.
+
+Above `layout`, below `cache`.  One rule: an annotation says what Python and type checkers see, and in `Annotated` what NumPy
+calls it.  `record` turns the class into a declaration that stands wherever a dtype does; `link` is the dtype of a field that
+holds handles of a named cache, kept in the metadata of the dtype, where NumPy hands it on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import keyword
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import LayoutError
+from .guard import SlabObjectGuard, SlabRecordView
+from .layout import check_dtype
+
+T = TypeVar("T")
+LINK = "jitslab.link"  # key in the metadata of a link's dtype
+PLAIN = (bool, int, float, complex)  # of Python's own types, those that have one size in NumPy
+
+b1 = Annotated[bool, "?"]
+i1 = Annotated[int, "i1"]
+i2 = Annotated[int, "i2"]
+i4 = Annotated[int, "i4"]
+i8 = Annotated[int, "i8"]
+u1 = Annotated[int, "u1"]
+u2 = Annotated[int, "u2"]
+u4 = Annotated[int, "u4"]
+u8 = Annotated[int, "u8"]
+f2 = Annotated[float, "f2"]
+f4 = Annotated[float, "f4"]
+f8 = Annotated[float, "f8"]
+c8 = Annotated[complex, "c8"]
+c16 = Annotated[complex, "c16"]
+
+
+def link(cache: str) -> np.dtype[np.int64]:
+    """
+    Return the dtype of a field that holds handles of a cache, or NULL: an int64 that remembers the name.
+
+    Parameters
+    ----------
+    cache : str
+        Name of the cache that the handles are of; it need not exist yet.
+
+    Raises
+    ------
+    LayoutError
+        If the name is no string, or empty.
+
+    Notes
+    -----
+    The name is metadata of the dtype: arrays, copies, other byte orders, selections of fields and pickles keep it.  `numpy.save`
+    drops it with a warning, `numpy.dtype.descr` writes it in a form that NumPy does not read, and two dtypes that differ only
+    in it are equal.  Numba sees a plain int64.
+
+    Examples
+    --------
+    >>> import numpy as np, jitslab
+    >>> node = np.dtype([("value", "f8"), ("next", jitslab.link("nodes"))])
+    >>> node
+    dtype([('value', '<f8'), ('next', '<i8')])
+    >>> jitslab.links_of(node)
+    {('next',): 'nodes'}
+    """
+    if not isinstance(cache, str) or not cache:
+        raise LayoutError(f"a link names a cache by a string that is not empty, got {cache!r}")
+    return np.dtype(np.int64, metadata={LINK: cache})
+
+
+def links_of(dtype: npt.DTypeLike) -> dict[tuple[str, ...], str]:
+    """
+    Return the links in a record: the path of each link field, and the name of its cache.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype or class
+        Of a record, or a class that `record` made.
+
+    Returns
+    -------
+    dict of tuple of str to str
+        Names from the record down to the field; fields of nested records, and sub-arrays of either, are among them.
+
+    Examples
+    --------
+    >>> import numpy as np, jitslab
+    >>> pair = np.dtype([("both", jitslab.link("nodes"), (2,))])
+    >>> jitslab.links_of(np.dtype([("id", "i4"), ("pairs", pair, (8,))]))
+    {('pairs', 'both'): 'nodes'}
+    """
+    return dict(_links(check_dtype(dtype), ()))
+
+
+def _links(dtype: np.dtype[Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the links of a field and of all within."""
+    dtype = dtype.base
+    if dtype.names is None:
+        if dtype.metadata and LINK in dtype.metadata:
+            yield path, dtype.metadata[LINK]
+    else:
+        for name in dtype.names:
+            yield from _links(dtype[name], (*path, name))
+
+
+def record(cls: type[T]) -> type[T]:
+    """
+    Make a class with annotations the declaration of a record, which stands wherever a dtype does.
+
+    Each annotation is a field, in its order, aligned as C does it: one of `jitslab.i1` to `jitslab.c16`, bool, int, float,
+    complex, or a NumPy scalar type; another declared class, nested; or ``Annotated[what Python sees, what NumPy calls it]``,
+    such as ``Annotated[NDArray[np.float32], ("f4", (3,))]``, ``Annotated[bytes, "S8"]`` and
+    ``Annotated[int, jitslab.link("nodes")]``.
+    A class that inherits from a declared one has its fields first.
+
+    Parameters
+    ----------
+    cls : type
+        With methods and properties, if you like: guards have them.
+
+    Returns
+    -------
+    type
+        A class of the same name with the attribute `dtype`; guards of its caches are instances of it.
+
+    Raises
+    ------
+    LayoutError
+        If a field has no NumPy type, a default, or the name of something that guards have; named in the message.
+
+    Notes
+    -----
+    The class is made anew, with empty ``__slots__``, as by ``dataclass(slots=True)``: so ``super()`` without arguments does
+    not work in its methods, and it has no instances but guards and views.  To type checkers, ``with cache.allocate() as it``
+    gives one of the class.
+
+    Examples
+    --------
+    >>> import jitslab
+    >>> from typing import Annotated
+    >>> @jitslab.record
+    ... class Node:
+    ...     value: jitslab.f8
+    ...     next: Annotated[int, jitslab.link("nodes")]
+    ...     def double(self):
+    ...         self.value *= 2
+    >>> nodes = jitslab.SlabCache("nodes", Node, capacity=10, init="zero")
+    >>> with nodes.allocate() as node:
+    ...     node.value = 1.5
+    ...     node.double()
+    ...     node
+    <Node of 'nodes': value=3.0, next=0>
+    >>> jitslab.links_of(Node)
+    {('next',): 'nodes'}
+    >>> nodes.close()
+    """
+    if not isinstance(cls, type):
+        raise LayoutError(f"record decorates a class, got {type(cls).__name__}")
+    frame = sys._getframe(1)
+    fields, nested = _inherited(cls)
+    for name, annotation in inspect.get_annotations(cls).items():
+        try:
+            annotation = _evaluated(annotation, vars(sys.modules[cls.__module__]), frame.f_locals)
+        except Exception as error:  # whatever the text of the annotation raises
+            raise LayoutError(f"field {name!r} of {cls.__name__}: {error}") from error
+        if typing.ClassVar in (annotation, typing.get_origin(annotation)):
+            continue
+        _check_name(cls, name, fields)
+        fields[name] = _dtype_of(annotation, f"field {name!r} of {cls.__name__}")
+        if _is_declared(annotation):
+            nested[name] = annotation
+    if not fields:
+        raise LayoutError(f"{cls.__name__} has no annotated fields")
+    dtype = check_dtype(np.dtype(list(fields.items()), align=True))
+    return _remade(cls, dtype, nested)
+
+
+def declared_class(dtype: Any) -> Any:
+    """
+    Return the declared class that stands for a dtype, or None.
+
+    Raises
+    ------
+    LayoutError
+        For a class that inherits from a declared one, and is none itself: its guards would lack what it adds.
+    """
+    if not isinstance(dtype, type) or not hasattr(dtype, "__jitslab_nested__"):
+        return None
+    if not _is_declared(dtype):
+        raise LayoutError(f"{dtype.__name__} inherits from a declared record; decorate it with jitslab.record, too")
+    return dtype
+
+
+def _inherited(cls: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the fields of declared bases, and the declared classes of those that are nested."""
+    fields: dict[str, Any] = {}
+    nested: dict[str, Any] = {}
+    for base in cls.__bases__:
+        if _is_declared(base):
+            names = base.dtype.names  # type: ignore[attr-defined]  # a declared class has it
+            for name in names:
+                _check_name(cls, name, fields)
+                fields[name] = base.dtype[name]  # type: ignore[attr-defined]  # likewise
+            nested |= base.__jitslab_nested__  # type: ignore[attr-defined]  # likewise
+    return fields, nested
+
+
+def _evaluated(annotation: Any, module: dict[str, Any], local: dict[str, Any]) -> Any:
+    """Return what an annotation means that is a string, as after ``from __future__ import annotations``."""
+    if not isinstance(annotation, str):
+        return annotation
+    holder = types.SimpleNamespace(__annotations__={"it": annotation})
+    return typing.get_type_hints(holder, module, local, include_extras=True)["it"]
+
+
+def _is_declared(it: Any) -> bool:
+    """Whether it is a class that `record` made."""
+    return isinstance(it, type) and "__jitslab_nested__" in vars(it)
+
+
+def _check_name(cls: type, name: str, fields: dict[str, Any]) -> None:
+    """Raise if a field of that name could not be an attribute of guards."""
+    where = f"field {name!r} of {cls.__name__}"
+    if name in fields:
+        raise LayoutError(f"{where} is declared twice")
+    if name.startswith("_") or keyword.iskeyword(name):
+        raise LayoutError(f"{where}: names that begin with _ are not for fields")
+    if hasattr(SlabObjectGuard, name) or hasattr(SlabRecordView, name) or name == "dtype":
+        raise LayoutError(f"{where} would hide what guards have by that name; rename it")
+    if name in vars(cls):
+        raise LayoutError(f"{where} has a default; give the cache a record to start from, by init")
+
+
+def _dtype_of(annotation: Any, where: str) -> np.dtype[Any]:
+    """Return the dtype that an annotation means."""
+    named = annotation
+    if typing.get_origin(annotation) is Annotated:
+        named = annotation.__metadata__[0]
+    elif not (annotation in PLAIN or _is_declared(annotation) or isinstance(annotation, np.dtype) or _is_scalar(annotation)):
+        raise LayoutError(
+            f"{where}: no NumPy type in {_shown(annotation)}; write Annotated[{_shown(annotation)}, 'f8'] with the one you mean"
+        )
+    try:
+        dtype: np.dtype[Any] = np.dtype(named)
+    except (TypeError, ValueError) as error:
+        raise LayoutError(f"{where}: {error}") from error
+    if dtype.hasobject:
+        raise LayoutError(f"{where}: a record cannot hold Python objects")
+    if dtype.itemsize == 0:
+        raise LayoutError(f"{where}: {dtype} has no size; write one, as in 'S8'")
+    return dtype
+
+
+def _is_scalar(annotation: Any) -> bool:
+    """Whether it is one of NumPy's scalar types."""
+    return isinstance(annotation, type) and issubclass(annotation, np.generic)
+
+
+def _shown(annotation: Any) -> str:
+    """Return an annotation as it is written."""
+    return annotation.__name__ if isinstance(annotation, type) else repr(annotation)
+
+
+def _refuse(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    raise LayoutError(f"{cls.__name__} declares a record; take one from a cache: SlabCache('name', {cls.__name__}).allocate()")
+
+
+def _remade(cls: type[T], dtype: np.dtype[Any], nested: dict[str, Any]) -> type[T]:
+    """Return the class made anew, without room for attributes that are no fields."""
+    namespace = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__", "__slots__")}
+    if vars(cls).get("__slots__"):
+        raise LayoutError(f"{cls.__name__} has __slots__; fields are what it annotates")
+    namespace |= {"__slots__": (), "__new__": _refuse, "dtype": dtype, "__jitslab_nested__": nested}
+    made = types.new_class(cls.__name__, cls.__bases__, {"metaclass": type(cls)}, lambda names: names.update(namespace))
+    made.__qualname__ = cls.__qualname__
+    if made.__dictoffset__:
+        raise LayoutError(f"a base of {cls.__name__} gives its objects a __dict__; give that base __slots__ = ()")
+    return made

@@ -1,0 +1,199 @@
+"""
+The gate of the fields: a value becomes exactly what a field holds, or is refused; never wrapped, cut or rounded to infinity.
+
+Above `errors`, below `guard`.  What is refused is said in the words of the field: its name, what it takes, what it got.  Kinds
+are strict, as a type checker is: no float goes into an integer, whole or not, no number into a bool, no text into a number.  A
+bool is an integer, as in Python; integers go into floats, and are rounded as `float` does.
+"""
+
+from __future__ import annotations
+
+import datetime
+import numbers
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .errors import ArrayError, FieldRangeError, FieldTypeError
+
+TAKES = {"b": "b", "i": "biu", "u": "biu", "f": "biuf", "c": "biufc", "S": "S", "U": "U", "M": "M", "m": "m", "V": "SV"}
+A_KIND = {"b": "a bool", "f": "a float", "c": "a complex number"}
+
+
+def description(dtype: np.dtype[Any]) -> str:
+    """Say what a field takes."""
+    kind, size = dtype.kind, dtype.itemsize
+    if dtype.names is not None:
+        return f"a record of {', '.join(dtype.names)}"
+    if kind in "iu":
+        limits = np.iinfo(dtype)
+        return f"an integer {limits.min} .. {limits.max}"
+    if kind in "fc":
+        return f"{A_KIND[kind]} of {8 * size} bits"
+    if kind == "S":
+        return f"at most {size} bytes"
+    if kind == "U":
+        return f"a str of at most {size // 4}"
+    if kind in "mM":
+        return f"a {dtype.name}"
+    return A_KIND.get(kind, f"{size} raw bytes")
+
+
+def wrong_kind(value: Any, dtype: np.dtype[Any], name: str) -> FieldTypeError:
+    """Say that the value is of another kind than the field."""
+    return FieldTypeError(f"field {name!r} takes {description(dtype)}, got {type(value).__name__} {reprlib.repr(value)}")
+
+
+def out_of_range(value: Any, dtype: np.dtype[Any], name: str) -> FieldRangeError:
+    """Say that the field cannot hold the value."""
+    return FieldRangeError(f"field {name!r} takes {description(dtype)}, got {reprlib.repr(value)}")
+
+
+def fit(value: Any, dtype: np.dtype[Any], name: str, shape: tuple[int, ...] = ()) -> Any:
+    """
+    Return a value as exactly what a field holds.
+
+    Parameters
+    ----------
+    value
+        What is assigned.
+    dtype : numpy.dtype
+        Of the field: a scalar, a sub-array or a nested record.
+    name : str
+        Of the field, for messages.
+    shape : tuple of int
+        Of the array that is wanted, before the field's own shape; () for one record.
+
+    Returns
+    -------
+    ndarray or numpy.void
+        Of the field's base dtype; an array that broadcasts to what is wanted.
+
+    Raises
+    ------
+    FieldTypeError, FieldRangeError, ArrayError
+        If it is of another kind, too large, or of another shape.
+    """
+    if dtype.subdtype is not None:
+        base, own = dtype.subdtype
+        return fit(value, base, name, shape + own)
+    if dtype.names is not None:
+        return fit_record(value, dtype, name, shape)
+    array = as_array(value, dtype, name)
+    fit_shape(array, name, shape)
+    if array.dtype == dtype or array.size == 0:
+        return array.astype(dtype)
+    if array.dtype.kind == "O":
+        return fit_objects(array, dtype, name)
+    if array.dtype.kind not in TAKES[dtype.kind]:
+        raise wrong_kind(value, dtype, name)
+    return fit_array(array, value, dtype, name)
+
+
+def as_array(value: Any, dtype: np.dtype[Any], name: str) -> Any:
+    """Return a value as an array of what it is, not of what the field wants."""
+    if isinstance(value, datetime.datetime) and value.tzinfo is not None:
+        raise FieldTypeError(f"field {name!r} takes {description(dtype)} without a time zone, got {value!r}")
+    if isinstance(value, datetime.date):
+        return np.asarray(np.datetime64(value))
+    if isinstance(value, datetime.timedelta):
+        return np.asarray(np.timedelta64(value))
+    if dtype.kind == "V" and isinstance(value, bytes):
+        return np.array(value, f"V{len(value)}")
+    if dtype.kind == "U" and isinstance(value, str):  # NumPy drops NULs at the end: their count, too, must fit
+        if len(value) * 4 > dtype.itemsize:
+            raise out_of_range(value, dtype, name)
+        return np.array(value, dtype)
+    if dtype.kind == "S" and isinstance(value, bytes):
+        if len(value) > dtype.itemsize:
+            raise out_of_range(value, dtype, name)
+        return np.array(value, dtype)
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, OverflowError) as error:  # ragged lists, objects that refuse
+        raise FieldTypeError(f"field {name!r} takes {description(dtype)}: {error}") from error
+
+
+def fit_shape(array: Any, name: str, shape: tuple[int, ...]) -> None:
+    """Raise unless an array broadcasts to a shape."""
+    try:
+        fits = np.broadcast_shapes(array.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ArrayError(f"field {name!r} takes an array of shape {shape}, got one of shape {array.shape}")
+
+
+def fit_objects(array: Any, dtype: np.dtype[Any], name: str) -> Any:
+    """Fit what NumPy knows no dtype of, one by one: integers beyond 64 bits, fractions, Python's dates."""
+    out = np.zeros(array.shape, dtype)
+    for i, value in np.ndenumerate(array):
+        out[i] = fit_number(value, dtype, name)
+    return out
+
+
+def fit_number(value: Any, dtype: np.dtype[Any], name: str) -> Any:
+    """Return one Python number or date as a field holds it."""
+    if isinstance(value, int) and dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        if not limits.min <= value <= limits.max:
+            raise out_of_range(value, dtype, name)
+        return value
+    if isinstance(value, (datetime.date, datetime.timedelta)):
+        return fit(value, dtype, name)
+    if not isinstance(value, numbers.Real) or dtype.kind not in "fc":
+        raise wrong_kind(value, dtype, name)
+    try:
+        return fit(float(value), dtype, name)
+    except OverflowError:
+        raise out_of_range(value, dtype, name) from None
+
+
+def fit_record(value: Any, dtype: np.dtype[Any], name: str, shape: tuple[int, ...]) -> Any:
+    """Fit a whole record, field by field: another record, a tuple, a mapping; for many, an array or a list of them."""
+    names = dtype.names or ()
+    value = getattr(value, "record", value) if not isinstance(value, (np.void, np.ndarray, Mapping)) else value
+    if isinstance(value, (np.void, np.ndarray)) and value.dtype.names is not None:
+        array = np.asarray(value)
+        fit_shape(array, name, shape)
+        if array.dtype == dtype:
+            return array
+        if array.dtype.names != dtype.names:
+            raise wrong_kind(value, dtype, name)
+        parts, shape = {n: array[n] for n in names}, array.shape
+    elif isinstance(value, list) and shape:
+        return np.array([fit_record(v, dtype, name, shape[1:]) for v in value], dtype)
+    elif isinstance(value, tuple) and len(value) == len(names):
+        parts, shape = dict(zip(names, value, strict=True)), ()
+    elif isinstance(value, Mapping) and set(value) == set(names):
+        parts, shape = dict(value), ()
+    else:
+        raise wrong_kind(value, dtype, name)
+    out = np.zeros(shape, dtype)
+    for part, it in parts.items():
+        out[part] = fit(it, dtype[part], f"{name}.{part}" if name else part, shape)
+    return out
+
+
+def fit_array(array: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
+    """Convert an array of the right kind; raises if an element would change its meaning."""
+    kind = dtype.kind
+    if kind in "iu" and array.dtype.kind != "b":
+        limits = np.iinfo(dtype)
+        least, most = int(array.min()), int(array.max())
+        if least < limits.min or most > limits.max:
+            raise out_of_range(value if array.ndim == 0 else least if least < limits.min else most, dtype, name)
+    if (kind in "SU" and array.dtype.itemsize > dtype.itemsize) or (kind == "V" and array.dtype.itemsize != dtype.itemsize):
+        raise out_of_range(value, dtype, name)
+    with np.errstate(all="ignore"):
+        try:
+            out = array.astype(dtype)
+        except (ValueError, TypeError, OverflowError):  # dates: years where days are wanted, out of range
+            raise out_of_range(value, dtype, name) from None
+        if kind in "fc" and not np.array_equal(np.isfinite(out), np.isfinite(array)):
+            raise out_of_range(value, dtype, name)
+    if kind in "mM" and not (np.isnat(array) | (out.astype(array.dtype) == array)).all():
+        raise out_of_range(value, dtype, name)
+    return out

@@ -1,0 +1,935 @@
+"""Guards: fields as attributes, what is assigned is checked, liveness at every access, and whose record it is."""
+
+import copy
+import datetime
+import decimal
+import fractions
+import gc
+import pickle
+import random
+import re
+import sys
+import threading
+import warnings
+import weakref
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+from program import run_python
+
+import jitslab
+from jitslab import guard as guard_module
+
+PACKET = np.dtype(
+    [
+        ("id", "u1"),
+        ("count", "i8"),
+        ("weight", "f8"),
+        ("small", "f4"),
+        ("ok", "?"),
+        ("header", "u1", (4,)),
+        ("at", [("x", "f8"), ("deep", [("n", "u2"), ("when", "M8[s]")])]),
+        ("free", "i4"),
+        ("big", ">i4"),
+        ("half", "f2"),
+        ("wide", "c16"),
+        ("tag", "S4"),
+        ("text", "U3"),
+        ("when", "M8[ns]"),
+        ("took", "m8[ms]"),
+        ("raw", "V3"),
+        ("u8", "u8"),
+        ("parts", [("a", "i2"), ("b", "f4")], (2,)),
+    ]
+)
+INTEGERS = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
+
+
+@pytest.fixture
+def cache():
+    """Return a cache of 20 packets, zeroed."""
+    with jitslab.SlabCache("packets", PACKET, capacity=20, init="zero") as cache:
+        yield cache
+
+
+@pytest.fixture
+def it(cache):
+    """Return the guard of a packet."""
+    it = cache.allocate()
+    yield it
+    if repr(it).endswith(("freed>", "released>", "closed>", "freed by another>")):
+        return
+    it.free()
+
+
+def refused(exception, message, function, *arguments):
+    """Assert that a call raises exactly this."""
+    with pytest.raises(exception) as caught:
+        function(*arguments)
+
+    assert exception is type(caught.value)
+    assert message == str(caught.value)
+    return caught.value
+
+
+def gone(why="freed"):
+    """Return the message of a guard that owns no record."""
+    return f"this guard of cache 'packets' has no record any more: {why}"
+
+
+@numba.njit
+def use_null(cache):
+    """Read the record of a handle that is none: a fault."""
+    cache.record(0)
+
+
+# --- Fields ---
+
+
+def test_fields_are_read_and_written_in_place(it):
+    """What is written through the guard stands in the record, and the other way round."""
+    it.id, it.count, it.weight, it.small, it.ok = 42, -(1 << 63), 0.1, 0.5, True
+    record = it.record
+
+    assert (42, -(1 << 63), 0.1, 0.5, True) == (record["id"], record["count"], record["weight"], record["small"], record["ok"])
+    record["count"] = 7
+    record["ok"] = False
+    assert (7, False) == (it.count, it.ok)
+    assert [int, int, float, float, bool] == [type(getattr(it, n)) for n in ("id", "count", "weight", "small", "ok")]
+
+
+@pytest.mark.parametrize("code", INTEGERS)
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_integers_of_every_size_hold_their_limits_and_no_more(code, order):
+    """The least and the most go in and come out; one further is refused, and nothing is written."""
+    dtype = np.dtype([("pad", "u1"), ("n", order + code), ("after", "u1")])  # not aligned
+    least, most = int(np.iinfo(code).min), int(np.iinfo(code).max)
+    with jitslab.SlabCache("integers", dtype, capacity=4, init="zero") as cache, cache.allocate() as it:
+        for value in (least, most, 0, 1, True, np.int8(3), np.array(4)):
+            it.n = value
+            assert int(value) == it.n == it.record["n"]
+            assert int is type(it.n)
+        for value in (least - 1, most + 1, 1 << 70, -(1 << 70)):
+            refused(
+                jitslab.FieldRangeError, f"field 'n' takes an integer {least} .. {most}, got {value}", setattr, it, "n", value
+            )
+        assert (0, 4, 0) == it.record.item()
+
+
+@pytest.mark.parametrize("code", ["f2", "f4", "f8", ">f4", ">f8"])
+def test_floats_round_and_keep_infinity_and_nan(code):
+    """What a float of that size can be, a field can hold; what rounds to infinity is refused."""
+    dtype = np.dtype([("pad", "u1"), ("x", code)])
+    with jitslab.SlabCache("floats", dtype, capacity=4) as cache, cache.allocate() as it:
+        most = float(np.finfo(code).max)
+        for value in (0.1, -0.0, most, -most, float("inf"), -float("inf"), 7, True, np.float32(0.25), np.int8(3), np.float64(1)):
+            it.x = value
+            assert float(np.dtype(code).type(float(value))) == it.x
+            assert float is type(it.x)
+        it.x = float("nan")
+        assert it.x != it.x
+        it.x = 5.0
+        for value in (1 << 2000, -(1 << 2000)) if code.endswith("8") else (most * 1.01, -most * 2, 1 << 2000):
+            with pytest.raises(jitslab.FieldRangeError, match=r"^field 'x' takes a float of \d\d bits, got "):
+                it.x = value
+        assert 5.0 == it.x
+
+
+def test_float_just_above_the_largest_rounds_as_numpy_rounds(it):
+    """A double that rounds to the largest float32 is held; the next one that rounds to infinity is not."""
+    most = float(np.finfo("f4").max)
+    it.small = most * (1 + 2**-26)
+    assert most == it.small
+    with pytest.raises(jitslab.FieldRangeError):
+        it.small = most * (1 + 2**-24)
+
+
+def test_other_kinds_come_out_as_they_went_in(it):
+    """Bytes, text, dates, complex numbers and raw bytes."""
+    values = {
+        "wide": 1.5 - 2j,
+        "tag": b"abcd",
+        "text": "äöü",
+        "when": np.datetime64("2024-05-06T07:08:09.123456789"),
+        "took": np.timedelta64(5, "ms"),
+        "raw": b"\x01\x00\x02",
+        "half": 0.5,
+        "big": -2,
+    }
+    for name, value in values.items():
+        setattr(it, name, value)
+        assert value == getattr(it, name)
+        assert type(value) is type(getattr(it, name))
+    it.weight = fractions.Fraction(1, 4)
+    assert 0.25 == it.weight
+    it.when = datetime.datetime(2020, 1, 2, 3, 4, 5)
+    assert np.datetime64("2020-01-02T03:04:05") == it.when
+    it.took = datetime.timedelta(seconds=2)
+    assert np.timedelta64(2000, "ms") == it.took
+    it.took = np.timedelta64(1, "s")
+    assert np.timedelta64(1000, "ms") == it.took
+    it.when = np.datetime64("NaT")
+    assert np.isnat(it.when)
+
+
+def test_sub_arrays_are_writable_views(it):
+    """A view writes to the record; assigning broadcasts."""
+    view = it.header
+    view[1] = 9
+    view.fill(3)
+    assert [3, 3, 3, 3] == it.record["header"].tolist()
+    it.header = [1, 2, 3, 4]
+    it.header[0] = 7
+    assert [7, 2, 3, 4] == view.tolist()
+    it.header = 5
+    assert [5] * 4 == view.tolist()
+    it.header = np.arange(4)
+    assert [0, 1, 2, 3] == view.tolist()
+    it.parts[1]["a"] = 6
+    assert 6 == it.record["parts"][1]["a"]
+    it.parts = (1, 2.5)
+    assert [(1, 2.5), (1, 2.5)] == it.parts.tolist()
+
+
+def test_nested_records_are_views_with_attributes(it):
+    """Two levels down, fields are read, written and checked as at the top."""
+    it.at.x = 2.5
+    it.at.deep.n = 65535
+    it.at.deep.when = np.datetime64("2020-01-01")
+    deep = it.at.deep
+
+    assert (2.5, 65535) == (it.record["at"]["x"], it.record["at"]["deep"]["n"])
+    assert 65535 == it["at"]["deep"]["n"] == deep.n == deep["n"]
+    refused(jitslab.FieldRangeError, "field 'n' takes an integer 0 .. 65535, got 65536", setattr, deep, "n", 65536)
+    assert "<SlabRecordView .at.deep: n=65535, when=np.datetime64('2020-01-01T00:00:00')>" == repr(deep).replace("numpy.", "np.")
+    it.at = (1, (2, np.datetime64("2021-01-01")))
+    assert (1.0, 2) == (it.at.x, deep.n)
+    it.at = {"x": 3, "deep": {"n": 4, "when": np.datetime64("2021-01-01")}}
+    assert (3.0, 4) == (it.at.x, deep.n)
+    with it.cache.allocate() as other:
+        other.at = it.at
+        assert (3.0, 4) == (other.at.x, other.at.deep.n)
+    refused(jitslab.FieldRangeError, "field 'at.deep.n' takes an integer 0 .. 65535, got -1", setattr, it, "at", (1, (-1, None)))
+    assert (3.0, 4) == (it.at.x, deep.n)
+    it.free()
+    refused(jitslab.StaleHandleError, gone(), getattr, deep, "n")
+    refused(jitslab.StaleHandleError, gone(), setattr, deep, "n", 1)
+    assert "<SlabRecordView .at.deep: freed>" == repr(deep)
+
+
+def test_field_named_as_a_method_is_by_name_only(it):
+    """The attribute is the method; the field is guard["free"]."""
+    it["free"] = 5
+
+    assert 5 == it["free"] == it.record["free"]
+    assert callable(it.free)
+    text = "'free' is a name of the guard itself; write guard['free'] for the field"
+    refused(jitslab.FieldNameError, text, setattr, it, "free", 3)
+
+
+@pytest.mark.parametrize("name", ["handle", "record", "cache", "release", "_handle", "_cache", "__class__", "__del__", "_fields"])
+def test_no_field_name_changes_a_guard(name):
+    """Whatever a field is called, the guard works, and the field is there by name."""
+    with jitslab.SlabCache("names", np.dtype([(name, "i8")]), capacity=4) as cache:
+        with cache.allocate() as it:
+            it[name] = 77
+            assert 77 == it[name] == it.record[name]
+            assert it.handle in cache
+            with pytest.raises(jitslab.FieldNameError):
+                setattr(it, name, 3)
+        assert 0 == len(cache)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a.b", "ä", "if", "a\0b", "\ud800"])
+def test_any_name_is_a_field(name):
+    """Names that are no identifiers are fields by name, and by getattr if they can be printed."""
+    dtype = np.dtype({"names": [name], "formats": ["i4"]})
+    with jitslab.SlabCache("names", dtype, capacity=4) as cache, cache.allocate() as it:
+        it[name] = 5
+        it[name] += 1
+        assert 6 == it[name] == it.record[0]
+        if name.isprintable():
+            setattr(it, name, 7)
+            assert 7 == getattr(it, name)
+
+
+def test_aliased_dtypes_share_a_class_and_others_do_not(cache):
+    """Each dtype's class of guards is made once."""
+    with (
+        jitslab.SlabCache("same", np.dtype(PACKET.descr[:1]), capacity=4) as a,
+        jitslab.SlabCache("same", np.dtype(PACKET.descr[:1]), capacity=9) as b,
+        a.allocate() as x,
+        b.allocate() as y,
+        cache.allocate() as z,
+    ):
+        assert type(x) is type(y)
+        assert type(x) is not type(z)
+
+
+# --- What is refused ---
+
+BAD_VALUES = {
+    "above": ("id", 300, jitslab.FieldRangeError, "field 'id' takes an integer 0 .. 255, got 300"),
+    "below": ("id", -1, jitslab.FieldRangeError, "field 'id' takes an integer 0 .. 255, got -1"),
+    "float": ("id", 1.5, jitslab.FieldTypeError, "field 'id' takes an integer 0 .. 255, got float 1.5"),
+    "whole float": ("id", 1.0, jitslab.FieldTypeError, "field 'id' takes an integer 0 .. 255, got float 1.0"),
+    "nan": ("id", float("nan"), jitslab.FieldTypeError, "field 'id' takes an integer 0 .. 255, got float nan"),
+    "inf": ("id", float("inf"), jitslab.FieldTypeError, "field 'id' takes an integer 0 .. 255, got float inf"),
+    "str": ("id", "1", jitslab.FieldTypeError, "field 'id' takes an integer 0 .. 255, got str '1'"),
+    "bytes": ("id", b"1", jitslab.FieldTypeError, "field 'id' takes an integer 0 .. 255, got bytes b'1'"),
+    "None": ("id", None, jitslab.FieldTypeError, "field 'id' takes an integer 0 .. 255, got NoneType None"),
+    "list": ("id", [1], jitslab.ArrayError, "field 'id' takes an array of shape (), got one of shape (1,)"),
+    "ragged": ("header", [[1], [2, 3]], jitslab.FieldTypeError, None),
+    "big": ("u8", 1 << 64, jitslab.FieldRangeError, f"field 'u8' takes an integer 0 .. {2**64 - 1}, got {1 << 64}"),
+    "complex": ("weight", 1j, jitslab.FieldTypeError, "field 'weight' takes a float of 64 bits, got complex 1j"),
+    "str into float": ("weight", "nan", jitslab.FieldTypeError, "field 'weight' takes a float of 64 bits, got str 'nan'"),
+    "None into float": ("weight", None, jitslab.FieldTypeError, "field 'weight' takes a float of 64 bits, got NoneType None"),
+    "overflow": ("small", 1e39, jitslab.FieldRangeError, "field 'small' takes a float of 32 bits, got 1e+39"),
+    "half": ("half", 1e5, jitslab.FieldRangeError, "field 'half' takes a float of 16 bits, got 100000.0"),
+    "huge": ("weight", 10**400, jitslab.FieldRangeError, None),
+    "number into bool": ("ok", 1, jitslab.FieldTypeError, "field 'ok' takes a bool, got int 1"),
+    "big-endian": ("big", 1 << 31, jitslab.FieldRangeError, None),
+    "long bytes": ("tag", b"abcde", jitslab.FieldRangeError, "field 'tag' takes at most 4 bytes, got b'abcde'"),
+    "NUL bytes": ("tag", b"abcd\0", jitslab.FieldRangeError, "field 'tag' takes at most 4 bytes, got b'abcd\\x00'"),
+    "str into bytes": ("tag", "abc", jitslab.FieldTypeError, "field 'tag' takes at most 4 bytes, got str 'abc'"),
+    "number into bytes": ("tag", 5, jitslab.FieldTypeError, "field 'tag' takes at most 4 bytes, got int 5"),
+    "long str": ("text", "abcd", jitslab.FieldRangeError, "field 'text' takes a str of at most 3, got 'abcd'"),
+    "bytes into str": ("text", b"abc", jitslab.FieldTypeError, "field 'text' takes a str of at most 3, got bytes b'abc'"),
+    "number into date": ("when", 5, jitslab.FieldTypeError, "field 'when' takes a datetime64[ns], got int 5"),
+    "str into date": ("when", "2020", jitslab.FieldTypeError, "field 'when' takes a datetime64[ns], got str '2020'"),
+    "date out of range": ("when", np.datetime64("9999-01-01"), jitslab.FieldRangeError, None),
+    "too fine a time": ("took", np.timedelta64(1500, "us"), jitslab.FieldRangeError, None),
+    "short raw bytes": ("raw", b"ab", jitslab.FieldRangeError, "field 'raw' takes 3 raw bytes, got b'ab'"),
+    "shape": ("header", [1, 2, 3], jitslab.ArrayError, "field 'header' takes an array of shape (4,), got one of shape (3,)"),
+    "element": ("header", [1, 2, 3, 256], jitslab.FieldRangeError, "field 'header' takes an integer 0 .. 255, got 256"),
+    "float elements": ("header", [1.0] * 4, jitslab.FieldTypeError, None),
+    "huge element": ("header", [1, 2, 3, 1 << 70], jitslab.FieldRangeError, None),
+    "None among": ("header", [1, 2, 3, None], jitslab.FieldTypeError, None),
+    "years into dates": ("when", np.datetime64(1 << 60, "Y"), jitslab.FieldRangeError, None),
+    "time zone": ("when", datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc), jitslab.FieldTypeError, None),
+    "generator": ("header", (i for i in range(4)), jitslab.FieldTypeError, None),
+    "fraction into integer": ("id", fractions.Fraction(1), jitslab.FieldTypeError, None),
+    "decimal": ("weight", decimal.Decimal(1), jitslab.FieldTypeError, None),
+    "nested short": ("at", (1,), jitslab.FieldTypeError, "field 'at' takes a record of x, deep, got tuple (1,)"),
+    "nested names": ("at", {"x": 1}, jitslab.FieldTypeError, "field 'at' takes a record of x, deep, got dict {'x': 1}"),
+    "nested number": ("at", 5, jitslab.FieldTypeError, "field 'at' takes a record of x, deep, got int 5"),
+}
+
+
+@pytest.mark.parametrize("crime", BAD_VALUES)
+def test_value_that_does_not_fit_is_refused_and_nothing_written(it, crime):
+    """By its own class, by name; the record is as it was, byte for byte."""
+    name, value, exception, text = BAD_VALUES[crime]
+    before = it.record.tobytes()
+
+    for assign in (setattr, type(it).__setitem__):
+        with pytest.raises(exception) as caught:
+            assign(it, name, value)
+        assert exception is type(caught.value)
+        assert text is None or text == str(caught.value)
+        assert str(caught.value).startswith(f"field {name!r} takes ")
+        assert isinstance(caught.value, jitslab.SlabError)
+    assert before == it.record.tobytes()
+
+
+def test_random_values_never_corrupt(it):
+    """Whatever is assigned: it is held as NumPy would hold it, or refused by a SlabError; the neighbours stay."""
+    rng = random.Random(3)
+    pool = [0, 1, -1, 255, 256, 1 << 31, 1 << 63, -(1 << 63), 1 << 64, 1.5, 1e39, float("nan"), "x", b"x", None, True, 1j]
+    pool += [
+        np.float32(2),
+        np.uint64(1 << 63),
+        np.bool_(True),
+        [1] * 4,
+        (),
+        {},
+        np.zeros(4, "u1"),
+        object(),
+        np.datetime64(0, "s"),
+    ]
+    names = list(PACKET.names)
+    for _ in range(3000):
+        name, value = rng.choice(names), rng.choice(pool)
+        others = {n: it.record[n].tobytes() for n in names if n != name}
+        try:
+            it[name] = value
+        except jitslab.SlabError:
+            pass
+        assert others == {n: it.record[n].tobytes() for n in names if n != name}
+
+
+def test_missing_field_names_those_that_are_near(it):
+    """A misspelt field is refused when it is read, written, deleted or asked for by name."""
+    text = "the record has no field 'wieght'; near it: 'weight'"
+    refused(jitslab.FieldNameError, text, getattr, it, "wieght")
+    refused(jitslab.FieldNameError, text, setattr, it, "wieght", 1.0)
+    refused(jitslab.FieldNameError, text, it.__getitem__, "wieght")
+    refused(jitslab.FieldNameError, text, it.__setitem__, "wieght", 1.0)
+    refused(jitslab.FieldNameError, "the record has no field 'zzz'; it has 'x', 'deep'", getattr, it.at, "zzz")
+    refused(jitslab.FieldNameError, "a field is named by a str, got int 3", it.__getitem__, 3)
+    refused(jitslab.FieldTypeError, "field 'weight' cannot be deleted", delattr, it, "weight")
+    with pytest.raises(AttributeError):
+        it.nothing
+    with pytest.raises(KeyError):
+        it["nothing"]
+    assert not hasattr(it, "nothing")
+    assert 7 == getattr(it, "nothing", 7)
+
+
+def test_internals_cannot_be_set(it):
+    """What the C methods trust is not for writing; nor is the class, with whose fields others would be read."""
+    with jitslab.SlabCache("other", np.dtype([("x", "i8", (1000,))]), capacity=4) as cache, cache.allocate() as other:
+        for name, value in [
+            ("_cache", None),
+            ("_handle", "x"),
+            ("_epoch", None),
+            ("_entered", None),
+            ("handle", 3),
+            ("record", 4),
+        ]:
+            with pytest.raises(jitslab.FieldNameError):
+                setattr(it, name, value)
+            with pytest.raises((AttributeError, TypeError)):
+                object.__setattr__(it, name, value)
+        with pytest.raises((AttributeError, TypeError)):
+            it.__class__ = type(other)
+        with pytest.raises((AttributeError, TypeError)):
+            object.__setattr__(it, "__class__", type(other))
+        with pytest.raises((AttributeError, TypeError)):
+            type(it).__dict__["weight"].__get__(other, type(other))
+    assert isinstance(it, jitslab.SlabObjectGuard)
+
+
+def test_guard_made_by_hand_is_refused_and_harmless(it):
+    """Only a cache makes guards; one without a record is refused everywhere, and does not crash."""
+    refused(jitslab.GuardError, "a guard is made by cache.allocate() or cache.adopt(handle)", jitslab.SlabObjectGuard)
+    refused(jitslab.GuardError, "a guard is made by cache.allocate() or cache.adopt(handle)", type(it))
+    refused(jitslab.GuardError, "a view of a nested record is made by reading a guard's field", type(it.at))
+    for cls in (type(it), type(it.at)):
+        empty = object.__new__(cls)
+        for use in (lambda e: e.x, lambda e: e.weight, lambda e: e.free(), lambda e: e.__enter__(), lambda e: e.handle):
+            with pytest.raises(AttributeError):
+                use(empty)
+
+
+# --- Whose record it is ---
+
+
+def test_leaving_the_block_frees(cache):
+    """Also by an exception, which goes on."""
+    with cache.allocate() as it:
+        handle = it.handle
+        assert handle in cache
+    assert handle not in cache
+    with pytest.raises(ZeroDivisionError), cache.allocate() as it:
+        1 / 0
+    assert 0 == len(cache)
+    assert "<SlabObjectGuard of 'packets': freed>" == repr(it)
+
+
+USES = {
+    "read": lambda it: it.weight,
+    "write": lambda it: setattr(it, "weight", 1.0),
+    "refused write": lambda it: setattr(it, "weight", "x"),
+    "array": lambda it: it.header,
+    "nested": lambda it: it.at,
+    "by name": lambda it: it["weight"],
+    "write by name": lambda it: it.__setitem__("weight", 1.0),
+    "slow": lambda it: it.tag,
+    "record": lambda it: it.record,
+    "handle": lambda it: it.handle,
+    "free": lambda it: it.free(),
+    "release": lambda it: it.release(),
+    "enter": lambda it: it.__enter__(),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_every_use_after_free_is_refused(cache, use):
+    """After free, after release, after the end of the block: none reaches the slot's next record."""
+    guards = [cache.allocate() for _ in range(3)]
+    guards[0].free()
+    kept = guards[1].release()
+    with guards[2]:
+        pass
+    others = cache.alloc_many(3)
+    before = cache.gather(others).tobytes()
+
+    for it, why in zip(guards, ("freed", "released", "freed"), strict=True):
+        refused(jitslab.StaleHandleError, gone(why), USES[use], it)
+    assert before == cache.gather(others).tobytes()
+    assert kept in cache
+
+
+@pytest.mark.parametrize("use", USES)
+def test_record_freed_by_another_is_noticed(cache, use):
+    """The generation is compared at every access."""
+    it = cache.allocate()
+    handle = it.handle
+    cache.free(handle)
+    again = cache.alloc()
+    slot, cycle = handle & 0xFFFFFFFF, handle >> 32
+    assert slot == again & 0xFFFFFFFF
+
+    text = f"slot {slot} of handle {handle:#x} is live again (handle cycle {cycle}, slot cycle {cycle + 1})"
+    refused(jitslab.StaleHandleError, text, USES[use], it)
+    assert again in cache
+    assert repr(it) in ("<SlabObjectGuard of 'packets': freed by another>", "<SlabObjectGuard of 'packets': freed>")
+
+
+@pytest.mark.parametrize("use", USES)
+def test_closed_cache_is_said(use):
+    """After close every access says so; leaving the block does not."""
+    cache = jitslab.SlabCache("packets", PACKET, capacity=20)
+    view = None
+    with cache.allocate() as it, cache.allocate() as other:
+        view = it.header
+        view[:] = 3
+        cache.close()
+        refused(jitslab.ClosedError, "cache 'packets' is closed", USES[use], other)
+    assert "<SlabObjectGuard of 'packets': its cache is closed>" == repr(it)
+    del it, other, cache
+    gc.collect()
+    view[:] = 5  # still mapped
+    assert 4 == view.size
+
+
+def test_leaving_the_block_says_that_another_freed(cache):
+    """A record that was freed under the guard is an error of the program; but not in the place of another error."""
+    with pytest.raises(jitslab.StaleHandleError), cache.allocate() as it:
+        cache.free(it.handle)
+    with pytest.raises(ZeroDivisionError), cache.allocate() as it:
+        cache.free(it.handle)
+        1 / 0
+    assert 0 == len(cache)
+
+
+def test_free_and_release_in_the_block_are_fine(cache):
+    """Leaving the block then does nothing."""
+    with cache.allocate() as it:
+        it.free()
+    with cache.allocate() as it:
+        handle = it.release()
+    assert handle in cache
+    assert 1 == len(cache)
+    with cache.adopt(handle) as it:
+        assert handle == it.handle
+    assert 0 == len(cache)
+
+
+def test_block_is_entered_once(cache):
+    """A guard that is in a block cannot be entered again, and the record is freed once."""
+    it = cache.allocate()
+    with it:
+        refused(jitslab.GuardError, "this guard is in a with block already", it.__enter__)
+        assert 1 == len(cache)
+    refused(jitslab.StaleHandleError, gone(), it.__enter__)
+
+
+def test_adopting_what_is_not_live_is_refused(cache):
+    """Only a live record gets an owner."""
+    handle = cache.alloc()
+    cache.free(handle)
+    with pytest.raises(jitslab.StaleHandleError):
+        cache.adopt(handle)
+    with pytest.raises(jitslab.NullHandleError):
+        cache.adopt(jitslab.NULL)
+    refused(jitslab.HandleTypeError, "a handle is an integer, got float", cache.adopt, 1.0)
+    with cache.adopt(np.int64(cache.alloc())) as it:
+        assert int is type(it.handle)
+
+
+def test_full_cache_is_said(cache):
+    """As `alloc` says it; and a fault in compiled code, too."""
+    guards = [cache.allocate() for _ in range(20)]
+    refused(jitslab.CacheFullError, "cache 'packets' has 20 of 20 records live, 1 more were asked for", cache.allocate)
+    for it in guards:
+        it.free()
+    cache.close()
+    refused(jitslab.ClosedError, "cache 'packets' is closed", cache.allocate)
+
+
+def test_faults_of_compiled_code_are_said():
+    """As `alloc` says them, before anything is allocated; a block that is left says nothing."""
+    with jitslab.SlabCache("faulty", np.dtype([("x", "f8")]), capacity=20) as cache:
+        with cache.allocate() as it:
+            it.x = 1.0
+            use_null(cache)
+        assert 0 == len(cache)
+        for allocate in (cache.allocate, lambda: cache.allocate_many(2)):
+            use_null(cache)
+            with pytest.raises(jitslab.FaultError):
+                allocate()
+            assert 0 == len(cache)
+        assert 0 == cache.faults
+
+
+@pytest.mark.parametrize("copying", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_copies_are_refused(it, copying):
+    """A record has one owner."""
+    for thing in (it, it.at):
+        with pytest.raises(jitslab.CopyError, match=r"^Slab\w+ cannot be (copied|pickled): "):
+            copying(thing)
+    assert 1 == len(it.cache)
+
+
+def test_equal_to_itself_only(cache):
+    """Guards are equal and hashed by identity, whatever their records hold."""
+    with cache.allocate() as a, cache.allocate() as b:
+        assert a == a
+        assert a != b
+        assert {a: 1, b: 2}[a] == 1
+        assert weakref.ref(a)() is a
+
+
+def test_completion_and_repr(it):
+    """Fields are offered for completion; a repr is short."""
+    assert set(PACKET.names) | {"handle", "record", "release", "cache"} <= set(dir(it))
+    assert list(PACKET.names) == it._ipython_key_completions_()
+    assert ["deep", "record", "x"] == [name for name in dir(it.at) if not name.startswith("_")]
+    it.tag = b"abc"
+    text = repr(it)
+    assert text.startswith(
+        "<SlabObjectGuard of 'packets': id=0, count=0, weight=0.0, small=0.0, ok=False, header=<uint8 4>, at=("
+    )
+    assert text.endswith(", ...>")
+    assert len(text) < 300
+
+
+# --- The collector, threads, fork, the end ---
+
+
+def test_collected_guard_warns_and_frees(cache):
+    """As a last resort; one that was freed, released, or whose record another freed, says nothing."""
+    with pytest.warns(ResourceWarning, match=r"^never freed: <SlabObjectGuard of 'packets': id=9, "):
+        it = cache.allocate()
+        it.id = 9
+        del it
+        gc.collect()
+    assert 0 == len(cache)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        a, b, c, d = (cache.allocate() for _ in range(4))
+        a.free()
+        b.release()
+        cache.free(c.handle)
+        with d:
+            pass
+        del a, b, c, d
+        gc.collect()
+    assert 1 == len(cache)
+
+
+def test_cycle_of_guards_is_collected(cache):
+    """A guard in a cycle is freed by the collector."""
+    cycle = [cache.allocate()]
+    cycle.append(cycle)
+    with pytest.warns(ResourceWarning):
+        del cycle
+        gc.collect()
+    assert 0 == len(cache)
+
+
+def test_references_are_balanced(cache):
+    """Nothing is leaked or dropped twice by a million paths, refused ones among them."""
+    it = cache.allocate()
+    objects = [cache, type(it), type(it.at), it, PACKET]
+
+    def round_():
+        with cache.allocate() as other:
+            other.count, other.weight, other.ok, other.id = 1 << 40, 0.3, True, 3
+            other.count, other.weight, other.ok, other.at.x, other.at.deep.n, other.handle, other.header
+            for name, value in (("id", 300), ("weight", None), ("ok", 3), ("count", 1 << 70), ("nothing", 1), ("small", 1e39)):
+                try:
+                    setattr(other, name, value)
+                except jitslab.SlabError:
+                    pass
+            try:
+                other.nothing
+            except AttributeError:
+                pass
+        for use in (other.free, other.__enter__):
+            try:
+                use()
+            except jitslab.SlabError:
+                pass
+        try:
+            other.weight
+        except jitslab.SlabError:
+            pass
+        cache.adopt(cache.allocate().release()).free()
+
+    for _ in range(300):
+        round_()
+    gc.collect()
+    counts, blocks = [sys.getrefcount(o) for o in objects], sys.getallocatedblocks()
+    for _ in range(3000):
+        round_()
+    gc.collect()
+
+    assert counts == [sys.getrefcount(o) for o in objects]
+    assert abs(sys.getallocatedblocks() - blocks) < 500
+    it.free()
+    cache.check()
+
+
+def test_collector_at_every_allocation(cache):
+    """With the collector run all the time, guards in cycles among them, every record is given back."""
+    old = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            for i in range(2000):
+                with cache.allocate() as it:
+                    it.count = i
+                    assert i == it.count
+                    assert it.at.x == 0.0
+                if i % 10 == 0:
+                    cycle = [cache.allocate()]
+                    cycle.append(cycle)
+                    del cycle
+    finally:
+        gc.set_threshold(*old)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+    assert 0 == len(cache)
+    cache.check()
+
+
+def test_guard_works_in_other_threads(cache):
+    """Any thread reads, writes and frees; of those that free at once one wins, and the others get the error."""
+    for _ in range(50):
+        it = cache.allocate()
+        barrier, outcomes = threading.Barrier(4), []
+
+        def work(it=it, barrier=barrier, outcomes=outcomes):
+            it.count = 5
+            assert 5 == it.count
+            barrier.wait()
+            try:
+                it.free()
+                outcomes.append("freed")
+            except jitslab.StaleHandleError:
+                outcomes.append("refused")
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert ["freed", "refused", "refused", "refused"] == sorted(outcomes)
+    assert 0 == len(cache)
+
+
+FORK = """
+import os, gc, warnings
+warnings.simplefilter("error")
+import numpy as np, jitslab
+cache = jitslab.SlabCache("forked", np.dtype([("n", "i8"), ("sub", [("x", "f8")])]), capacity=50)
+batch = cache.allocate_many(5)
+batch.n = 3
+loose = cache.allocate()
+loose.n = 9
+held = cache.allocate()
+with cache.allocate() as it:
+    it.n = 7
+    handle = it.handle
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.12 warns of threads
+        pid = os.fork()
+    if pid == 0:
+        assert it.n == 7 and it.handle == handle and loose.n == 9 and batch.n.tolist() == [3] * 5
+        it.n = 8  # the child's copy
+if pid == 0:
+    assert handle in cache and it.n == 8  # leaving the block did nothing here
+    with batch:
+        pass
+    del loose, batch
+    gc.collect()
+    assert len(cache) == 8, len(cache)
+    held.free()  # on purpose: the child's copy
+    assert len(cache) == 7
+    with cache.allocate() as mine:  # the child's own
+        mine.n = 1
+    assert len(cache) == 7
+    cache.check()
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+assert handle not in cache and len(cache) == 7 and loose.n == 9 and batch.n.tolist() == [3] * 5
+loose.free(); batch.free(); held.free()
+cache.check()
+print("fine")
+"""
+
+
+def test_child_of_fork_frees_nothing(in_c):
+    """Leaving a block and being collected do nothing in a child; access reads its copy, and `free` frees it there."""
+    assert "fine\n" == run_python(PREPARE[in_c] + FORK)
+
+
+END = """
+import sys
+import numpy as np, jitslab
+cache = jitslab.SlabCache("ends", np.dtype([("n", "i8"), ("sub", [("x", "f8")])]), capacity=50)
+one, many = cache.allocate(), cache.allocate_many(3)
+import builtins, collections
+builtins.late = cache.allocate()
+collections.later = [cache.allocate(), one.sub]
+class Late:
+    def __init__(self): self.it = cache.allocate()
+    def __del__(self):
+        self.it.n = 3
+        sys.stdout.write(f"{self.it.n}\\n") if sys and sys.stdout else None
+builtins.latest = Late()
+cycle = [cache.allocate()]; cycle.append(cycle)
+"""
+
+
+def test_interpreter_ends_in_silence_with_live_guards(in_c):
+    """No crash, no noise, wherever the guards are kept."""
+    assert run_python(PREPARE[in_c] + END, "-X", "dev", "-W", "error") in ("", "3\n")
+
+
+PREPARE = {True: "", False: "import jitslab.guard\njitslab.guard._can_install = False\n"}
+
+
+@pytest.fixture(params=[True, False], ids=["in C", "in Python"])
+def in_c(request):
+    """Whether guards are in C."""
+    return request.param
+
+
+def test_guards_are_in_c_where_they_can_be(cache, it):
+    """On this interpreter the C methods are there; or this is the run without them."""
+    kinds = {type(vars(cls)[name]).__name__ for cls, name in ((type(it), "weight"), (jitslab.SlabObjectGuard, "free"))}
+
+    expected = {"getset_descriptor", "method_descriptor"} if guard_module._can_install else {"FieldAttribute", "function"}
+    assert expected == kinds
+    assert "free" in (type(it).free.__doc__ or "").lower()
+
+
+@pytest.mark.skipif(not guard_module._can_install, reason="this is the run without C methods")
+def test_everything_here_holds_without_c_methods():
+    """Where C methods cannot be made, the same tests pass on the Python methods."""
+    here = Path(__file__)
+    arguments = [str(here), "-q", "-x", "-p", "no:cacheprovider", "-k", "not child_of_fork and not interpreter_ends"]
+    text = f"{PREPARE[False]}import sys, pytest\nsys.path.insert(0, {str(here.parent)!r})\nsys.exit(pytest.main({arguments!r}))"
+
+    assert re.search(r"\[100%\]", run_python(text))
+
+
+# --- Many ---
+
+
+def test_batch_owns_all_or_none(cache):
+    """A batch that does not fit leaves nothing behind; leaving the block frees all."""
+    with cache.allocate_many(15) as batch:
+        assert 15 == len(batch) == len(cache)
+        with pytest.raises(jitslab.CacheFullError):
+            cache.allocate_many(6)
+        assert 15 == len(cache)
+    assert 0 == len(cache)
+    with pytest.raises(ZeroDivisionError), cache.allocate_many(3):
+        1 / 0
+    assert 0 == len(cache)
+    with cache.allocate_many(0) as none:
+        assert 0 == len(none)
+        assert (0,) == none.weight.shape
+        none.weight = []
+    refused(jitslab.CapacityError, "n must be 0 .. 2**32, got -1", cache.allocate_many, -1)
+    refused(jitslab.CapacityError, "n must be an integer, got float", cache.allocate_many, 1.0)
+
+
+def test_batch_fields_are_arrays(cache):
+    """Reading gathers, assigning scatters and checks; a copy that is written to would be a write lost, so it cannot be."""
+    with cache.allocate_many(4) as batch:
+        batch.weight = [0.5, 1.5, 2.5, 3.5]
+        batch.weight = batch.weight * 2
+        batch.id = 7
+        batch.header = np.arange(16).reshape(4, 4)
+        batch.tag = b"ab"
+        batch["free"] = np.arange(4)
+        batch.at = (1.0, (2, np.datetime64("2020-01-01")))
+
+        assert [1.0, 3.0, 5.0, 7.0] == batch.weight.tolist() == [r["weight"] for r in batch]
+        assert [7] * 4 == batch.id.tolist()
+        assert [8, 9, 10, 11] == batch[2]["header"].tolist()
+        assert [0, 1, 2, 3] == batch["free"].tolist()
+        assert [2] * 4 == batch.at["deep"]["n"].tolist()
+        assert (4,) == batch.records.shape
+        with pytest.raises(ValueError, match="read-only"):
+            batch.weight[0] = 3
+        with pytest.raises(ValueError, match="read-only"):
+            batch.handles[0] = 3
+        cache.records["weight"][batch.slots] += 1
+        assert [2.0, 4.0, 6.0, 8.0] == batch.weight.tolist()
+        batch[-1]["weight"] = 9
+        assert 9 == batch.weight[3]
+        before = batch.records.tobytes()
+        refused(jitslab.FieldRangeError, "field 'id' takes an integer 0 .. 255, got 300", setattr, batch, "id", [1, 2, 3, 300])
+        refused(jitslab.FieldTypeError, "field 'id' takes an integer 0 .. 255, got float 1.5", setattr, batch, "id", 1.5)
+        text = "field 'id' takes an array of shape (4,), got one of shape (3,)"
+        refused(jitslab.ArrayError, text, setattr, batch, "id", [1, 2, 3])
+        text = "the record has no field 'wieght'; near it: 'weight'"
+        refused(jitslab.FieldNameError, text, getattr, batch, "wieght")
+        refused(jitslab.FieldNameError, text, setattr, batch, "wieght", 3)
+        refused(jitslab.FieldNameError, "a field is named by a str, got float 1.5", batch.__getitem__, 1.5)
+        with pytest.raises(IndexError):
+            batch[4]
+        assert before == batch.records.tobytes()
+
+
+BATCH_USES = {
+    "read": lambda b: b.weight,
+    "write": lambda b: setattr(b, "weight", 1.0),
+    "handles": lambda b: b.handles,
+    "slots": lambda b: b.slots,
+    "records": lambda b: b.records,
+    "free": lambda b: b.free(),
+    "release": lambda b: b.release(),
+    "enter": lambda b: b.__enter__(),
+    "item": lambda b: b[1],
+}
+
+
+@pytest.mark.parametrize("use", BATCH_USES)
+def test_batch_after_free_is_refused(cache, use):
+    """As a single guard is; and when one record of it was freed by another, which one is said."""
+    batch, kept, torn = (cache.allocate_many(3) for _ in range(3))
+    batch.free()
+    handles = kept.release()
+    cache.free(int(torn.handles[1]))
+    text = "this batch of cache 'packets' has no records any more: "
+
+    refused(jitslab.StaleHandleError, text + "freed", BATCH_USES[use], batch)
+    refused(jitslab.StaleHandleError, text + "released", BATCH_USES[use], kept)
+    with pytest.raises(jitslab.StaleHandleError) as caught:
+        BATCH_USES[use](torn)
+    assert use == "item" or (1,) == caught.value.positions
+    assert 3 == sum(h in cache for h in handles.tolist())
+    cache.free_many(handles)
+    if use != "free":
+        with pytest.raises(jitslab.StaleHandleError):
+            torn.free()
+    assert 0 == len(cache)
+    assert "<SlabBatchGuard of 'packets': released>" == repr(kept)
+    cache.close()
+    refused(jitslab.ClosedError, "cache 'packets' is closed", BATCH_USES[use], batch)
+
+
+def test_batch_collected_warns_and_frees(cache):
+    """As a last resort."""
+    with pytest.warns(ResourceWarning, match=r"^never freed: 3 records of a batch of cache 'packets'$"):
+        cache.allocate_many(3)
+        gc.collect()
+    assert 0 == len(cache)
+    refused(jitslab.GuardError, "a batch is made by cache.allocate_many(n)", jitslab.SlabBatchGuard)
+    with cache.allocate_many(2) as batch:
+        refused(jitslab.GuardError, "this guard is in a with block already", batch.__enter__)
+        for copying in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(jitslab.CopyError):
+                copying(batch)
