@@ -22,13 +22,17 @@ from .errors import (
     NodeError,
     NullHandleError,
     PlacementWarning,
+    SizeError,
+    SizeTypeError,
     SlabError,
     StaleHandleError,
     TraceError,
+    WrongSizeError,
 )
 from .layout import NULL
 from .numa import NumaNode, nodes
 from .page import SlabNode, SlabObject, SlabPage, SlabState
+from .sizes import SizeClasses
 
 __version__ = "0.1.0"
 
@@ -50,6 +54,9 @@ __all__ = [
     "NullHandleError",
     "NumaNode",
     "PlacementWarning",
+    "SizeClasses",
+    "SizeError",
+    "SizeTypeError",
     "SlabCache",
     "SlabError",
     "SlabNode",
@@ -58,6 +65,7 @@ __all__ = [
     "SlabState",
     "StaleHandleError",
     "TraceError",
+    "WrongSizeError",
     "nodes",
     "warmup",
 ]

@@ -260,6 +260,9 @@ SOURCES = (
     "entry.py",
     "compiled.py",
     "_methods.py",
+    "_pages.py",
+    "raw.py",
+    "sizetype.py",
 )
 SOURCE_HASH = hashlib.sha256(b"".join((Path(__file__).parent / f).read_bytes() for f in SOURCES)).hexdigest()[:8]
 
