@@ -28,15 +28,19 @@ from .errors import (
     NodeError,
     NullHandleError,
     PlacementWarning,
+    SizeError,
+    SizeTypeError,
     SlabError,
     StaleHandleError,
     TraceError,
+    WrongSizeError,
 )
 from .guard import SlabObjectGuard, SlabRecordView
 from .guard_many import SlabBatchGuard
 from .layout import NULL
 from .numa import NumaNode, nodes
 from .page import SlabNode, SlabObject, SlabPage, SlabState
+from .sizes import SizeClasses
 
 __version__ = "0.1.0"
 
@@ -63,6 +67,9 @@ __all__ = [
     "NullHandleError",
     "NumaNode",
     "PlacementWarning",
+    "SizeClasses",
+    "SizeError",
+    "SizeTypeError",
     "SlabBatchGuard",
     "SlabCache",
     "SlabError",
@@ -74,6 +81,7 @@ __all__ = [
     "SlabState",
     "StaleHandleError",
     "TraceError",
+    "WrongSizeError",
     "b1",
     "c8",
     "c16",

@@ -126,6 +126,8 @@ def as_object(path: str, loaded: trace.Trace, outcome: replay.Outcome, threads: 
         "ratio": {when: ns["malloc"][when] / ns["jitslab"][when] for when in ("first", "later")},
         "passes": {side: [asdict(each) for each in passes] for side, passes in outcome.passes.items()},
         "caches": [asdict(line) for line in outcome.slabinfo],
+        "waste": outcome.waste,
+        "peak": outcome.peak,
     }
 
 
@@ -179,6 +181,11 @@ def draw(path: str, loaded: trace.Trace, outcome: replay.Outcome, threads: int) 
     console.print(Text(f"{path}: {len(loaded.events)} events, {len(loaded.allocs)} objects, threads: {threads}"))
     console.print(caches)
     console.print(times)
+    if outcome.waste is not None:
+        console.print(f"internal waste: {100 * outcome.waste:.1f} % of what was given out was not asked for")
+    if outcome.peak is not None:
+        ours, theirs = outcome.peak["jitslab"], outcome.peak["malloc"]
+        console.print(f"peak memory: jitslab {ours >> 10} KiB, malloc {theirs >> 10} KiB, ratio {ours / max(theirs, 1):.2f}")
     console.print(f"{outcome.mismatches} records found changed")
 
 

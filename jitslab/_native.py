@@ -56,7 +56,12 @@ def _compile(make: Callable[..., Any], function: Callable[..., Any]) -> Any:
         numba.config.DISABLE_JIT = disabled
 
 
-def kernel(function: F) -> F:
+def inlined(function: F) -> F:
+    """As `kernel`, but compiled into its callers whatever its size: for a fast path that LLVM finds too long."""
+    return kernel(function, True)
+
+
+def kernel(function: F, forceinline: bool = False) -> F:
     """
     Compile a function that other kernels, and user code, call.
 
@@ -69,7 +74,7 @@ def kernel(function: F) -> F:
             error_model="numpy",
             fastmath=False,
             boundscheck=False,
-            forceinline=False,
+            forceinline=forceinline,
             no_cpython_wrapper=True,
             no_cfunc_wrapper=True,
         )(f)

@@ -7,12 +7,15 @@ Every class is a `SlabError` and also the builtin that a user would expect::
     ├── HandleError(SlabError, LookupError)      a handle was refused; nothing changed
     │   ├── NullHandleError                      the handle is NULL (0)
     │   ├── StaleHandleError                     its record was freed, or its guard no longer owns it
-    │   └── ForeignHandleError                   this cache never issued it
+    │   ├── ForeignHandleError                   this cache never issued it
+    │   └── WrongSizeError                       memory of another size than the one given
     ├── HandleTypeError(SlabError, TypeError)    a handle that is no integer
     ├── CacheFullError(SlabError, MemoryError)   no slot left, or the system gives no memory
     ├── LayoutError(SlabError, TypeError)        a dtype that cannot be the record of a cache
     ├── CapacityError(SlabError, ValueError)     a capacity, count or setting out of bounds
     ├── NodeError(SlabError, ValueError)         a NUMA node that does not exist, has no memory or is not allowed
+    ├── SizeError(SlabError, ValueError)         a size or an alignment out of bounds
+    ├── SizeTypeError(SlabError, TypeError)      a size or an alignment that is no integer
     ├── ArrayError(SlabError, ValueError)        an array of wrong dtype, shape or order, or read-only
     ├── ClosedError(SlabError, ValueError)       the cache was closed (or never opened)
     ├── BusyError(SlabError, RuntimeError)       other threads are using the cache
@@ -63,6 +66,10 @@ class ForeignHandleError(HandleError):
     """The cache never issued the handle: another cache's, or a number that is none."""
 
 
+class WrongSizeError(HandleError):
+    """The memory was allocated with another size than the one given."""
+
+
 class HandleTypeError(SlabError, TypeError):
     """A handle must be an integer."""
 
@@ -77,6 +84,14 @@ class LayoutError(SlabError, TypeError):
 
 class CapacityError(SlabError, ValueError):
     """A capacity, a count or a setting is out of its bounds."""
+
+
+class SizeError(SlabError, ValueError):
+    """A size of memory, or an alignment, is out of its bounds."""
+
+
+class SizeTypeError(SlabError, TypeError):
+    """A size of memory, or an alignment, is no integer."""
 
 
 class NodeError(SlabError, ValueError):

@@ -1,8 +1,8 @@
 """
 The compiled loops of a replay: events on slab caches, and the same events on the process's malloc.
 
-Above `heap`, below `replay`.  An event is the word ``object << 32 | cache * ROW | op``; `rows` is the thread's own table of the
-caches, `handles` the handles by object number that all threads share, 0 where there is none yet.
+Above `heap` and `raw`, below `replay`.  An event is the word ``object << 32 | cache * ROW | op``; `rows` is the thread's own
+table of the caches, `handles` the handles by object number that all threads share, 0 where there is none yet.
 
 Both loops do the same work around the allocator: load the event, write or verify the stamp, publish or look up the handle.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 from numba import types
 
+from . import raw
 from ._native import (
     MIX,
     Entry,
@@ -20,24 +21,29 @@ from ._native import (
     heap_address,
     heap_pointer,
     kernel,
+    likely,
     load1,
     load4,
     load8,
     load8_acquire,
+    load8_relaxed,
     my_heap,
     pause,
     store1,
     store4,
     store8,
     store8_release,
+    thread_pointer,
     unlikely,
+    zero_bytes,
 )
 from ._os import yield_core
-from .heap import H_RECORDS, SLOT_MASK, address, alloc, free_any
+from .heap import H_RECORDS, SLOT_MASK, address, alloc, free, free_any
 from .layout import NULL
 
 ROW = 64  # bytes of a cache's row in a thread's table: words CONTROL .. SIZE
 CONTROL, HEAP, STRIDE, WIDTH, SIZE = range(5)  # WIDTH: bytes of a stamp
+BLOCK, SIZES, FILL = 0, 1, 2  # words of the one row of a trace of malloc: the allocator; u4 sizes by object; 1: touch every byte
 ROW_MASK = 0xFFFFFFC0
 REFUSED = -1  # handle of an object that there was no memory for
 _external: Any = types.ExternalFunction
@@ -136,5 +142,86 @@ def run_malloc(words: int, n: int, handles: int, rows: int, n_rows: int) -> int:
             at = wait_for(handles, obj)
             if at != REFUSED:
                 bad += not has_stamp(at, load8(row, WIDTH), obj)
+                _free(at)
+    return bad
+
+
+# --- Traces of malloc: sizes by object, and no caches ---
+
+
+@kernel
+def write_mark(at: int, size: int, obj: int) -> None:
+    """Stamp memory with its object's number: 8 bytes where it has them, else one."""
+    write_stamp(at, 8 if size >= 8 else 1, obj)
+
+
+@kernel
+def has_mark(at: int, size: int, obj: int) -> bool:
+    """Whether memory still has its stamp."""
+    return has_stamp(at, 8 if size >= 8 else 1, obj)
+
+
+@Entry
+def run_sizes(words: int, n: int, handles: int, rows: int, n_rows: int) -> int:
+    """Run n events on an allocator by size; returns how many frees found the memory changed, or were refused."""
+    s, sizes, fill = load8(rows, BLOCK), load8(rows, SIZES), load8(rows, FILL)
+    bad = 0
+    for i in range(n):
+        word = load8(words, i)
+        obj = word >> 32
+        size = load4(sizes, obj)
+        if word & 1 == 0:
+            ptr, at = raw.allocate_at(s, size)
+            if unlikely(ptr == NULL):
+                ptr = REFUSED
+            else:
+                if unlikely(fill != 0):
+                    zero_bytes(at, size)
+                write_mark(at, size, obj)
+            store8_release(handles, obj, ptr)
+        else:
+            ptr = wait_for(handles, obj)
+            if ptr != REFUSED:
+                bad += not verify_release(s, ptr, size, obj)
+    return bad
+
+
+@kernel
+def verify_release(s: int, ptr: int, size: int, obj: int) -> bool:
+    """Verify the stamp of memory and free it; whether both went well."""
+    if likely(size <= raw.LARGEST):
+        row = raw.row_of(s, size)
+        heap = raw.own_heap(row)
+        if likely(load8_relaxed(heap, 0) == thread_pointer()):
+            handle = ptr - load8(row, raw.K_BASE)
+            is_good = has_mark(address(heap_pointer(heap), handle, load8(row, raw.K_STRIDE)), size, obj)
+            return free(heap_pointer(heap), handle) and is_good
+    at = raw.address(s, ptr, size)
+    is_good = at != 0 and has_mark(at, size, obj)
+    return raw.release(s, ptr, size) and is_good
+
+
+@Entry
+def run_malloc_sizes(words: int, n: int, handles: int, rows: int, n_rows: int) -> int:
+    """Run n events on malloc and free; returns how many frees found the memory changed.  The handle is the address."""
+    sizes, fill = load8(rows, SIZES), load8(rows, FILL)
+    bad = 0
+    for i in range(n):
+        word = load8(words, i)
+        obj = word >> 32
+        size = load4(sizes, obj)
+        if word & 1 == 0:
+            at = _malloc(size)
+            if unlikely(at == 0):
+                at = REFUSED
+            else:
+                if unlikely(fill != 0):
+                    zero_bytes(at, size)
+                write_mark(at, size, obj)
+            store8_release(handles, obj, at)
+        else:
+            at = wait_for(handles, obj)
+            if at != REFUSED:
+                bad += not has_mark(at, size, obj)
                 _free(at)
     return bad

@@ -264,6 +264,9 @@ SOURCES = (
     "compiled.py",
     "_methods.py",
     "_fields.py",
+    "_pages.py",
+    "raw.py",
+    "sizetype.py",
 )
 SOURCE_HASH = hashlib.sha256(b"".join((Path(__file__).parent / f).read_bytes() for f in SOURCES)).hexdigest()[:8]
 

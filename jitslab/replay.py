@@ -26,9 +26,25 @@ import numpy.typing as npt
 from ._native import Entry
 from .cache import SlabCache
 from .errors import CacheFullError, TraceError
-from .events import CONTROL, REFUSED, ROW, SIZE, STRIDE, WIDTH, run_malloc, run_slabs
+from .events import (
+    BLOCK,
+    CONTROL,
+    FILL,
+    REFUSED,
+    ROW,
+    SIZE,
+    SIZES,
+    STRIDE,
+    WIDTH,
+    run_malloc,
+    run_malloc_sizes,
+    run_sizes,
+    run_slabs,
+)
 from .layout import HEAPS
-from .trace import ALLOC, FREE, Trace
+from .peak import peak_bytes
+from .sizes import SizeClasses
+from .trace import ALLOC, FREE, NO_CACHE, Trace
 
 Words = npt.NDArray[np.int64]
 
@@ -131,8 +147,7 @@ class Replay:
             raise TraceError(f"the events can be run by 1 .. {HEAPS} threads, not by {threads}")
         self.trace, self.slabinfo = trace, list[SlabInfo]()
         thread = trace.events["thread"] % threads if threads < HEAPS else trace.events["thread"]
-        most = trace.most_live(thread)
-        need, have = int((most * trace.caches["size"].astype(np.int64)).sum()), memory_bytes() // 2
+        need, have = self._most_bytes(thread), memory_bytes() // 2
         if need > have:
             raise TraceError(f"{need >> 20} MiB can be live at once, more than half of this machine's memory ({have >> 20} MiB)")
         self._programs = split(pack(trace.events), thread, threads)
@@ -142,14 +157,23 @@ class Replay:
         self._handles = np.zeros(len(trace.allocs) + 1, np.int64)
         self._stack = ExitStack()
         with ExitStack() as stack:
-            self.caches = [
-                stack.enter_context(SlabCache(str(name), record_dtype(int(size)), capacity=max(int(n), 1)))
-                for (name, size), n in zip(trace.caches, most, strict=True)
-            ]
+            self._open(stack, thread)
             pools = [stack.enter_context(ThreadPoolExecutor(1)) for _ in range(threads if threads > 1 else 0)]
             self._stack = stack.pop_all()
         self._pools = pools
         self._tables = [self._table() for _ in range(threads)]
+
+    def _most_bytes(self, thread: npt.NDArray[Any]) -> int:
+        """Bytes that can be live at once."""
+        self._most = self.trace.most_live(thread)
+        return int((self._most * self.trace.caches["size"].astype(np.int64)).sum())
+
+    def _open(self, stack: ExitStack, thread: npt.NDArray[Any]) -> None:
+        """Open what the events run on."""
+        self.caches = [
+            stack.enter_context(SlabCache(str(name), record_dtype(int(size)), capacity=max(int(n), 1)))
+            for (name, size), n in zip(self.trace.caches, self._most, strict=True)
+        ]
 
     def __enter__(self) -> Replay:
         """Return it; leaving the block ends the threads and closes the caches."""
@@ -190,7 +214,7 @@ class Replay:
         start = threading.Barrier(len(programs))
 
         def one(words: Words, table: Words) -> tuple[int, int, int]:
-            args = words.ctypes.data, words.size, self._handles.ctypes.data, table.ctypes.data, len(self.caches)
+            args = words.ctypes.data, words.size, self._handles.ctypes.data, table.ctypes.data, len(table)
             start.wait()
             began = time.perf_counter_ns()
             bad = entry(*args)
@@ -213,6 +237,95 @@ class Replay:
         return table
 
 
+class MallocReplay(Replay):
+    """
+    A trace of malloc, made ready to run on an allocator by size and on the process's malloc; otherwise as `Replay`.
+
+    Parameters
+    ----------
+    trace : Trace
+    threads : int, default 1
+    allocator : SizeClasses, optional
+        What to run it on; without it, a new one.
+    fill : bool, default False
+        Zero all bytes of every object: a program would use them, and so each side's pages come to be counted.
+    """
+
+    def __init__(self, trace: Trace, threads: int = 1, *, allocator: SizeClasses | None = None, fill: bool = False) -> None:
+        self._given, self._fill = allocator, fill
+        self._sizes = np.maximum(trace.allocs["size"], 1).astype(np.uint32)
+        super().__init__(trace, threads)
+
+    def _most_bytes(self, thread: npt.NDArray[Any]) -> int:
+        """Bytes that can be live at once: as the events stand, since no bound is known for several threads but all."""
+        events = self.trace.events
+        sizes = self._sizes[events["obj"]].astype(np.int64)
+        live = np.cumsum(np.where(events["op"] == ALLOC, sizes, -sizes))
+        return int(live.max(initial=0)) if not thread.any() else int(self._sizes.sum(dtype=np.int64))
+
+    def _open(self, stack: ExitStack, thread: npt.NDArray[Any]) -> None:
+        """Open the allocator."""
+        self.caches = []
+        self.allocator = self._given if self._given is not None else stack.enter_context(SizeClasses("replay"))
+
+    def slabs(self) -> Pass:
+        """Run the events on the allocator, take `slabinfo`, check every class, and free what is live."""
+        return self._run_and_drain(run_sizes, self._look)
+
+    def malloc(self) -> Pass:
+        """Run the events on the process's malloc and free what is live."""
+        return self._run_and_drain(run_malloc_sizes, lambda: None)
+
+    def touch(self) -> None:
+        """Have the system give the memory of all arrays."""
+        self._handles[:] = 0
+        sum(int(words.sum()) for words in (self._sizes, *self._programs, *self._drains))
+
+    def events_of(self, side: str) -> int:
+        """Run the events of the trace once on "jitslab" or "malloc", and nothing else; returns mismatches."""
+        return self._run(run_sizes if side == "jitslab" else run_malloc_sizes, self._programs)[1]
+
+    def _look(self) -> None:
+        """Take the table and recount every class."""
+        stats = self.allocator.stats
+        self.slabinfo = [
+            SlabInfo(
+                f"{each.low + 1} to {each.high}",
+                each.high,
+                each.live,
+                each.slots,
+                each.slots // each.slabs,
+                each.slabs,
+                each.memory,
+            )
+            for each in stats.classes
+        ]
+        if stats.large:
+            self.slabinfo.append(SlabInfo("pages of their own", 0, stats.large, stats.large, 1, stats.large, stats.large_used))
+        self.allocator.check()
+
+    def _table(self) -> Words:
+        """Return one thread's table: one row."""
+        table = np.zeros((1, ROW // 8), np.int64)
+        table[0, [BLOCK, SIZES, FILL]] = self.allocator._address, self._sizes.ctypes.data, int(self._fill)
+        return table
+
+    @property
+    def waste(self) -> float:
+        """Share of the bytes given out that nobody asked for, over all allocs of the trace."""
+        sizes, counts = np.unique(self._sizes, return_counts=True)
+        highs = np.array(self.allocator.table)
+        is_large = sizes > highs[-1]
+        given = np.where(is_large, -(-sizes.astype(np.int64) // 4096) * 4096, highs[np.searchsorted(highs, sizes) - is_large])
+        used = int((given * counts).sum())
+        return 1 - int((sizes * counts).sum()) / used if used else 0.0
+
+
+def make(trace: Trace, threads: int) -> Replay:
+    """Return the trace ready to run."""
+    return MallocReplay(trace, threads) if trace.is_malloc else Replay(trace, threads)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """
@@ -224,10 +337,16 @@ class Outcome:
         The caches at the end of the trace, at the last pass.
     passes : dict of str to list of Pass
         Of "jitslab" and of "malloc": the first pass, over untouched memory, and the later ones.
+    waste : float, optional
+        Of a trace of malloc: share of the bytes given out that nobody asked for.
+    peak : dict of str to int, optional
+        Of a trace of malloc: most bytes of memory that the events took on each side, in a process of its own.
     """
 
     slabinfo: list[SlabInfo]
     passes: dict[str, list[Pass]]
+    waste: float | None = None
+    peak: dict[str, int] | None = None
 
     @property
     def mismatches(self) -> int:
@@ -270,17 +389,19 @@ def measure(trace: Trace, threads: int = 1, repeat: int = 5, tick: Callable[[], 
     if repeat < 1:
         raise TraceError(f"the later passes are run 1 time or more, not {repeat}")
     passes: dict[str, list[Pass]] = {"jitslab": [], "malloc": []}
-    with Replay(trace, threads) as run:
+    peak = {side: peak_bytes(trace, side) for side in passes} if trace.is_malloc and threads == 1 else None
+    with make(trace, threads) as run:
         for _ in range(1 + repeat):
             for side, one in (("jitslab", run.slabs), ("malloc", run.malloc)):
                 passes[side].append(one())
                 tick()
-        return Outcome(run.slabinfo, passes)
+        return Outcome(run.slabinfo, passes, run.waste if isinstance(run, MallocReplay) else None, peak)
 
 
 def pack(events: npt.NDArray[np.void]) -> Words:
     """Return one word an event."""
-    words: Words = events["obj"].astype(np.int64) << 32 | events["cache"].astype(np.int64) * ROW | events["op"]
+    cache = np.where(events["cache"] == NO_CACHE, 0, events["cache"]).astype(np.int64)
+    words: Words = events["obj"].astype(np.int64) << 32 | cache * ROW | events["op"]
     return words
 
 

@@ -1,9 +1,9 @@
 """
 Allocation traces: the file, what is refused, and how one is cut.
 
-Below `replay`.  A trace is an .npz file of two arrays: `caches` (name, bytes of an object) and `events`, one a row, in the order
-in which they happened.  A free names an object that was allocated before; what is never freed is live at the end.  The file is a
-stranger's: `load` believes nothing in it, and nothing runs before all of it was looked at.
+Below `replay`.  A trace is an .npz file of two arrays: `caches` (name, bytes of an object; none in a trace of malloc) and
+`events`, one a row, in the order in which they happened.  A free names an object that was allocated before; what is never freed
+is live at the end.  The file is a stranger's: `load` believes nothing in it, and nothing runs before all of it was looked at.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NO_CACHE = 0xFFFF
 MAX_EVENTS = 1 << 26
 MAX_CACHES = 1024  # each takes a few mappings of the process's 65,530
 MAX_OBJECT_BYTES = 4 << 20  # the largest object of Linux's slab caches
-MALLOC = "a trace of malloc needs the size-class allocator, which this version does not have"
+MAX_BYTES = 1 << 31  # most bytes that a trace of malloc may ask for at once
 TABLES = {"caches": (CACHE, MAX_CACHES), "events": (EVENT, MAX_EVENTS)}
 
 Table = npt.NDArray[np.void]
@@ -54,6 +54,11 @@ class Trace:
 
     caches: Table
     events: Table
+
+    @property
+    def is_malloc(self) -> bool:
+        """Whether it is a trace of malloc: sizes, and no caches."""
+        return not len(self.caches)
 
     @property
     def allocs(self) -> Table:
@@ -123,7 +128,7 @@ def load(path: str | os.PathLike[str]) -> Trace:
     Raises
     ------
     TraceError
-        If it is no trace, does not hold together, or is one of malloc.
+        If it is no trace, or does not hold together.
 
     Examples
     --------
@@ -192,8 +197,6 @@ def read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 def check_caches(caches: Table) -> None:
     """Raise unless every cache has a name that can be shown and a size that can be had."""
-    if not len(caches):
-        raise TraceError(MALLOC)
     for i in range(len(caches)):
         try:
             name = str(caches["name"][i])
@@ -211,11 +214,15 @@ def check_events(trace: Trace) -> None:
     """Raise unless the events hold together, naming the first that does not."""
     caches, events = trace.caches, trace.events
     refuse(events, events["op"] > FREE, "op is {op}, must be 0 (alloc) or 1 (free)")
-    refuse(events, events["cache"] == NO_CACHE, MALLOC)
-    refuse(events, events["cache"] >= len(caches), f"cache {{cache}} is not among the {len(caches)}")
     is_alloc = events["op"] == ALLOC
-    sizes = caches["size"][events["cache"]]
-    refuse(events, is_alloc & (events["size"] != sizes), "size {size} is not that of the objects of cache {cache}")
+    if trace.is_malloc:
+        refuse(events, events["cache"] != NO_CACHE, "cache {cache} in a trace of malloc, which has none")
+        refuse(events, is_alloc & (events["size"] > MAX_BYTES), f"size {{size}} is above {MAX_BYTES}")
+    else:
+        refuse(events, events["cache"] == NO_CACHE, "an event of malloc in a trace with caches")
+        refuse(events, events["cache"] >= len(caches), f"cache {{cache}} is not among the {len(caches)}")
+        sizes = caches["size"][events["cache"]]
+        refuse(events, is_alloc & (events["size"] != sizes), "size {size} is not that of the objects of cache {cache}")
     last = np.cumsum(is_alloc) - 1  # object allocated last so far
     refuse(events, is_alloc & (events["obj"] != last), "alloc of object {obj}, but objects are counted up from 0")
     refuse(events, ~is_alloc & (events["obj"].astype(np.int64) > last), "free of object {obj}, never allocated before")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jitslab import TraceError, __version__, replay, trace
+from jitslab import TraceError, __version__, events, replay, trace
 from jitslab.__main__ import NO_RICH, main
 from jitslab.events import run_malloc, run_slabs
 from jitslab.trace import ALLOC, CACHE, EVENT, FREE, Trace
@@ -184,16 +184,43 @@ def test_changed_records_are_the_status(monkeypatch: pytest.MonkeyPatch, capsys:
     assert json.loads(capsys.readouterr().out)["mismatches"] == 12
 
 
-def test_trace_of_malloc_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Status 2, one line, nothing on the output."""
-    path = tmp_path / "malloc.npz"
-    trace.save(path, Trace(np.zeros(0, CACHE), np.zeros(0, EVENT)))
-    status = main(["replay", "--json", str(path)])
-    printed = capsys.readouterr()
+def malloc_trace(n: int, seed: int = 2) -> Trace:
+    """Return a trace of malloc: n objects, most of them freed."""
+    rng = np.random.default_rng(seed)
+    rows = np.zeros(2 * n, EVENT)
+    rows["cache"] = trace.NO_CACHE
+    rows["obj"] = np.tile(np.arange(n, dtype=np.uint32), 2)
+    rows["op"][n:] = trace.FREE
+    rows["size"][:n] = rng.integers(0, 3000, n)
+    rows["size"][n - 1] = 2 << 20
+    when = np.concatenate([np.arange(n) * 1.0, np.arange(n) + rng.integers(1, 100, n) + 0.5])
+    return Trace(np.zeros(0, CACHE), rows[np.argsort(when, kind="stable")][: -n // 50])
 
-    assert (status, printed.out) == (2, "")
-    expected = "a trace of malloc needs the size-class allocator, which this version does not have"
-    assert f"jitslab replay: {path}: {expected}\n" == printed.err
+
+def test_trace_of_malloc_is_replayed_with_waste_and_peak(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """By size classes, every stamp verified; beside malloc."""
+    path = tmp_path / "malloc.npz"
+    trace.save(path, malloc_trace(2000))
+    status = main(["replay", "--json", "--repeat", "1", str(path)])
+    printed = json.loads(capsys.readouterr().out)
+
+    assert (status, printed["mismatches"], printed["objects"]) == (0, 0, 2000)
+    assert 0 < printed["waste"] < 0.2
+    assert min(printed["peak"].values()) > 2 << 20
+    assert sum(line["active_objects"] for line in printed["caches"]) == printed["live"] == 40
+
+
+def test_changed_memory_of_a_malloc_trace_is_found() -> None:
+    """One byte is enough."""
+    with replay.MallocReplay(malloc_trace(300)) as run:
+        run.slabs()
+        run._handles[:] = 0
+        run._run(events.run_sizes, run._programs)
+        ptr = int(run._handles[run.trace.survivors[0]])
+        run.allocator.view(ptr, int(run._sizes[run.trace.survivors[0]]))[0] ^= 1
+
+        assert run._run(events.run_sizes, run._drains)[1] == 1
+        assert len(run.allocator) == 0
 
 
 def test_missing_rich_is_said_before_anything_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

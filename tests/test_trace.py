@@ -14,8 +14,6 @@ import pytest
 from jitslab import TraceError, trace
 from jitslab.trace import ALLOC, CACHE, EVENT, FREE, Trace
 
-MALLOC = "a trace of malloc needs the size-class allocator, which this version does not have"
-
 
 def small(events: list[tuple[int, int, int, int, int]] | None = None, caches: list[tuple[str, int]] | None = None) -> Trace:
     """A trace of two caches and three objects, one live at the end; or with other rows."""
@@ -108,8 +106,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
         with_caches(*[("c", 8)] * 1025),
         "'caches' has 1025 rows, at most 1024 can be replayed",
     ),
-    "trace of malloc": (with_caches(), MALLOC),
-    "event of malloc": (with_events(cache=(0, 0xFFFF)), f"event 0: {MALLOC}"),
+    "event of malloc": (with_events(cache=(0, 0xFFFF)), "event 0: an event of malloc in a trace with caches"),
     "cache without name": (with_caches(("fine", 8), ("", 8)), "cache 1 has no name that can be shown"),
     "escape in a name": (with_caches(("\x1b[2J", 8)), "cache 0 has no name that can be shown"),
     "no character in a name": (with_name_out_of_range, "cache 0 has no name that can be shown"),
@@ -226,3 +223,17 @@ def test_most_live_is_the_peak_of_each_cache() -> None:
 def test_packaged_trace_is_small() -> None:
     """It goes into every wheel."""
     assert trace.packaged().stat().st_size < 1 << 20
+
+
+def test_trace_of_malloc_has_no_events_of_caches(tmp_path: Path) -> None:
+    """And asks for no more than can be had."""
+    events = np.zeros(1, EVENT)
+    events["size"] = 8
+    path = tmp_path / "malloc.npz"
+    trace.save(path, Trace(np.zeros(0, CACHE), events))
+    with pytest.raises(TraceError, match="event 0: cache 0 in a trace of malloc, which has none"):
+        trace.load(path)
+    events["cache"], events["size"] = trace.NO_CACHE, (1 << 31) + 1
+    trace.save(path, Trace(np.zeros(0, CACHE), events))
+    with pytest.raises(TraceError, match="event 0: size 2147483649 is above 2147483648"):
+        trace.load(path)

@@ -1,0 +1,66 @@
+"""
+Whole pages straight from the system, for what is larger than any size class: map, unmap, move.
+
+Above `_native` and `_os`, below `raw`.  Where the system has no such calls, the C library's own memory serves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import types
+
+from ._native import int64, kernel
+from ._os import LINUX, MAP_ANONYMOUS, MAP_PRIVATE, PROT_RW, has_symbol
+
+_external: Any = types.ExternalFunction
+MREMAP_MAYMOVE = 1
+CAN_MAP = has_symbol("mmap") and has_symbol("munmap")
+CAN_MOVE = LINUX and CAN_MAP and has_symbol("mremap")
+
+if CAN_MAP:
+    _i, _n = types.int64, types.int32
+    _mmap = _external("mmap", _i(_i, _i, _n, _n, _n, _i))
+    _munmap = _external("munmap", _n(_i, _i))
+
+    @kernel
+    def map_pages(n: int) -> int:
+        """Address of n bytes of new pages, zeros; 0: the system gives none."""
+        at = _mmap(int64(0), n, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, int64(0))
+        return int64(0) if at == -1 else at  # type: ignore[no-any-return]  # a C function has no types
+
+    @kernel
+    def unmap_pages(address: int, n: int) -> None:
+        """Give n bytes of pages back, addresses and all."""
+        _munmap(address, n)
+
+else:
+    _calloc = _external("calloc", types.int64(types.int64, types.int64))
+    _free = _external("free", types.void(types.int64))
+
+    @kernel
+    def map_pages(n: int) -> int:
+        """Address of n zeroed bytes; 0: the system gives none."""
+        return _calloc(n, int64(1))  # type: ignore[no-any-return]  # a C function has no types
+
+    @kernel
+    def unmap_pages(address: int, n: int) -> None:
+        """Give the bytes back."""
+        _free(address)
+
+
+if CAN_MOVE:
+    _mremap = _external("mremap", types.int64(types.int64, types.int64, types.int64, types.int32))
+
+    @kernel
+    def move_pages(address: int, old: int, new: int) -> int:
+        """Make `old` bytes of pages `new` bytes, elsewhere where they do not fit; 0: not granted, nothing changed."""
+        at = _mremap(address, old, new, MREMAP_MAYMOVE)
+        return int64(0) if at == -1 else at  # type: ignore[no-any-return]  # a C function has no types
+
+else:
+
+    @kernel
+    def move_pages(address: int, old: int, new: int) -> int:
+        """No such call: the caller copies."""
+        return int64(0)  # type: ignore[no-any-return]  # int64 has no type, either

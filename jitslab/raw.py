@@ -1,0 +1,456 @@
+"""
+Raw memory by size, in kernels: from a size to its class, from a ptr to its memory.
+
+Above `heap` and `_pages`, below `sizetype`.  A *class* is a cache whose records are bytes; it serves the sizes from
+``low + 1`` to ``high``.  A *ptr* is a handle of its cache, with the slots of all classes numbered through: class k has the
+slot numbers ``base`` to ``end``, nobody else's.  So a ptr alone tells its class, and a ptr in the wrong class is out of range
+there: it is refused for sure, by the compare that the cache makes anyway.
+
+The fast paths see a map from sizes to classes, a line a class, and the calling thread's heap where it usually stands; whatever
+is unusual goes to the slow path of the same name, through the table in the block SIZES: sizes out of bounds, a thread whose
+heap stands elsewhere, a refused ptr, and every size while sizes are counted, since the map then leads to class 0, where no heap
+is anybody's.
+
+Memory above the largest class is pages of its own.  A slot of the cache `large` describes it, so its ptr is checked as any other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import _os
+from ._native import (
+    HASH_SHIFT,
+    MIX,
+    Entry,
+    call_table,
+    compare_exchange,
+    copy_bytes,
+    fetch_add,
+    heap_pointer,
+    inlined,
+    int64,
+    kernel,
+    likely,
+    load1,
+    load8,
+    load8_acquire,
+    load8_relaxed,
+    my_heap,
+    shift_right,
+    slow,
+    store8,
+    store8_release,
+    thread_pointer,
+    zero_bytes,
+)
+from ._os import give_back
+from ._pages import map_pages, move_pages, unmap_pages
+from .heap import F_ADDRESS as CACHE_ADDRESS
+from .heap import H_RECORDS, SLOT_MASK, alloc, free, is_live
+from .layout import HEAP_BYTES, HEAPS, LINE, NULL, PAGE, C, offsets, record, round_up
+
+GRANULE = 8  # bytes: what the map tells apart
+MAX_CLASSES = 256  # rows: a byte of the map names one
+NATURAL, MAX_ALIGN = 16, PAGE  # of every class of the fixed table; most that can be asked for
+MAX_BYTES = 1 << 46  # most bytes of one allocation
+LARGEST = (1 << 20) + LINE  # largest size of a class
+CLASS_BYTES, LARGE_BYTES = 64, 32  # of their rows
+
+CLASS = record(
+    # Frozen while the class is used; the first four are all that the fast paths need.
+    ("heaps", "i8"),  # address of the cache's heaps; of zeros in row 0
+    ("base", "i8"),  # what is added to a handle to get a ptr: number of the first slot
+    ("stride", "i8"),  # bytes from slot to slot
+    ("control", "i8"),  # address of the cache's control block
+    ("end", "i8"),  # number after the last slot's
+    ("low", "i8"),  # the class serves sizes above this
+    ("high", "i8"),  # and up to this
+    ("is_aligned", "i8"),  # 1: it serves all sizes that alignments lead to it
+)
+SIZES = record(
+    ("f_allocate", "i8"),  # entry points of the slow paths
+    ("f_free", "i8"),
+    ("f_address", "i8"),
+    ("f_realloc", "i8"),
+    ("f_scratch", "i8"),
+    ("n_rows", "i8"),
+    ("large", "i8"),  # address of the control block of the cache of large memory
+    ("large_base", "i8"),  # number of its first slot
+    ("observe", "i8"),  # 1: sizes are counted
+    ("closed", "i8"),
+    ("large_bytes", "i8"),  # bytes of pages in large memory, now
+    ("pad", "i8", (4,)),
+)
+LARGE = record(
+    ("address", "i8"),  # of the pages; 0 from the instant that a free has taken them
+    ("bytes", "i8"),  # of the pages
+    ("asked", "i8"),
+    ("hold", "i8"),  # number of the array in Python that keeps the pages mapped, 0: none
+)
+S, K, L = offsets(SIZES), offsets(CLASS), offsets(LARGE)
+
+S_N_ROWS, S_LARGE, S_LARGE_BASE, S_OBSERVE, S_CLOSED = (
+    S[name] // 8 for name in ("n_rows", "large", "large_base", "observe", "closed")
+)
+F_ALLOCATE, F_FREE, F_ADDRESS, F_REALLOC, F_SCRATCH = (
+    S[name] for name in ("f_allocate", "f_free", "f_address", "f_realloc", "f_scratch")
+)
+K_HEAPS, K_BASE, K_STRIDE, K_CONTROL, K_END, K_LOW, K_HIGH, K_ALIGNED = (
+    K[name] // 8 for name in ("heaps", "base", "stride", "control", "end", "low", "high", "is_aligned")
+)
+L_ADDRESS, L_BYTES, L_ASKED, L_HOLD = (L[name] // 8 for name in ("address", "bytes", "asked", "hold"))
+AT_HOLD, AT_LARGE_BYTES = L["hold"], S["large_bytes"]
+C_RECORDS, C_CLOSED = C["records"] // 8, C["closed"] // 8
+assert (CLASS.itemsize, LARGE.itemsize) == (CLASS_BYTES, LARGE_BYTES)
+page_bytes = _os.page_bytes
+# What follows the block, at fixed distances: no fast path loads an address that it can compute.
+ROWS = SIZES.itemsize  # the CLASS rows
+MAP = ROWS + MAX_CLASSES * CLASS_BYTES  # u1 a granule: the row of a size, as the fast paths see it
+REAL = MAP + round_up(LARGEST // GRANULE + 2, LINE)  # the same, but while sizes are counted
+COUNTS = REAL + round_up(LARGEST // GRANULE + 2, LINE)  # i8 a size: how often it was asked for
+ZEROS_AT = COUNTS + 8 * (LARGEST + LINE)
+ZEROS = HEAPS * HEAP_BYTES  # bytes of zeros where row 0 has its heaps
+
+
+# --- Fast paths ---
+
+
+@kernel
+def own_heap(row: int) -> int:
+    """Where the calling thread's heap of a class stands, if nobody else's does."""
+    return load8(row, K_HEAPS) + shift_right(thread_pointer() * MIX, HASH_SHIFT) * HEAP_BYTES
+
+
+@kernel
+def row_of(s: int, size: int) -> int:
+    """Return the row of a size that is within bounds."""
+    return s + ROWS + load1(s + MAP, (size + (GRANULE - 1)) >> 3) * CLASS_BYTES
+
+
+@kernel
+def allocate(s: int, size: int) -> int:
+    """Take memory of `size` bytes: a ptr, or NULL if the size is out of bounds or there is no memory."""
+    if likely(0 < size <= LARGEST):
+        row = row_of(s, size)
+        heap = own_heap(row)
+        if likely(load8_relaxed(heap, 0) == thread_pointer()):
+            handle = alloc(heap_pointer(heap))
+            if likely(handle != NULL):
+                return handle + load8(row, K_BASE)
+    return call_table(s, F_ALLOCATE, (size,))
+
+
+@inlined
+def allocate_at(s: int, size: int) -> Any:
+    """Take memory as `allocate` does; returns (ptr, its address), (NULL, 0) if there is none."""
+    if likely(0 < size <= LARGEST):
+        row = row_of(s, size)
+        heap = own_heap(row)
+        if likely(load8_relaxed(heap, 0) == thread_pointer()):
+            handle = alloc(heap_pointer(heap))
+            if likely(handle != NULL):
+                at = load8(heap, H_RECORDS // 8) + (handle & SLOT_MASK) * load8(row, K_STRIDE)
+                return handle + load8(row, K_BASE), at
+    ptr = call_table(s, F_ALLOCATE, (size,))
+    return ptr, address(s, ptr, size) if ptr != NULL else int64(0)
+
+
+@kernel
+def release(s: int, ptr: int, size: int) -> bool:
+    """Free memory; False, and nothing changed, if the ptr is refused or is of another size."""
+    if likely(0 < size <= LARGEST):
+        row = row_of(s, size)
+        heap = own_heap(row)
+        if likely(load8_relaxed(heap, 0) == thread_pointer()):
+            if likely(free(heap_pointer(heap), ptr - load8(row, K_BASE))):
+                return True
+    return call_table(s, F_FREE, (ptr, size)) != 0
+
+
+@kernel
+def address(s: int, ptr: int, size: int) -> int:
+    """Return the address of live memory; 0 if the ptr is refused."""
+    if likely(0 < size <= LARGEST):
+        row = row_of(s, size)
+        heap = heap_pointer(own_heap(row))
+        if likely(load8_relaxed(heap, 0) == thread_pointer()):
+            handle = ptr - load8(row, K_BASE)
+            if likely(is_live(heap, handle)):
+                return load8(heap, H_RECORDS // 8) + (handle & SLOT_MASK) * load8(row, K_STRIDE)
+    return call_table(s, F_ADDRESS, (ptr, size))
+
+
+@kernel
+def address_or_scratch(s: int, ptr: int, size: int) -> int:
+    """Return the address of live memory; if the ptr is refused, that of as much zeroed scratch memory, and a fault is set."""
+    at = address(s, ptr, size)
+    return at if likely(at != 0) else call_table(s, F_SCRATCH, (ptr, size))
+
+
+# --- Which class ---
+
+
+def quarter_size(size: int, align: int) -> int:
+    """Return the least of the sizes 4, 5, 6, 7 times a power of two, not below `size`, that is a multiple of `align`."""
+    step = 1
+    while step * 8 < max(size, align):
+        step *= 2
+    while True:
+        for times in range(4, 9):
+            n = step * times
+            if n >= size and n % align == 0:
+                return n
+        step *= 2
+
+
+_quarter_size: Any = kernel(quarter_size)
+
+
+@kernel
+def row_of_ptr(s: int, ptr: int) -> int:
+    """Return the row of the class whose slots hold a ptr's; 0: none."""
+    slot = ptr & SLOT_MASK
+    row = s + ROWS
+    for _ in range(load8(s, S_N_ROWS)):
+        if load8(row, K_BASE) <= slot < load8(row, K_END):
+            return row
+        row += CLASS_BYTES
+    return int64(0)
+
+
+@kernel
+def serves(row: int, size: int) -> bool:
+    """Whether the class could have been given for that size."""
+    if load8(row, K_LOW) < size <= load8(row, K_HIGH):
+        return True
+    if load8(row, K_ALIGNED) != 0 and 0 < size <= load8(row, K_HIGH):
+        align = int64(NATURAL)
+        while align <= MAX_ALIGN:
+            if _quarter_size(size, align) == load8(row, K_HIGH):
+                return True
+            align *= 2
+    return False
+
+
+# --- Slow paths ---
+
+
+@Entry
+def allocate_slow(s: int, size: int) -> int:
+    """`allocate` of any size, by any thread."""
+    if size <= 0 or load8(s, S_CLOSED) != 0:
+        return int64(NULL)
+    if size > LARGEST:
+        return allocate_large(s, size)
+    if load8(s, S_OBSERVE) != 0:
+        fetch_add(s + COUNTS + size * 8, 1)
+    row = s + ROWS + load1(s + REAL, (size + (GRANULE - 1)) >> 3) * CLASS_BYTES
+    return take_from(row)
+
+
+@Entry
+def allocate_in(row: int) -> int:
+    """Take memory of a class; returns a ptr or NULL."""
+    return take_from(row)
+
+
+@kernel
+def take_from(row: int) -> int:
+    """Take memory of a class; returns a ptr or NULL."""
+    handle = alloc(my_heap(load8(row, K_CONTROL)))
+    return handle + load8(row, K_BASE) if handle != NULL else int64(NULL)
+
+
+@Entry
+def free_slow(s: int, ptr: int, size: int) -> int:
+    """`release` of any ptr, by any thread; 1: freed."""
+    if ptr < 0:
+        return int64(0)
+    row = row_of_ptr(s, ptr)
+    if row == 0:
+        return free_large(s, ptr, size)
+    if not serves(row, size):
+        return int64(0)
+    return int64(1) if free(my_heap(load8(row, K_CONTROL)), ptr - load8(row, K_BASE)) else int64(0)
+
+
+@Entry
+def address_slow(s: int, ptr: int, size: int) -> int:
+    """`address` of any ptr, by any thread; a size of 0 stands for any."""
+    if ptr < 0:
+        return int64(0)
+    row = row_of_ptr(s, ptr)
+    if row == 0:
+        at = large_at(s, ptr, size)
+        return load8_acquire(at, L_ADDRESS) if at != 0 else int64(0)
+    handle = ptr - load8(row, K_BASE)
+    if (size != 0 and not serves(row, size)) or not is_live(my_heap(load8(row, K_CONTROL)), handle):
+        return int64(0)
+    return load8(load8(row, K_CONTROL), C_RECORDS) + (handle & SLOT_MASK) * load8(row, K_STRIDE)
+
+
+@Entry
+def scratch(s: int, ptr: int, size: int) -> int:
+    """Set a fault, and zero scratch memory for a ptr that was refused; 0 for sizes that no class serves."""
+    if not 0 < size <= LARGEST:
+        slow(my_heap(load8(s, S_LARGE)), CACHE_ADDRESS, (ptr,))
+        return int64(0)
+    row = s + ROWS + load1(s + REAL, (size + (GRANULE - 1)) >> 3) * CLASS_BYTES
+    return slow(my_heap(load8(row, K_CONTROL)), CACHE_ADDRESS, (ptr,))
+
+
+@Entry
+def realloc(s: int, ptr: int, old: int, new: int) -> int:
+    """
+    Change the size of memory; the content is kept.  Returns the ptr from now on, or NULL: refused or no memory, nothing changed.
+
+    In place where the class serves both sizes; large memory is moved by its pages, else the bytes are copied.
+    """
+    if old <= 0 or new <= 0 or ptr < 0 or load8(s, S_CLOSED) != 0:
+        return int64(NULL)
+    source = address(s, ptr, old)
+    if source == 0:
+        return int64(NULL)
+    row = row_of_ptr(s, ptr)
+    if row != 0 and serves(row, new):
+        return ptr
+    if row == 0 and new > LARGEST and resize_large(s, ptr, new):
+        return ptr
+    to = allocate(s, new)
+    if to == NULL:
+        return int64(NULL)
+    copy_bytes(address(s, to, new), source, min(old, new))
+    release(s, ptr, old)
+    return to
+
+
+# --- Large memory ---
+
+
+@kernel
+def large_at(s: int, ptr: int, size: int) -> int:
+    """Return the address of the row of large memory, 0 if the ptr or its size is refused; a size of 0 stands for any."""
+    handle = ptr - load8(s, S_LARGE_BASE)
+    control = load8(s, S_LARGE)
+    if not is_live(my_heap(control), handle):
+        return int64(0)
+    at = load8(control, C_RECORDS) + (handle & SLOT_MASK) * LARGE_BYTES
+    if load8_acquire(at, L_ADDRESS) == 0 or (size != 0 and load8(at, L_ASKED) != size):
+        return int64(0)
+    return at
+
+
+@kernel
+def whole_pages(size: int) -> int:
+    """Return the size in whole pages."""
+    return (size + page_bytes - 1) & -page_bytes
+
+
+@kernel
+def allocate_large(s: int, size: int) -> int:
+    """Take pages of their own; returns a ptr or NULL."""
+    if size > MAX_BYTES:
+        return int64(NULL)
+    n = whole_pages(size)
+    pages = map_pages(n)
+    if pages == 0:
+        return int64(NULL)
+    control = load8(s, S_LARGE)
+    handle = alloc(my_heap(control))
+    if handle == NULL:
+        unmap_pages(pages, n)
+        return int64(NULL)
+    at = load8(control, C_RECORDS) + (handle & SLOT_MASK) * LARGE_BYTES
+    store8(at, L_BYTES, n)
+    store8(at, L_ASKED, size)
+    store8(at, L_HOLD, 0)
+    store8_release(at, L_ADDRESS, pages)
+    fetch_add(s + AT_LARGE_BYTES, n)
+    return handle + load8(s, S_LARGE_BASE)
+
+
+@kernel
+def free_large(s: int, ptr: int, size: int) -> int:
+    """
+    Give pages back; 1: freed.  Of several at the same instant one gets them: who makes the address 0.
+
+    Pages that an array in Python shows lose their content, and stay mapped until the array is gone.
+    """
+    at = large_at(s, ptr, size)
+    if at == 0:
+        return int64(0)
+    pages = load8_acquire(at, L_ADDRESS)
+    n = load8(at, L_BYTES)
+    if pages == 0 or not compare_exchange(at, pages, 0):
+        return int64(0)
+    fetch_add(s + AT_LARGE_BYTES, -n)
+    hold = load8_acquire(at, L_HOLD)
+    while not compare_exchange(at + AT_HOLD, hold, 0):
+        hold = load8_acquire(at, L_HOLD)
+    if hold != 0:
+        give_back(pages, n)
+    else:
+        unmap_pages(pages, n)
+    free(my_heap(load8(s, S_LARGE)), ptr - load8(s, S_LARGE_BASE))
+    return int64(1)
+
+
+@kernel
+def resize_large(s: int, ptr: int, new: int) -> bool:
+    """Make large memory larger or smaller by moving its pages; not where an array in Python shows them."""
+    at = large_at(s, ptr, int64(0))
+    if at == 0 or new > MAX_BYTES or load8_acquire(at, L_HOLD) != 0:
+        return False
+    old, n = load8(at, L_BYTES), whole_pages(new)
+    if n != old:
+        pages = move_pages(load8(at, L_ADDRESS), old, n)
+        if pages == 0:
+            return False
+        store8(at, L_BYTES, n)
+        store8_release(at, L_ADDRESS, pages)
+        fetch_add(s + AT_LARGE_BYTES, n - old)
+    store8(at, L_ASKED, new)
+    return True
+
+
+@Entry
+def hold_pages(s: int, ptr: int, size: int, number: int) -> int:
+    """Have an array keep the pages of large memory mapped; returns their address, 0: refused, or another array does."""
+    at = large_at(s, ptr, size)
+    if at == 0:
+        return int64(0)
+    pages, n = load8_acquire(at, L_ADDRESS), load8(at, L_BYTES)
+    if not compare_exchange(at + AT_HOLD, 0, number):
+        return int64(0)
+    if fetch_add(at, 0) == pages:  # again, after the store above: a free at the same instant sees the number, or is seen
+        return pages
+    if not compare_exchange(at + AT_HOLD, number, 0) and pages != 0:
+        unmap_pages(pages, n)
+    return int64(0)
+
+
+@Entry
+def let_pages_go(s: int, slot: int, number: int, pages: int, n: int) -> int:
+    """The array that kept pages mapped is gone: they are the slot's again, or, if that was freed, unmapped."""
+    at = load8(load8(s, S_LARGE), C_RECORDS) + slot * LARGE_BYTES
+    if not compare_exchange(at + AT_HOLD, number, 0):
+        unmap_pages(pages, n)
+        return int64(1)
+    return int64(0)
+
+
+@Entry
+def zero(at: int, n: int) -> int:
+    """Zero n bytes."""
+    zero_bytes(at, n)
+    return int64(0)
+
+
+TABLE: dict[str, Entry] = {
+    "f_allocate": allocate_slow,
+    "f_free": free_slow,
+    "f_address": address_slow,
+    "f_realloc": realloc,
+    "f_scratch": scratch,
+}

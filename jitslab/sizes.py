@@ -1,0 +1,837 @@
+"""
+`SizeClasses`: raw memory by size, from Python.
+
+Above `sizetype`, `classes` and `cache`.  Every method validates, calls a cache or a kernel, and raises what that answered.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import weakref
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _methods, classes, raw
+from ._os import Reservation, address_space_left, page_bytes
+from .cache import SlabCache
+from .cast import as_integer
+from .classes import Tuning
+from .errors import (
+    CacheFullError,
+    CapacityError,
+    ClosedError,
+    CopyError,
+    ForeignHandleError,
+    HandleError,
+    NullHandleError,
+    SizeError,
+    SizeTypeError,
+    SlabError,
+    StaleHandleError,
+    WrongSizeError,
+)
+from .layout import HEAPS, NULL, ROUNDS, record_stride, round_up
+from .raw import CLASS, GRANULE, LARGE, LARGEST, MAX_ALIGN, MAX_BYTES, MAX_CLASSES, NATURAL, SIZES
+from .sizetype import make_unbox, size_classes_type
+
+Bytes = npt.NDArray[np.uint8]
+
+SLOT_MASK = 0xFFFFFFFF
+SLOTS = 1 << 32
+RESERVED_SMALL = 8 << 30  # most bytes of a class of up to 1 KiB: more would leave no slot numbers for tuned classes
+RESERVED = 16 << 30  # most bytes of a larger one
+POLICY = "interleave"  # one array set on any machine: the fast paths know of no others
+MOST_LARGE = 1 << 16  # mappings of a Linux process by default
+_numbers = itertools.count(1)  # of arrays that keep pages mapped
+
+
+class _Base:
+    """The first slot of an allocator, where compiled code finds the ndarray of its block."""
+
+    __slots__ = ("_control",)
+
+
+_control_slot: Any = _Base.__dict__["_control"]
+delattr(_Base, "_control")  # nothing but this module sets it, and only once for each allocator
+make_unbox(_methods.HEAD)
+
+
+@dataclass(frozen=True)
+class ClassStats:
+    """
+    One size class.
+
+    Attributes
+    ----------
+    low, high : int
+        It serves the sizes above `low` up to `high`.
+    live : int
+        Pieces of memory that are live.
+    slots : int
+        Places made so far.
+    slabs : int
+    memory : int
+        Bytes of the slabs' records and generations.
+    """
+
+    low: int
+    high: int
+    live: int
+    slots: int
+    slabs: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class SizeStats:
+    """
+    An allocator at one instant.
+
+    Attributes
+    ----------
+    live : int
+        Pieces of memory that are live.
+    used : int
+        Bytes given out for them: whole classes and pages.
+    memory : int
+        Bytes of all slabs, and of the pages of large memory.
+    large : int
+        Live pieces of large memory.
+    large_used : int
+        Bytes of their pages.
+    observed : int
+        Sizes observed since observing began, up to the largest class.
+    asked, given : int
+        Bytes that these asked for, and that the table in force gives out for them.
+    classes : tuple of ClassStats
+        Those that were ever in use.
+    """
+
+    live: int
+    used: int
+    memory: int
+    large: int
+    large_used: int
+    observed: int
+    asked: int
+    given: int
+    classes: tuple[ClassStats, ...]
+
+    @property
+    def waste(self) -> float:
+        """Share of the bytes given out that nobody asked for, of the observed sizes."""
+        return 1 - self.asked / self.given if self.given else 0.0
+
+
+class _Pages:
+    """The pages of one piece of large memory, seen by NumPy: they stay mapped while an array shows them."""
+
+    __slots__ = ("__array_interface__", "__weakref__")
+
+    def __init__(self, parts: _Parts, slot: int, number: int, pages: int, size: int) -> None:
+        self.__array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (pages, False), "version": 3}
+        n = round_up(size, page_bytes)
+        weakref.finalize(self, parts.let_pages_go, slot, number, pages, n).atexit = False
+
+
+class _Parts:
+    """What an allocator consists of; large memory goes back to the system when it is closed or collected."""
+
+    __slots__ = ("address", "caches", "large", "memory")
+
+    def __init__(self, memory: npt.NDArray[np.uint8], address: int, large: SlabCache) -> None:
+        self.memory, self.address, self.large = memory, address, large
+        self.caches: list[SlabCache | None] = [None]  # by row of the class
+
+    def let_pages_go(self, slot: int, number: int, pages: int, n: int) -> None:
+        """Give up the pages that an array kept mapped."""
+        raw.let_pages_go(self.address, slot, number, pages, n)
+
+    def close(self) -> None:
+        """Refuse everything from now on, and give all memory back."""
+        block = self.memory[: SIZES.itemsize].view(SIZES)
+        block["closed"] = 1
+        if not self.large.closed:
+            for handle in self.large.live().tolist():
+                raw.free_slow(self.address, handle + int(block["large_base"][0]), int(self.large[handle]["asked"]))
+        for cache in (self.large, *self.caches):
+            if cache is not None:
+                cache.close()
+
+
+class SizeClasses(_Base):
+    """
+    Memory of any size, as `malloc` gives it: by size classes, each of them a cache.
+
+    A *ptr* is no address but a handle: one that is stale, freed twice, another allocator's, or given back with a size of another
+    class is refused.  The same object is used from Python and, as an argument or a global, in `@njit` functions.
+
+    Parameters
+    ----------
+    name : str, default "memory"
+        For messages and tables.
+    capacity : int, optional
+        Bytes of each class that can be live at once; without it 8 GiB, of classes above 1 KiB 16 GiB, or less where the
+        address space is small.
+    observe : bool, default False
+        Count the sizes that are asked for, for `tune`; it takes every operation through its slow path, some 10 ns.
+
+    Raises
+    ------
+    CapacityError
+        If the name or the capacity is not one.
+    CacheFullError
+        If the address range cannot be had.
+
+    Notes
+    -----
+    60 classes: steps of 16 bytes up to 128, then four to a doubling, up to 1 MiB; at most 20 % (up to 128 bytes: 15 bytes)
+    of what is given out was not asked for.  Addresses are multiples of 16, of tuned classes of 8, or of `align`.  Larger
+    memory is pages of its own: a system call, some microseconds.  All else costs O(1): some 3 ns in compiled code.  An
+    allocator takes some 15 ms to make and little memory until it is used.
+
+    Examples
+    --------
+    >>> import jitslab
+    >>> with jitslab.SizeClasses() as memory:
+    ...     ptr = memory.allocate(100, zero=True)
+    ...     memory.view(ptr, 100)[:5] = 7
+    ...     ptr = memory.realloc(ptr, 100, 5000)
+    ...     print(memory.view(ptr, 5000)[:6])
+    ...     memory.free(ptr, 5000)
+    [7 7 7 7 7 0]
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_address",
+        "_bases",
+        "_block",
+        "_caches",
+        "_capacity",
+        "_counts",
+        "_largest",
+        "_map",
+        "_name",
+        "_numba_type_",
+        "_owners",
+        "_parts",
+        "_real",
+        "_rows",
+        "_table",
+    )
+
+    def __init__(self, name: str = "memory", *, capacity: int | None = None, observe: bool = False) -> None:
+        if hasattr(self, "_numba_type_"):
+            raise SlabError(f"{self!r} is open already")
+        if not isinstance(name, str) or not name:
+            raise CapacityError(f"an allocator is named by a string that is not empty, got {name!r}")
+        if capacity is not None:
+            try:
+                capacity = operator.index(capacity)
+            except TypeError:
+                raise CapacityError(f"capacity must be an integer, got {capacity!r}") from None
+            if not 1 <= capacity <= RESERVED:
+                raise CapacityError(f"capacity must be 1 .. {RESERVED} bytes, got {capacity}")
+        self._name, self._capacity = name, capacity
+        self._make_block()
+        try:
+            self._use([(low, high, False) for low, high in itertools.pairwise([0, *classes.fixed_table()])])
+        except BaseException:
+            self._parts.close()
+            raise
+        weakref.finalize(self, self._parts.close).atexit = False
+        self._numba_type_ = size_classes_type  # last: who has it is open
+        self._see_observed(bool(observe))
+
+    def _make_block(self) -> None:
+        """Lay the block, the rows and the maps out."""
+        granules = LARGEST // GRANULE + 1
+        memory = np.asarray(Reservation(raw.ZEROS_AT + raw.ZEROS, usable=True))
+        self._address = int(memory.__array_interface__["data"][0])
+        large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, policy=POLICY)
+        self._parts = _Parts(memory, self._address, large)
+        self._caches = self._parts.caches
+        self._bases: list[int] = [0]
+        self._rows = memory[raw.ROWS : raw.MAP].view(CLASS)
+        self._rows["heaps"] = self._address + raw.ZEROS_AT
+        self._map = memory[raw.MAP : raw.MAP + granules]
+        self._real = memory[raw.REAL : raw.REAL + granules]
+        self._table = self._real.tobytes()
+        self._counts = memory[raw.COUNTS : raw.COUNTS + 8 * (LARGEST + 1)].view(np.int64)
+        self._owners: weakref.WeakValueDictionary[int, _Pages] = weakref.WeakValueDictionary()
+        block = memory[: SIZES.itemsize].view(SIZES)
+        self._block = block[0]
+        values = {field: entry.address for field, entry in raw.TABLE.items()}
+        values |= {"n_rows": 1, "large": large._address, "large_base": SLOTS - large._block.geometry.slots}
+        for field, value in values.items():
+            block[field] = value
+        self._largest = LARGEST
+        _control_slot.__set__(self, block)
+
+    # --- One piece of memory ---
+
+    def allocate(self, size: int, *, align: int | None = None, zero: bool = False) -> int:
+        """
+        Take memory.
+
+        Parameters
+        ----------
+        size : int
+            Bytes, 1 to 2**46.
+        align : int, optional
+            The address is to be a multiple of this: a power of two up to 4,096.
+        zero : bool, default False
+            Whether the memory is to hold zeros; else it holds whatever was there.
+
+        Returns
+        -------
+        int
+            The ptr: positive, below 2**63.
+
+        Raises
+        ------
+        SizeError, SizeTypeError
+            If `size` or `align` is out of bounds, or no integer.
+        CacheFullError
+            If there is no more memory for this size.
+        FaultError
+            If compiled code used a refused ptr of this class since the last report; nothing is allocated.
+        ClosedError
+            After `close`.
+
+        Examples
+        --------
+        >>> import jitslab
+        >>> with jitslab.SizeClasses() as memory:
+        ...     ptr = memory.allocate(300, align=256)
+        ...     memory.address(ptr) % 256
+        0
+        """
+        if align is None and not zero:
+            try:
+                if 0 < size <= self._largest:
+                    row = self._table[size + (GRANULE - 1) >> 3]
+                    return self._caches[row].alloc() + self._bases[row]  # type: ignore[union-attr]  # row 0 is no size's
+            except (TypeError, AttributeError):
+                self._need_opened()
+        return self._allocate_slow(size, align, zero)
+
+    def free(self, ptr: int, size: int) -> None:
+        """
+        Free memory.
+
+        Parameters
+        ----------
+        ptr : int
+            From `allocate` or `realloc`.
+        size : int
+            The size that it was asked for with.
+
+        Raises
+        ------
+        HandleError
+            NullHandleError, StaleHandleError, ForeignHandleError, or WrongSizeError if `size` is one of another class;
+            nothing was changed.
+        HandleTypeError, SizeError, SizeTypeError
+            If the ptr is no integer; if the size is none, or out of bounds.
+        ClosedError
+            After `close`.
+        """
+        try:
+            if 0 < size <= LARGEST:
+                row = self._table[size + (GRANULE - 1) >> 3]
+                self._caches[row].free(ptr - self._bases[row])  # type: ignore[union-attr]  # row 0 is no size's
+                return
+        except (SlabError, TypeError, AttributeError):
+            self._need_opened()
+        self._free_slow(ptr, size)
+
+    def realloc(self, ptr: int, old_size: int, new_size: int) -> int:
+        """
+        Change the size of memory; what it holds is kept, up to the lesser size.
+
+        Returns
+        -------
+        int
+            The ptr from now on: the same where the memory could stay.  An alignment is kept only then.
+
+        Raises
+        ------
+        HandleError, SizeError, SizeTypeError, HandleTypeError, ClosedError
+            As `free`; nothing was changed.
+        CacheFullError
+            If there is no memory of the new size; the old one stays.
+        """
+        self._need_open()
+        number, old, new = as_integer(ptr), self._as_size(old_size), self._as_size(new_size)
+        answer = raw.realloc(self._address, number, old, new) if 0 < number < 1 << 63 else NULL
+        if answer == NULL:
+            self._locate(number, old)
+            self._raise_full(new)
+        return answer
+
+    def view(self, ptr: int, size: int) -> Bytes:
+        """
+        Return live memory as an array.
+
+        Returns
+        -------
+        ndarray of uint8, shape (size,)
+            Reads and writes the memory in place.  It keeps the addresses, not the content: after `free` it shows whatever
+            is there next, and what is written there harms who owns that.
+
+        Raises
+        ------
+        HandleError, SizeError, SizeTypeError, HandleTypeError, ClosedError
+            As `free`.
+        """
+        self._need_open()
+        number, n = as_integer(ptr), self._as_size(size)
+        row, slot = self._locate(number, n)
+        cache = self._caches[row]
+        if cache is None:
+            return np.asarray(self._pages(number, slot, n))
+        offset = cache._block.geometry.offset["records"] + slot * cache.stride
+        return cache._block.bytes[offset : offset + n]
+
+    def bytes(self, ptr: int, size: int) -> Bytes:
+        """Return ``view(ptr, size)``: the name that compiled code uses, where Numba lets only arrays have a method `view`."""
+        return self.view(ptr, size)
+
+    def address(self, ptr: int, size: int | None = None) -> int:
+        """
+        Return the address of live memory, for ctypes and cffi; it is valid until `free`.
+
+        Raises
+        ------
+        HandleError, SizeError, SizeTypeError, HandleTypeError, ClosedError
+            As `free`; without `size` the ptr alone is checked.
+
+        Examples
+        --------
+        >>> import ctypes, jitslab
+        >>> with jitslab.SizeClasses() as memory:
+        ...     ptr = memory.allocate(8, zero=True)
+        ...     ctypes.c_int64.from_address(memory.address(ptr)).value = 258
+        ...     memory.view(ptr, 8)[:3].tolist()
+        [2, 1, 0]
+        """
+        self._need_open()
+        number = as_integer(ptr)
+        n = 0 if size is None else self._as_size(size)
+        at = raw.address_slow(self._address, number, n) if 0 < number < 1 << 63 else 0
+        if at == 0:
+            raise self._refusal(number, n)
+        return at
+
+    def _allocate_slow(self, size: Any, align: Any, zero: bool) -> int:
+        """`allocate` of everything that is not plain."""
+        self._need_open()
+        n = self._as_size(size)
+        alignment = NATURAL if align is None else as_alignment(align)
+        row = int(self._real[n + GRANULE - 1 >> 3]) if n <= LARGEST else 0
+        cache = self._caches[row] if row else self._parts.large
+        assert cache is not None
+        cache.raise_faults()
+        aligned = raw.quarter_size(n, alignment) if n <= LARGEST else 0
+        if align is None or row == 0 or cache.stride % alignment == 0:  # pages are aligned to themselves
+            ptr = raw.allocate_slow(self._address, n)
+        else:
+            ptr = raw.allocate_in(self._row_address(self._aligned_row(aligned)))
+        if ptr == NULL:
+            self._raise_full(n)
+        if zero and n <= LARGEST:  # larger memory is new pages
+            raw.zero(raw.address_slow(self._address, ptr, 0), n)
+        return ptr
+
+    def _free_slow(self, ptr: Any, size: Any) -> None:
+        """`free` where the class of the size refused the ptr, or there is none."""
+        self._need_open()
+        number, n = as_integer(ptr), self._as_size(size)
+        if not 0 < number < 1 << 63 or not raw.free_slow(self._address, number, n):
+            raise self._refusal(number, n)
+
+    def _pages(self, ptr: int, slot: int, size: int) -> _Pages:
+        """Return the object that keeps the pages of large memory mapped; one for all arrays on them."""
+        owner = self._owners.get(ptr)
+        if owner is None:
+            number = next(_numbers)
+            pages = raw.hold_pages(self._address, ptr, size, number)
+            if pages == 0:
+                raise self._refusal(ptr, size)
+            owner = self._owners[ptr] = _Pages(self._parts, slot, number, pages, size)
+        return owner
+
+    # --- Classes ---
+
+    def _row_address(self, row: int) -> int:
+        """Address of a row."""
+        return self._address + raw.ROWS + row * CLASS.itemsize
+
+    def _use(self, table: list[tuple[int, int, bool]]) -> None:
+        """Have new memory come from the classes of a table of (low, high, whether for alignments only)."""
+        known = {int(row["high"]): i for i, row in enumerate(self._rows[: self._block["n_rows"]]) if i and not row["is_aligned"]}
+        new = [each for each in table if each[2] or each[1] not in known]
+        if len(new) + int(self._block["n_rows"]) > MAX_CLASSES:
+            raise SizeError(f"allocator {self._name!r} cannot have more than {MAX_CLASSES - 1} classes, old ones among them")
+        room = self._free_slots()[1]
+        wanted = sum(self._wanted(high) for _, high, _ in new)
+        share = min(1.0, room * (0.9 if len(new) > 1 else 0.1) / wanted) if new else 1.0
+        for low, high, is_aligned in new:
+            row = self._make_row(low, high, is_aligned, share)
+            if not is_aligned:
+                known[high] = row
+        real = self._real.copy()
+        for low, high, is_aligned in table:
+            if not is_aligned:
+                row = known[high]
+                self._rows[row]["low"] = min(int(self._rows[row]["low"]), low)
+                real[(low + GRANULE) // GRANULE : high // GRANULE + 1] = row
+        self._real[:] = real
+        self._table = real.tobytes()
+        if not self._block["observe"]:
+            self._map[:] = real
+
+    def _wanted(self, high: int) -> int:
+        """How many pieces of a class can be live at once, if there are slot numbers enough."""
+        most = self._capacity
+        if most is None:
+            most = min(RESERVED_SMALL if high < classes.ODD_FROM else RESERVED, max(address_space_left() // 1024, 1 << 20))
+        return max(most // high, 1) + HEAPS * ROUNDS + (1 << 16)  # a cache has so many slots beyond its capacity, at most
+
+    def _make_row(self, low: int, high: int, is_aligned: bool, share: float) -> int:
+        """Open the cache of a class with its share of the slots that it wants; returns its row."""
+        dtype = np.dtype([("bytes", "u1", (high,))])
+        stride = record_stride(dtype, not is_aligned)
+        capacity = int(self._wanted(high) * share) - HEAPS * ROUNDS - (1 << 16)
+        base = self._free_slots()[0]
+        if capacity < 1:
+            raise CacheFullError(f"allocator {self._name!r} has no slot numbers left for a class of {high} bytes")
+        cache = SlabCache(f"{self._name}-{high}", dtype, capacity=capacity, colouring=not is_aligned, policy=POLICY)
+        i = len(self._caches)
+        self._caches.append(cache)
+        self._bases.append(base)
+        row = self._rows[i]
+        values = {"base": base, "stride": stride, "control": cache._address, "end": base + cache._block.geometry.slots}
+        values |= {"low": low, "high": high, "is_aligned": int(is_aligned), "heaps": int(cache._block.control["heaps"][0])}
+        for field, value in values.items():
+            row[field] = value
+        self._block["n_rows"] = i + 1
+        return i
+
+    def _free_slots(self) -> tuple[int, int]:
+        """Return the first slot number that no class has, and how many there are from there."""
+        first = int(self._rows["end"].max())
+        return first, int(self._block["large_base"]) - first
+
+    def _aligned_row(self, high: int) -> int:
+        """Return the row of the class for alignments, opened when it is first needed."""
+        for i, row in enumerate(self._rows[: self._block["n_rows"]]):
+            if row["is_aligned"] and row["high"] == high:
+                return i
+        self._use([(high - 1, high, True)])
+        return len(self._caches) - 1
+
+    @property
+    def table(self) -> tuple[int, ...]:
+        """Sizes of the classes in force."""
+        self._need_opened()
+        rows = np.unique(self._real[1:])
+        return tuple(sorted(int(self._rows[i]["high"]) for i in rows if i))
+
+    @property
+    def observe(self) -> bool:
+        """Whether the sizes that are asked for are counted; can be set."""
+        self._need_opened()
+        return bool(self._block["observe"])
+
+    @observe.setter
+    def observe(self, value: bool) -> None:
+        self._need_open()
+        self._see_observed(bool(value))
+
+    def _see_observed(self, value: bool) -> None:
+        """Have every size go through the slow path, where it is counted; or none."""
+        self._block["observe"] = int(value)
+        self._map[:] = 0 if value else self._real
+        self._largest = 0 if value else LARGEST
+
+    def tune(self, sizes: Any = None, classes: int = 60) -> Tuning:
+        """
+        Find the table of classes that wastes least on the observed sizes, and use it for new memory.
+
+        Parameters
+        ----------
+        sizes : array_like of int, or mapping of size to count, optional
+            What was observed; without it, what was counted while `observe` was on.
+        classes : int, default 60
+            Most classes of the table, 17 or more.
+
+        Returns
+        -------
+        Tuning
+            The table, and the waste before and after.
+
+        Raises
+        ------
+        SizeError, SizeTypeError
+            If a size or `classes` is out of bounds, or no integer.
+
+        Notes
+        -----
+        Found by dynamic programming: no table of as many classes, with one at each doubling, gives out fewer bytes for the
+        observed sizes.  If it would give out no fewer than the table in force, nothing changes.  Ptrs stay valid: memory of
+        a class that is no longer in force is freed as before.  Some milliseconds, and some more for each new class.
+
+        Examples
+        --------
+        >>> import jitslab
+        >>> with jitslab.SizeClasses() as memory:
+        ...     found = memory.tune([1030] * 99 + [24] * 50)
+        ...     print(found.applied, 24 in memory.table, f"{found.before:.3f} {found.after:.3f}")
+        True True 0.056 0.053
+        """
+        from .classes import as_counts, best_table, fixed_table, waste
+
+        self._need_open()
+        try:
+            most = operator.index(classes)
+        except TypeError:
+            raise SizeTypeError(f"classes must be an integer, got {type(classes).__name__}") from None
+        observed, counts = self.observed() if sizes is None else as_counts(sizes)
+        if most >= MAX_CLASSES:
+            raise SizeError(f"a table has at most {MAX_CLASSES - 1} classes, got {most}")
+        found = best_table(observed, counts, most)
+        before, after, fixed = (waste(table, observed, counts) for table in (self.table, found, fixed_table()))
+        is_better = bool(observed.size) and after < before
+        if is_better:
+            self._use([(low, high, False) for low, high in itertools.pairwise([0, *found])])
+        return Tuning(tuple(found), before, after, fixed, int(counts.sum()), is_better)
+
+    def observed(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the different sizes that were asked for while `observe` was on, and how often each was."""
+        self._need_open()
+        sizes = np.flatnonzero(self._counts)
+        return sizes, self._counts[sizes]
+
+    # --- The allocator as a whole ---
+
+    @property
+    def name(self) -> str:
+        """Name, as given."""
+        self._need_opened()
+        return self._name
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        self._need_opened()
+        return bool(self._block["closed"])
+
+    @property
+    def stats(self) -> SizeStats:
+        """What is live now, and what was observed; exact while no other thread allocates or frees."""
+        self._need_open()
+        lines = []
+        for row, cache in zip(self._rows, self._caches, strict=False):
+            if cache is not None and cache.slot_limit:
+                slots = cache.slot_limit
+                memory = slots * (cache.stride + 4)
+                lines.append(ClassStats(int(row["low"]), int(row["high"]), len(cache), slots, len(cache.pages), memory))
+        pages, n_large = int(self._block["large_bytes"]), len(self._parts.large)
+        sizes, counts = self.observed()
+        return SizeStats(
+            live=sum(line.live for line in lines) + n_large,
+            used=sum(line.live * line.high for line in lines) + pages,
+            memory=sum(line.memory for line in lines) + pages,
+            large=n_large,
+            large_used=pages,
+            observed=int(counts.sum()),
+            asked=int((sizes * counts).sum()),
+            given=classes.used_bytes(self.table, sizes, counts) if sizes.size else 0,
+            classes=tuple(sorted(lines, key=lambda line: line.high)),
+        )
+
+    def live(self) -> npt.NDArray[np.int64]:
+        """Return the ptrs of all live memory."""
+        self._need_open()
+        parts = [cache.live() + base for cache, base in zip(self._caches, self._bases, strict=True) if cache is not None]
+        return np.concatenate([*parts, self._parts.large.live() + int(self._block["large_base"])])
+
+    def __len__(self) -> int:
+        """Return how many pieces of memory are live."""
+        self._need_open()
+        return sum(len(cache) for cache in (self._parts.large, *self._caches) if cache is not None)
+
+    def __contains__(self, ptr: object) -> bool:
+        """Whether `ptr` is that of live memory."""
+        self._need_open()
+        is_number = isinstance(ptr, (int, np.integer)) and 0 < ptr < 1 << 63
+        return bool(is_number) and raw.address_slow(self._address, int(ptr), 0) != 0  # type: ignore[call-overload]  # a number
+
+    def clear(self) -> int:
+        """Free everything, with no other thread using the allocator; returns how many pieces."""
+        self._need_open()
+        large, base = self._parts.large, int(self._block["large_base"])
+        n = sum(raw.free_slow(self._address, h + base, int(large[h]["asked"])) for h in large.live().tolist())
+        return n + sum(cache.clear() for cache in self._caches if cache is not None)
+
+    def shrink(self) -> int:
+        """Give the memory of all empty slabs back to the system; returns how many slabs."""
+        self._need_open()
+        return sum(cache.shrink() for cache in self._caches if cache is not None)
+
+    def raise_faults(self) -> None:
+        """
+        Raise if compiled code viewed memory by a refused ptr since the last report, and start a new one.
+
+        Raises
+        ------
+        FaultError
+            With the number of faults and the first ptr, of one class.
+        """
+        self._need_open()
+        for cache in (*self._caches, self._parts.large):
+            if cache is not None:
+                cache.raise_faults()
+
+    def check(self) -> None:
+        """
+        Recount every class, at rest.
+
+        Raises
+        ------
+        LawError, BusyError, FaultError
+            As `SlabCache.check`.
+        """
+        self._need_open()
+        for cache in (*self._caches, self._parts.large):
+            if cache is not None:
+                cache.check()
+
+    def close(self) -> None:
+        """
+        Refuse everything from now on and give the memory back; a second `close` does nothing.
+
+        Addresses stay mapped while an array shows them.  No compiled code may be using large memory meanwhile.
+        """
+        self._need_opened()
+        self._parts.close()
+        self._largest = 0
+
+    def __enter__(self) -> SizeClasses:
+        """Return the allocator; leaving the block closes it."""
+        self._need_open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the allocator."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """Short, whatever the size."""
+        kind = type(self).__name__
+        if not hasattr(self, "_numba_type_"):
+            return f"<{kind}: never opened>"
+        if self.closed:
+            return f"<{kind} {self._name!r}: closed>"
+        return f"<{kind} {self._name!r}: {len(self)} pieces live in {len(self.table)} classes>"
+
+    def __copy__(self) -> NoReturn:
+        """Refuse: a ptr names memory of one allocator."""
+        raise CopyError(f"{self!r} cannot be copied: a ptr names memory of one allocator")
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        """Refuse, as `__copy__`."""
+        self.__copy__()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Refuse to be pickled: the memory is private to this process."""
+        raise CopyError(f"{self!r} cannot be pickled: its memory is private to this process")
+
+    # --- Checks ---
+
+    def _need_opened(self) -> None:
+        """Raise if `__init__` never succeeded."""
+        if not hasattr(self, "_numba_type_"):
+            raise ClosedError(f"this {type(self).__name__} was never opened")
+
+    def _need_open(self) -> None:
+        """Raise if the allocator is closed."""
+        self._need_opened()
+        if self._block["closed"]:
+            raise ClosedError(f"allocator {self._name!r} is closed")
+
+    def _as_size(self, size: Any) -> int:
+        """Return a size as an int within its bounds."""
+        try:
+            n = operator.index(size)
+        except TypeError:
+            raise SizeTypeError(f"a size is an integer, got {type(size).__name__}") from None
+        if not 1 <= n <= MAX_BYTES:
+            raise SizeError(f"a size must be 1 .. 2**46 bytes, got {n}")
+        return n
+
+    def _find(self, ptr: int) -> int:
+        """Return the row whose slot numbers hold a ptr's; -1: large memory; 0: none."""
+        slot = ptr & SLOT_MASK
+        if slot >= int(self._block["large_base"]):
+            return -1
+        n = len(self._caches)
+        found = np.flatnonzero((self._rows["base"][:n] <= slot) & (slot < self._rows["end"][:n]))
+        return int(found[0]) if found.size else 0
+
+    def _locate(self, ptr: int, size: int) -> tuple[int, int]:
+        """Return row (0: large memory) and slot of live memory, or raise."""
+        if not 0 < ptr < 1 << 63 or raw.address_slow(self._address, ptr, size) == 0:
+            raise self._refusal(ptr, size)
+        row = max(self._find(ptr), 0)
+        base = self._bases[row] if row else int(self._block["large_base"])
+        return row, (ptr & SLOT_MASK) - base
+
+    def _refusal(self, ptr: int, size: int) -> HandleError:
+        """Say why a ptr is refused; a size of 0 stands for any."""
+        if ptr == NULL:
+            return NullHandleError("the ptr is NULL")
+        if not 0 < ptr < 1 << 63:
+            return ForeignHandleError(f"{ptr} is no ptr: 1 .. 2**63 - 1")
+        row = self._find(ptr)
+        if row == 0:
+            return ForeignHandleError(f"allocator {self._name!r} never issued ptr {ptr:#x}")
+        cache = self._parts.large if row < 0 else self._caches[row]
+        assert cache is not None
+        handle = ptr - (int(self._block["large_base"]) if row < 0 else self._bases[row])
+        if handle in cache:
+            if row < 0:
+                asked = int(cache[handle]["asked"])
+                return WrongSizeError(f"ptr {ptr:#x} is of {asked} bytes, not of {size}")
+            low, high = int(self._rows[row]["low"]) + 1, int(self._rows[row]["high"])
+            if self._rows[row]["is_aligned"]:
+                return WrongSizeError(f"ptr {ptr:#x} is aligned memory of up to {high} bytes, not of {size}")
+            return WrongSizeError(f"ptr {ptr:#x} is of the class of {low} to {high} bytes, not of {size}")
+        why = cache._refusal(handle)
+        if isinstance(why, StaleHandleError):
+            return StaleHandleError(f"the memory of ptr {ptr:#x} was freed")
+        return ForeignHandleError(f"allocator {self._name!r} never issued ptr {ptr:#x}")
+
+    def _raise_full(self, n: int) -> NoReturn:
+        """Raise because memory of n bytes could not be had."""
+        self._need_open()
+        raise CacheFullError(f"allocator {self._name!r} has no memory for {n} bytes more")
+
+
+def as_alignment(align: Any) -> int:
+    """Return an alignment as an int within its bounds."""
+    try:
+        n = operator.index(align)
+    except TypeError:
+        raise SizeTypeError(f"an alignment is an integer, got {type(align).__name__}") from None
+    if not 1 <= n <= MAX_ALIGN or n & (n - 1):
+        raise SizeError(f"an alignment must be a power of two, 1 .. {MAX_ALIGN}, got {n}")
+    return n

@@ -1,0 +1,145 @@
+"""
+What `SizeClasses` can do inside `@njit`: an extension type of one int64, the address of its block.
+
+Above `raw`, below `sizes`; as `compiled` is for caches.  Nothing here raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import types
+from numba.core import cgutils
+from numba.core.errors import NumbaTypeError
+from numba.core.imputils import lower_constant
+from numba.extending import NativeValue, make_attribute_wrapper, models, overload_method, register_model, unbox
+from numba.np.arrayobj import populate_array
+
+from . import raw
+from ._native import I64, PTR, call_table, int64, intrinsic, kernel
+from .compiled import HEAD, _plain
+from .layout import SOURCE_HASH
+
+F_REALLOC = raw.F_REALLOC
+
+
+class SizeClassesType(types.Type):  # type: ignore[misc]  # numba has no types
+    """Numba type of all allocators by size; the name carries the hash of the package's sources."""
+
+    def __init__(self) -> None:
+        super().__init__(f"jitslab.SizeClasses[{SOURCE_HASH}]")
+
+
+size_classes_type = SizeClassesType()
+
+
+@register_model(SizeClassesType)
+class _SizeClassesModel(models.StructModel):  # type: ignore[misc]  # numba has no types
+    def __init__(self, manager: Any, allocator: SizeClassesType) -> None:
+        super().__init__(manager, allocator, [("ptr", types.int64)])
+
+
+make_attribute_wrapper(SizeClassesType, "ptr", "_ptr")
+
+
+def make_unbox(slot_offset: int) -> None:
+    """Unbox an allocator by two loads: the object's slot at `slot_offset` holds an ndarray, its data is the block."""
+
+    @unbox(SizeClassesType)
+    def unbox_allocator(typ: SizeClassesType, obj: Any, c: Any) -> NativeValue:
+        builder = c.builder
+        at = builder.gep(builder.bitcast(obj, PTR), [I64(slot_offset)])
+        array = builder.load(builder.bitcast(at, PTR.as_pointer()))
+        struct = cgutils.create_struct_proxy(typ)(c.context, builder)
+        is_missing = cgutils.is_null(builder, array)
+        with builder.if_else(is_missing) as (missing, present):
+            with missing:
+                c.pyapi.err_set_string("PyExc_ValueError", "this allocator was never opened")
+            with present:
+                data = builder.bitcast(builder.gep(array, [I64(HEAD)]), I64.as_pointer())
+                struct.ptr = builder.load(data)
+        return NativeValue(struct._getvalue(), is_error=is_missing)
+
+
+_constants: list[Any] = []  # allocators that compiled code has as globals: never dropped
+
+
+@lower_constant(SizeClassesType)
+def allocator_constant(context: Any, builder: Any, typ: SizeClassesType, allocator: Any) -> Any:
+    """Lower an allocator that is a global of the function; its address is dynamic, so Numba does not save that function."""
+    _constants.append(allocator)
+    struct = cgutils.create_struct_proxy(typ)(context, builder)
+    pointer = context.add_dynamic_addr(builder, allocator._address, info="jitslab.SizeClasses")
+    struct.ptr = builder.ptrtoint(pointer, I64)
+    return struct._getvalue()
+
+
+@intrinsic
+def bytes_at(typing: Any, address: Any, n: Any) -> Any:
+    """The n bytes at an address, as an array that owns nothing."""
+    kind = types.Array(types.uint8, 1, "C")
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(kind)(context, builder)
+        data = builder.inttoptr(args[0], array.data.type)
+        populate_array(array, data, [args[1]], [context.get_constant(types.intp, 1)], I64(1), None)
+        return array._getvalue()
+
+    return kind(types.int64, types.int64), emit
+
+
+@kernel
+def raw_bytes(at: int, size: int) -> Any:
+    """The bytes at an address; none where there is no address."""
+    return bytes_at(at, size if at != 0 and size > 0 else int64(0))
+
+
+def need_integers(what: str, *values: Any) -> None:
+    """Refuse what is no integer while the user's function is typed."""
+    for value in values:
+        if not isinstance(value, (types.Integer, types.Boolean)):
+            raise NumbaTypeError(f"jitslab: {what} takes integers, got {value}")
+
+
+def method(name: str) -> Callable[..., Any]:
+    """Implement a method of the allocator."""
+    return _plain(overload_method(SizeClassesType, name))
+
+
+@method("allocate")
+def SizeClasses_allocate(alloc: Any, size: Any) -> Callable[..., Any]:
+    """Memory of a size: its ptr, or NULL."""
+    need_integers("allocate(size)", size)
+    return lambda alloc, size: raw.allocate(alloc._ptr, int64(size))
+
+
+@method("free")
+def SizeClasses_free(alloc: Any, ptr: Any, size: Any) -> Callable[..., Any]:
+    """Free memory; False if the ptr is refused."""
+    need_integers("free(ptr, size)", ptr, size)
+    return lambda alloc, ptr, size: raw.release(alloc._ptr, int64(ptr), int64(size))
+
+
+@method("realloc")
+def SizeClasses_realloc(alloc: Any, ptr: Any, old_size: Any, new_size: Any) -> Callable[..., Any]:
+    """Another size: the ptr from now on, or NULL and nothing changed."""
+    need_integers("realloc(ptr, old_size, new_size)", ptr, old_size, new_size)
+    return lambda alloc, ptr, old_size, new_size: call_table(
+        alloc._ptr, F_REALLOC, (int64(ptr), int64(old_size), int64(new_size))
+    )
+
+
+@method("address")
+def SizeClasses_address(alloc: Any, ptr: Any, size: Any) -> Callable[..., Any]:
+    """The address of live memory, 0 if the ptr is refused."""
+    need_integers("address(ptr, size)", ptr, size)
+    return lambda alloc, ptr, size: raw.address(alloc._ptr, int64(ptr), int64(size))
+
+
+@method("bytes")  # Numba lets nothing but an array have a method `view`
+def SizeClasses_bytes(alloc: Any, ptr: Any, size: Any) -> Callable[..., Any]:
+    """The bytes of live memory; of zeroed scratch memory, with a fault set, if the ptr is refused."""
+    need_integers("bytes(ptr, size)", ptr, size)
+
+    return lambda alloc, ptr, size: raw_bytes(raw.address_or_scratch(alloc._ptr, int64(ptr), int64(size)), int64(size))
