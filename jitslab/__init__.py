@@ -5,6 +5,7 @@ A `SlabCache` hands out slots for records of one dtype, from Python and from ins
 is stale, double-freed or another cache's is refused.  Start with `SlabCache`; the design is told in `jitslab.layout`.
 """
 
+from .allocator import SlabAllocator
 from .cache import SlabCache, warmup
 from .declare import b1, c8, c16, f2, f4, f8, i1, i2, i4, i8, link, links_of, record, u1, u2, u4, u8
 from .errors import (
@@ -13,7 +14,9 @@ from .errors import (
     CacheFullError,
     CapacityError,
     ClosedError,
+    ConflictError,
     CopyError,
+    DuplicateNameError,
     FaultError,
     FieldError,
     FieldNameError,
@@ -27,19 +30,40 @@ from .errors import (
     LayoutError,
     NodeError,
     NullHandleError,
+    OptionError,
     PlacementWarning,
+    RecordTypeError,
     SizeError,
     SizeTypeError,
     SlabError,
     StaleHandleError,
     TraceError,
+    UnknownNameError,
     WrongSizeError,
 )
 from .guard import SlabObjectGuard, SlabRecordView
 from .guard_many import SlabBatchGuard
 from .layout import NULL
+from .manager import (
+    SlabAllocatorManager,
+    address,
+    allocate,
+    allocate_object,
+    allocate_typed,
+    caches,
+    create_object_cache,
+    default_manager,
+    free,
+    free_typed,
+    initialize,
+    realloc,
+    shutdown,
+    view,
+)
 from .numa import NumaNode, nodes
 from .page import SlabNode, SlabObject, SlabPage, SlabState
+from .ptr import SlabPtr
+from .report import LiveCache, LiveReport
 from .sizes import SizeClasses
 
 __version__ = "0.1.0"
@@ -51,7 +75,9 @@ __all__ = [
     "CacheFullError",
     "CapacityError",
     "ClosedError",
+    "ConflictError",
     "CopyError",
+    "DuplicateNameError",
     "FaultError",
     "FieldError",
     "FieldNameError",
@@ -63,13 +89,19 @@ __all__ = [
     "HandleTypeError",
     "LawError",
     "LayoutError",
+    "LiveCache",
+    "LiveReport",
     "NodeError",
     "NullHandleError",
     "NumaNode",
+    "OptionError",
     "PlacementWarning",
+    "RecordTypeError",
     "SizeClasses",
     "SizeError",
     "SizeTypeError",
+    "SlabAllocator",
+    "SlabAllocatorManager",
     "SlabBatchGuard",
     "SlabCache",
     "SlabError",
@@ -77,28 +109,43 @@ __all__ = [
     "SlabObject",
     "SlabObjectGuard",
     "SlabPage",
+    "SlabPtr",
     "SlabRecordView",
     "SlabState",
     "StaleHandleError",
     "TraceError",
+    "UnknownNameError",
     "WrongSizeError",
+    "address",
+    "allocate",
+    "allocate_object",
+    "allocate_typed",
     "b1",
     "c8",
     "c16",
+    "caches",
+    "create_object_cache",
+    "default_manager",
     "f2",
     "f4",
     "f8",
+    "free",
+    "free_typed",
     "i1",
     "i2",
     "i4",
     "i8",
+    "initialize",
     "link",
     "links_of",
     "nodes",
+    "realloc",
     "record",
+    "shutdown",
     "u1",
     "u2",
     "u4",
     "u8",
+    "view",
     "warmup",
 ]

@@ -7,6 +7,7 @@ algorithm.  `alloc` and `free` are replaced by C methods when the first cache is
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 import weakref
@@ -201,6 +202,7 @@ class SlabCache(_Base, Generic[R]):
         # Last: who has it is open.
         sizes = block.geometry
         self._numba_type_: CacheType = cache_type(self._dtype, sizes.stride, int(block.control["init"][0]), sizes.nodes > 1)
+        _made[next(_serials)] = self
 
     # --- One record ---
 
@@ -551,6 +553,13 @@ class SlabCache(_Base, Generic[R]):
         while (n := batch.live_handles(self._address, out.ctypes.data, out.size)) > out.size:
             out = np.empty(n, np.int64)
         return out[:n]
+
+    def _first_live(self, n: int) -> tuple[int, Handles]:
+        """Return how many records are live, and the handles of the first n of them, by slot: one scan, no more memory."""
+        self._need_open()
+        out = np.empty(as_count(n, "n"), np.int64)
+        count = int(batch.live_handles(self._address, out.ctypes.data, out.size))
+        return count, out[:count]
 
     def __iter__(self) -> Iterator[int]:
         """Iterate over the handles of the records live now; one that is freed meanwhile is passed over."""
@@ -954,6 +963,16 @@ class SlabCache(_Base, Generic[R]):
         raise CacheFullError(
             f"the system gives cache {self._name!r} no memory for {n} records of {self._block.geometry.stride} bytes"
         )
+
+
+_made: weakref.WeakValueDictionary[int, SlabCache] = weakref.WeakValueDictionary()
+_serials = itertools.count(1)
+
+
+def open_caches() -> list[tuple[int, SlabCache]]:
+    """Return every open cache of the process with its number, in the order they were made."""
+    made = [(reference.key, reference()) for reference in _made.valuerefs()]
+    return [(serial, cache) for serial, cache in made if cache is not None and not cache.closed]
 
 
 @cached

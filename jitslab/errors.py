@@ -17,7 +17,7 @@ Every class is a `SlabError` and also the builtin that a user would expect::
     ├── SizeError(SlabError, ValueError)         a size or an alignment out of bounds
     ├── SizeTypeError(SlabError, TypeError)      a size or an alignment that is no integer
     ├── ArrayError(SlabError, ValueError)        an array of wrong dtype, shape or order, or read-only
-    ├── ClosedError(SlabError, ValueError)       the cache was closed (or never opened)
+    ├── ClosedError(SlabError, ValueError)       the cache or allocator was closed (or never opened)
     ├── BusyError(SlabError, RuntimeError)       other threads are using the cache
     ├── LawError(SlabError, RuntimeError)        `check()` found a broken law
     ├── FaultError(SlabError, RuntimeError)      compiled code used a refused handle
@@ -27,6 +27,11 @@ Every class is a `SlabError` and also the builtin that a user would expect::
     │   ├── FieldNameError(AttributeError, KeyError)    the record has no such field
     │   ├── FieldTypeError(TypeError)            a value of another kind
     │   └── FieldRangeError(OverflowError, ValueError)  a value that the field cannot hold
+    ├── RecordTypeError(SlabError, TypeError)    a handle used as that of another dtype, or of none
+    ├── OptionError(SlabError, TypeError)        an option that does not exist
+    ├── ConflictError(SlabError, ValueError)     made already, with other options
+    ├── DuplicateNameError(SlabError, ValueError)  the name is taken
+    ├── UnknownNameError(SlabError, KeyError)    no open cache or allocator has that name
     └── TraceError(SlabError, ValueError)        a file that is no trace, or one not supported
 """
 
@@ -107,7 +112,7 @@ class ArrayError(SlabError, ValueError):
 
 
 class ClosedError(SlabError, ValueError):
-    """The cache was closed, or its making failed."""
+    """The cache or allocator was closed, or its making failed."""
 
 
 class BusyError(SlabError, RuntimeError):
@@ -174,6 +179,28 @@ class FieldTypeError(FieldError, TypeError):
 
 class FieldRangeError(FieldError, OverflowError, ValueError):
     """The value is of the right kind, and the field cannot hold it."""
+
+
+class RecordTypeError(SlabError, TypeError):
+    """A handle is used as that of another dtype than its record's, or without saying which."""
+
+
+class OptionError(SlabError, TypeError):
+    """No such option."""
+
+
+class ConflictError(SlabError, ValueError):
+    """What is asked for exists already, with other options."""
+
+
+class DuplicateNameError(SlabError, ValueError):
+    """An open cache or allocator has that name already."""
+
+
+class UnknownNameError(SlabError, KeyError):
+    """No open cache or allocator has that name."""
+
+    __str__ = Exception.__str__  # KeyError shows the text in quotes
 
 
 class TraceError(SlabError, ValueError):

@@ -1,0 +1,662 @@
+"""
+`SlabAllocatorManager`: the allocators and caches of a process, and the functions of the module over one default manager.
+
+Above `allocator`: the top.  The default manager is made at first need; after `shutdown` only `initialize` makes a new one, so
+that nobody goes on by accident with memory that was given back.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+from collections import Counter
+from functools import partial
+from types import TracebackType
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from .allocator import SlabAllocator, check_options, open_allocators
+from .cache import SlabCache, open_caches
+from .errors import ClosedError, ConflictError, CopyError
+from .names import Names, check_name, naming
+from .numa import NumaNode, nodes
+from .ptr import SlabPtr
+from .report import LiveReport, live_in, make_report
+
+DEFAULT = "default"  # name of a manager's first allocator
+log = logging.getLogger("jitslab")
+
+
+class SlabAllocatorManager:
+    """
+    The allocators and caches of a process.
+
+    The functions of the module (`jitslab.allocate`, ...) are those of `allocator` of one default manager; a library that wants
+    its memory apart makes allocators of its own.
+
+    Parameters
+    ----------
+    report_at_exit : bool, default False
+        Log what is still live when the process ends, as a warning of the logger ``jitslab``: without any set-up of
+        logging it goes to stderr.  Not in children of `fork`.
+    **options
+        Of every cache of records that it makes, as those of `SlabCache`; `init` is None or "zero".
+
+    Attributes
+    ----------
+    allocator : SlabAllocator
+        The first one, named "default".
+
+    Raises
+    ------
+    OptionError
+        If there is no such option.
+    CapacityError, LayoutError, NodeError
+        If an option is out of bounds.
+
+    Notes
+    -----
+    Safe from any number of threads.  After `fork` parent and child each have a manager of their own, with what was
+    live then in both: to shut down one does nothing to the other.
+
+    Examples
+    --------
+    >>> import numpy as np, jitslab
+    >>> with jitslab.SlabAllocatorManager() as manager:
+    ...     graph = manager.create_allocator("graph")
+    ...     nodes = graph.create_cache("nodes", np.dtype([("value", "f8"), ("next", "i8")]))
+    ...     handle = nodes.alloc()
+    ...     list(manager.allocators)
+    ...     manager.caches["nodes"] is nodes
+    ...     report = manager.shutdown()  # of the whole process
+    ['default', 'graph']
+    True
+    >>> [str(row) for row in report.caches if row.allocator == "graph"]
+    ['graph/nodes: 1 live, 16 bytes: 0x...']
+    """
+
+    def __init__(self, *, report_at_exit: bool = False, **options: Any) -> None:
+        self._options = check_options(options)
+        self._report_at_exit = bool(report_at_exit)
+        self._closed = False
+        self.allocator = SlabAllocator(DEFAULT, **self._options)
+        self._made = {DEFAULT: self.allocator}
+        self._allocators = Names("allocator", self._find_allocator, self._list_allocators)
+        self._caches = Names("cache", partial(find_cache, self.allocator), partial(list_caches, self.allocator))
+        if report_at_exit:
+            self._process = os.getpid()
+            atexit.register(self._log_at_exit)
+
+    def create_allocator(self, name: str, **options: Any) -> SlabAllocator:
+        """
+        Make an allocator, known by its name until it is closed.
+
+        Parameters
+        ----------
+        name : str
+            Printable, without '#' and without blanks around it.
+        **options
+            Of every cache that it makes; those of the manager are the defaults.
+
+        Raises
+        ------
+        DuplicateNameError
+            If an open allocator of this manager has that name.
+        CapacityError, LayoutError
+            If the name, or an option, is out of bounds.
+        OptionError
+            If there is no such option.
+        ClosedError
+            After `shutdown`.
+        """
+        with naming():
+            self._need_open()
+            check_name("an allocator", name, self._allocators)
+            self._made = self._list_allocators()
+            self._made[name] = SlabAllocator(name, **self._options | options)
+            return self._made[name]
+
+    @property
+    def allocators(self) -> Names[SlabAllocator]:
+        """The open allocators of this manager by name: a read-only mapping, live."""
+        return self._allocators
+
+    @property
+    def caches(self) -> Names[SlabCache]:
+        """
+        Every open cache of records of the process by name: a read-only mapping, live.
+
+        A dedicated cache of `allocator` has its name.  Any other cache has its name, too, unless that is not the only open one
+        of that name: then it is ``name#number``, its number in the process.
+        """
+        return self._caches
+
+    @property
+    def nodes(self) -> tuple[NumaNode, ...]:
+        """The machine's NUMA nodes that this process may use: `jitslab.nodes`."""
+        return nodes()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `shutdown` was called."""
+        return self._closed
+
+    def report(self) -> LiveReport:
+        """
+        Return what is live in the process: in every cache, and the raw memory of every allocator.
+
+        Notes
+        -----
+        O(slots), some 0.1 ns each; exact while no other thread allocates or frees.
+        """
+        allocators = open_allocators()
+        found = [row for allocator in allocators for row in allocator._count_live()]
+        owned = {cache for allocator in allocators for cache in (*allocator._own, *allocator._raw_caches())}
+        return make_report(found + [live_in("", cache) for _, cache in open_caches() if cache not in owned])
+
+    def shutdown(self, report: bool = True) -> LiveReport:
+        """
+        Close every allocator of this manager.
+
+        Handles and guards of what was live are refused from then on with `ClosedError`.  What others made directly, by
+        `SlabCache` or `SlabAllocator`, stays open; so does all of it in the other processes of a `fork`.
+
+        Parameters
+        ----------
+        report : bool, default True
+            Count what is live before; without, the report is empty.
+
+        Returns
+        -------
+        LiveReport
+            As `report`.  That of a second `shutdown` says what is live elsewhere.
+        """
+        with naming():
+            live = self.report() if report else LiveReport()
+            self._closed = True
+            for allocator in list(self._made.values()):
+                allocator.close()
+            self._made = {}
+        atexit.unregister(self._log_at_exit)
+        return live
+
+    def __enter__(self) -> SlabAllocatorManager:
+        """Return the manager; leaving the block shuts it down."""
+        self._need_open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Shut down."""
+        self.shutdown(report=False)
+
+    def __repr__(self) -> str:
+        """Short, whatever there is."""
+        state = "closed" if self._closed else f"{len(self._allocators)} allocators"
+        return f"<SlabAllocatorManager: {state}>"
+
+    def __copy__(self) -> NoReturn:
+        """Refuse: its memory is one."""
+        raise CopyError(f"{self!r} cannot be copied")
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        """Refuse, as `__copy__`."""
+        self.__copy__()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Refuse to be pickled: the memory is private to this process."""
+        raise CopyError(f"{self!r} cannot be pickled: its memory is private to this process")
+
+    def _need_open(self) -> None:
+        """Raise if the manager was shut down."""
+        if self._closed:
+            raise ClosedError("the manager was shut down")
+
+    def _log_at_exit(self) -> None:
+        """Say what is live, in the process that asked for it; logging does not raise."""
+        if os.getpid() == self._process and (live := self.report()):
+            log.warning("at exit %s", live)
+
+    def _find_allocator(self, name: str) -> SlabAllocator | None:
+        """Return the open allocator of that name, if there is one."""
+        allocator = self._made.get(name)
+        return None if allocator is None or allocator.closed else allocator
+
+    def _list_allocators(self) -> dict[str, SlabAllocator]:
+        """Return the open allocators by name."""
+        return {name: allocator for name, allocator in list(self._made.items()) if not allocator.closed}
+
+
+def find_cache(first: SlabAllocator | None, name: str) -> SlabCache | None:
+    """Return the open cache that `list_caches` has under a name, if there is one."""
+    dedicated = None if first is None else first._find_named(name)
+    return list_caches(first).get(name) if dedicated is None else dedicated
+
+
+def list_caches(first: SlabAllocator | None) -> dict[str, SlabCache]:
+    """Return every open cache of records of the process: those that the first allocator has by name, then the others."""
+    listing = {} if first is None else first._list_named()
+    known = {*listing.values(), *(cache for allocator in open_allocators() for cache in allocator._raw_caches())}
+    others = [(serial, cache) for serial, cache in open_caches() if cache not in known]
+    taken = Counter([*listing, *(cache.name for _, cache in others)])
+    for serial, cache in others:
+        name = cache.name
+        listing[name if taken[name] == 1 and "#" not in name else f"{name}#{serial}"] = cache
+    return listing
+
+
+# --- The functions of the module, over one default manager ---
+
+_default: SlabAllocatorManager | None = None
+
+
+def initialize(*, report_at_exit: bool = False, **options: Any) -> SlabAllocatorManager:
+    """
+    Make the default manager, with options; without this call it is made at first need, with none.
+
+    Parameters
+    ----------
+    report_at_exit : bool, default False
+        Log what is still live when the process ends: see `SlabAllocatorManager`.
+    **options
+        Of every cache of records that it makes, as those of `SlabCache`; `init` is None or "zero".
+
+    Returns
+    -------
+    SlabAllocatorManager
+        The default manager.
+
+    Raises
+    ------
+    ConflictError
+        If there is one with other options; with the same ones the call does nothing.
+    OptionError
+        If there is no such option.
+    CapacityError, LayoutError, NodeError
+        If an option is out of bounds.
+
+    Examples
+    --------
+    >>> import jitslab
+    >>> jitslab.initialize() is jitslab.initialize()
+    True
+    """
+    global _default  # one a process, as its name says
+    with naming():
+        if _default is None or _default.closed:
+            _default = SlabAllocatorManager(report_at_exit=report_at_exit, **options)
+        elif (_default._report_at_exit, _default._options) != (bool(report_at_exit), check_options(options)):
+            raise ConflictError("jitslab is initialized, by initialize() or by its first use, with other options")
+        return _default
+
+
+def shutdown(report: bool = True) -> LiveReport:
+    """
+    Shut the default manager down: its handles are refused from then on, and `initialize` makes a new one.
+
+    Parameters
+    ----------
+    report : bool, default True
+        Count what is live before; without, the report is empty.
+
+    Returns
+    -------
+    LiveReport
+        What was live: for each cache how many, how large, and the first few handles.
+
+    Examples
+    --------
+    >>> import jitslab
+    >>> manager = jitslab.initialize()
+    >>> ptr = jitslab.allocate(64)
+    >>> report = jitslab.shutdown()
+    >>> report.count >= 1
+    True
+    >>> jitslab.free(ptr, 64)
+    Traceback (most recent call last):
+        ...
+    jitslab.errors.ClosedError: jitslab was shut down; initialize() comes first
+    >>> jitslab.initialize()
+    <SlabAllocatorManager: 1 allocators>
+    """
+    with naming():
+        if _default is None:
+            return LiveReport()
+        return _default.shutdown(report)
+
+
+def default_manager() -> SlabAllocatorManager:
+    """
+    Return the default manager, made at first need.
+
+    Raises
+    ------
+    ClosedError
+        After `shutdown`, until `initialize`.
+
+    Examples
+    --------
+    >>> import jitslab
+    >>> jitslab.default_manager().allocator
+    <SlabAllocator 'default': ...>
+    """
+    if _default is None:
+        with naming():
+            return initialize() if _default is None else _default
+    if _default._closed:
+        raise ClosedError("jitslab was shut down; initialize() comes first")
+    return _default
+
+
+def allocate(size: int, *, align: int | None = None, zero: bool = False) -> int:
+    """
+    Take raw memory from the default allocator: see `SlabAllocator.allocate`.
+
+    Parameters
+    ----------
+    size : int
+        Bytes, 1 or more.
+    align : int, optional
+        What its address is a multiple of: a power of two.
+    zero : bool, default False
+        Fill it with zeros; otherwise it holds whatever was there.
+
+    Returns
+    -------
+    int
+        The pointer: a number that `view`, `address`, `realloc` and `free` take, together with the size.
+
+    Raises
+    ------
+    CapacityError
+        If `size` or `align` is out of bounds.
+    CacheFullError
+        If the system gives no more memory.
+    ClosedError
+        After `shutdown`, until `initialize`.
+
+    Examples
+    --------
+    >>> import jitslab
+    >>> ptr = jitslab.allocate(64, zero=True)
+    >>> int(jitslab.view(ptr, 64).sum())
+    0
+    >>> jitslab.free(ptr, 64)
+    """
+    return default_manager().allocator.allocate(size, align=align, zero=zero)
+
+
+def free(ptr: int, size: int) -> None:
+    """
+    Give raw memory back: see `SlabAllocator.free`.
+
+    Parameters
+    ----------
+    ptr : int
+        From `allocate` or `realloc`, not freed since.
+    size : int
+        Bytes, as asked for there.
+
+    Raises
+    ------
+    HandleError
+        If there is no such memory of that size; nothing was changed.
+    HandleTypeError
+        If `ptr` is no integer.
+    ClosedError
+        After `shutdown`, until `initialize`.
+
+    Examples
+    --------
+    >>> import jitslab
+    >>> ptr = jitslab.allocate(64)
+    >>> jitslab.free(ptr, 64)
+    >>> jitslab.free(ptr, 64)
+    Traceback (most recent call last):
+        ...
+    jitslab.errors.StaleHandleError: ...
+    """
+    default_manager().allocator.free(ptr, size)
+
+
+def realloc(ptr: int, old_size: int, new_size: int) -> int:
+    """
+    Make raw memory larger or smaller, moving it where it must: see `SlabAllocator.realloc`.
+
+    Parameters
+    ----------
+    ptr : int
+        From `allocate` or `realloc`, not freed since.
+    old_size : int
+        Bytes, as asked for there.
+    new_size : int
+        Bytes, 1 or more.
+
+    Returns
+    -------
+    int
+        The pointer from now on; the first ``min(old_size, new_size)`` bytes are kept.
+
+    Raises
+    ------
+    HandleError, HandleTypeError, CapacityError, CacheFullError, ClosedError
+        As `free` and `allocate`; what was there stays.
+
+    Examples
+    --------
+    >>> import jitslab
+    >>> ptr = jitslab.allocate(64)
+    >>> jitslab.view(ptr, 64)[:] = 7
+    >>> ptr = jitslab.realloc(ptr, 64, 1000)
+    >>> int(jitslab.view(ptr, 1000)[63])
+    7
+    >>> jitslab.free(ptr, 1000)
+    """
+    return default_manager().allocator.realloc(ptr, old_size, new_size)
+
+
+def view(ptr: int, size: int) -> npt.NDArray[np.uint8]:
+    """
+    Return raw memory as an array that reads and writes it in place: see `SlabAllocator.view`.
+
+    Parameters
+    ----------
+    ptr : int
+        From `allocate` or `realloc`, not freed since.
+    size : int
+        Bytes, as asked for there.
+
+    Returns
+    -------
+    ndarray of uint8, shape (size,)
+        It does not keep the memory from being freed.
+
+    Raises
+    ------
+    HandleError, HandleTypeError, ClosedError
+        As `free`.
+
+    Examples
+    --------
+    >>> import jitslab, numpy as np
+    >>> ptr = jitslab.allocate(800)
+    >>> numbers = jitslab.view(ptr, 800).view(np.float64)
+    >>> numbers[:] = np.arange(100)
+    >>> float(numbers.sum())
+    4950.0
+    >>> jitslab.free(ptr, 800)
+    """
+    return default_manager().allocator.view(ptr, size)
+
+
+def address(ptr: int, size: int | None = None) -> int:
+    """
+    Return where raw memory is, for ctypes and cffi: see `SlabAllocator.address`.
+
+    Parameters
+    ----------
+    ptr : int
+        From `allocate` or `realloc`, not freed since.
+    size : int, optional
+        Bytes, as asked for there; without it the ptr alone is checked.
+
+    Returns
+    -------
+    int
+        The address; it stays the same until the memory is freed.
+
+    Raises
+    ------
+    HandleError, HandleTypeError, ClosedError
+        As `free`.
+
+    Examples
+    --------
+    >>> import ctypes, jitslab
+    >>> ptr = jitslab.allocate(64)
+    >>> _ = ctypes.memset(jitslab.address(ptr), 7, 64)
+    >>> jitslab.view(ptr, 64)[:3]
+    array([7, 7, 7], dtype=uint8)
+    >>> jitslab.free(ptr, 64)
+    """
+    return default_manager().allocator.address(ptr, size)
+
+
+def allocate_typed(dtype: npt.DTypeLike) -> SlabPtr:
+    """
+    Take a record of a dtype from the default allocator: see `SlabAllocator.allocate_typed`.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype, or a declared record class
+        Its type.
+
+    Returns
+    -------
+    SlabPtr
+        Its handle, which knows its cache and dtype.
+
+    Raises
+    ------
+    LayoutError
+        If `dtype` cannot be that of a record.
+    CacheFullError
+        If there is no room or no memory.
+    ClosedError
+        After `shutdown`, until `initialize`.
+
+    Examples
+    --------
+    >>> import jitslab, numpy as np
+    >>> point = np.dtype([("x", "f8"), ("y", "f8")])
+    >>> ptr = jitslab.allocate_typed(point)
+    >>> ptr.record["x"] = 3.0
+    >>> jitslab.free_typed(ptr)
+    """
+    return default_manager().allocator.allocate_typed(dtype)
+
+
+def free_typed(ptr: int, dtype: npt.DTypeLike | None = None) -> None:
+    """
+    Free a record of the default allocator: see `SlabAllocator.free_typed`.
+
+    Parameters
+    ----------
+    ptr : SlabPtr or int
+        From `allocate_typed`, of a record that is live.
+    dtype : numpy.dtype, or a declared record class, optional
+        Its type; needed for a plain int, such as one read back from a field.
+
+    Raises
+    ------
+    RecordTypeError
+        If the record is of another type, or a plain int comes without one; nothing was changed.
+    HandleError, HandleTypeError, ClosedError
+        As `SlabCache.free`.
+
+    Examples
+    --------
+    >>> import jitslab, numpy as np
+    >>> node = np.dtype([("value", "f8"), ("next", "i8")])
+    >>> ptr = jitslab.allocate_typed(node)
+    >>> ptr.record["next"] = jitslab.allocate_typed(node)
+    >>> jitslab.free_typed(ptr.record["next"], node)  # a plain int by now
+    >>> jitslab.free_typed(ptr)
+    """
+    default_manager().allocator.free_typed(ptr, dtype)
+
+
+def allocate_object(dtype: npt.DTypeLike) -> Any:
+    """
+    Take a record of a dtype with a guard, which frees it: see `SlabAllocator.allocate_object`.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype, or a declared record class
+        Its type.
+
+    Returns
+    -------
+    SlabObjectGuard
+        Its owner: a context manager with the fields as attributes.
+
+    Raises
+    ------
+    LayoutError, CacheFullError, ClosedError
+        As `allocate_typed`.
+
+    Examples
+    --------
+    >>> import jitslab, numpy as np
+    >>> my_struct = np.dtype([("id", "i8"), ("data", "u1", 16)])
+    >>> with jitslab.allocate_object(my_struct) as obj:  # freed on leaving the block, also by an exception
+    ...     obj.id = 42
+    ...     obj.data.fill(0)
+    """
+    return default_manager().allocator.allocate_object(dtype)
+
+
+def create_object_cache(name: str, dtype: npt.DTypeLike, **options: Any) -> SlabCache:
+    """
+    Make a cache for one purpose in the default allocator: see `SlabAllocator.create_cache`.
+
+    Parameters
+    ----------
+    name : str
+        By which ``jitslab.caches[name]`` finds it until it is closed; printable, without '#' and without blanks around it.
+    dtype : numpy.dtype, or a declared record class
+        Type of its records.
+    **options
+        Of the cache, as those of `SlabCache`.
+
+    Raises
+    ------
+    DuplicateNameError
+        If the name is taken.
+    CapacityError, OptionError, LayoutError
+        If the name or an option is out of bounds, an option does not exist, or `dtype` cannot be that of a record.
+    ClosedError
+        After `shutdown`, until `initialize`.
+
+    Examples
+    --------
+    >>> import jitslab, numpy as np
+    >>> packet = np.dtype([("header", "u1", 20), ("payload", "u1", 1480)])
+    >>> packets = jitslab.create_object_cache("doc-packets", packet)
+    >>> jitslab.caches["doc-packets"] is packets
+    True
+    >>> packets.close()
+    >>> "doc-packets" in jitslab.caches
+    False
+    """
+    return default_manager().allocator.create_cache(name, dtype, **options)
+
+
+def _first() -> SlabAllocator | None:
+    """Return the allocator of the default manager, if there is one."""
+    return None if _default is None else _default.allocator
+
+
+caches: Names[SlabCache] = Names("cache", lambda name: find_cache(_first(), name), lambda: list_caches(_first()))
