@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import measure
-from jitslab import SlabCache
+from jitslab import SlabAllocator, SlabCache
 from measure import RECORD, Case, Figure, Row, Sizes, Table, ratio
 
 SPARE = 100
@@ -36,6 +36,13 @@ def cache_with_one() -> Any:
     return {"c": cache, "h": h}, lambda: h in cache and len(cache) == 1
 
 
+def allocator() -> Any:
+    """An allocator with nothing in it, and a dtype."""
+    made = SlabAllocator("python")
+    made.typed(RECORD, capacity=SPARE)
+    return {"a": made, "d": RECORD}, lambda: not made.report()
+
+
 def list_of_some() -> Any:
     """A list."""
     some = list(range(SPARE))
@@ -59,6 +66,13 @@ def table(sizes: Sizes) -> Table:
                 "object(); object()": partial(statement, "object(); object()", list_of_some),
             },
             (ratio("c.free(c.alloc())", "lst.append(lst.pop())", 2.5), below),
+        ),
+        "typed record": Row(
+            {
+                "a.free_typed(a.allocate_typed(d))": partial(statement, "a.free_typed(a.allocate_typed(d))", allocator),
+                "object(); object()": partial(statement, "object(); object()", list_of_some),
+            },
+            (ratio("a.free_typed(a.allocate_typed(d))", "object(); object()"),),
         ),
         "record of a handle": Row(
             {"c[h]": partial(statement, "c[h]", cache_with_one), "array[i]": partial(statement, "array[i]", array_and_set)},
