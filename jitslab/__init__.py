@@ -64,7 +64,6 @@ from .numa import NumaNode, nodes
 from .page import SlabNode, SlabObject, SlabPage, SlabState
 from .ptr import SlabPtr
 from .report import LiveCache, LiveReport
-from .sizes import SizeClasses
 
 __version__ = "0.1.0"
 
@@ -97,7 +96,6 @@ __all__ = [
     "OptionError",
     "PlacementWarning",
     "RecordTypeError",
-    "SizeClasses",
     "SizeError",
     "SizeTypeError",
     "SlabAllocator",

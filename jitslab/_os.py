@@ -122,18 +122,24 @@ def advise_huge_pages(address: int, n: int) -> None:
 
 MPOL_DEFAULT, MPOL_PREFERRED, MPOL_BIND, MPOL_INTERLEAVE = range(4)
 _CALLS = {"x86_64": (237, 279), "aarch64": (235, 239)}.get(platform.machine(), ()) if LINUX else ()
+MBIND = _CALLS[0] if _CALLS else -1
 MASK_BITS = 1024  # nodes that a mask names; Linux knows up to so many
+
+
+def node_mask(nodes: tuple[int, ...]) -> bytes:
+    """Return one bit a node, as the system takes it."""
+    return sum(1 << node for node in nodes).to_bytes(MASK_BITS // 8, "little")
 
 
 def bind_memory(address: int, n: int, mode: int, nodes: tuple[int, ...]) -> int:
     """Say on which nodes the pages of n bytes from a page-aligned address shall lie; 0, or the errno of the refusal."""
     if not _CALLS:
         return errno.ENOSYS
-    mask = sum(1 << node for node in nodes).to_bytes(MASK_BITS // 8, "little")
+    mask = node_mask(nodes)
     syscall = ctypes.CDLL(None, use_errno=True).syscall
     long, size = ctypes.c_long, ctypes.c_ulong
     place, bits = (ctypes.c_void_p(address), size(n)), (ctypes.c_char_p(mask), size(MASK_BITS + 1))
-    answer = syscall(long(_CALLS[0]), *place, long(mode), *bits, long(0))
+    answer = syscall(long(MBIND), *place, long(mode), *bits, long(0))
     return ctypes.get_errno() if answer != 0 else 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from numba import types
 
 from ._native import int64, kernel
-from ._os import LINUX, MAP_ANONYMOUS, MAP_PRIVATE, PROT_RW, has_symbol
+from ._os import LINUX, MAP_ANONYMOUS, MAP_PRIVATE, MASK_BITS, MBIND, PROT_RW, has_symbol
 
 _external: Any = types.ExternalFunction
 MREMAP_MAYMOVE = 1
@@ -47,6 +47,21 @@ else:
     def unmap_pages(address: int, n: int) -> None:
         """Give the bytes back."""
         _free(address)
+
+
+if MBIND >= 0 and has_symbol("syscall"):
+    _syscall = _external("syscall", types.int64(*[types.int64] * 7))
+
+    @kernel
+    def place_pages(address: int, n: int, mode: int, mask: int) -> None:
+        """Ask for pages on the nodes of a mask; where that is refused they lie where they are first written to."""
+        _syscall(int64(MBIND), address, n, mode, mask, int64(MASK_BITS + 1), int64(0))
+
+else:
+
+    @kernel
+    def place_pages(address: int, n: int, mode: int, mask: int) -> None:
+        """No such wish is known."""
 
 
 if CAN_MOVE:

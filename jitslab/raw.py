@@ -44,10 +44,10 @@ from ._native import (
     thread_pointer,
     zero_bytes,
 )
-from ._os import give_back
-from ._pages import map_pages, move_pages, unmap_pages
+from ._os import MASK_BITS, give_back
+from ._pages import map_pages, move_pages, place_pages, unmap_pages
 from .heap import F_ADDRESS as CACHE_ADDRESS
-from .heap import H_RECORDS, SLOT_MASK, alloc, free, is_live
+from .heap import H_RECORDS, SLOT_MASK, alloc, free_any, is_live
 from .layout import HEAP_BYTES, HEAPS, LINE, NULL, PAGE, C, offsets, record, round_up
 
 GRANULE = 8  # bytes: what the map tells apart
@@ -80,6 +80,8 @@ SIZES = record(
     ("observe", "i8"),  # 1: sizes are counted
     ("closed", "i8"),
     ("large_bytes", "i8"),  # bytes of pages in large memory, now
+    ("mode", "i8"),  # how the pages of large memory are placed, for mbind(2); 0: where they are first written to
+    ("mask", "i8", (MASK_BITS // 64,)),  # one bit a node, for that
     ("pad", "i8", (4,)),
 )
 LARGE = record(
@@ -90,8 +92,8 @@ LARGE = record(
 )
 S, K, L = offsets(SIZES), offsets(CLASS), offsets(LARGE)
 
-S_N_ROWS, S_LARGE, S_LARGE_BASE, S_OBSERVE, S_CLOSED = (
-    S[name] // 8 for name in ("n_rows", "large", "large_base", "observe", "closed")
+S_N_ROWS, S_LARGE, S_LARGE_BASE, S_OBSERVE, S_CLOSED, S_MODE = (
+    S[name] // 8 for name in ("n_rows", "large", "large_base", "observe", "closed", "mode")
 )
 F_ALLOCATE, F_FREE, F_ADDRESS, F_REALLOC, F_SCRATCH = (
     S[name] for name in ("f_allocate", "f_free", "f_address", "f_realloc", "f_scratch")
@@ -100,7 +102,7 @@ K_HEAPS, K_BASE, K_STRIDE, K_CONTROL, K_END, K_LOW, K_HIGH, K_ALIGNED = (
     K[name] // 8 for name in ("heaps", "base", "stride", "control", "end", "low", "high", "is_aligned")
 )
 L_ADDRESS, L_BYTES, L_ASKED, L_HOLD = (L[name] // 8 for name in ("address", "bytes", "asked", "hold"))
-AT_HOLD, AT_LARGE_BYTES = L["hold"], S["large_bytes"]
+AT_HOLD, AT_LARGE_BYTES, AT_MASK = L["hold"], S["large_bytes"], S["mask"]
 C_RECORDS, C_CLOSED = C["records"] // 8, C["closed"] // 8
 assert (CLASS.itemsize, LARGE.itemsize) == (CLASS_BYTES, LARGE_BYTES)
 page_bytes = _os.page_bytes
@@ -163,7 +165,7 @@ def release(s: int, ptr: int, size: int) -> bool:
         row = row_of(s, size)
         heap = own_heap(row)
         if likely(load8_relaxed(heap, 0) == thread_pointer()):
-            if likely(free(heap_pointer(heap), ptr - load8(row, K_BASE))):
+            if likely(free_any(load8(row, K_CONTROL), heap_pointer(heap), ptr - load8(row, K_BASE))):
                 return True
     return call_table(s, F_FREE, (ptr, size)) != 0
 
@@ -272,7 +274,8 @@ def free_slow(s: int, ptr: int, size: int) -> int:
         return free_large(s, ptr, size)
     if not serves(row, size):
         return int64(0)
-    return int64(1) if free(my_heap(load8(row, K_CONTROL)), ptr - load8(row, K_BASE)) else int64(0)
+    c = load8(row, K_CONTROL)
+    return int64(1) if free_any(c, my_heap(c), ptr - load8(row, K_BASE)) else int64(0)
 
 
 @Entry
@@ -356,6 +359,8 @@ def allocate_large(s: int, size: int) -> int:
     pages = map_pages(n)
     if pages == 0:
         return int64(NULL)
+    if load8(s, S_MODE) != 0:
+        place_pages(pages, n, load8(s, S_MODE), s + AT_MASK)
     control = load8(s, S_LARGE)
     handle = alloc(my_heap(control))
     if handle == NULL:
@@ -392,7 +397,7 @@ def free_large(s: int, ptr: int, size: int) -> int:
         give_back(pages, n)
     else:
         unmap_pages(pages, n)
-    free(my_heap(load8(s, S_LARGE)), ptr - load8(s, S_LARGE_BASE))
+    free_any(load8(s, S_LARGE), my_heap(load8(s, S_LARGE)), ptr - load8(s, S_LARGE_BASE))
     return int64(1)
 
 

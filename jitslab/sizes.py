@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import operator
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NoReturn
@@ -16,8 +17,8 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from . import _methods, classes, raw
-from ._os import Reservation, address_space_left, page_bytes
+from . import _methods, classes, numa, raw
+from ._os import Reservation, address_space_left, node_mask, page_bytes
 from .cache import SlabCache
 from .cast import as_integer
 from .classes import Tuning
@@ -35,7 +36,7 @@ from .errors import (
     StaleHandleError,
     WrongSizeError,
 )
-from .layout import HEAPS, NULL, ROUNDS, record_stride, round_up
+from .layout import HEAPS, NULL, ROUNDS, ROUNDS_BYTES, SLAB_BYTES, record_stride, round_up
 from .raw import CLASS, GRANULE, LARGE, LARGEST, MAX_ALIGN, MAX_BYTES, MAX_CLASSES, NATURAL, SIZES
 from .sizetype import make_unbox, size_classes_type
 
@@ -45,7 +46,6 @@ SLOT_MASK = 0xFFFFFFFF
 SLOTS = 1 << 32
 RESERVED_SMALL = 8 << 30  # most bytes of a class of up to 1 KiB: more would leave no slot numbers for tuned classes
 RESERVED = 16 << 30  # most bytes of a larger one
-POLICY = "interleave"  # one array set on any machine: the fast paths know of no others
 MOST_LARGE = 1 << 16  # mappings of a Linux process by default
 _numbers = itertools.count(1)  # of arrays that keep pages mapped
 
@@ -178,6 +178,9 @@ class SizeClasses(_Base):
     capacity : int, optional
         Bytes of each class that can be live at once; without it 8 GiB, of classes above 1 KiB 16 GiB, or less where the
         address space is small.
+    policy, strict, nodes
+        Where the memory lies on a machine with several NUMA nodes, as of `SlabCache`.  Large memory of the local policy lies
+        where it is first written to.  With n nodes a class holds 1/(2 n) of the above on each.
     observe : bool, default False
         Count the sizes that are asked for, for `tune`; it takes every operation through its slow path, some 10 ns.
 
@@ -198,7 +201,7 @@ class SizeClasses(_Base):
     Examples
     --------
     >>> import jitslab
-    >>> with jitslab.SizeClasses() as memory:
+    >>> with jitslab.SlabAllocator() as memory:
     ...     ptr = memory.allocate(100, zero=True)
     ...     memory.view(ptr, 100)[:5] = 7
     ...     ptr = memory.realloc(ptr, 100, 5000)
@@ -221,12 +224,23 @@ class SizeClasses(_Base):
         "_numba_type_",
         "_owners",
         "_parts",
+        "_placed",
+        "_placement",
         "_real",
         "_rows",
         "_table",
     )
 
-    def __init__(self, name: str = "memory", *, capacity: int | None = None, observe: bool = False) -> None:
+    def __init__(
+        self,
+        name: str = "memory",
+        *,
+        capacity: int | None = None,
+        observe: bool = False,
+        policy: str | int | Sequence[int] = "local",
+        strict: bool = False,
+        nodes: int | None = None,
+    ) -> None:
         if hasattr(self, "_numba_type_"):
             raise SlabError(f"{self!r} is open already")
         if not isinstance(name, str) or not name:
@@ -239,6 +253,8 @@ class SizeClasses(_Base):
             if not 1 <= capacity <= RESERVED:
                 raise CapacityError(f"capacity must be 1 .. {RESERVED} bytes, got {capacity}")
         self._name, self._capacity = name, capacity
+        self._placed: dict[str, Any] = {"policy": policy, "strict": strict, "nodes": nodes}
+        self._placement = numa.resolve(policy, strict, nodes)
         self._make_block()
         try:
             self._use([(low, high, False) for low, high in itertools.pairwise([0, *classes.fixed_table()])])
@@ -254,7 +270,7 @@ class SizeClasses(_Base):
         granules = LARGEST // GRANULE + 1
         memory = np.asarray(Reservation(raw.ZEROS_AT + raw.ZEROS, usable=True))
         self._address = int(memory.__array_interface__["data"][0])
-        large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, policy=POLICY)
+        large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, **self._placed)
         self._parts = _Parts(memory, self._address, large)
         self._caches = self._parts.caches
         self._bases: list[int] = [0]
@@ -267,8 +283,11 @@ class SizeClasses(_Base):
         self._owners: weakref.WeakValueDictionary[int, _Pages] = weakref.WeakValueDictionary()
         block = memory[: SIZES.itemsize].view(SIZES)
         self._block = block[0]
-        values = {field: entry.address for field, entry in raw.TABLE.items()}
+        values: dict[str, Any] = {field: entry.address for field, entry in raw.TABLE.items()}
         values |= {"n_rows": 1, "large": large._address, "large_base": SLOTS - large._block.geometry.slots}
+        if len(self._placement.sets) == 1:  # else large memory lies where it is first written to
+            mask = np.frombuffer(node_mask(self._placement.nodes_of(0)), np.int64)
+            values |= {"mode": self._placement.mode, "mask": mask}
         for field, value in values.items():
             block[field] = value
         self._largest = LARGEST
@@ -308,7 +327,7 @@ class SizeClasses(_Base):
         Examples
         --------
         >>> import jitslab
-        >>> with jitslab.SizeClasses() as memory:
+        >>> with jitslab.SlabAllocator() as memory:
         ...     ptr = memory.allocate(300, align=256)
         ...     memory.address(ptr) % 256
         0
@@ -416,7 +435,7 @@ class SizeClasses(_Base):
         Examples
         --------
         >>> import ctypes, jitslab
-        >>> with jitslab.SizeClasses() as memory:
+        >>> with jitslab.SlabAllocator() as memory:
         ...     ptr = memory.allocate(8, zero=True)
         ...     ctypes.c_int64.from_address(memory.address(ptr)).value = 258
         ...     memory.view(ptr, 8)[:3].tolist()
@@ -481,8 +500,8 @@ class SizeClasses(_Base):
         if len(new) + int(self._block["n_rows"]) > MAX_CLASSES:
             raise SizeError(f"allocator {self._name!r} cannot have more than {MAX_CLASSES - 1} classes, old ones among them")
         room = self._free_slots()[1]
-        wanted = sum(self._wanted(high) for _, high, _ in new)
-        share = min(1.0, room * (0.9 if len(new) > 1 else 0.1) / wanted) if new else 1.0
+        room = int(room * (0.9 if len(new) > 1 else 0.1)) // self._spread - sum(spare(high) for _, high, _ in new)
+        share = min(1.0, room / sum(self._wanted(high) for _, high, _ in new)) if new else 1.0
         for low, high, is_aligned in new:
             row = self._make_row(low, high, is_aligned, share)
             if not is_aligned:
@@ -503,17 +522,23 @@ class SizeClasses(_Base):
         most = self._capacity
         if most is None:
             most = min(RESERVED_SMALL if high < classes.ODD_FROM else RESERVED, max(address_space_left() // 1024, 1 << 20))
-        return max(most // high, 1) + HEAPS * ROUNDS + (1 << 16)  # a cache has so many slots beyond its capacity, at most
+        return max(most // high, 1)
+
+    @property
+    def _spread(self) -> int:
+        """Slots that a class takes, at most, for each piece that it can hold: on each of several nodes a power of two."""
+        sets = len(self._placement.sets)
+        return 1 if sets == 1 else 2 * sets
 
     def _make_row(self, low: int, high: int, is_aligned: bool, share: float) -> int:
         """Open the cache of a class with its share of the slots that it wants; returns its row."""
         dtype = np.dtype([("bytes", "u1", (high,))])
         stride = record_stride(dtype, not is_aligned)
-        capacity = int(self._wanted(high) * share) - HEAPS * ROUNDS - (1 << 16)
+        capacity = int(self._wanted(high) * share)
         base = self._free_slots()[0]
         if capacity < 1:
             raise CacheFullError(f"allocator {self._name!r} has no slot numbers left for a class of {high} bytes")
-        cache = SlabCache(f"{self._name}-{high}", dtype, capacity=capacity, colouring=not is_aligned, policy=POLICY)
+        cache = SlabCache(f"{self._name}-{high}", dtype, capacity=capacity, colouring=not is_aligned, **self._placed)
         i = len(self._caches)
         self._caches.append(cache)
         self._bases.append(base)
@@ -592,7 +617,7 @@ class SizeClasses(_Base):
         Examples
         --------
         >>> import jitslab
-        >>> with jitslab.SizeClasses() as memory:
+        >>> with jitslab.SlabAllocator() as memory:
         ...     found = memory.tune([1030] * 99 + [24] * 50)
         ...     print(found.applied, 24 in memory.table, f"{found.before:.3f} {found.after:.3f}")
         True True 0.056 0.053
@@ -824,6 +849,11 @@ class SizeClasses(_Base):
         """Raise because memory of n bytes could not be had."""
         self._need_open()
         raise CacheFullError(f"allocator {self._name!r} has no memory for {n} bytes more")
+
+
+def spare(high: int) -> int:
+    """Most slots that the cache of a class has beyond its capacity: in magazines, to fill a slab, to end on a border."""
+    return HEAPS * min(ROUNDS_BYTES // high + 1, ROUNDS) + 2 * SLAB_BYTES // high + 1 + (1 << 12)
 
 
 def as_alignment(align: Any) -> int:

@@ -15,10 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from inside import Inside
+from numba import njit
+from worker import Worker
 
 import jitslab
-from jitslab import NULL, SizeClasses, classes
+from jitslab import NULL, classes
 from jitslab.raw import LARGEST, MAX_ALIGN
+from jitslab.sizes import SizeClasses
 
 LARGE = 3 << 20
 SIZES = [1, 7, 8, 16, 17, 100, 128, 129, 1000, 1024, 4096, 5000, 100_000, 1 << 20, LARGEST, LARGEST + 1, LARGE]
@@ -381,7 +385,7 @@ def test_large_memory_is_unmapped():
     """A thousand pieces of 64 MiB in turn do not use the address space up; nor does an allocator that is dropped."""
     program = (
         "import resource, jitslab\n"
-        "m = jitslab.SizeClasses(capacity=1 << 20)\n"
+        "m = jitslab.sizes.SizeClasses(capacity=1 << 20)\n"
         "soft = 64 << 30\n"
         "resource.setrlimit(resource.RLIMIT_AS, (soft, soft))\n"
         "for i in range(1200):\n"
@@ -390,7 +394,7 @@ def test_large_memory_is_unmapped():
         "    m.free(p, 64 << 20)\n"
         "for i in range(1200):\n"
         "    m = None\n"
-        "    m = jitslab.SizeClasses(capacity=1 << 20) if i % 300 == 0 else m\n"
+        "    m = jitslab.sizes.SizeClasses(capacity=1 << 20) if i % 300 == 0 else m\n"
         "print('ok')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -621,7 +625,7 @@ def test_child_of_fork_has_its_own_memory():
     """What the child frees and allocates is not seen in the parent."""
     program = (
         "import os, jitslab\n"
-        "m = jitslab.SizeClasses()\n"
+        "m = jitslab.sizes.SizeClasses()\n"
         "p, q = m.allocate(100), m.allocate(3 << 20)\n"
         "m.view(p, 100)[:] = 1; m.view(q, 3 << 20)[:] = 1\n"
         "pid = os.fork()\n"
@@ -649,15 +653,83 @@ def test_subclass_may_have_slots_of_its_own():
         assert use(memory, 100)[0] == 300
 
 
+# --- NUMA nodes ---
+
+
+def run_on(memory, node):
+    """Have every class take every CPU for one of this simulated node."""
+    for cache in (*memory._caches, memory._parts.large):
+        if cache is not None:
+            Inside(cache).run_on(node)
+
+
+@njit
+def take_all(memory, sizes):
+    """Allocate each size and mark it."""
+    ptrs = np.zeros(sizes.size, np.int64)
+    for i in range(sizes.size):
+        ptrs[i] = memory.allocate(sizes[i])
+        memory.bytes(ptrs[i], sizes[i])[0] = i & 127
+    return ptrs
+
+
+@njit
+def give_all(memory, ptrs, sizes):
+    """Free them; returns how many were freed with their mark on."""
+    n = 0
+    for i in range(sizes.size):
+        has_mark = memory.bytes(ptrs[i], sizes[i])[0] == i & 127
+        n += memory.free(ptrs[i], sizes[i]) and has_mark
+    return n
+
+
+def test_memory_is_of_the_node_of_the_thread_and_goes_home():
+    """Each class has a set of slabs for each node; what is freed elsewhere goes home."""
+    sizes = np.random.default_rng(1).integers(1, 2000, 4000)
+    with SizeClasses("numa", nodes=3) as memory:
+        for node in (0, 2):
+            run_on(memory, node)
+            with Worker() as worker:
+                ptrs = worker.do(take_all, memory, sizes)
+            nodes = set()
+            for cache in memory._caches:
+                if cache is not None and len(cache):
+                    nodes |= {found.node for found in cache.nodes if found.live}
+            assert nodes == {node}
+            run_on(memory, 1)
+            with Worker() as worker:
+                assert worker.do(give_all, memory, ptrs, sizes) == sizes.size
+            assert len(memory) == 0
+            memory.check()
+
+
+@pytest.mark.parametrize("nodes", [2, 8, 64])
+def test_classes_fit_on_many_nodes(nodes):
+    """All classes open, with less room each."""
+    with SizeClasses("many", nodes=nodes) as memory:
+        ptrs = {size: memory.allocate(size) for size in (1, 100, 5000, 1 << 20, 3 << 20)}
+        for size, ptr in ptrs.items():
+            memory.free(ptr, size)
+        memory.check()
+
+
+def test_wrong_placement_of_memory_is_refused():
+    """By the error of caches, before anything is made."""
+    with pytest.raises(jitslab.NodeError, match="nodes must be 1 .. 64 simulated nodes"):
+        SizeClasses("wrong", nodes=65)
+
+
 # --- A model beside it ---
 
 
 class Model(RuleBasedStateMachine):
     """Random use, beside a dictionary of what every ptr must hold."""
 
+    nodes = None
+
     def __init__(self):
         super().__init__()
-        self.memory = SizeClasses("model")
+        self.memory = SizeClasses("model", nodes=self.nodes)
         self.held = {}
         self.stale = []
         self.count = 0
@@ -723,6 +795,12 @@ class Model(RuleBasedStateMachine):
         if self.memory._block["n_rows"] < 150:
             self.memory.tune(sizes, 64)
 
+    @rule(node=st.integers(0, 2))
+    def move(self, node):
+        """From now on this thread runs on another node."""
+        if self.nodes:
+            run_on(self.memory, node)
+
     @rule()
     def shrink(self):
         """Give memory back."""
@@ -736,5 +814,11 @@ class Model(RuleBasedStateMachine):
             assert (self.memory.view(p, size)[: data.size] == data).all()
 
 
-TestModel = Model.TestCase
-TestModel.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+class ModelOnNodes(Model):
+    """On three simulated NUMA nodes."""
+
+    nodes = 3
+
+
+TestModel, TestModelOnNodes = Model.TestCase, ModelOnNodes.TestCase
+TestModel.settings = TestModelOnNodes.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
