@@ -1,0 +1,110 @@
+"""
+Batches taken and given back: `alloc_many` and `free_many` beside bulk get and put of DPDK's `rte_mempool`.
+
+The parameters are those of DPDK's test_mempool_perf: so many objects a call, so many kept before they are given back in the
+order in which they came.  Nothing is written to the objects.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+import floor
+import loops
+import measure
+import native
+from jitslab import SlabCache
+from measure import RECORD, Case, Figure, Row, Sizes, Table, ratio
+
+BULKS = (1, 4, 8, 32, 128, 256)
+KEEPS = (32, 128, 512, 2_048, 8_192, 32_768)
+CAPACITY = 65_535  # objects of every pool
+MEMORY = 128  # MiB, for the pools of DPDK
+
+
+# --- Contenders ---
+
+
+def repeats_of(keep: int, sizes: Sizes) -> int:
+    """How often so many objects are taken and given back in a run."""
+    return max(1, sizes.ops // keep)
+
+
+def all_back(held: Any, expected: int, freed: int) -> bool:
+    """Whether every object was given back, and none was held twice."""
+    return freed == expected and np.unique(held).size == held.size
+
+
+def many(bulk: int, keep: int, sizes: Sizes) -> Case:
+    """`alloc_many` and `free_many`."""
+    cache, held, repeats = SlabCache("bulk", RECORD, capacity=CAPACITY), np.zeros(keep, np.int64), repeats_of(keep, sizes)
+    run = partial(loops.in_bulks, cache, held, bulk, repeats)
+    return Case(run, repeats * keep, partial(all_back, held, repeats * keep), close=cache.close)
+
+
+def single(keep: int, sizes: Sizes) -> Case:
+    """`alloc` and `free`, which take no batch."""
+    cache, held, repeats = SlabCache("bulk", RECORD, capacity=CAPACITY), np.zeros(keep, np.int64), repeats_of(keep, sizes)
+    run = partial(loops.one_by_one, cache, held, repeats)
+    return Case(run, repeats * keep, partial(all_back, held, repeats * keep), close=cache.close)
+
+
+def stack(bulk: int, keep: int, sizes: Sizes) -> Case:
+    """A bare stack of slots."""
+    (slots, top), held, repeats = floor.bare_stack(CAPACITY), np.zeros(keep, np.int64), repeats_of(keep, sizes)
+    run = partial(floor.in_bulks, slots, top, held, bulk, repeats)
+    return Case(run, repeats * keep, partial(all_back, held, repeats * keep))
+
+
+def mempool(cached: int, bulk: int, keep: int, sizes: Sizes) -> Case:
+    """Bulk get and put of a mempool in a process of its own, with a cache for each core or without one."""
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    quiet = ("--no-pci", "--no-telemetry", "--log-level=error")
+    peer = native.Peer(native.mempool(), "--no-huge", "--no-shconf", "-m", MEMORY, *quiet, "--lcores", f"0@({cores})")
+    repeats = repeats_of(keep, sizes)
+
+    def run() -> tuple[float, list[int]]:
+        taken, *answer = peer.ask(cached, bulk, keep, repeats)
+        return taken / 1e9, answer
+
+    return Case(run, repeats * keep, partial(list.__eq__, [keep, 0]), close=peer.close, measures=True)
+
+
+POOLS = {"rte_mempool": 1, "without cache": 0}
+
+
+def table(sizes: Sizes) -> Table:
+    """Return all operations: a bulk and what is kept."""
+    faster = Figure("the faster rte_mempool / cache", lambda t: min(t[name] for name in POOLS) / t["cache"], 1.0, at_least=True)
+    rows = {}
+    for bulk in BULKS:
+        for keep in KEEPS:
+            if keep < bulk or keep > 4 * sizes.ops:
+                continue
+            contenders = {
+                **{name: partial(mempool, cached, bulk, keep) for name, cached in POOLS.items()},
+                "bare stack": partial(stack, bulk, keep),
+                "cache": partial(many, bulk, keep),
+                **({"alloc()": partial(single, keep)} if bulk == 1 else {}),
+            }
+            rows[f"bulk {bulk}, keep {keep:,}"] = Row(
+                contenders, (faster, ratio("cache", "bare stack")), seconds=sizes.seconds / 3
+            )
+    return rows
+
+
+@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
+def test_answer_is_right(operation: str, contender: str) -> None:
+    """Every contender does what the row says."""
+    measure.check_answer(table, operation, contender)
+
+
+@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
+def test_speed(benchmark: Any, operation: str, contender: str) -> None:
+    """Time of every contender; for ratios, see run.py."""
+    measure.speed(benchmark, table, operation, contender)
