@@ -7,8 +7,10 @@ order in which they came.  Nothing is written to the objects.
 
 from __future__ import annotations
 
+import atexit
 import os
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from measure import RECORD, Case, Figure, Row, Sizes, Table, ratio
 
 BULKS = (1, 4, 8, 32, 128, 256)
 KEEPS = (32, 128, 512, 2_048, 8_192, 32_768)
+FEW_KEEPS = (32, 512, 32_768)  # of a quick run
 CAPACITY = 65_535  # objects of every pool
 MEMORY = 128  # MiB, for the pools of DPDK
 
@@ -31,8 +34,8 @@ MEMORY = 128  # MiB, for the pools of DPDK
 
 
 def repeats_of(keep: int, sizes: Sizes) -> int:
-    """How often so many objects are taken and given back in a run."""
-    return max(1, sizes.ops // keep)
+    """How often so many objects are taken and given back in a run: runs are short, for few of them to be interrupted."""
+    return max(1, sizes.ops // 10 // keep)
 
 
 def all_back(held: Any, expected: int, freed: int) -> bool:
@@ -40,39 +43,63 @@ def all_back(held: Any, expected: int, freed: int) -> bool:
     return freed == expected and np.unique(held).size == held.size
 
 
+def case_of(loop: Callable[[int], int], held: Any, repeats: int, **more: Any) -> Case:
+    """Return the case of a loop in this process, which is told how often; its first turn is not timed."""
+
+    def before() -> None:
+        native.rest()
+        loop(1)
+
+    return Case(partial(loop, repeats), repeats * held.size, partial(all_back, held, repeats * held.size), before, **more)
+
+
 def many(bulk: int, keep: int, sizes: Sizes) -> Case:
     """`alloc_many` and `free_many`."""
-    cache, held, repeats = SlabCache("bulk", RECORD, capacity=CAPACITY), np.zeros(keep, np.int64), repeats_of(keep, sizes)
-    run = partial(loops.in_bulks, cache, held, bulk, repeats)
-    return Case(run, repeats * keep, partial(all_back, held, repeats * keep), close=cache.close)
+    slab, held, repeats = SlabCache("bulk", RECORD, capacity=CAPACITY), np.zeros(keep, np.int64), repeats_of(keep, sizes)
+    loop = partial(loops.in_bulks, slab, held, bulk)
+    return case_of(loop, held, repeats, close=slab.close)
 
 
 def single(keep: int, sizes: Sizes) -> Case:
     """`alloc` and `free`, which take no batch."""
-    cache, held, repeats = SlabCache("bulk", RECORD, capacity=CAPACITY), np.zeros(keep, np.int64), repeats_of(keep, sizes)
-    run = partial(loops.one_by_one, cache, held, repeats)
-    return Case(run, repeats * keep, partial(all_back, held, repeats * keep), close=cache.close)
+    slab, held, repeats = SlabCache("bulk", RECORD, capacity=CAPACITY), np.zeros(keep, np.int64), repeats_of(keep, sizes)
+    loop = partial(loops.one_by_one, slab, held)
+    return case_of(loop, held, repeats, close=slab.close)
 
 
 def stack(bulk: int, keep: int, sizes: Sizes) -> Case:
     """A bare stack of slots."""
     (slots, top), held, repeats = floor.bare_stack(CAPACITY), np.zeros(keep, np.int64), repeats_of(keep, sizes)
-    run = partial(floor.in_bulks, slots, top, held, bulk, repeats)
-    return Case(run, repeats * keep, partial(all_back, held, repeats * keep))
+    loop = partial(floor.in_bulks, slots, top, held, bulk)
+    return case_of(loop, held, repeats)
+
+
+def generations(bulk: int, keep: int, sizes: Sizes) -> Case:
+    """A stack of slots with generations, which refuses stale handles."""
+    (slots, top), held, repeats = floor.bare_stack(CAPACITY), np.zeros(keep, np.int64), repeats_of(keep, sizes)
+    loop = partial(floor.in_bulks_checked, slots, top, np.zeros(CAPACITY, np.int32), held, bulk)
+    return case_of(loop, held, repeats)
+
+
+@cache
+def pools() -> native.Peer:
+    """Start DPDK's pools, once: two of them, one with a cache for each core."""
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    quiet = ("--no-pci", "--no-telemetry", "--log-level=error")
+    peer = native.Peer(native.mempool(), "--no-huge", "--no-shconf", "-m", MEMORY, *quiet, "--lcores", f"0@({cores})")
+    atexit.register(peer.close)
+    return peer
 
 
 def mempool(cached: int, bulk: int, keep: int, sizes: Sizes) -> Case:
     """Bulk get and put of a mempool in a process of its own, with a cache for each core or without one."""
-    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-    quiet = ("--no-pci", "--no-telemetry", "--log-level=error")
-    peer = native.Peer(native.mempool(), "--no-huge", "--no-shconf", "-m", MEMORY, *quiet, "--lcores", f"0@({cores})")
-    repeats = repeats_of(keep, sizes)
+    peer, repeats = pools(), repeats_of(keep, sizes)
 
     def run() -> tuple[float, list[int]]:
         taken, *answer = peer.ask(cached, bulk, keep, repeats)
         return taken / 1e9, answer
 
-    return Case(run, repeats * keep, partial(list.__eq__, [keep, 0]), close=peer.close, measures=True)
+    return Case(run, repeats * keep, partial(list.__eq__, [keep, 0]), measures=True)
 
 
 POOLS = {"rte_mempool": 1, "without cache": 0}
@@ -81,20 +108,19 @@ POOLS = {"rte_mempool": 1, "without cache": 0}
 def table(sizes: Sizes) -> Table:
     """Return all operations: a bulk and what is kept."""
     faster = Figure("the faster rte_mempool / cache", lambda t: min(t[name] for name in POOLS) / t["cache"], 1.0, at_least=True)
+    figures = (faster, ratio("cache", "bare stack"), ratio("cache", "generations"))
+    keeps = KEEPS if sizes is measure.FULL else FEW_KEEPS
     rows = {}
-    for bulk in BULKS:
-        for keep in KEEPS:
-            if keep < bulk or keep > 4 * sizes.ops:
-                continue
-            contenders = {
-                **{name: partial(mempool, cached, bulk, keep) for name, cached in POOLS.items()},
-                "bare stack": partial(stack, bulk, keep),
-                "cache": partial(many, bulk, keep),
-                **({"alloc()": partial(single, keep)} if bulk == 1 else {}),
-            }
-            rows[f"bulk {bulk}, keep {keep:,}"] = Row(
-                contenders, (faster, ratio("cache", "bare stack")), seconds=sizes.seconds / 3
-            )
+    for bulk, keep in ((bulk, keep) for bulk in BULKS for keep in keeps if bulk <= keep):
+        contenders = {
+            **{name: partial(mempool, cached, bulk, keep) for name, cached in POOLS.items()},
+            "bare stack": partial(stack, bulk, keep),
+            "generations": partial(generations, bulk, keep),
+            "cache": partial(many, bulk, keep),
+        }
+        if bulk == 1:
+            contenders["alloc()"] = partial(single, keep)
+        rows[f"bulk {bulk}, keep {keep:,}"] = Row(contenders, figures, seconds=sizes.seconds / 3)
     return rows
 
 

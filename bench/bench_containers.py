@@ -53,16 +53,16 @@ class Script:
         return s + int(self.held.sum())
 
 
-def case_of(operation: str, script: Script, sizes: Sizes, ask: Callable[[int], tuple[int, int]], close: Any) -> Case:
+def case_of(operation: str, script: Script, sizes: Sizes, ask: Callable[[int], tuple[int, int]], **more: Any) -> Case:
     """Return the case of a contender that answers (ns, checksum) when told how often to do it."""
     ops = script.live if operation in ("get", "iterate") else script.picks.size
-    repeats = max(1, sizes.ops // ops)
+    repeats = max(1, sizes.ops // 20 // ops)  # short, for few runs to be interrupted
 
     def run() -> tuple[float, int]:
         taken, answer = ask(repeats)
         return taken / 1e9, answer
 
-    return Case(run, ops * repeats, lambda answer: answer == script.answer(operation, repeats), close=close, measures=True)
+    return Case(run, ops * repeats, lambda answer: answer == script.answer(operation, repeats + 1), measures=True, **more)
 
 
 def program(get: Callable[[], Any], words: tuple[str, ...], operation: str, slots: int, percent: int, sizes: Sizes) -> Case:
@@ -73,14 +73,16 @@ def program(get: Callable[[], Any], words: tuple[str, ...], operation: str, slot
         taken, answer = peer.ask(operation, repeats)
         return taken, answer
 
-    return case_of(operation, Script(slots, percent), sizes, ask, peer.close)
+    return case_of(operation, Script(slots, percent), sizes, ask, close=peer.close)
 
 
-def timed(repeats: int, operation: str, script: Script, loop: dict[str, Callable[..., Any]]) -> tuple[int, int]:
-    """Return (ns, checksum) of an operation done so often by compiled loops."""
+def timed(operation: str, script: Script, loop: dict[str, Callable[..., Any]], repeats: int) -> tuple[int, int]:
+    """Return (ns, checksum) of an operation done so often by compiled loops, and once more before."""
     taken = s = 0
     first = script.next
-    for _ in range(repeats):
+    for turn in range(repeats + 1):
+        if turn == 1:
+            taken = 0  # the first turn fetches what it needs
         start = time.perf_counter_ns()
         if operation in ("get", "iterate"):
             s += int(loop[operation]())
@@ -107,7 +109,8 @@ def cache(operation: str, slots: int, percent: int, sizes: Sizes) -> Case:
         "remove": partial(loops.take, records, keys, script.picks),
         "insert": partial(loops.put, records, keys, script.picks),
     }
-    return case_of(operation, script, sizes, lambda repeats: timed(repeats, operation, script, loop), records.close)
+    ask = partial(timed, operation, script, loop)
+    return case_of(operation, script, sizes, ask, before=native.rest, close=records.close)
 
 
 def bare(operation: str, slots: int, percent: int, sizes: Sizes) -> Case:
@@ -131,11 +134,11 @@ def bare(operation: str, slots: int, percent: int, sizes: Sizes) -> Case:
 
     def ask(repeats: int) -> tuple[int, int]:
         dense["x"] = records["x"][keys]
-        taken, s = timed(repeats, operation, script, loop)
+        taken, s = timed(operation, script, loop, repeats)
         before = int(dense["x"].sum())
         return taken, s - before + int(records["x"][keys].sum())
 
-    return case_of(operation, script, sizes, ask, measure.nothing)
+    return case_of(operation, script, sizes, ask, before=native.rest)
 
 
 PROGRAMS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {

@@ -211,6 +211,33 @@ def churn_checked(held, stack, top, generations, data, order):
     return refused
 
 
+@njit
+def in_bulks_checked(stack, top, generations, held, bulk, repeats):
+    """Alloc and free as many as `held` has room for, a bulk a turn: how many handles were not refused."""
+    freed = 0
+    for _ in range(repeats):
+        for at in range(0, held.size, bulk):
+            t = top[0] - bulk
+            top[0] = t
+            for i in range(bulk):
+                slot = np.int64(stack[np.uint64(t + i)])
+                generation = np.int64(generations[slot]) + 1
+                generations[slot] = generation
+                held[np.uint64(at + i)] = generation << 32 | slot
+        for at in range(0, held.size, bulk):
+            t = top[0]
+            for i in range(bulk):
+                handle = held[np.uint64(at + i)]
+                slot = handle & SLOT_MASK
+                if np.int64(generations[slot]) == handle >> 32:
+                    generations[slot] = (handle >> 32) + 1
+                    stack[np.uint64(t)] = slot
+                    t += 1
+            freed += t - top[0]
+            top[0] = t
+    return freed
+
+
 # --- Plain record access ---
 
 

@@ -13,6 +13,7 @@ import platform
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,15 @@ class Peer:
     def close(self) -> None:
         """End the program by the end of its input."""
         self.process.communicate()
+
+
+def rest() -> None:
+    """
+    Sleep before a run of a contender in this process, as a peer has slept that waited for its line.
+
+    On a busy machine who has just slept is let run, and who has not is interrupted.
+    """
+    time.sleep(0.001)
 
 
 # --- Builds ---
