@@ -97,6 +97,49 @@ def push_permuted(slots, permutation, stack, top):
         top[0] = t + 1
 
 
+@njit
+def in_bulks(stack, top, held, bulk, repeats):
+    """Pop and push as many as `held` has room for, a bulk a turn: how many."""
+    freed = 0
+    for _ in range(repeats):
+        for at in range(0, held.size, bulk):
+            t = top[0] - bulk
+            top[0] = t
+            for i in range(bulk):
+                held[np.uint64(at + i)] = stack[np.uint64(t + i)]
+        for at in range(0, held.size, bulk):
+            t = top[0]
+            top[0] = t + bulk
+            for i in range(bulk):
+                stack[np.uint64(t + i)] = held[np.uint64(at + i)]
+            freed += bulk
+    return freed
+
+
+@njit
+def put(stack, top, data, held, picks, first):
+    """Put a new record in the place of each picked one."""
+    for i in range(picks.size):
+        t = top[0] - 1
+        top[0] = t
+        slot = stack[t]
+        data[slot].x = first + i
+        held[picks[i]] = slot
+
+
+@njit
+def take(stack, top, data, held, picks):
+    """Read and push the picked slots: the sum of what their records held."""
+    s = 0
+    for i in range(picks.size):
+        slot = held[picks[i]]
+        s += data[slot].x
+        t = top[0]
+        stack[t] = slot
+        top[0] = t + 1
+    return s
+
+
 # --- Stack with generations: odd is live, (generation << 32 | slot) is the handle ---
 
 
@@ -168,6 +211,33 @@ def churn_checked(held, stack, top, generations, data, order):
     return refused
 
 
+@njit
+def in_bulks_checked(stack, top, generations, held, bulk, repeats):
+    """Alloc and free as many as `held` has room for, a bulk a turn: how many handles were not refused."""
+    freed = 0
+    for _ in range(repeats):
+        for at in range(0, held.size, bulk):
+            t = top[0] - bulk
+            top[0] = t
+            for i in range(bulk):
+                slot = np.int64(stack[np.uint64(t + i)])
+                generation = np.int64(generations[slot]) + 1
+                generations[slot] = generation
+                held[np.uint64(at + i)] = generation << 32 | slot
+        for at in range(0, held.size, bulk):
+            t = top[0]
+            for i in range(bulk):
+                handle = held[np.uint64(at + i)]
+                slot = handle & SLOT_MASK
+                if np.int64(generations[slot]) == handle >> 32:
+                    generations[slot] = (handle >> 32) + 1
+                    stack[np.uint64(t)] = slot
+                    t += 1
+            freed += t - top[0]
+            top[0] = t
+    return freed
+
+
 # --- Plain record access ---
 
 
@@ -210,6 +280,17 @@ def scan(records):
     for i in range(records.size):
         s += records[i].x
     return s
+
+
+@njit
+def shuffle(n, state):
+    """Return (numbers from 0 in random order, next state of the generator); it is the one of the programs in `foreign`."""
+    order = np.arange(n)
+    for i in range(n - 1, 0, -1):
+        state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
+        j = np.int64((state >> np.uint64(33)) % np.uint64(i + 1))
+        order[i], order[j] = order[j], order[i]
+    return order, state
 
 
 def record_array(n):

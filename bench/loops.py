@@ -126,6 +126,50 @@ def free_each_permuted(handles, permutation, cache):
     return n
 
 
+@njit
+def in_bulks(cache, held, bulk, repeats):
+    """Take and give back, a bulk a call: how many were freed."""
+    freed = 0
+    for _ in range(repeats):
+        for at in range(0, held.size, bulk):
+            cache.alloc_many(held[at : at + bulk])
+        for at in range(0, held.size, bulk):
+            freed += cache.free_many(held[at : at + bulk])
+    return freed
+
+
+@njit
+def one_by_one(cache, held, repeats):
+    """Take and give back as many, one by one: how many were freed."""
+    freed = 0
+    for _ in range(repeats):
+        for i in range(held.size):
+            held[i] = cache.alloc()
+        for i in range(held.size):
+            freed += cache.free(held[i])
+    return freed
+
+
+@njit
+def put(cache, held, picks, first):
+    """Put a new record in the place of each picked one."""
+    for i in range(picks.size):
+        h, r = cache.new()
+        r.x = first + i
+        held[picks[i]] = h
+
+
+@njit
+def take(cache, held, picks):
+    """Read and free the picked records: the sum of what they held."""
+    s = 0
+    for i in range(picks.size):
+        h = held[picks[i]]
+        s += cache[h].x
+        cache.free(h)
+    return s
+
+
 # --- A linked list ---
 
 

@@ -32,7 +32,7 @@ import jitslab
 import peer
 from measure import FULL, QUICK, SMOKE, Sizes, SkippedError, measure
 
-SUITES = ("alloc", "peers", "threads", "nodes", "python", "guard", "access", "start", "replay", "sizes")
+SUITES = ("alloc", "peers", "threads", "nodes", "python", "guard", "access", "start", "replay", "sizes", "bulk", "containers")
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 
