@@ -92,7 +92,7 @@ class Block:
         sizes = self.geometry
         # The same rows of many caches would fall into the same sets of the CPU's caches: stagger them.  The same goes for
         # slot 0 and its generation: two lines of one set can exclude each other (AMD's way prediction: 22 ns a pair, not 2.5).
-        at_control = sizes.offset["control"] + serial * 5 % 32 * 64
+        at_control = sizes.offset["control"] + serial * 5 * layout.LINE % layout.STAGGER
         at_heaps = sizes.offset["heaps"] + serial * 11 % 32 * 64
         at_words = sizes.offset["words"] + (17 + serial * 3 % 8) * 64
         self.address = self._base + at_control
@@ -124,15 +124,17 @@ class Block:
                 raise CacheFullError(
                     f"the system gives no {self.geometry.total} bytes for a cache on {self.geometry.nodes} nodes"
                 )
-            this_process().heaps_are_wiped &= _os.wipe_on_fork(self._base, offset["control"])
+            this_process().heaps_are_wiped &= _os.wipe_on_fork(self._base, offset["template"])
             return
-        eager = offset["records"] if offset["records"] <= EAGER_BYTES else offset["slabs"]
+        eager = offset["records"]
+        if eager > EAGER_BYTES:
+            eager = offset["control"] + layout.round_up(CONTROL.itemsize + layout.STAGGER, _os.page_bytes)
         if not _os.make_usable(self._base, eager):
             raise CacheFullError(f"the system gives no {eager} bytes for the metadata of a cache")
         n_words = offset["records"] - offset["words"]
         if eager < offset["words"] and not _os.make_readable(self._base + offset["words"], n_words):
             raise CacheFullError(f"the system lets {n_words} bytes of generations not be read")  # a handle may name any slot
-        this_process().heaps_are_wiped &= _os.wipe_on_fork(self._base, offset["control"])
+        this_process().heaps_are_wiped &= _os.wipe_on_fork(self._base, offset["template"])
 
     def _fill(self, heaps: int, words: int, colouring: bool, template: bytes | None) -> None:
         """Fill the control block in."""
@@ -179,7 +181,7 @@ class Block:
         for number, control in enumerate(self.control):
             first_slot = number << sizes.node_shift if number else 0
             first = first_slot >> sizes.shift
-            rows = self._base + sizes.offset["slabs"] + number * row_bytes
+            rows = self._base + sizes.offset["slabs"] + number * row_bytes if sizes.nodes > 1 else self.address + CONTROL.itemsize
             bits = self._base + sizes.offset["bits"] + number * bit_bytes
             control["node"] = number
             control["first_slab"], control["first_slot"] = first, first_slot
@@ -193,7 +195,7 @@ class Block:
             control["max_slabs"] = first + sizes.max_slabs
             control["committed"] = first + sizes.max_slabs if everything_usable else first
             if sizes.nodes == 1:  # heaps stay with their threads
-                numa.bind(self._base + sizes.offset["slabs"], sizes.total - sizes.offset["slabs"], self.placement, 0)
+                numa.bind(self._base + sizes.offset["control"], sizes.total - sizes.offset["control"], self.placement, 0)
                 continue
             records, n_slots = int(control["records"]) + first_slot * sizes.stride, sizes.max_slabs << sizes.shift
             for start, n in (

@@ -32,8 +32,8 @@ Read first: the words, the ladders, the data and the laws of a cache.
    cache's lock; under the registry's, the end of a thread may give empty slabs back to the system.
 
 6. Space
-   One reservation a cache: heaps | control block | slab rows | free bits | generations | records, each part
-   reserved for the largest size and made usable in steps.  Nothing ever moves.  Slot i of the cache is at
+   One reservation a cache: heaps | template, scratch | control block, slab rows | free bits | generations | records, each
+   part reserved for the largest size and made usable in steps.  Nothing ever moves.  Slot i of the cache is at
    ``records + i * stride`` over all slabs.
 
 7. Nodes
@@ -238,6 +238,7 @@ assert HEAP.itemsize == SLAB.itemsize == PROCESS.itemsize == LINE
 
 MAGAZINE = HEAP.itemsize  # offset of a heap's magazine
 HEAP_BYTES = (MAGAZINE + 4 * ROUNDS) | LINE  # an odd number of lines: equal tops of two heaps fall into different sets
+STAGGER = 32 * LINE  # the control blocks of caches start on different lines, up to this far into their region
 MAX_ROWS = 1 << 20  # caches open at once in one process
 
 
@@ -360,14 +361,15 @@ def geometry(dtype: np.dtype[Any], capacity: int, colouring: bool, page: int, no
         raise CapacityError(f"{capacity} records{where} are more than the 2**32 slots of a cache")
     scratch = round_up(stride, LINE)
     scratch_step = scratch if scratch <= PAGE else 0
+    rows = max_slabs * SLAB.itemsize  # of one set they follow its control block: the first ones share its page
     offset, at = {}, 0
     for name, size in (
         ("heaps", (1 if nodes == 1 else 1 + nodes) * HEAP_ROWS * HEAP_BYTES + page),
-        ("control", nodes * CONTROL.itemsize + page),
-        ("cpus", 0 if nodes == 1 else CPUS),
         ("template", scratch),
         ("scratch", HEAP_ROWS * scratch_step if scratch_step else scratch),
-        ("slabs", nodes * round_up(max_slabs * SLAB.itemsize, page)),
+        ("cpus", 0 if nodes == 1 else CPUS),
+        ("control", nodes * CONTROL.itemsize + STAGGER + (rows if nodes == 1 else 0)),
+        ("slabs", 0 if nodes == 1 else nodes * round_up(rows, page)),
         ("bits", nodes * round_up(-(-(max_slabs << shift) // BLOCK) * 8, page)),
         ("words", n_slots * 4 + BLOCK * 4 + page),
         ("records", n_slots * stride),

@@ -201,7 +201,7 @@ class SizeClasses(_Base):
     Examples
     --------
     >>> import jitslab
-    >>> with jitslab.SlabAllocator() as memory:
+    >>> with jitslab.SlabAllocator("doc") as memory:
     ...     ptr = memory.allocate(100, zero=True)
     ...     memory.view(ptr, 100)[:5] = 7
     ...     ptr = memory.realloc(ptr, 100, 5000)
@@ -327,7 +327,7 @@ class SizeClasses(_Base):
         Examples
         --------
         >>> import jitslab
-        >>> with jitslab.SlabAllocator() as memory:
+        >>> with jitslab.SlabAllocator("doc") as memory:
         ...     ptr = memory.allocate(300, align=256)
         ...     memory.address(ptr) % 256
         0
@@ -435,7 +435,7 @@ class SizeClasses(_Base):
         Examples
         --------
         >>> import ctypes, jitslab
-        >>> with jitslab.SlabAllocator() as memory:
+        >>> with jitslab.SlabAllocator("doc") as memory:
         ...     ptr = memory.allocate(8, zero=True)
         ...     ctypes.c_int64.from_address(memory.address(ptr)).value = 258
         ...     memory.view(ptr, 8)[:3].tolist()
@@ -617,7 +617,7 @@ class SizeClasses(_Base):
         Examples
         --------
         >>> import jitslab
-        >>> with jitslab.SlabAllocator() as memory:
+        >>> with jitslab.SlabAllocator("doc") as memory:
         ...     found = memory.tune([1030] * 99 + [24] * 50)
         ...     print(found.applied, 24 in memory.table, f"{found.before:.3f} {found.after:.3f}")
         True True 0.056 0.053

@@ -409,7 +409,7 @@ def commit_slabs(c: int, n_slabs: int) -> bool:
     control = control_at(c)
     slots = n_slabs << control.shift
     return (
-        commit(control.slabs, n_slabs * ROW)
+        commit(control.slabs & -page_bytes, n_slabs * ROW + page_bytes)
         and commit(control.bits, (slots + BLOCK - 1) // BLOCK * 8)
         and commit(control.words & -page_bytes, (slots + BLOCK) * 4 + page_bytes)
         and commit(control.records, slots * control.stride)

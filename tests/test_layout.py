@@ -105,7 +105,7 @@ def test_regions_do_not_overlap_and_metadata_is_small(n):
     assert sizes.total - sizes.offset["records"] >= sizes.slots * sizes.stride
     per_slot = sizes.offset["records"] - sizes.offset["bits"] - 8 * PAGE
     assert per_slot <= 8 * sizes.slots
-    assert sizes.offset["bits"] - sizes.offset["slabs"] <= 64 * sizes.max_slabs + PAGE
+    assert sizes.offset["bits"] - sizes.offset["control"] <= 64 * sizes.max_slabs + 2 * PAGE
 
 
 def test_alignment_of_the_dtype_is_kept():
