@@ -1,8 +1,7 @@
-"""Record access through checked handles beside plain arrays; iteration; colour; the linked list beside jitclass."""
+"""Record access through checked handles beside plain arrays; iteration; colour."""
 
 from __future__ import annotations
 
-from functools import cache as cached
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ import floor
 import loops
 import measure
 from jitslab import SlabCache
-from measure import NODE, PAGE_RECORD, RECORD, Case, Row, Sizes, Table, ratio, speed_ratio
+from measure import PAGE_RECORD, RECORD, Case, Row, Sizes, Table, ratio, speed_ratio
 
 SLOT_MASK = 0xFFFFFFFF
 
@@ -97,75 +96,6 @@ def hot(cache: SlabCache, handles: Any, is_checked: bool, sizes: Sizes) -> Case:
     return Case(run, n, is_right, close=cache.close)
 
 
-# --- The linked list ---
-
-
-class CacheList:
-    """A list of nodes of a cache."""
-
-    def __init__(self, build: Any, sizes: Sizes) -> None:
-        self.cache = SlabCache("list", NODE, capacity=sizes.nodes)
-        self.build_loop, self.n, self.first = build, sizes.nodes, 0
-
-    def build(self) -> bool:
-        """Build the list."""
-        self.first = self.build_loop(self.n, self.cache)
-        return self.first != 0
-
-    def walk(self) -> int:
-        """Sum up the values."""
-        return int(loops.walk(self.first, self.cache))
-
-    def drop(self) -> int:
-        """Free all nodes; how many."""
-        return int(loops.drop(self.first, self.cache))
-
-    def close(self) -> None:
-        """Close the cache."""
-        self.cache.close()
-
-
-@cached
-def jitclasses() -> Any:
-    """Return the jitclass kernels; made when first needed."""
-    import jitclasses
-
-    return jitclasses
-
-
-class JitclassList:
-    """A list of jitclass nodes."""
-
-    def __init__(self, sizes: Sizes) -> None:
-        self.n, self.first, self.loops = sizes.nodes, None, jitclasses()
-
-    def build(self) -> bool:
-        """Build the list."""
-        self.first = self.loops.build(self.n)
-        return self.first is not None
-
-    def walk(self) -> int:
-        """Sum up the values."""
-        return int(self.loops.walk(self.first))
-
-    def drop(self) -> int:
-        """Unlink all nodes; how many."""
-        return int(self.loops.drop(self.first))
-
-    def close(self) -> None:
-        """Leave nothing behind."""
-        self.first = None
-
-
-def list_case(make: Any, step: str, sizes: Sizes) -> Case:
-    """One step of the life of a list."""
-    mine, n = make(sizes), sizes.nodes
-    expected = {"build": True, "walk": n * (n - 1) // 2, "drop": n}[step]
-    before = measure.nothing if step == "build" else mine.build
-    after = measure.nothing if step == "drop" else mine.drop
-    return Case(getattr(mine, step), n, lambda answer: answer == expected, before, after, mine.close)
-
-
 # --- The table ---
 
 
@@ -195,15 +125,6 @@ def table(sizes: Sizes) -> Table:
         for by, is_checked in (("by cache[h]", True), ("by records[slot]", False)):
             contenders = {"not coloured": partial(make, False, is_checked), "coloured": partial(make, True, is_checked)}
             rows[f"{text}, {by}"] = Row(contenders, (speed_ratio("coloured", "not coloured", 1.0),))
-    for step, limit in (("build", 6.0), ("walk", 6.0), ("drop", 12.0)):
-        rows[f"linked list, {step}"] = Row(
-            {
-                "jitclass": partial(list_case, JitclassList, step),
-                "cache": partial(list_case, partial(CacheList, loops.build), step),
-                "new()": partial(list_case, partial(CacheList, loops.build_new), step),
-            },
-            (speed_ratio("cache", "jitclass", limit),),
-        )
     return rows
 
 

@@ -32,7 +32,7 @@ import jitslab
 import peer
 from measure import FULL, QUICK, SMOKE, Sizes, SkippedError, measure
 
-SUITES = ("alloc", "peers", "threads", "nodes", "python", "access", "start", "replay")
+SUITES = ("alloc", "peers", "threads", "nodes", "python", "numba", "access", "start", "replay")
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 
