@@ -282,10 +282,14 @@ order_type.define(Order.class_type.instance_type)
 @njit
 def unlink(order):
     """Take an order out of its queue."""
+    left, right = order, order
     before, after = order.before, order.after
-    if before is not None and after is not None:
-        before.after = after
-        after.before = before
+    if before is not None:  # an optional one has no attributes to set
+        left = before
+    if after is not None:
+        right = after
+    left.after = right
+    right.before = left
     order.before = None
     order.after = None
 
@@ -333,11 +337,13 @@ def book(kinds, levels, quantities):
                 orders[first.number] = none
         if left > 0:
             order, queue = Order(number, left), queues[side * PRICES + level]
-            last = queue.before
+            last = queue
+            before = queue.before
+            if before is not None:
+                last = before
             order.before = last
             order.after = queue
-            if last is not None:
-                last.after = order
+            last.after = order
             queue.before = order
             orders[number] = order
             tops[side] = max(tops[side], level)
