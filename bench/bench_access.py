@@ -50,14 +50,38 @@ def scan_of_dense(live: int, sizes: Sizes) -> Case:
     return Case(partial(floor.scan, data), live, partial(int.__eq__, live * (live - 1) // 2))
 
 
-def scan_of_cache(loop: Any, live: int, sizes: Sizes) -> Case:
-    """Read the live half of a cache's slots."""
-    cache = SlabCache("scan", RECORD, capacity=2 * live)
-    handles = cache.alloc_many(2 * live)[sizes.rng().permutation(2 * live)]
+def scan_of_cache(loop: Any, live: int, percent: int, sizes: Sizes) -> Case:
+    """Read the live records of a cache that has so many percent of its slots in use."""
+    n = live * 100 // percent
+    cache = SlabCache("scan", RECORD, capacity=n)
+    handles = cache.alloc_many(n)[sizes.rng().permutation(n)]
     cache.records["x"] = 1 << 40
     cache.free_many(handles[live:])
     cache.records["x"][cache.slots(handles[:live])] = np.arange(live)
     return Case(partial(loop, cache), live, partial(int.__eq__, live * (live - 1) // 2), close=cache.close)
+
+
+# --- Pointer chase over a list, as it was built or shuffled ---
+
+
+def chase_of(who: str, is_shuffled: bool, live: int, sizes: Sizes) -> Case:
+    """Follow a ring of links through all records: in the order they were made, or a random one."""
+    cache = SlabCache("ring", RECORD, capacity=live)
+    handles = cache.alloc_many(live)
+    handles = handles[np.argsort(handles & SLOT_MASK)]
+    order = sizes.rng().permutation(live) if is_shuffled else np.arange(live)
+    if who == "dense array":
+        records = floor.record_array(live)
+        records["x"][order] = np.roll(order, -1)
+        start = int(order[0])
+        return Case(partial(floor.chase, records, start, live), live, partial(int.__eq__, start), close=cache.close)
+    ring = handles[order]
+    slots, records = ring & SLOT_MASK, cache.records
+    keys = ring if who == "cache[h]" else slots
+    records["x"][slots] = np.roll(keys, -1)
+    start = int(keys[0])
+    run: Any = partial(loops.chase, cache, start, live) if who == "cache[h]" else partial(floor.chase, records, start, live)
+    return Case(run, live, lambda answer: answer == start and cache.faults == 0, close=cache.close)
 
 
 # --- Colour ---
@@ -110,14 +134,22 @@ def table(sizes: Sizes) -> Table:
         ):
             contenders = {"records[slot]": partial(access, loop, False, live), "cache[h]": partial(access, loop, True, live)}
             rows[f"{text}, {live:,} live"] = Row(contenders, (ratio("cache[h]", "records[slot]", limit),))
-        rows[f"iteration, {live:,} live in {2 * live:,} slots"] = Row(
-            {
-                "dense array": partial(scan_of_dense, live),
-                "items()": partial(scan_of_cache, loops.scan_items, live),
-                "cache[h]": partial(scan_of_cache, loops.scan_handles, live),
-            },
-            (speed_ratio("items()", "dense array", 0.45), speed_ratio("cache[h]", "dense array", 0.3)),
-        )
+        for percent, items, handles in ((10, None, None), (50, 0.45, 0.3), (100, None, None)):
+            rows[f"iteration, {live:,} live in {live * 100 // percent:,} slots"] = Row(
+                {
+                    "dense array": partial(scan_of_dense, live),
+                    "items()": partial(scan_of_cache, loops.scan_items, live, percent),
+                    "cache[h]": partial(scan_of_cache, loops.scan_handles, live, percent),
+                },
+                (speed_ratio("items()", "dense array", items), speed_ratio("cache[h]", "dense array", handles)),
+                seconds=2.0,
+            )
+        for text, is_shuffled in (("as built", False), ("shuffled", True)):
+            rows[f"list of {live:,}, {text}"] = Row(
+                {who: partial(chase_of, who, is_shuffled, live) for who in ("dense array", "records[slot]", "cache[h]")},
+                (ratio("cache[h]", "dense array"), ratio("cache[h]", "records[slot]", 1.15)),
+                seconds=2.0,
+            )
     for text, make in (
         (f"{sizes.hot_slabs} slabs, first record of each", first_of_slabs),
         (f"{sizes.hot_records} records of 4,096 bytes", page_records),
