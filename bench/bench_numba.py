@@ -173,18 +173,27 @@ def table(sizes: Sizes) -> Table:
         figures = beside(list(contenders))
         for step in steps(structure, sizes):
             setups: dict[str, Callable[[Sizes], Case]] = {name: partial(step_of, structure, name, step) for name in contenders}
-            rows[structure if step == "run" else f"{structure}, {step}"] = Row(setups, figures, seconds=1.5)
-    chosen = list(CONTENDERS) if sizes is measure.FULL else ["linked list"]
-    for structure in chosen:  # the kernels of the user are compiled; those of the library were, once and for all
+            rows[structure if step == "run" else f"{structure}, {step}"] = Row(
+                setups, figures, seconds=1.5 if sizes is measure.FULL else None
+            )
+    return rows | first_runs(sizes)
+
+
+def first_runs(sizes: Sizes) -> Table:
+    """Return how long each takes until it ran first; but for the full sizes only that it can be measured."""
+    rows: Table = {}
+    is_full = sizes is measure.FULL  # the library compiles for seconds, from scratch
+    for structure in CONTENDERS if is_full else ("linked list",):
         names = [name for name in CONTENDERS[structure] if name not in ("cache, alloc()", "dense array")]
-        cold = {name: partial(first_call, structure, name, "library" if name == "cache" else "nothing") for name in names}
-        rows[f"{structure}, first run, compiled"] = Row(cold, beside(names), unit="s", most=1)
-    structure = chosen[0]
-    names = [name for name in CONTENDERS[structure] if name != "cache, alloc()"]
-    cold = {name: partial(first_call, structure, name, "nothing") for name in names}
-    rows[f"{structure}, first run, compiled, library too"] = Row(cold, beside(names), unit="s", most=1)
-    again = {name: partial(first_call, structure, name, "run") for name in names}
-    rows[f"{structure}, first run in a second process"] = Row(again, beside(names), unit="s", most=1)
+        if not is_full:
+            names.remove("cache")
+        setups = {name: partial(first_call, structure, name, "library" if name == "cache" else "nothing") for name in names}
+        rows[f"{structure}, first run, compiled"] = Row(setups, beside(names), unit="s", most=1)
+    if is_full:
+        names = [FLOOR, "cache", "jitclass"]
+        for text, before in (("compiled, library too", "nothing"), ("in a second process", "run")):
+            setups = {name: partial(first_call, "linked list", name, before) for name in names}
+            rows[f"linked list, first run, {text}"] = Row(setups, beside(names), unit="s", most=1)
     return rows
 
 
