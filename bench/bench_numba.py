@@ -169,6 +169,7 @@ def beside(contenders: list[str]) -> tuple[Figure, ...]:
 def table(sizes: Sizes) -> Table:
     """Return all operations."""
     rows: Table = {}
+    seconds = 1.5 if sizes is measure.FULL else None
     for structure, contenders in CONTENDERS.items():
         figures = beside(list(contenders))
         for step in steps(structure, sizes):
