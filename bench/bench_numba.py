@@ -174,9 +174,7 @@ def table(sizes: Sizes) -> Table:
         figures = beside(list(contenders))
         for step in steps(structure, sizes):
             setups: dict[str, Callable[[Sizes], Case]] = {name: partial(step_of, structure, name, step) for name in contenders}
-            rows[structure if step == "run" else f"{structure}, {step}"] = Row(
-                setups, figures, seconds=1.5 if sizes is measure.FULL else None
-            )
+            rows[structure if step == "run" else f"{structure}, {step}"] = Row(setups, figures, seconds=seconds)
     return rows | first_runs(sizes)
 
 
