@@ -124,9 +124,8 @@ def look(records, root, keys):
 
 
 @njit
-def in_order(records, root):
+def in_order(records, root, stack):
     """Walk over all keys in order: their digest."""
-    stack = np.empty(DEEPEST, np.int64)
     depth, at, digest = 0, root, 0
     while at != 0 or depth > 0:
         while at != 0:
@@ -285,13 +284,10 @@ def book(records, free, kinds, levels, quantities):
             slots[number] = h
             tops[side] = max(tops[side], level)
     rest = 0
-    for queue in range(2 * PRICES):
-        h = first[queue]
-        while h != 0:
-            order = records[h]
-            rest += order.quantity
-            give(free, h)
-            h = order.after
+    for number in range(kinds.size):
+        if slots[number] != 0:
+            rest += records[slots[number]].quantity
+            give(free, slots[number])
     return digest + cancelled + rest
 
 
@@ -429,6 +425,10 @@ class Tree(OnArrays):
 
     dtype = workload.LEAF
 
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__(sizes)
+        self.stack = np.empty(DEEPEST, np.int64)
+
     def room(self, sizes: Sizes) -> int:
         """Return the leaves."""
         return sizes.leaves
@@ -444,7 +444,7 @@ class Tree(OnArrays):
 
     def walk(self) -> int:
         """Walk over all keys in order."""
-        return int(in_order(self.records, self.root))
+        return int(in_order(self.records, self.root, self.stack))
 
     def delete(self) -> bool:
         """Delete all keys; whether none is left."""

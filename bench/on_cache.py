@@ -67,9 +67,8 @@ def look(cache, root, keys):
 
 
 @njit
-def in_order(cache, root):
+def in_order(cache, root, stack):
     """Walk over all keys in order: their digest."""
-    stack = np.empty(DEEPEST, np.int64)
     depth, at, digest = 0, root, 0
     while at != 0 or depth > 0:
         while at != 0:
@@ -315,6 +314,10 @@ class Tree(OnCache):
 
     dtype = workload.LEAF
 
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__(sizes)
+        self.stack = np.empty(DEEPEST, np.int64)
+
     def room(self, sizes: Sizes) -> int:
         """Return the leaves."""
         return sizes.leaves
@@ -330,7 +333,7 @@ class Tree(OnCache):
 
     def walk(self) -> int:
         """Walk over all keys in order."""
-        return int(in_order(self.cache, self.root))
+        return int(in_order(self.cache, self.root, self.stack))
 
     def delete(self) -> bool:
         """Delete all keys; whether none is left."""
