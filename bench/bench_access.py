@@ -1,8 +1,7 @@
-"""Record access through checked handles beside plain arrays; iteration; colour; the linked list beside jitclass."""
+"""Record access through checked handles beside plain arrays; iteration; colour."""
 
 from __future__ import annotations
 
-from functools import cache as cached
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ import floor
 import loops
 import measure
 from jitslab import SlabCache
-from measure import NODE, PAGE_RECORD, RECORD, Case, Row, Sizes, Table, ratio, speed_ratio
+from measure import PAGE_RECORD, RECORD, Case, Row, Sizes, Table, ratio, speed_ratio
 
 SLOT_MASK = 0xFFFFFFFF
 
@@ -51,14 +50,38 @@ def scan_of_dense(live: int, sizes: Sizes) -> Case:
     return Case(partial(floor.scan, data), live, partial(int.__eq__, live * (live - 1) // 2))
 
 
-def scan_of_cache(loop: Any, live: int, sizes: Sizes) -> Case:
-    """Read the live half of a cache's slots."""
-    cache = SlabCache("scan", RECORD, capacity=2 * live)
-    handles = cache.alloc_many(2 * live)[sizes.rng().permutation(2 * live)]
+def scan_of_cache(loop: Any, live: int, percent: int, sizes: Sizes) -> Case:
+    """Read the live records of a cache that has so many percent of its slots in use."""
+    n = live * 100 // percent
+    cache = SlabCache("scan", RECORD, capacity=n)
+    handles = cache.alloc_many(n)[sizes.rng().permutation(n)]
     cache.records["x"] = 1 << 40
     cache.free_many(handles[live:])
     cache.records["x"][cache.slots(handles[:live])] = np.arange(live)
     return Case(partial(loop, cache), live, partial(int.__eq__, live * (live - 1) // 2), close=cache.close)
+
+
+# --- Pointer chase over a list, as it was built or shuffled ---
+
+
+def chase_of(who: str, is_shuffled: bool, live: int, sizes: Sizes) -> Case:
+    """Follow a ring of links through all records: in the order they were made, or a random one."""
+    cache = SlabCache("ring", RECORD, capacity=live)
+    handles = cache.alloc_many(live)
+    handles = handles[np.argsort(handles & SLOT_MASK)]
+    order = sizes.rng().permutation(live) if is_shuffled else np.arange(live)
+    if who == "dense array":
+        records = floor.record_array(live)
+        records["x"][order] = np.roll(order, -1)
+        start = int(order[0])
+        return Case(partial(floor.chase, records, start, live), live, partial(int.__eq__, start), close=cache.close)
+    ring = handles[order]
+    slots, records = ring & SLOT_MASK, cache.records
+    keys = ring if who == "cache[h]" else slots
+    records["x"][slots] = np.roll(keys, -1)
+    start = int(keys[0])
+    run: Any = partial(loops.chase, cache, start, live) if who == "cache[h]" else partial(floor.chase, records, start, live)
+    return Case(run, live, lambda answer: answer == start and cache.faults == 0, close=cache.close)
 
 
 # --- Colour ---
@@ -97,75 +120,6 @@ def hot(cache: SlabCache, handles: Any, is_checked: bool, sizes: Sizes) -> Case:
     return Case(run, n, is_right, close=cache.close)
 
 
-# --- The linked list ---
-
-
-class CacheList:
-    """A list of nodes of a cache."""
-
-    def __init__(self, build: Any, sizes: Sizes) -> None:
-        self.cache = SlabCache("list", NODE, capacity=sizes.nodes)
-        self.build_loop, self.n, self.first = build, sizes.nodes, 0
-
-    def build(self) -> bool:
-        """Build the list."""
-        self.first = self.build_loop(self.n, self.cache)
-        return self.first != 0
-
-    def walk(self) -> int:
-        """Sum up the values."""
-        return int(loops.walk(self.first, self.cache))
-
-    def drop(self) -> int:
-        """Free all nodes; how many."""
-        return int(loops.drop(self.first, self.cache))
-
-    def close(self) -> None:
-        """Close the cache."""
-        self.cache.close()
-
-
-@cached
-def jitclasses() -> Any:
-    """Return the jitclass kernels; made when first needed."""
-    import jitclasses
-
-    return jitclasses
-
-
-class JitclassList:
-    """A list of jitclass nodes."""
-
-    def __init__(self, sizes: Sizes) -> None:
-        self.n, self.first, self.loops = sizes.nodes, None, jitclasses()
-
-    def build(self) -> bool:
-        """Build the list."""
-        self.first = self.loops.build(self.n)
-        return self.first is not None
-
-    def walk(self) -> int:
-        """Sum up the values."""
-        return int(self.loops.walk(self.first))
-
-    def drop(self) -> int:
-        """Unlink all nodes; how many."""
-        return int(self.loops.drop(self.first))
-
-    def close(self) -> None:
-        """Leave nothing behind."""
-        self.first = None
-
-
-def list_case(make: Any, step: str, sizes: Sizes) -> Case:
-    """One step of the life of a list."""
-    mine, n = make(sizes), sizes.nodes
-    expected = {"build": True, "walk": n * (n - 1) // 2, "drop": n}[step]
-    before = measure.nothing if step == "build" else mine.build
-    after = measure.nothing if step == "drop" else mine.drop
-    return Case(getattr(mine, step), n, lambda answer: answer == expected, before, after, mine.close)
-
-
 # --- The table ---
 
 
@@ -180,14 +134,22 @@ def table(sizes: Sizes) -> Table:
         ):
             contenders = {"records[slot]": partial(access, loop, False, live), "cache[h]": partial(access, loop, True, live)}
             rows[f"{text}, {live:,} live"] = Row(contenders, (ratio("cache[h]", "records[slot]", limit),))
-        rows[f"iteration, {live:,} live in {2 * live:,} slots"] = Row(
-            {
-                "dense array": partial(scan_of_dense, live),
-                "items()": partial(scan_of_cache, loops.scan_items, live),
-                "cache[h]": partial(scan_of_cache, loops.scan_handles, live),
-            },
-            (speed_ratio("items()", "dense array", 0.45), speed_ratio("cache[h]", "dense array", 0.3)),
-        )
+        for percent, items, handles in ((10, None, None), (50, 0.45, 0.3), (100, None, None)):
+            rows[f"iteration, {live:,} live in {live * 100 // percent:,} slots"] = Row(
+                {
+                    "dense array": partial(scan_of_dense, live),
+                    "items()": partial(scan_of_cache, loops.scan_items, live, percent),
+                    "cache[h]": partial(scan_of_cache, loops.scan_handles, live, percent),
+                },
+                (speed_ratio("items()", "dense array", items), speed_ratio("cache[h]", "dense array", handles)),
+                seconds=2.0 if sizes is measure.FULL else None,
+            )
+        for text, is_shuffled in (("as built", False), ("shuffled", True)):
+            rows[f"list of {live:,}, {text}"] = Row(
+                {who: partial(chase_of, who, is_shuffled, live) for who in ("dense array", "records[slot]", "cache[h]")},
+                (ratio("cache[h]", "dense array"), ratio("cache[h]", "records[slot]", 1.15)),
+                seconds=2.0 if sizes is measure.FULL else None,
+            )
     for text, make in (
         (f"{sizes.hot_slabs} slabs, first record of each", first_of_slabs),
         (f"{sizes.hot_records} records of 4,096 bytes", page_records),
@@ -195,15 +157,6 @@ def table(sizes: Sizes) -> Table:
         for by, is_checked in (("by cache[h]", True), ("by records[slot]", False)):
             contenders = {"not coloured": partial(make, False, is_checked), "coloured": partial(make, True, is_checked)}
             rows[f"{text}, {by}"] = Row(contenders, (speed_ratio("coloured", "not coloured", 1.0),))
-    for step, limit in (("build", 6.0), ("walk", 6.0), ("drop", 12.0)):
-        rows[f"linked list, {step}"] = Row(
-            {
-                "jitclass": partial(list_case, JitclassList, step),
-                "cache": partial(list_case, partial(CacheList, loops.build), step),
-                "new()": partial(list_case, partial(CacheList, loops.build_new), step),
-            },
-            (speed_ratio("cache", "jitclass", limit),),
-        )
     return rows
 
 

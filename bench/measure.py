@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 RECORD = np.dtype([("x", "i8"), ("pad", "u1", (56,))])  # 64 bytes: one line of the CPU's cache
-NODE = np.dtype([("value", "i8"), ("next", "i8")])
 PAGE_RECORD = np.dtype([("x", "i8"), ("pad", "u1", (4088,))])  # 4,096 bytes: aliases without the odd-line stride
 
 
@@ -35,7 +34,7 @@ class Sizes:
     lives: tuple[int, ...]  # live records of the churns
     peer_lives: tuple[int, ...]  # the same beside the C allocators, which are set up anew in every round
     batch: int  # records of a batch
-    nodes: int  # of the linked list
+    nodes: int  # of a linked list
     accessed: tuple[int, ...]  # live records of the access loops
     hot_slabs: int  # slabs with one hot record each
     hot_records: int  # hot records of a page each
@@ -48,6 +47,9 @@ class Sizes:
     calls: int = 100_000  # from Python
     caches: int = 10_000  # open at once
     cache_capacity: int = 1_000
+    leaves: int = 50_000  # of the tree
+    messages: int = 400_000  # to the hash table, and to the order book
+    particles: int = 20_000
     seed: int = 20_010_625
 
     def rng(self) -> np.random.Generator:
@@ -62,11 +64,11 @@ FULL = Sizes(
 )  # fmt: skip
 QUICK = Sizes(
     "quick", 0.25, 2, 20, 500_000, 1_000_000, POWERS[:4], (1_000, 100_000), 300_000, 100_000, (100_000,),
-    400, 512, 50, 300_000, 2_000_000, caches=1_000,
+    400, 512, 50, 300_000, 2_000_000, caches=1_000, leaves=20_000, messages=100_000,
 )  # fmt: skip
 SMOKE = Sizes(
     "smoke", 0.0, 1, 1, 5_000, 5_000, (1_000, 10_000), (1_000,), 10_000, 1_000, (1_000,), 20, 32, 2, 5_000, 5_000, 256, 100,
-    calls=100, caches=20,
+    calls=100, caches=20, leaves=500, messages=3_000, particles=300,
 )  # fmt: skip
 SIZES = {sizes.name: sizes for sizes in (FULL, QUICK, SMOKE)}
 UNDER_PYTEST = SIZES[os.environ.get("JITSLAB_BENCH", "quick")]

@@ -32,7 +32,21 @@ import jitslab
 import peer
 from measure import FULL, QUICK, SMOKE, Sizes, SkippedError, measure
 
-SUITES = ("alloc", "peers", "threads", "nodes", "python", "guard", "access", "start", "replay", "sizes", "bulk", "containers")
+SUITES = (
+    "alloc",
+    "peers",
+    "threads",
+    "nodes",
+    "python",
+    "numba",
+    "guard",
+    "access",
+    "start",
+    "replay",
+    "sizes",
+    "bulk",
+    "containers",
+)
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 
