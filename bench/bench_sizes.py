@@ -65,21 +65,15 @@ def times(path: str, rounds: str) -> dict[str, Any]:
     }
 
 
-def environment(allocator: str) -> dict[str, str]:
-    """Return the environment of a process where an allocator stands in the place of malloc."""
-    here = {"PYTHONPATH": str(Path(__file__).parent)}
-    return {**os.environ, **here} if allocator == "glibc" else {**os.environ, **here, "LD_PRELOAD": peer.library(allocator)}
-
-
 def beside(allocator: str, sizes: Sizes) -> Case:
     """How many times as long the allocator's events take as ours, both in one process, in turn."""
-    around = environment(allocator)
+    around = peer.environment(allocator)
 
     def run() -> tuple[float, bool]:
         command = [sys.executable, "-c", WORKER, trace_path(sizes.batch), "40" if sizes.least > 2 else "3"]
         found = json.loads(subprocess.run(command, env=around, stdout=subprocess.PIPE, text=True, check=True).stdout)
-        is_there = allocator == "glibc" or any(f"lib{allocator}" in name for name in found["libraries"])
-        return found["malloc"] / found["jitslab"], found["mismatches"] == 0 and is_there
+        peer.check_preloaded(allocator, found["libraries"])
+        return found["malloc"] / found["jitslab"], found["mismatches"] == 0
 
     return Case(run, measures=True, scale=1)
 

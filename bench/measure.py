@@ -170,6 +170,12 @@ class Row:
 Table = dict[str, Row]
 
 
+def spread(values: list[float]) -> dict[str, float]:
+    """Return best, quartiles, worst and number of the rounds' times."""
+    lower, median, upper = np.percentile(values, (25, 50, 75)).tolist()
+    return {"min": min(values), "lower": lower, "median": median, "upper": upper, "max": max(values), "rounds": len(values)}
+
+
 @dataclass
 class Measured:
     """The times of a row."""
@@ -181,10 +187,7 @@ class Measured:
 
     def as_json(self) -> dict[str, Any]:
         """Return what a results file holds of it."""
-        contenders = {
-            name: {"min": min(values), "median": statistics.median(values), "max": max(values), "rounds": len(values)}
-            for name, values in self.times.items()
-        }
+        contenders = {name: spread(values) for name, values in self.times.items()}
         figures = [figure for f in self.row.figures if (figure := f.judge(self.times)) is not None]
         names = {"operation": self.operation, "unit": self.row.unit}
         return {**names, "contenders": contenders, "figures": figures, "skipped": self.skipped}

@@ -1,12 +1,14 @@
 """
 The C allocators beside a cache, each in a process of its own, where LD_PRELOAD puts it in the place of `malloc`.
 
-A cache is measured in the same process, round by round.  As a script: the rows of the process's own `malloc`, as JSON.
+A cache is measured in the same process, round by round.  As a script: the rows of a table, measured with the process's own
+`malloc`, as JSON.
 """
 
 from __future__ import annotations
 
 import ctypes.util
+import importlib
 import json
 import os
 import subprocess
@@ -42,17 +44,31 @@ def library(allocator: str) -> str:
     raise measure.SkippedError(f"not installed: apt install {PACKAGES[allocator]}")
 
 
-def run_with(allocator: str, size: str) -> list[dict[str, Any]]:
-    """Return the rows of an allocator, measured in a new process."""
-    environment = dict(os.environ)
-    if allocator != "glibc":
-        environment["LD_PRELOAD"] = library(allocator)
-    command = [sys.executable, str(Path(__file__)), size]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    answer = json.loads(done.stdout)
-    if allocator != "glibc" and not any(f"lib{allocator}" in name for name in answer["libraries"]):
+def environment(allocator: str) -> dict[str, str]:
+    """Return the environment of a process where an allocator stands in the place of `malloc`."""
+    around = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    return around if allocator == "glibc" else around | {"LD_PRELOAD": library(allocator)}
+
+
+def check_preloaded(allocator: str, libraries: list[str]) -> None:
+    """Raise unless the allocator is among a process's libraries."""
+    if allocator != "glibc" and not any(f"lib{allocator}" in name for name in libraries):
         raise measure.WrongAnswerError(f"{allocator} was not preloaded")
-    return list(answer["rows"])
+
+
+def run_with(allocator: str, size: str, module: str = "peer", function: str = "table") -> list[dict[str, Any]]:
+    """Return the rows of a table of a module of bench, measured in a new process that has the allocator as its `malloc`."""
+    command = [sys.executable, str(Path(__file__)), size, module, function]
+    done = subprocess.run(command, env=environment(allocator), stdout=subprocess.PIPE, text=True, check=True)
+    answer = json.loads(done.stdout)
+    check_preloaded(allocator, answer["libraries"])
+    return [named(row, allocator) for row in answer["rows"]]
+
+
+def named(row: dict[str, Any], allocator: str) -> dict[str, Any]:
+    """Return a row with the allocator's name wherever it says "malloc"."""
+    row = json.loads(json.dumps(row).replace("malloc /", f"{allocator} /").replace('"malloc"', f'"{allocator}"'))
+    return row | {"operation": f"{row['operation']}, beside {allocator}"}
 
 
 def loaded_libraries() -> list[str]:
@@ -207,5 +223,6 @@ def table(sizes: Sizes) -> Table:
 if __name__ == "__main__":
     assert threading.active_count() == 1
     chosen = SIZES[sys.argv[1]]
-    measured = [measure.measure(operation, row, chosen).as_json() for operation, row in table(chosen).items()]
+    rows = getattr(importlib.import_module(sys.argv[2]), sys.argv[3])(chosen)
+    measured = [measure.measure(operation, row, chosen).as_json() for operation, row in rows.items()]
     sys.stdout.write(json.dumps({"libraries": loaded_libraries(), "rows": measured}))

@@ -1,12 +1,14 @@
 """
 Run everything: ratios from interleaved rounds, beside the figures to reach.
 
-    python bench/run.py                          all, below 15 minutes
+    python bench/run.py                          all, below 20 minutes
     python bench/run.py --quick                  smaller sizes, below 2 minutes
     python bench/run.py --only alloc threads     some
+    python bench/run.py --traces a.npz b.npz     and replay these traces, too
     python bench/run.py --figures README.md      and write the figures between the markers of that file
+    python bench/run.py --from-results --figures README.md    the same from the results that are there, without measuring
 
-Writes bench/results/<suite>.json, or <suite>-quick.json.
+Writes bench/results/<suite>.json, or <suite>-quick.json, and draws them (see charts.py).
 """
 
 from __future__ import annotations
@@ -15,21 +17,20 @@ import argparse
 import importlib
 import json
 import os
-import platform
-import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import numba
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-import jitslab
+import charts
+import figures
+import hardware
 import peer
+from figures import RESULTS, TITLES, Content, number, shown, wanted
 from measure import FULL, QUICK, SMOKE, Sizes, SkippedError, measure
 
 SUITES = (
@@ -43,130 +44,118 @@ SUITES = (
     "access",
     "start",
     "replay",
+    "memory",
     "sizes",
     "bulk",
     "containers",
 )
-RESULTS = Path(__file__).parent / "results"
-BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+BESIDE_MALLOC = {
+    "peers": ("peer", "table"),
+    "replay": ("bench_replay", "beside_malloc"),
+}  # suites that are measured in a process for each C allocator: the module and its function
+IN_README = {
+    charts.SUMMARY: "How many times as fast as each alternative",
+    "peers": "Beside C allocators",
+    charts.MEMORY: "Memory over the events of traces",
+}  # charts, and what they show in words
 
 
-def machine() -> dict[str, Any]:
-    """Describe the machine, without naming it."""
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = re.search(r"model name\s*: (.+)", text)
-    return {
-        "cpu": model[1] if model else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "numba": numba.__version__,
-        "numpy": np.__version__,
-        "jitslab": jitslab.__version__,
-    }
-
-
-def rows_of(suite: str, sizes: Sizes, console: Console) -> list[dict[str, Any]]:
-    """Measure a suite; shows every row as it is there."""
-    found: list[dict[str, Any]] = []
-    if suite == "peers":
+def measured(suite: str, sizes: Sizes, console: Console) -> Content:
+    """Measure a suite, showing every row as it is there; returns its results."""
+    content: Content = {"suite": suite, "sizes": sizes.name, "machine": hardware.describe(), "rows": [], "skipped": {}}
+    if suite in BESIDE_MALLOC:
         for allocator in peer.ALLOCATORS:
             try:
-                rows = peer.run_with(allocator, sizes.name)
+                rows = peer.run_with(allocator, sizes.name, *BESIDE_MALLOC[suite])
             except SkippedError as why:
                 console.print(f"{allocator} skipped: {why}")
+                content["skipped"][allocator] = str(why)
                 continue
             for row in rows:
-                named = json.loads(json.dumps(row).replace("malloc /", f"{allocator} /").replace('"malloc"', f'"{allocator}"'))
-                found.append(named | {"operation": f"{row['operation']}, beside {allocator}"})
-                show(found[-1], console)
-        return found
-    table = importlib.import_module(f"bench_{suite}").table(sizes)
-    for operation, row in table.items():
-        found.append(measure(operation, row, sizes).as_json())
-        show(found[-1], console)
-    return found
+                content["rows"].append(row)
+                show(row, console)
+        return content
+    module = importlib.import_module(f"bench_{suite}")
+    for operation, row in module.table(sizes).items():
+        content["rows"].append(measure(operation, row, sizes).as_json())
+        show(content["rows"][-1], console)
+    if hasattr(module, "curves"):
+        content["curves"] = module.curves()
+    return content
 
 
 def show(row: dict[str, Any], console: Console) -> None:
     """Print a row: its times, then its figures."""
     times = ", ".join(f"{name} {found['min']:.4g} ({found['median']:.4g})" for name, found in row["contenders"].items())
-    console.print(f"[bold]{row['operation']}[/]: {escape(times)} {row['unit']}, best (median)")
+    console.print(f"[bold]{escape(row['operation'])}[/]: {escape(times)} {row['unit']}, best (median)")
     for name, why in row["skipped"].items():
-        console.print(f"  {name} skipped: {why}")
+        console.print(f"  {escape(name)} skipped: {escape(why)}")
     for figure in row["figures"]:
-        mark = {True: "[green]reached[/]", False: "[red]missed[/]", None: ""}[figure["met"]]
-        console.print(
-            f"  {escape(figure['figure'])}: {shown(figure)} (by rounds {figure['of_rounds']:.2f}); {wanted(figure)} {mark}"
-        )
+        text = f"{escape(figure['figure'])}: {shown(figure)} (by rounds {number(figure['of_rounds'])}); {wanted(figure)}"
+        console.print(f"  {text} {MARKS[figure['met']]}")
 
 
-def shown(figure: dict[str, Any]) -> str:
-    """Return what was measured, to two digits behind the point or four in all."""
-    value = figure["measured"]
-    return (
-        f"{value:.2f}{figure['unit'] and ' '}{figure['unit']}" if abs(value) < 100 else f"{value:,.0f} {figure['unit']}".strip()
-    )
+MARKS = {True: "[green]reached[/]", False: "[red]missed[/]", None: ""}
 
 
-def wanted(figure: dict[str, Any]) -> str:
-    """Return what is to be reached."""
-    return "shown only" if figure["target"] is None else f"{figure['sense']} {figure['target']:,g}"
+def tabulate(results: dict[str, Content], console: Console) -> None:
+    """Print the figures of every suite, and how many times as fast as each peer the library is."""
+    for suite, content in results.items():
+        table = Table("operation", "figure", title=TITLES.get(suite, suite), title_justify="left")
+        for heading in ("measured", "by rounds", "to reach", ""):
+            table.add_column(heading, justify="right")
+        for row in content["rows"]:
+            for i, figure in enumerate(row["figures"]):
+                found = shown(figure), number(figure["of_rounds"]), wanted(figure), MARKS[figure["met"]]
+                table.add_row(escape(row["operation"]) if i == 0 else "", escape(figure["figure"]), *found)
+        if table.row_count:
+            console.print(table)
+    table = Table(*figures.PEERS_HEAD, title="Times as fast, or as small", title_justify="left")
+    for line in figures.summary(figures.ratios(results)):
+        table.add_row(*(escape(cell.strip("*")) for cell in line), style="red" if line[-1] != "none" else None)
+    if table.row_count:
+        console.print(table)
 
 
-def summary(results: dict[str, list[dict[str, Any]]]) -> list[tuple[str, str, str, str]]:
-    """Return (operation, figure, measured, target) of all figures."""
-    return [
-        (row["operation"], figure["figure"], shown(figure) + ("" if figure["met"] is not False else " (missed)"), wanted(figure))
-        for rows in results.values()
-        for row in rows
-        for figure in row["figures"]
-    ]
-
-
-def write_figures(path: Path, results: dict[str, list[dict[str, Any]]], name: str) -> None:
-    """Replace what stands between the markers of a markdown file."""
-    text = path.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise SystemExit(f"{path.name} must have {BEGIN} and {END} once each")
-    about = machine()
-    lines = [
-        f"Measured by `python bench/run.py` ({name} sizes) on {about['cpu']}, {about['cores']} cores, Python {about['python']},"
-        f" Numba {about['numba']}, NumPy {about['numpy']}; ratios of the best of interleaved rounds.",
-        "",
-        "| operation | figure | measured | to reach |",
-        "|---|---|---|---|",
-        *(f"| {' | '.join(line)} |" for line in summary(results)),
-    ]
-    head, rest = text.split(BEGIN)
-    path.write_text(head + BEGIN + "\n" + "\n".join(lines) + "\n" + END + rest.split(END)[1])
+def write(path: Path | None, results: dict[str, Content], sizes: Sizes, console: Console) -> None:
+    """Draw the charts; write the file of all figures, and the section of a markdown file."""
+    drawn = charts.draw(results)
+    if path is None:
+        return
+    end = "" if sizes is FULL else f" --{sizes.name}"
+    command = f"python bench/run.py{end}"
+    (RESULTS / figures.FIGURES).write_text(figures.everything(results, f"{command} --figures {path.name}", drawn))
+    there = os.path.relpath(RESULTS, path.resolve().parent)
+    pictures = [(text, f"{there}/{drawn[name]}") for name, text in IN_README.items() if name in drawn]
+    figures.replace_between(path, figures.section(results, command, pictures, f"{there}/{figures.FIGURES}"))
+    console.print(f"figures written to {path.name} and {RESULTS.name}/{figures.FIGURES}")
 
 
 def main() -> None:
-    """Measure, show, write."""
+    """Measure, show, write, draw."""
     parser = argparse.ArgumentParser(description="Run the benchmarks of jitslab.")
     parser.add_argument("--quick", action="store_true", help="smaller sizes, below 2 minutes")
     parser.add_argument("--smoke", action="store_true", help="smallest sizes: only that everything runs")
     parser.add_argument("--only", nargs="+", choices=SUITES, default=SUITES, help="which suites")
+    parser.add_argument("--traces", nargs="+", type=Path, metavar="FILE", help="traces to replay besides the packaged one")
     parser.add_argument("--figures", type=Path, help="markdown file whose figures section is written anew")
+    parser.add_argument("--from-results", action="store_true", help="measure nothing: from the results that are there")
     chosen = parser.parse_args()
     sizes = SMOKE if chosen.smoke else QUICK if chosen.quick else FULL
+    if chosen.traces:
+        os.environ["JITSLAB_TRACES"] = os.pathsep.join(str(path.resolve()) for path in chosen.traces)
     console, start = Console(), time.perf_counter()
-    results: dict[str, list[dict[str, Any]]] = {}
-    for suite in chosen.only:
-        results[suite] = rows_of(suite, sizes, console)
-        if sizes is SMOKE:
-            continue
-        RESULTS.mkdir(exist_ok=True)
-        content = {"suite": suite, "sizes": sizes.name, "machine": machine(), "rows": results[suite]}
-        (RESULTS / f"{suite}{'' if sizes is FULL else '-' + sizes.name}.json").write_text(json.dumps(content, indent=1) + "\n")
-    table = Table("operation", "figure", "measured", "to reach", title=f"Figures ({sizes.name} sizes)")
-    for line in summary(results):
-        table.add_row(*map(escape, line), style="red" if "(missed)" in line[2] else None)
-    console.print(table)
-    console.print(f"{time.perf_counter() - start:.0f} s; written to {RESULTS.name}/ of {Path(__file__).parent.name}/")
-    if chosen.figures:
-        write_figures(chosen.figures, results, sizes.name)
+    results: dict[str, Content] = {}
+    for suite in () if chosen.from_results else chosen.only:
+        results[suite] = measured(suite, sizes, console)
+        if sizes is not SMOKE:
+            RESULTS.mkdir(exist_ok=True)
+            path = RESULTS / f"{suite}{'' if sizes is FULL else '-' + sizes.name}.json"
+            path.write_text(json.dumps(results[suite], indent=1) + "\n")
+    tabulate(figures.load(sizes.name) if chosen.from_results else results, console)
+    if sizes is not SMOKE:
+        write(chosen.figures, figures.load(sizes.name), sizes, console)
+        console.print(f"{time.perf_counter() - start:.0f} s; written to {RESULTS.name}/ of {Path(__file__).parent.name}/")
 
 
 if __name__ == "__main__":
