@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from figures import GROUPS, RESULTS, TITLES, Content, Ratio, by_peer, load, number, ratios, typical
+from figures import RESULTS, SAME, TITLES, Content, Ratio, by_peer, load, number, ratios, typical
 
 NO_MATPLOTLIB = "charts are drawn with matplotlib, which is not installed: pip install matplotlib"
 SUMMARY, MEMORY, START = "summary", "memory", "start"
@@ -27,6 +27,7 @@ COLOURS = {
     "jitslab": BLUE,
     "mimalloc": ORANGE,
     "jemalloc": GREEN,
+    "jitslab, tuned": "#003A5D",
     "tcmalloc": PURPLE,
     "glibc": SKY,
     "bare stack": GREY,
@@ -77,7 +78,9 @@ def slim(svg: str) -> str:
     svg = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), svg)
     svg = re.sub(r"<g id=\"\w+\"/>\n", "", svg)
     svg = re.sub(r"<g id=\"(text|line2d|patch|[xy]tick)_\d+\">", "<g>", svg)
-    svg = svg.replace("<style type=\"text/css\">*{", "<style type=\"text/css\">*{font-family: 'DejaVu Sans', Arial, sans-serif; ", 1)
+    svg = svg.replace(
+        '<style type="text/css">*{', "<style type=\"text/css\">*{font-family: 'DejaVu Sans', Arial, sans-serif; ", 1
+    )
     return re.sub(r"\s*\n\s*", "\n", svg)
 
 
@@ -128,14 +131,18 @@ def draw_ratios(plt: Any, suite: str, content: Content, found: list[Ratio]) -> A
         for ratio in of:
             colour = "#BBBBBB" if ratio.is_floor else colours[ratio.peer]
             missed = ratio.met is False
-            axes.barh(y, ratio.value - 1, BAR * 0.82, left=1, color=colour, hatch="////" if missed else None, edgecolor="white", lw=0)
+            axes.barh(
+                y, ratio.value - 1, BAR * 0.82, left=1, color=colour, hatch="////" if missed else None, edgecolor="white", lw=0
+            )
             axes.plot([ratio.best, ratio.rounds], [y, y], color="black", lw=0.8, zorder=4)
             axes.plot([ratio.rounds], [y], "|", color="black", ms=5, mew=0.8, zorder=4)
             if ratio.target is not None:
                 axes.plot([ratio.target], [y], ">" if missed else ".", color=VERMILION if missed else GREEN, ms=4, zorder=5)
             end = max(ratio.value, ratio.rounds, ratio.best, 1.0, ratio.target or 0)
             text = f"{number(ratio.value)}{'  missed' if missed else ''}"
-            axes.annotate(text, (end, y), (5, 0), textcoords="offset points", va="center", size=7, color=VERMILION if missed else "black")
+            axes.annotate(
+                text, (end, y), (5, 0), textcoords="offset points", va="center", size=7, color=VERMILION if missed else "black"
+            )
             name = ratio.ours if ratio.ours not in ("cache", "jitslab") else ""
             labels.append((y, f"{name} beside {ratio.peer}" if name else ratio.peer))
             y += BAR
@@ -204,9 +211,10 @@ def draw_memory(plt: Any, content: Content) -> Any:
         axes.fill_between(events, [n / 2**20 for n in of[0]["live"]], color="#E4E4E4", lw=0, label="bytes live")
         end = events[-1] * 1.04
         for curve in of:
-            colour, is_ours = COLOURS[curve["name"]], curve["name"] == "jitslab"
+            name = SAME.get(curve["name"], curve["name"])
+            colour, is_ours = COLOURS[name], name.startswith("jitslab")
             memory = [n / 2**20 for n in curve["memory"]]
-            axes.plot(events, memory, color=colour, lw=2 if is_ours else 1.1, zorder=4 if is_ours else 3, label=curve["name"])
+            axes.plot(events, memory, color=colour, lw=2 if is_ours else 1.1, zorder=4 if is_ours else 3, label=name)
             axes.plot([end], [curve["freed"] / 2**20], "o", color=colour, ms=4 if is_ours else 3, zorder=4, clip_on=False)
         axes.set_title(trace, size=9, loc="left")
         axes.set_xlim(0, end)
@@ -233,7 +241,9 @@ def draw_start(plt: Any, content: Content) -> Any:
             axes.barh(y, of["min"], 0.75, color=GREY if "numba" in name else BLUE)
             axes.plot([of["min"], of["median"]], [y, y], color="black", lw=0.8)
             axes.plot([of["median"]], [y], "|", color="black", ms=5)
-            axes.annotate(f"{of['min']:.3g}", (max(of["min"], of["median"]), y), (5, 0), textcoords="offset points", va="center", size=7)
+            axes.annotate(
+                f"{of['min']:.3g}", (max(of["min"], of["median"]), y), (5, 0), textcoords="offset points", va="center", size=7
+            )
         axes.set_yticks(range(len(names)), names, size=8)
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()

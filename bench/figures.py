@@ -175,7 +175,11 @@ def table(heads: str, lines: list[tuple[str, ...]]) -> list[str]:
     """Return a markdown table; heads are separated by bars, and ">" aligns right."""
     names = heads.split("|")
     align = ["--:" if name.startswith(">") else "---" for name in names]
-    cells = [[name.lstrip("> ").strip() for name in names], align, *([cell.replace("|", "\\|") for cell in line] for line in lines)]
+    cells = [
+        [name.lstrip("> ").strip() for name in names],
+        align,
+        *([cell.replace("|", "\\|") for cell in line] for line in lines),
+    ]
     return [f"| {' | '.join(line)} |" for line in cells] + [""]
 
 
@@ -219,7 +223,16 @@ def summary(found: list[Ratio]) -> list[tuple[str, ...]]:
         values = [ratio.value for ratio in of]
         behind, mark = sum(value < 1 for value in values), "**" if typical(values) < 1 else ""
         span = f"{number(min(values))} to {number(max(values))}"
-        lines.append((group if group != last else "", peer, str(len(of)), f"{mark}{number(typical(values))}{mark}", span, str(behind or "none")))
+        lines.append(
+            (
+                group if group != last else "",
+                peer,
+                str(len(of)),
+                f"{mark}{number(typical(values))}{mark}",
+                span,
+                str(behind or "none"),
+            )
+        )
         last = group
     return lines
 
@@ -258,7 +271,9 @@ def skipped(results: dict[str, Content]) -> list[str]:
 def section(results: dict[str, Content], command: str, pictures: list[tuple[str, str]], full: str) -> str:
     """Return the figures section of README: headlines, summary, pictures, what was missed."""
     found, behind = ratios(results), missed(results)
-    judged = sum(figure["met"] is not None for content in results.values() for row in content["rows"] for figure in row["figures"])
+    judged = sum(
+        figure["met"] is not None for content in results.values() for row in content["rows"] for figure in row["figures"]
+    )
     lines = [
         f"Measured by `{command}` on {about(results)}. Ratios are of the best of interleaved rounds, but where a row says otherwise.",
         "",

@@ -13,12 +13,12 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -142,11 +142,13 @@ class Replay:
     (0, ['names_cache', 'filp'])
     """
 
+    _entries: ClassVar[dict[str, Entry]] = {"jitslab": run_slabs, "malloc": run_malloc}
+
     def __init__(self, trace: Trace, threads: int = 1) -> None:
         if not 1 <= threads <= HEAPS:
             raise TraceError(f"the events can be run by 1 .. {HEAPS} threads, not by {threads}")
         self.trace, self.slabinfo = trace, list[SlabInfo]()
-        thread = trace.events["thread"] % threads if threads < HEAPS else trace.events["thread"]
+        self._thread = thread = trace.events["thread"] % threads if threads < HEAPS else trace.events["thread"]
         need, have = self._most_bytes(thread), memory_bytes() // 2
         if need > have:
             raise TraceError(f"{need >> 20} MiB can be live at once, more than half of this machine's memory ({have >> 20} MiB)")
@@ -184,12 +186,42 @@ class Replay:
         self._stack.close()
 
     def slabs(self) -> Pass:
-        """Run the events on the slab caches, take `slabinfo`, check every cache, and free what is live."""
-        return self._run_and_drain(run_slabs, self._look)
+        """Run the events on what is ours, take `slabinfo`, check all of it, and free what is live."""
+        return self._run_and_drain(self._entries["jitslab"], self._look)
 
     def malloc(self) -> Pass:
         """Run the events on the process's malloc and free what is live."""
-        return self._run_and_drain(run_malloc, lambda: None)
+        return self._run_and_drain(self._entries["malloc"], lambda: None)
+
+    def touch(self) -> None:
+        """Have the system give the memory of all arrays."""
+        self._handles[:] = 0
+        sum(int(words.sum()) for words in (*self._programs, *self._drains))
+
+    def events_of(self, side: str) -> int:
+        """Run the events of the trace once on "jitslab" or "malloc", and nothing else; returns mismatches."""
+        return self._run(self._entries[side], self._programs)[1]
+
+    def steps(self, side: str, count: int) -> Iterator[tuple[int, int]]:
+        """
+        Run the events once on "jitslab" or "malloc" as `events_of`, in `count` steps of as many events each, then free what is live.
+
+        What it takes is prepared before it returns; the iterator gives (events done, mismatches so far) after each step, and again
+        when all is freed.
+        """
+        ends = [len(self.trace.events) * step // count for step in range(1, count + 1)]
+        cuts = [np.searchsorted(np.flatnonzero(self._thread == t), [0, *ends]) for t in range(len(self._tables))]
+        steps = [[words[at[i] : at[i + 1]] for words, at in zip(self._programs, cuts, strict=True)] for i in range(count)]
+        return self._run_steps(self._entries[side], ends, steps)
+
+    def _run_steps(self, entry: Entry, ends: list[int], steps: list[list[Words]]) -> Iterator[tuple[int, int]]:
+        """Run each thread's events of every step, and free what is live."""
+        bad = 0
+        self._handles[:] = 0
+        for done, programs in zip(ends, steps, strict=True):
+            bad += self._run(entry, programs)[1]
+            yield done, bad
+        yield len(self.trace.events), bad + self._run(entry, self._drains)[1]
 
     def _look(self) -> None:
         """Take the table and recount every cache."""
@@ -251,6 +283,8 @@ class MallocReplay(Replay):
         Zero all bytes of every object: a program would use them, and so each side's pages come to be counted.
     """
 
+    _entries: ClassVar[dict[str, Entry]] = {"jitslab": run_sizes, "malloc": run_malloc_sizes}
+
     def __init__(self, trace: Trace, threads: int = 1, *, allocator: SizeClasses | None = None, fill: bool = False) -> None:
         self._given, self._fill = allocator, fill
         self._sizes = np.maximum(trace.allocs["size"], 1).astype(np.uint32)
@@ -268,22 +302,10 @@ class MallocReplay(Replay):
         self.caches = []
         self.allocator = self._given if self._given is not None else stack.enter_context(SizeClasses("replay"))
 
-    def slabs(self) -> Pass:
-        """Run the events on the allocator, take `slabinfo`, check every class, and free what is live."""
-        return self._run_and_drain(run_sizes, self._look)
-
-    def malloc(self) -> Pass:
-        """Run the events on the process's malloc and free what is live."""
-        return self._run_and_drain(run_malloc_sizes, lambda: None)
-
     def touch(self) -> None:
         """Have the system give the memory of all arrays."""
-        self._handles[:] = 0
-        sum(int(words.sum()) for words in (self._sizes, *self._programs, *self._drains))
-
-    def events_of(self, side: str) -> int:
-        """Run the events of the trace once on "jitslab" or "malloc", and nothing else; returns mismatches."""
-        return self._run(run_sizes if side == "jitslab" else run_malloc_sizes, self._programs)[1]
+        super().touch()
+        self._sizes.sum()
 
     def _look(self) -> None:
         """Take the table and recount every class."""
