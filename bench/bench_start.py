@@ -1,5 +1,5 @@
 """
-What is paid once: import and first alloc, compiling everything, opening many caches; and memory: of a small cache, a slot.
+What is paid once: import, first use of each layer, compiling it, opening many caches; and memory: of a small cache, a slot.
 
 Every run is a fresh process.
 """
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,17 @@ SLOTS = 1_000_000  # of the cache whose metadata is counted
 ALLOC = "import numpy, jitslab; c = jitslab.SlabCache('first', numpy.dtype([('x', 'i8')]), capacity=1000); assert c.alloc()"
 KERNEL = "import numpy, loops; loops.walk(0, numpy.zeros(1, [('value', 'i8'), ('next', 'i8')]))"  # a user's own, from the disk
 WARMUP = "import jitslab; jitslab.warmup()"
+POINT = "numpy.dtype([('x', 'i8'), ('y', 'f8')])"
+FIRST_USES = {
+    "SlabCache, alloc()": f"jitslab.SlabCache('first', {POINT}, capacity=1000).alloc()",
+    "SlabCache, guard": f"g = jitslab.SlabCache('first', {POINT}, capacity=1000).allocate(); g.x = 5; g.free()",
+    "SlabAllocator, allocate(64)": "jitslab.SlabAllocator('first').allocate(64)",
+    "SlabAllocator, allocate_typed()": f"jitslab.SlabAllocator('first').allocate_typed({POINT})",
+    "initialize(), allocate(64)": "jitslab.initialize(); jitslab.allocate(64)",
+    "initialize(), allocate_object()": f"jitslab.initialize(); o = jitslab.allocate_object({POINT}); o.x = 5; o.free()",
+}  # after the import, the first of all that a process does
+COMPILED = ("SlabCache, alloc()", "SlabAllocator, allocate(64)")  # the other first uses compile little more
+TIMER = "import json, time; import {}; a = time.perf_counter(); {}; print(json.dumps(time.perf_counter() - a))"
 
 
 def python(*arguments: str, **environment: str) -> str:
@@ -42,6 +54,17 @@ def python(*arguments: str, **environment: str) -> str:
 def process_of(code: str, sizes: Sizes) -> Case:
     """Start a process that runs a statement, its compile cache warm, and wait for its end."""
     return Case(lambda: python("-c", code) == "", scale=1)
+
+
+def within(before: str, code: str, is_cold: bool, sizes: Sizes) -> Case:
+    """Seconds that a statement takes within a fresh process, its modules imported before; compiled now if it is cold."""
+
+    def run() -> tuple[float, bool]:
+        with tempfile.TemporaryDirectory() as empty:
+            text = python("-c", TIMER.format(before, code), **({"NUMBA_CACHE_DIR": empty} if is_cold else {}))
+        return float(json.loads(text)), True
+
+    return Case(run, measures=True, scale=1)
 
 
 def cold(code: str, sizes: Sizes) -> Case:
@@ -116,7 +139,16 @@ def table(sizes: Sizes) -> Table:
     """Return all operations."""
     small = {key: partial(count, "many_caches", key) for key in ("opened", "one record")}
     limit = 65536.0
+    compiled: Table = {
+        "first use after the import, compiled": Row(
+            {name: partial(within, "numpy, jitslab", FIRST_USES[name], True) for name in COMPILED},
+            tuple(Figure(name, itemgetter(name), unit="s") for name in COMPILED),
+            unit="s",
+            most=1,
+        )
+    }  # of the full sizes: it takes half a minute
     return {
+        **(compiled if sizes.least > 2 else {}),
         "fresh process, warm compile cache": Row(
             {
                 "import numba": partial(process_of, "import numba"),
@@ -135,6 +167,20 @@ def table(sizes: Sizes) -> Table:
             unit="s",
             most=10,
             seconds=10.0,
+        ),
+        "import": Row(
+            {name: partial(within, "sys", f"import {name}", False) for name in ("numpy", "numba", "jitslab")},
+            (Figure("jitslab over numba", lambda t: t["jitslab"] - t["numba"], unit="s"),),
+            unit="s",
+            most=5,
+            seconds=4.0,
+        ),
+        "first use after the import, warm compile cache": Row(
+            {name: partial(within, "numpy, jitslab", code, False) for name, code in FIRST_USES.items()},
+            tuple(Figure(name, itemgetter(name), unit="s") for name in FIRST_USES),
+            unit="s",
+            most=3,
+            seconds=6.0,
         ),
         "cold compile of everything": Row(
             {"import numba": partial(cold, "import numba"), "warmup()": partial(cold, WARMUP)},

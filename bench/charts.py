@@ -46,6 +46,8 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "path.simplify_threshold": 1.0,
 }
+BESIDE: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "size": 7}  # a number at its bar
+EVERY = slice(1, None, 2)  # samples that are drawn, the last among them
 BAR, GAP = 0.17, 0.28  # inches: of a bar, between two operations
 
 
@@ -73,9 +75,9 @@ def save(figure: Any, name: str, folder: Path) -> list[Path]:
 
 
 def slim(svg: str) -> str:
-    """Return an SVG half as long: numbers to two digits behind the point, the family of fonts once, no comments and empty groups."""
+    """Return an SVG half as long: numbers to a tenth, the family of fonts once, no comments and empty groups."""
     svg = re.sub(r"<!--.*?-->|^ +| transform=\"rotate\(-0 [^\"]*\"| font-family: [^;]*;", "", svg, flags=re.DOTALL | re.MULTILINE)
-    svg = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), svg)
+    svg = re.sub(r"\d+\.\d{2,}", lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), svg)
     svg = re.sub(r"<g id=\"\w+\"/>\n", "", svg)
     svg = re.sub(r"<g id=\"(text|line2d|patch|[xy]tick)_\d+\">", "<g>", svg)
     svg = svg.replace(
@@ -165,7 +167,7 @@ def draw_ratios(plt: Any, suite: str, content: Content, found: list[Ratio]) -> A
 def draw_summary(plt: Any, results: dict[str, Content], found: list[Ratio]) -> Any:
     """Draw every peer as a line of dots, an operation each, and their geometric mean."""
     table = by_peer(found)
-    groups = [group for group in dict.fromkeys(group for group, _ in table)]
+    groups = list(dict.fromkeys(group for group, _ in table))
     figure, axes = plt.subplots(figsize=(8, 0.24 * (len(table) + len(groups)) + 0.9))
     y, labels = 0, []
     for group in groups:
@@ -181,7 +183,7 @@ def draw_summary(plt: Any, results: dict[str, Content], found: list[Ratio]) -> A
             axes.plot(behind, [y] * len(behind), "x", color=VERMILION, ms=4, mew=1, zorder=4)
             mean = typical(values)
             axes.plot([mean], [y], "D", color="black", ms=4.5, zorder=5)
-            axes.annotate(number(mean), (max(values), y), (7, 0), textcoords="offset points", va="center", size=7)
+            axes.annotate(number(mean), (max(values), y), **BESIDE)
             labels.append((y, f"{peer}  ({len(of)})"))
             y += 1
     axes.set_ylim(y - 0.4, -0.7)
@@ -207,13 +209,13 @@ def draw_memory(plt: Any, content: Content) -> Any:
         axes.axis("off")
     for axes, trace in zip(grid.flat, traces, strict=False):
         of = [curve for curve in curves if curve["trace"] == trace]
-        events = [n / 1000 for n in of[0]["events"]]
-        axes.fill_between(events, [n / 2**20 for n in of[0]["live"]], color="#E4E4E4", lw=0, label="bytes live")
+        events = [n / 1000 for n in of[0]["events"][EVERY]]
+        axes.fill_between(events, [n / 2**20 for n in of[0]["live"][EVERY]], color="#E4E4E4", lw=0, label="bytes live")
         end = events[-1] * 1.04
         for curve in of:
             name = SAME.get(curve["name"], curve["name"])
             colour, is_ours = COLOURS[name], name.startswith("jitslab")
-            memory = [n / 2**20 for n in curve["memory"]]
+            memory = [n / 2**20 for n in curve["memory"][EVERY]]
             axes.plot(events, memory, color=colour, lw=2 if is_ours else 1.1, zorder=4 if is_ours else 3, label=name)
             axes.plot([end], [curve["freed"] / 2**20], "o", color=colour, ms=4 if is_ours else 3, zorder=4, clip_on=False)
         axes.set_title(trace, size=9, loc="left")
@@ -223,8 +225,8 @@ def draw_memory(plt: Any, content: Content) -> Any:
         axes.set_xlabel("thousand events; dots at the end: all is freed", size=7)
         axes.set_ylabel("MiB", size=8)
         axes.tick_params(labelsize=7)
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=8, bbox_to_anchor=(0.5, 1.0))
+    named = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="lower center", ncols=len(named), fontsize=8, bbox_to_anchor=(0.5, 1.0))
     figure.tight_layout()
     return figure
 
@@ -241,9 +243,7 @@ def draw_start(plt: Any, content: Content) -> Any:
             axes.barh(y, of["min"], 0.75, color=GREY if "numba" in name else BLUE)
             axes.plot([of["min"], of["median"]], [y, y], color="black", lw=0.8)
             axes.plot([of["median"]], [y], "|", color="black", ms=5)
-            axes.annotate(
-                f"{of['min']:.3g}", (max(of["min"], of["median"]), y), (5, 0), textcoords="offset points", va="center", size=7
-            )
+            axes.annotate(f"{of['min']:.3g}", (max(of["min"], of["median"]), y), **BESIDE)
         axes.set_yticks(range(len(names)), names, size=8)
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
@@ -258,7 +258,7 @@ def draw_start(plt: Any, content: Content) -> Any:
 
 
 def draw(results: dict[str, Content], folder: Path = RESULTS) -> dict[str, str]:
-    """Draw all charts that the results are enough for; returns {suite or summary: file of the SVG}, nothing without matplotlib."""
+    """Draw all charts that the results are enough for; returns {suite: file of the SVG}, none without matplotlib."""
     plt = pyplot()
     if plt is None:
         return {}

@@ -165,7 +165,7 @@ def shown(figure: dict[str, Any]) -> str:
 
 def wanted(figure: dict[str, Any]) -> str:
     """Return what is to be reached."""
-    return "shown only" if figure["target"] is None else f"{figure['sense']} {figure['target']:,.4g}"
+    return "shown only" if figure["target"] is None else f"{figure['sense']} {figure['target']:,g}"
 
 
 # --- Markdown ---
@@ -275,14 +275,15 @@ def section(results: dict[str, Content], command: str, pictures: list[tuple[str,
         figure["met"] is not None for content in results.values() for row in content["rows"] for figure in row["figures"]
     )
     lines = [
-        f"Measured by `{command}` on {about(results)}. Ratios are of the best of interleaved rounds, but where a row says otherwise.",
+        f"Measured by `{command}` on {about(results)}.",
+        "Ratios are of the best of interleaved rounds.",
         "",
         *table("what|> best|> median", headlines(results)),
-        "How many times as fast (for memory: as small) as what you could use instead; *typical* is the geometric mean of the operations,"
-        " below 1 the other side is ahead:",
+        "How many times as fast (for memory: as small) as what you could use instead. *Typical* is the geometric mean of the"
+        " operations; below 1 the other side is ahead:",
         "",
         *table("|".join(PEERS_HEAD[:2]) + "|> " + "|> ".join(PEERS_HEAD[2:]), summary(found)),
-        f"{len(behind)} of {judged} figures with a target miss it; [all figures]({full}#missed), with medians, spread and charts.",
+        f"{len(behind)} of {judged} figures with a target miss it: [all figures]({full}#missed), medians, spread and charts.",
         "",
     ]
     for alternative, path in pictures:
@@ -312,10 +313,10 @@ def everything(results: dict[str, Content], command: str, pictures: dict[str, st
         if suite in pictures:
             lines += [f"![{TITLES.get(suite, suite)}]({pictures[suite]})", ""]
         figures = [
-            (row["operation"], f["figure"], shown(f), number(f["of_rounds"]), wanted(f), {True: "", False: "**missed**", None: ""}[f["met"]])
+            (row["operation"], f["figure"], shown(f), number(f["of_rounds"]), wanted(f), VERDICT[f["met"]])
             for row in content["rows"]
             for f in row["figures"]
-        ]  # fmt: skip
+        ]
         if figures:
             lines += table("operation|figure|> measured|> by rounds|> to reach| ", figures)
         times = [
@@ -328,6 +329,7 @@ def everything(results: dict[str, Content], command: str, pictures: dict[str, st
     return "\n".join(lines)
 
 
+VERDICT = {True: "", False: "**missed**", None: ""}
 SPREAD = ("min", "lower", "median", "upper")
 
 

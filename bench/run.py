@@ -17,6 +17,7 @@ import argparse
 import importlib
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -95,6 +96,12 @@ def show(row: dict[str, Any], console: Console) -> None:
         console.print(f"  {text} {MARKS[figure['met']]}")
 
 
+def as_text(content: Content) -> str:
+    """Return results as JSON, lists of numbers on one line."""
+    text = json.dumps(content, indent=1)
+    return re.sub(r"\[[-\d.,\s]+\]", lambda found: re.sub(r"\s+", " ", found[0]), text) + "\n"
+
+
 MARKS = {True: "[green]reached[/]", False: "[red]missed[/]", None: ""}
 
 
@@ -151,7 +158,7 @@ def main() -> None:
         if sizes is not SMOKE:
             RESULTS.mkdir(exist_ok=True)
             path = RESULTS / f"{suite}{'' if sizes is FULL else '-' + sizes.name}.json"
-            path.write_text(json.dumps(results[suite], indent=1) + "\n")
+            path.write_text(as_text(results[suite]))
     tabulate(figures.load(sizes.name) if chosen.from_results else results, console)
     if sizes is not SMOKE:
         write(chosen.figures, figures.load(sizes.name), sizes, console)
