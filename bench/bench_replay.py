@@ -64,7 +64,9 @@ def beside_malloc(sizes: Sizes) -> Table:
     beside = (measure.speed_ratio("jitslab", "malloc", 1.0),)
     return {
         f"{name}, {traces.named(threads)}": Row(
-            {side: partial(passes, side, path, threads) for side in ("malloc", "jitslab")}, beside, seconds=SECONDS
+            {side: partial(passes, side, path, threads) for side in ("malloc", "jitslab")},
+            beside,
+            seconds=min(SECONDS, sizes.seconds),
         )
         for name, path in traces.paths(sizes.batch).items()
         for threads in traces.threads_of(path)

@@ -172,14 +172,14 @@ def table(sizes: Sizes) -> Table:
             {name: partial(within, "sys", f"import {name}", False) for name in ("numpy", "numba", "jitslab")},
             (Figure("jitslab over numba", lambda t: t["jitslab"] - t["numba"], unit="s"),),
             unit="s",
-            most=5,
+            most=5 if sizes.least > 2 else 1,
             seconds=4.0,
         ),
         "first use after the import, warm compile cache": Row(
             {name: partial(within, "numpy, jitslab", code, False) for name, code in FIRST_USES.items()},
             tuple(Figure(name, itemgetter(name), unit="s") for name in FIRST_USES),
             unit="s",
-            most=3,
+            most=3 if sizes.least > 2 else 1,
             seconds=6.0,
         ),
         "cold compile of everything": Row(

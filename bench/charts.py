@@ -18,6 +18,7 @@ from typing import Any
 from figures import RESULTS, SAME, TITLES, Content, Ratio, by_peer, load, number, ratios, typical
 
 NO_MATPLOTLIB = "charts are drawn with matplotlib, which is not installed: pip install matplotlib"
+QUICK_END = "-quick"
 SUMMARY, MEMORY, START = "summary", "memory", "start"
 # Colours that stay apart to every kind of eye (Okabe and Ito); the same peer has the same one everywhere.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, GREY = (
@@ -65,13 +66,14 @@ def pyplot() -> Any:
     return plt
 
 
-def save(figure: Any, name: str, folder: Path) -> list[Path]:
-    """Write a picture as SVG and PNG."""
-    paths = [folder / f"{name}.{kind}" for kind in ("svg", "png")]
-    figure.savefig(paths[0], metadata={"Date": None, "Creator": None}, bbox_inches="tight", facecolor="white")
-    paths[0].write_text(slim(paths[0].read_text()))
-    figure.savefig(paths[1], dpi=110, metadata={"Software": None}, bbox_inches="tight", facecolor="white")
-    return paths
+def save(figure: Any, name: str, folder: Path) -> str:
+    """Write a picture as SVG, and one of full sizes as PNG, too; returns the name of the SVG."""
+    path = folder / f"{name}.svg"
+    figure.savefig(path, metadata={"Date": None, "Creator": None}, bbox_inches="tight", facecolor="white")
+    path.write_text(slim(path.read_text()))
+    if not name.endswith(QUICK_END):
+        figure.savefig(path.with_suffix(".png"), dpi=110, metadata={"Software": None}, bbox_inches="tight", facecolor="white")
+    return path.name
 
 
 def slim(svg: str) -> str:
@@ -262,11 +264,11 @@ def draw(results: dict[str, Content], folder: Path = RESULTS) -> dict[str, str]:
     plt = pyplot()
     if plt is None:
         return {}
-    end = "" if all(content["sizes"] == "full" for content in results.values()) else "-quick"
+    end = "" if all(content["sizes"] == "full" for content in results.values()) else QUICK_END
     found, drawn = ratios(results), {}
 
     def keep(name: str, figure: Any) -> None:
-        drawn[name] = save(figure, name + end, folder)[0].name
+        drawn[name] = save(figure, name + end, folder)
         plt.close(figure)
 
     if any(not ratio.is_floor for ratio in found):

@@ -340,3 +340,8 @@ def replace_between(path: Path, text: str) -> None:
         raise SystemExit(f"{path.name} must have {BEGIN} and {END} once each")
     head, rest = before.split(BEGIN)
     path.write_text(f"{head}{BEGIN}\n{text}{END}{rest.split(END)[1]}")
+
+
+def between(path: Path) -> str:
+    """Return what stands between the markers."""
+    return path.read_text().split(BEGIN + "\n")[1].split(END)[0]

@@ -124,17 +124,25 @@ def tabulate(results: dict[str, Content], console: Console) -> None:
         console.print(table)
 
 
+def section(path: Path, results: dict[str, Content], drawn: dict[str, str], sizes: Sizes) -> str:
+    """Return the figures section of a markdown file, with the charts that are drawn."""
+    there = os.path.relpath(RESULTS, path.resolve().parent)
+    pictures = [(text, f"{there}/{drawn[name]}") for name, text in IN_README.items() if name in drawn]
+    return figures.section(results, command(sizes), pictures, f"{there}/{figures.FIGURES}")
+
+
+def command(sizes: Sizes) -> str:
+    """Return what measures all of it."""
+    return f"python bench/run.py{'' if sizes is FULL else f' --{sizes.name}'}"
+
+
 def write(path: Path | None, results: dict[str, Content], sizes: Sizes, console: Console) -> None:
     """Draw the charts; write the file of all figures, and the section of a markdown file."""
     drawn = charts.draw(results)
     if path is None:
         return
-    end = "" if sizes is FULL else f" --{sizes.name}"
-    command = f"python bench/run.py{end}"
-    (RESULTS / figures.FIGURES).write_text(figures.everything(results, f"{command} --figures {path.name}", drawn))
-    there = os.path.relpath(RESULTS, path.resolve().parent)
-    pictures = [(text, f"{there}/{drawn[name]}") for name, text in IN_README.items() if name in drawn]
-    figures.replace_between(path, figures.section(results, command, pictures, f"{there}/{figures.FIGURES}"))
+    (RESULTS / figures.FIGURES).write_text(figures.everything(results, f"{command(sizes)} --figures {path.name}", drawn))
+    figures.replace_between(path, section(path, results, drawn, sizes))
     console.print(f"figures written to {path.name} and {RESULTS.name}/{figures.FIGURES}")
 
 

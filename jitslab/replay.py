@@ -204,10 +204,10 @@ class Replay:
 
     def steps(self, side: str, count: int) -> Iterator[tuple[int, int]]:
         """
-        Run the events once on "jitslab" or "malloc" as `events_of`, in `count` steps of as many events each, then free what is live.
+        Run the events once on "jitslab" or "malloc" as `events_of`, in `count` even steps, then free what is live.
 
-        What it takes is prepared before it returns; the iterator gives (events done, mismatches so far) after each step, and again
-        when all is freed.
+        What it takes is prepared before it returns; the iterator gives (events done, mismatches so far) after each step, and
+        again when all is freed.
         """
         ends = [len(self.trace.events) * step // count for step in range(1, count + 1)]
         cuts = [np.searchsorted(np.flatnonzero(self._thread == t), [0, *ends]) for t in range(len(self._tables))]
