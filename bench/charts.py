@@ -242,7 +242,7 @@ def draw_start(plt: Any, content: Content) -> Any:
         names = list(row["contenders"])
         for y, name in enumerate(names):
             of = row["contenders"][name]
-            axes.barh(y, of["min"], 0.75, color=GREY if "numba" in name else BLUE)
+            axes.barh(y, of["min"], 0.75, color=GREY if name.endswith(("numba", "numpy")) else BLUE)
             axes.plot([of["min"], of["median"]], [y, y], color="black", lw=0.8)
             axes.plot([of["median"]], [y], "|", color="black", ms=5)
             axes.annotate(f"{of['min']:.3g}", (max(of["min"], of["median"]), y), **BESIDE)

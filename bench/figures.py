@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ TITLES = {
     "kernels": "Workloads of allocator benchmarks",
     "replay": "Traces of real programs",
     "memory": "Memory of traces",
-    "sizes": "Mixed sizes",
     "threads": "Two threads",
     "nodes": "NUMA",
     "numba": "What Numba has",
@@ -36,7 +36,7 @@ TITLES = {
     "start": "Start",
 }  # of the suites, in the order in which a reader meets them
 GROUPS = {
-    "C allocators, called from compiled code": ("peers", "kernels", "replay", "sizes", "threads"),
+    "C allocators, called from compiled code": ("peers", "kernels", "replay", "threads"),
     "What Numba has": ("numba",),
     "What Python has": ("python", "guard"),
     "Bulks: DPDK": ("bulk",),
@@ -183,26 +183,29 @@ def table(heads: str, lines: list[tuple[str, ...]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in cells] + [""]
 
 
-def about(results: dict[str, Content]) -> str:
-    """Return a sentence about the machine, and one about each that differs."""
+def about(results: dict[str, Content], describe: Callable[[dict[str, Any]], str]) -> str:
+    """Return a sentence about the machine, or one about each if there were several."""
     by_text: dict[str, list[str]] = {}
     for suite, content in results.items():
         by_text.setdefault(describe(content["machine"]), []).append(suite)
     if len(by_text) == 1:
         return next(iter(by_text))
-    return "; ".join(f"{', '.join(suites)}: {text}" for text, suites in by_text.items())
+    return "; ".join(f"{text} ({', '.join(suites)})" for text, suites in by_text.items())
 
 
-def describe(machine: dict[str, Any]) -> str:
-    """Return what a reader wants to know of a machine."""
-    parts = [machine["cpu"], f"{machine['cores']} cores"]
-    if "caches" in machine:
-        parts += [", ".join(machine["caches"]), f"{machine['memory_gib']:g} GiB", f"{machine['numa_nodes']} NUMA node(s)"]
-        parts += [f"{machine['system']} {machine['kernel']}, {machine['libc']}"]
-    return ", ".join([*parts, *(f"{label} {machine[key]}" for key, label in LABELS.items() if key in machine)])
+def briefly(machine: dict[str, Any]) -> str:
+    """Return what README says of a machine."""
+    versions = (f"{label} {machine[key]}" for key, label in (("python", "Python"), ("numba", "Numba"), ("numpy", "NumPy")))
+    return ", ".join([machine["cpu"], f"{machine['cores']} cores", *versions])
 
 
-LABELS = {"python": "Python", "numba": "Numba", "llvm": "LLVM", "numpy": "NumPy"}
+def fully(machine: dict[str, Any]) -> str:
+    """Return all that is known of a machine but for its load."""
+    if "caches" not in machine:  # of an older run
+        return briefly(machine)
+    of = [f"{machine['memory_gib']:g} GiB", f"NUMA nodes: {machine['numa_nodes']}", f"huge pages: {machine['huge_pages']}"]
+    system = [f"{machine['system']} {machine['kernel']}", machine["libc"], f"LLVM {machine['llvm']}"]
+    return ", ".join([briefly(machine), *machine["caches"], *of, *system])
 
 
 def headlines(results: dict[str, Content]) -> list[tuple[str, ...]]:
@@ -275,7 +278,7 @@ def section(results: dict[str, Content], command: str, pictures: list[tuple[str,
         figure["met"] is not None for content in results.values() for row in content["rows"] for figure in row["figures"]
     )
     lines = [
-        f"Measured by `{command}` on {about(results)}.",
+        f"Measured by `{command}` on {about(results, briefly)}.",
         "Ratios are of the best of interleaved rounds.",
         "",
         *table("what|> best|> median", headlines(results)),
@@ -300,7 +303,7 @@ def section(results: dict[str, Content], command: str, pictures: list[tuple[str,
 
 def everything(results: dict[str, Content], command: str, pictures: dict[str, str]) -> str:
     """Return the file of all figures: a suite a section, times and figures of every row."""
-    lines = ["# Figures", "", f"Written by `{command}`; do not edit. Measured on {about(results)}.", ""]
+    lines = ["# Figures", "", f"Written by `{command}`; do not edit. Measured on {about(results, fully)}.", ""]
     lines += ["Times are best, median and quartiles of the rounds; figures are computed from the best, or by rounds.", ""]
     lines += [f"- [{TITLES.get(suite, suite)}](#{suite})" for suite in results] + [""]
     lines += ['## <a id="missed"></a>What misses its target', "", "README of bench/ says why, where the reason is known.", ""]

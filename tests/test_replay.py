@@ -68,6 +68,21 @@ def test_records_of_every_size_replay_in_any_number_of_threads(threads: int) -> 
         assert [0] * len(made.caches) == [len(cache) for cache in run.caches]
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("side", ["jitslab", "malloc"])
+def test_steps_do_all_events_in_order_and_free_what_is_live(side: str, threads: int) -> None:
+    """Between two steps exactly the objects of the events so far are live; afterwards none is."""
+    made = churn([8, 64, 24], 500, 4, seed=5)
+    alive = np.cumsum(np.where(made.events["op"] == ALLOC, 1, -1))
+    with replay.Replay(made, threads) as run:
+        run.touch()
+        found = [(done, bad, sum(map(len, run.caches))) for done, bad in run.steps(side, 7)]
+
+    ends = [len(made.events) * step // 7 for step in range(1, 8)]
+    expected = [int(alive[end - 1]) if side == "jitslab" else 0 for end in ends] + [0]
+    assert [(done, 0, n) for done, n in zip([*ends, ends[-1]], expected, strict=True)] == found
+
+
 def test_thread_that_only_frees_waits_for_the_one_that_allocates() -> None:
     """All allocs are one thread's, all frees another's."""
     rows = [row for i in range(20_000) for row in ((ALLOC, 0, 0, 64, i), (FREE, 1, 0, 0, i))]
