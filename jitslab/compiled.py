@@ -35,9 +35,9 @@ from numba.extending import (
 )
 
 from ._native import I64, PTR, call_table, copy_bytes, frozen, int64, intrinsic, kernel, load8_relaxed, my_heap, slow, unlikely
-from .batch import next_record, scan_end
+from .batch import alloc_few, free_few, next_live, next_record, scan_end
 from .heap import C_RECORDS, F_ADDRESS, H_RECORDS, SLOT_MASK, Heap, address, alloc, alloc_filled, free, free_near, is_live
-from .layout import BLOCK, NO_INIT, NULL, SOURCE_HASH, C
+from .layout import BLOCK, LINE, NO_INIT, NULL, SOURCE_HASH, C
 
 F_ALLOC_MANY, F_FREE_MANY, F_LEN, F_CLEAR = (C[name] for name in ("f_alloc_many", "f_free_many", "f_len", "f_clear"))
 C_FAULTS, C_CAPACITY = C["faults"], C["capacity"]
@@ -253,6 +253,8 @@ def SlabCache_at_slot(cache: Any, slot: Any) -> Callable[..., Any]:
 def SlabCache_alloc_many(cache: Any, out: Any) -> Callable[..., Any]:
     """Take as many slots as `out` has room for, all or none: how many."""
     need_handles(out, "alloc_many(out)", writable=True)
+    if cache.init == NO_INIT:
+        return lambda cache, out: alloc_few(cache._ptr, my_heap(cache._ptr), int64(out.ctypes.data), int64(out.size))
     return lambda cache, out: call_table(cache._ptr, F_ALLOC_MANY, (int64(out.ctypes.data), int64(out.size)))
 
 
@@ -261,6 +263,8 @@ def SlabCache_free_many(cache: Any, handles: Any) -> Callable[..., Any]:
     """Free the valid ones of the handles: how many."""
     need_handles(handles, "free_many(handles)", writable=False)
     zero = int64(0)
+    if not cache.has_nodes:
+        return lambda cache, handles: free_few(cache._ptr, my_heap(cache._ptr), int64(handles.ctypes.data), int64(handles.size))
     return lambda cache, handles: call_table(cache._ptr, F_FREE_MANY, (int64(handles.ctypes.data), int64(handles.size), zero))
 
 
@@ -439,9 +443,15 @@ def lower_iternext(context: Any, builder: Any, sig: Any, args: Any, result: Any)
     it = cgutils.create_struct_proxy(typ)(context, builder, value=args[0])
     i = types.int64
     values = [it.ptr, it.end, builder.load(it.base), builder.load(it.mask), builder.load(it.ahead)]
-    step = lambda c, end, base, mask, ahead: next_record(c, end, base, mask, ahead)  # noqa: E731  # numba wants a function of its own
-    found = context.compile_internal(builder, step, types.UniTuple(i, 4)(i, i, i, i, i), values)
-    base, mask, ahead, handle = cgutils.unpack_tuple(builder, found)
+    ahead = values[4]
+    if typ.with_records and typ.cache.stride > LINE:
+        step = lambda c, end, base, mask, ahead: next_record(c, end, base, mask, ahead)  # noqa: E731  # numba wants a function of its own
+        found = context.compile_internal(builder, step, types.UniTuple(i, 4)(i, i, i, i, i), values)
+        base, mask, ahead, handle = cgutils.unpack_tuple(builder, found)
+    else:  # the CPU sees short records coming: asking for them takes longer
+        short = lambda c, end, base, mask: next_live(c, end, base, mask)  # noqa: E731  # likewise
+        found = context.compile_internal(builder, short, types.UniTuple(i, 3)(i, i, i, i), values[:4])
+        base, mask, handle = cgutils.unpack_tuple(builder, found)
     is_valid = builder.icmp_signed("!=", handle, I64(NULL))
     result.set_valid(is_valid)
     builder.store(base, it.base)
