@@ -45,7 +45,7 @@ def check_names(options: Mapping[str, Any]) -> None:
             raise OptionError(f"there is no option {name!r}; the options of a cache: {', '.join(CACHE_OPTIONS)}")
 
 
-PLACEMENT = ("policy", "strict", "nodes")  # options that raw memory has, too
+OF_MEMORY = ("policy", "strict", "nodes", "keep_empty")  # options that raw memory has, too
 
 
 def check_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def check_options(options: dict[str, Any]) -> dict[str, Any]:
     check_names(options)
     if options.get("capacity") is not None:
         as_count(options["capacity"], "capacity", 1)
-    numa.resolve(*((CACHE_OPTIONS | options)[name] for name in PLACEMENT))
+    numa.resolve(*((CACHE_OPTIONS | options)[name] for name in OF_MEMORY[:3]))
     init = options.get("init")
     if init is not None and not (isinstance(init, str) and init == "zero"):
         raise LayoutError(f"init is None or 'zero' for the caches of all dtypes, got {init!r}")
@@ -89,8 +89,8 @@ class SlabAllocator(SizeClasses):
     observe : bool, default False
         Count the sizes of raw memory, for `tune`.
     **options
-        Of every cache of records that it makes, as those of `SlabCache`; `init` is None or "zero".  `policy`, `strict` and
-        `nodes` are those of raw memory, too.
+        Of every cache of records that it makes, as those of `SlabCache`; `init` is None or "zero".  `policy`, `strict`,
+        `nodes` and `keep_empty` are those of raw memory, too.
 
     Raises
     ------
@@ -130,7 +130,7 @@ class SlabAllocator(SizeClasses):
     def __init__(self, name: str, *, observe: bool = False, **options: Any) -> None:
         check_name("an allocator", name, {})
         checked = check_options(options)
-        super().__init__(name, observe=observe, **{option: checked[option] for option in PLACEMENT if option in checked})
+        super().__init__(name, observe=observe, **{option: checked[option] for option in OF_MEMORY if option in checked})
         self._options = checked
         self._own = {}
         self._typed = {}

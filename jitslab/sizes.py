@@ -178,9 +178,9 @@ class SizeClasses(_Base):
     capacity : int, optional
         Bytes of each class that can be live at once; without it 8 GiB, of classes above 1 KiB 16 GiB, or less where the
         address space is small.
-    policy, strict, nodes
-        Where the memory lies on a machine with several NUMA nodes, as of `SlabCache`.  Large memory of the local policy lies
-        where it is first written to.  With n nodes a class holds 1/(2 n) of the above on each.
+    policy, strict, nodes, keep_empty
+        Where the memory lies on a machine with several NUMA nodes, and whether empty slabs stay, as of `SlabCache`.  Large
+        memory of the local policy lies where it is first written to.  With n nodes a class holds 1/(2 n) of the above on each.
     observe : bool, default False
         Count the sizes that are asked for, for `tune`; it takes every operation through its slow path, some 10 ns.
 
@@ -222,9 +222,9 @@ class SizeClasses(_Base):
         "_map",
         "_name",
         "_numba_type_",
+        "_of_caches",
         "_owners",
         "_parts",
-        "_placed",
         "_placement",
         "_real",
         "_rows",
@@ -240,6 +240,7 @@ class SizeClasses(_Base):
         policy: str | int | Sequence[int] = "local",
         strict: bool = False,
         nodes: int | None = None,
+        keep_empty: bool = False,
     ) -> None:
         if hasattr(self, "_numba_type_"):
             raise SlabError(f"{self!r} is open already")
@@ -253,7 +254,7 @@ class SizeClasses(_Base):
             if not 1 <= capacity <= RESERVED:
                 raise CapacityError(f"capacity must be 1 .. {RESERVED} bytes, got {capacity}")
         self._name, self._capacity = name, capacity
-        self._placed: dict[str, Any] = {"policy": policy, "strict": strict, "nodes": nodes}
+        self._of_caches: dict[str, Any] = {"policy": policy, "strict": strict, "nodes": nodes, "keep_empty": keep_empty}
         self._placement = numa.resolve(policy, strict, nodes)
         self._make_block()
         try:
@@ -270,7 +271,7 @@ class SizeClasses(_Base):
         granules = LARGEST // GRANULE + 1
         memory = np.asarray(Reservation(raw.ZEROS_AT + raw.ZEROS, usable=True))
         self._address = int(memory.__array_interface__["data"][0])
-        large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, **self._placed)
+        large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, **self._of_caches)
         self._parts = _Parts(memory, self._address, large)
         self._caches = self._parts.caches
         self._bases: list[int] = [0]
@@ -538,7 +539,7 @@ class SizeClasses(_Base):
         base = self._free_slots()[0]
         if capacity < 1:
             raise CacheFullError(f"allocator {self._name!r} has no slot numbers left for a class of {high} bytes")
-        cache = SlabCache(f"{self._name}-{high}", dtype, capacity=capacity, colouring=not is_aligned, **self._placed)
+        cache = SlabCache(f"{self._name}-{high}", dtype, capacity=capacity, colouring=not is_aligned, **self._of_caches)
         i = len(self._caches)
         self._caches.append(cache)
         self._bases.append(base)
