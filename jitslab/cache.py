@@ -22,7 +22,7 @@ import numpy.typing as npt
 from . import _methods, _os, batch, layout, numa, recover, slab
 from .block import Block
 from .cast import as_count, as_handles, as_integer, check_out, make_template
-from .compiled import CacheType, cache_type, make_unbox
+from .compiled import CacheType, cache_type
 from .declare import declared_class
 from .errors import (
     ArrayError,
@@ -80,7 +80,6 @@ _control_slot: Any = _Base.__dict__["_control"]
 _guard_slot: Any = _Base.__dict__["_guard_class"]
 delattr(_Base, "_control")  # nothing but this module sets them, and only once for each cache
 delattr(_Base, "_guard_class")
-make_unbox(_methods.HEAD)
 
 
 class SlabCache(_Base, Generic[R]):

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from . import _methods, classes, numa, raw
+from . import classes, numa, raw
 from ._os import Reservation, address_space_left, node_mask, page_bytes
 from .cache import SlabCache
 from .cast import as_integer
@@ -38,7 +38,7 @@ from .errors import (
 )
 from .layout import HEAPS, NULL, ROUNDS, ROUNDS_BYTES, SLAB_BYTES, record_stride, round_up
 from .raw import CLASS, GRANULE, LARGE, LARGEST, MAX_ALIGN, MAX_BYTES, MAX_CLASSES, NATURAL, SIZES
-from .sizetype import make_unbox, size_classes_type
+from .sizetype import size_classes_type
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -58,7 +58,6 @@ class _Base:
 
 _control_slot: Any = _Base.__dict__["_control"]
 delattr(_Base, "_control")  # nothing but this module sets it, and only once for each allocator
-make_unbox(_methods.HEAD)
 
 
 @dataclass(frozen=True)
