@@ -538,3 +538,36 @@ def open_allocators() -> list[SlabAllocator]:
     """Return every open allocator of the process, in the order they were made."""
     made = [reference() for reference in _made.valuerefs()]
     return [allocator for allocator in made if allocator is not None and not allocator.closed]
+
+
+def warmup() -> None:
+    """
+    Compile everything, or read it from the disk cache.
+
+    Otherwise each kernel is compiled when it is first needed: together some seconds once, kept on disk by Numba.
+
+    Examples
+    --------
+    >>> import jitslab
+    >>> jitslab.warmup()
+    """
+    dtype = np.dtype([("x", "i8")])
+    for init in (None, "zero"):
+        with SlabCache("warmup", dtype, capacity=1000, init=init) as cache:
+            cache.reserve(10)
+            handles = cache.alloc_many(200)
+            cache.gather(handles[:10])
+            cache.free_many(handles[:150])
+            cache._free_slow(cache._alloc_slow())
+            cache.live()
+            cache.check()
+            cache.recover()
+            cache.clear()
+            cache.shrink()
+            with cache.allocate() as it:
+                it["x"] = it["x"]
+    with SlabAllocator("warmup") as allocator:
+        for size in (8, 5000, 2 << 20):
+            ptr = allocator.realloc(allocator.allocate(size, zero=True), size, 2 * size)
+            allocator.view(ptr, 2 * size)
+            allocator.free(ptr, 2 * size)

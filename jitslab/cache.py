@@ -987,31 +987,3 @@ def open_caches() -> list[tuple[int, SlabCache]]:
 def prepare() -> None:
     """Compile the entry points and give `SlabCache` its C methods, before the first cache."""
     _methods.install(SlabCache, _control_slot, "_control")
-
-
-def warmup() -> None:
-    """
-    Compile everything, or read it from the disk cache.
-
-    Otherwise each kernel is compiled when it is first needed: together some seconds once, kept on disk by Numba.
-
-    Examples
-    --------
-    >>> import jitslab
-    >>> jitslab.warmup()
-    """
-    dtype = np.dtype([("x", "i8")])
-    for init in (None, "zero"):
-        with SlabCache("warmup", dtype, capacity=1000, init=init) as cache:
-            cache.reserve(10)
-            handles = cache.alloc_many(200)
-            cache.gather(handles[:10])
-            cache.free_many(handles[:150])
-            cache._free_slow(cache._alloc_slow())
-            cache.live()
-            cache.check()
-            cache.recover()
-            cache.clear()
-            cache.shrink()
-            with cache.allocate() as it:
-                it["x"] = it["x"]
