@@ -60,6 +60,12 @@ def check_options(options: dict[str, Any]) -> dict[str, Any]:
     return dict(options)
 
 
+def full(options: dict[str, Any]) -> dict[str, Any]:
+    """Return all options of a cache, with the defaults, in a form that can be compared."""
+    given = CACHE_OPTIONS | options
+    return {name: value if np.isscalar(value) or value is None else tuple(value) for name, value in given.items()}
+
+
 def marks(dtype: np.dtype[Any]) -> tuple[Any, ...]:
     """Return what NumPy's equality of dtypes passes over and counts here: the metadata, such as links, of it and its fields."""
     inner = [dtype.base] if dtype.subdtype else [dtype[name] for name in dtype.names or ()]
@@ -289,9 +295,8 @@ class SlabAllocator(SizeClasses):
 
     def _settled(self, options: dict[str, Any], dtype: np.dtype[Any]) -> dict[str, Any]:
         """Return all options of a cache, in a form that can be compared."""
-        settled = CACHE_OPTIONS | self._options | options
-        settled["init"] = make_template(settled["init"], dtype)
-        return {name: value if np.isscalar(value) or value is None else tuple(value) for name, value in settled.items()}
+        given = self._options | options
+        return full(given | {"init": make_template(given.get("init"), dtype)})
 
     def _check_same(self, cache: SlabCache, options: dict[str, Any]) -> None:
         """Raise if a typed cache was made with other options."""
