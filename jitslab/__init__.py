@@ -5,8 +5,8 @@ A `SlabCache` hands out slots for records of one dtype, from Python and from ins
 is stale, double-freed or another cache's is refused.  Start with `SlabCache`; the design is told in `jitslab.layout`.
 """
 
-from .allocator import SlabAllocator
-from .cache import SlabCache, warmup
+from .allocator import SlabAllocator, warmup
+from .cache import SlabCache
 from .declare import b1, c8, c16, f2, f4, f8, i1, i2, i4, i8, link, links_of, record, u1, u2, u4, u8
 from .errors import (
     ArrayError,

@@ -21,7 +21,6 @@ from numba import types
 
 from ._methods import (
     FAULTS,
-    HEAD,
     METH_NOARGS,
     SYMBOLS,
     Py_DecRef,
@@ -40,6 +39,7 @@ from ._methods import (
 )
 from ._native import I64, Entry, frozen, kernel, literal_intrinsic, load8, my_heap, store8
 from .batch import alloc_any
+from .blocktype import HEAD
 from .heap import H_RECORDS, SLOT_MASK, free_any, is_live
 from .layout import NULL, PROCESS, C, offsets, record
 

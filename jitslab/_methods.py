@@ -18,10 +18,10 @@ from numba import types
 
 from ._native import I64, PTR, Entry, literal_intrinsic, load8, my_heap
 from .batch import alloc_any
+from .blocktype import HEAD
 from .heap import free_any
 from .layout import NULL, C
 
-HEAD = object.__basicsize__  # first slot of an object, and where an ndarray keeps the pointer to its data
 METH_NOARGS, METH_O = 4, 8
 FAULTS = C["faults"] // 8
 

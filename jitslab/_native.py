@@ -483,13 +483,17 @@ def slow(typing: Any, heap: Any, field: Any, args: Any) -> Any:
 
 @literal_intrinsic
 def call_table(typing: Any, control: Any, field: Any, args: Any) -> Any:
-    """Call an entry point of the cache: ``entry(control, *args) -> int64``."""
+    """Call an entry point of the cache: ``entry(control, *args) -> int64``; 0 of a variable that no path has set."""
     if not isinstance(args, types.BaseTuple):
         return None
     offset = field.literal_value
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return _table_call(builder, values[0], offset, [values[0], *cgutils.unpack_tuple(builder, values[2])])
+        answer = cgutils.alloca_once_value(builder, I64(0))
+        with builder.if_then(builder.icmp_unsigned("!=", values[0], I64(0)), likely=True):
+            found = _table_call(builder, values[0], offset, [values[0], *cgutils.unpack_tuple(builder, values[2])])
+            builder.store(found, answer)
+        return builder.load(answer)
 
     return types.int64(types.int64, field, args), emit
 

@@ -11,7 +11,7 @@ from typing import Any
 from numba import types
 
 from ._native import int64, kernel
-from ._os import LINUX, MAP_ANONYMOUS, MAP_PRIVATE, MASK_BITS, MBIND, PROT_RW, has_symbol
+from ._os import LINUX, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, MASK_BITS, MBIND, PROT_RW, give_back, has_symbol
 
 _external: Any = types.ExternalFunction
 MREMAP_MAYMOVE = 1
@@ -30,9 +30,16 @@ if CAN_MAP:
         return int64(0) if at == -1 else at  # type: ignore[no-any-return]  # a C function has no types
 
     @kernel
+    def map_spare_pages(n: int) -> int:
+        """Address of n bytes of pages that will hardly be touched, zeros; 0: there are no addresses left."""
+        at = _mmap(int64(0), n, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, int64(0))
+        return int64(0) if at == -1 else at  # type: ignore[no-any-return]  # a C function has no types
+
+    @kernel
     def unmap_pages(address: int, n: int) -> None:
-        """Give n bytes of pages back, addresses and all."""
-        _munmap(address, n)
+        """Give n bytes of pages back, addresses and all; where the system refuses (too many mappings), the memory alone."""
+        if _munmap(address, n) != 0:
+            give_back(address, n)
 
 else:
     _calloc = _external("calloc", types.int64(types.int64, types.int64))
@@ -42,6 +49,8 @@ else:
     def map_pages(n: int) -> int:
         """Address of n zeroed bytes; 0: the system gives none."""
         return _calloc(n, int64(1))  # type: ignore[no-any-return]  # a C function has no types
+
+    map_spare_pages = map_pages
 
     @kernel
     def unmap_pages(address: int, n: int) -> None:

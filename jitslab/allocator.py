@@ -45,7 +45,7 @@ def check_names(options: Mapping[str, Any]) -> None:
             raise OptionError(f"there is no option {name!r}; the options of a cache: {', '.join(CACHE_OPTIONS)}")
 
 
-PLACEMENT = ("policy", "strict", "nodes")  # options that raw memory has, too
+OF_MEMORY = ("policy", "strict", "nodes", "keep_empty")  # options that raw memory has, too
 
 
 def check_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -53,11 +53,17 @@ def check_options(options: dict[str, Any]) -> dict[str, Any]:
     check_names(options)
     if options.get("capacity") is not None:
         as_count(options["capacity"], "capacity", 1)
-    numa.resolve(*((CACHE_OPTIONS | options)[name] for name in PLACEMENT))
+    numa.resolve(*((CACHE_OPTIONS | options)[name] for name in OF_MEMORY[:3]))
     init = options.get("init")
     if init is not None and not (isinstance(init, str) and init == "zero"):
         raise LayoutError(f"init is None or 'zero' for the caches of all dtypes, got {init!r}")
     return dict(options)
+
+
+def full(options: dict[str, Any]) -> dict[str, Any]:
+    """Return all options of a cache, with the defaults, in a form that can be compared."""
+    given = CACHE_OPTIONS | options
+    return {name: value if np.isscalar(value) or value is None else tuple(value) for name, value in given.items()}
 
 
 def marks(dtype: np.dtype[Any]) -> tuple[Any, ...]:
@@ -89,8 +95,8 @@ class SlabAllocator(SizeClasses):
     observe : bool, default False
         Count the sizes of raw memory, for `tune`.
     **options
-        Of every cache of records that it makes, as those of `SlabCache`; `init` is None or "zero".  `policy`, `strict` and
-        `nodes` are those of raw memory, too.
+        Of every cache of records that it makes, as those of `SlabCache`; `init` is None or "zero".  `policy`, `strict`,
+        `nodes` and `keep_empty` are those of raw memory, too.
 
     Raises
     ------
@@ -130,7 +136,7 @@ class SlabAllocator(SizeClasses):
     def __init__(self, name: str, *, observe: bool = False, **options: Any) -> None:
         check_name("an allocator", name, {})
         checked = check_options(options)
-        super().__init__(name, observe=observe, **{option: checked[option] for option in PLACEMENT if option in checked})
+        super().__init__(name, observe=observe, **{option: checked[option] for option in OF_MEMORY if option in checked})
         self._options = checked
         self._own = {}
         self._typed = {}
@@ -289,9 +295,8 @@ class SlabAllocator(SizeClasses):
 
     def _settled(self, options: dict[str, Any], dtype: np.dtype[Any]) -> dict[str, Any]:
         """Return all options of a cache, in a form that can be compared."""
-        settled = CACHE_OPTIONS | self._options | options
-        settled["init"] = make_template(settled["init"], dtype)
-        return {name: value if np.isscalar(value) or value is None else tuple(value) for name, value in settled.items()}
+        given = self._options | options
+        return full(given | {"init": make_template(given.get("init"), dtype)})
 
     def _check_same(self, cache: SlabCache, options: dict[str, Any]) -> None:
         """Raise if a typed cache was made with other options."""
@@ -538,3 +543,36 @@ def open_allocators() -> list[SlabAllocator]:
     """Return every open allocator of the process, in the order they were made."""
     made = [reference() for reference in _made.valuerefs()]
     return [allocator for allocator in made if allocator is not None and not allocator.closed]
+
+
+def warmup() -> None:
+    """
+    Compile everything, or read it from the disk cache.
+
+    Otherwise each kernel is compiled when it is first needed: together some seconds once, kept on disk by Numba.
+
+    Examples
+    --------
+    >>> import jitslab
+    >>> jitslab.warmup()
+    """
+    dtype = np.dtype([("x", "i8")])
+    for init in (None, "zero"):
+        with SlabCache("warmup", dtype, capacity=1000, init=init) as cache:
+            cache.reserve(10)
+            handles = cache.alloc_many(200)
+            cache.gather(handles[:10])
+            cache.free_many(handles[:150])
+            cache._free_slow(cache._alloc_slow())
+            cache.live()
+            cache.check()
+            cache.recover()
+            cache.clear()
+            cache.shrink()
+            with cache.allocate() as it:
+                it["x"] = it["x"]
+    with SlabAllocator("warmup") as allocator:
+        for size in (8, 5000, 2 << 20):
+            ptr = allocator.realloc(allocator.allocate(size, zero=True), size, 2 * size)
+            allocator.view(ptr, 2 * size)
+            allocator.free(ptr, 2 * size)

@@ -1,7 +1,7 @@
 """
 Batches and scans: many slots under one hold of the lock, 64 at a time; everything that is live.
 
-Above `heap`, below `entry`.  Small batches, up to half a magazine, go through the caller's heap.
+Above `heap`, below `entry`.  Small batches, below half a magazine, go through the caller's heap.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 
 from ._native import (
     Entry,
+    advance,
     call_table,
     control_at,
     frozen,
@@ -31,11 +32,26 @@ from ._native import (
     prefetch_write,
     shift_right,
     store1,
+    store4,
     u4_array,
     unlikely,
 )
-from .heap import SLOT_MASK, Heap, alloc, alloc_filled, follow, free_any, make_live, next_slab, room_for
-from .layout import BLOCK, FREE, HOLD, NO_INIT, NULL, TAKEN, C
+from .heap import (
+    BELOW_TOP,
+    H_LIMIT,
+    H_ROUNDS,
+    H_WORDS,
+    SLOT_MASK,
+    Heap,
+    alloc,
+    alloc_filled,
+    follow,
+    free_any,
+    make_live,
+    next_slab,
+    room_for,
+)
+from .layout import BLOCK, FREE, HOLD, MAGAZINE, NO_INIT, NULL, TAKEN, C
 from .recover import live_of_all, wake, wake_all
 from .slab import (
     ALL,
@@ -59,6 +75,7 @@ from .slab import (
 )
 
 AHEAD = 24  # handles that a batch of frees looks ahead, to have their generations at hand
+F_ALLOC_MANY = C["f_alloc_many"]
 F_FREE_MANY, F_GROW, F_RELEASE = C["f_free_many"], C["f_grow"], C["f_release"]
 C_RECORDS, C_STRIDE = C["records"], C["stride"]
 
@@ -98,6 +115,84 @@ def alloc_any(c: int, heap: Heap) -> int:
     if control.init != NO_INIT:
         return alloc_filled(c, heap, control.stride, control.itemsize)
     return alloc(heap)
+
+
+@kernel
+def large_batch(heap: Heap) -> int:
+    """Return how many slots are so many that they go by the slab layer: half a magazine, which is one refill."""
+    return max(heap_at(heap).rounds >> 1, int64(2))
+
+
+@kernel
+def pop_run(heap: Heap, out: int, n: int) -> int:
+    """Pop up to n slots and make them live, as `alloc` does, with the top in a register; returns how many."""
+    h = heap_at(heap)
+    top = int64(h.top)
+    n = min(n, top)
+    handles = i8_array(out)
+    words = frozen(heap, H_WORDS)
+    done = int64(0)
+    while done < n:
+        slot = load4(advance(heap, BELOW_TOP), top)
+        word = load4(words, slot)
+        if unlikely(word & TAKEN != 0):
+            break
+        store4(words, slot, word | 1)
+        handles[done] = word >> 1 << 32 | slot
+        top -= 1
+        done += 1
+    h.top = top
+    return done
+
+
+@kernel
+def push_run(heap: Heap, hs: int, n: int) -> int:
+    """Free handles from the first on, as `free` does, until one is refused or the magazine is full; returns how many."""
+    h = heap_at(heap)
+    top = int64(h.top)
+    n = min(n, frozen(heap, H_ROUNDS) - top)
+    handles = i8_array(hs)
+    words, limit = frozen(heap, H_WORDS), frozen(heap, H_LIMIT)
+    done = int64(0)
+    while done < n:
+        handle = handles[done]
+        slot = handle & SLOT_MASK
+        live = shift_right(handle, 31) | 1
+        if unlikely(slot >= limit):
+            break
+        if unlikely(load4(words, slot) != live):
+            break
+        store4(words, slot, live + 1)
+        store4(advance(heap, MAGAZINE), top, slot)
+        top += 1
+        done += 1
+    h.top = top
+    return done
+
+
+@kernel
+def alloc_few(c: int, heap: Heap, out: int, n: int) -> int:
+    """`alloc_many`, in the caller's code as far as the magazine has enough."""
+    done = int64(0)
+    if likely(n <= heap_at(heap).top):
+        done = pop_run(heap, out, n)
+        if likely(done == n):
+            return n
+    if call_table(c, F_ALLOC_MANY, (out + done * 8, n - done)) == n - done:
+        return n
+    call_table(c, F_FREE_MANY, (out, done, ZERO))
+    return int64(0)
+
+
+@kernel
+def free_few(c: int, heap: Heap, hs: int, n: int) -> int:
+    """`free_many`, in the caller's code as far as the magazine has room."""
+    done = int64(0)
+    if likely(n <= frozen(heap, H_ROUNDS) - heap_at(heap).top):
+        done = push_run(heap, hs, n)
+        if likely(done == n):
+            return n
+    return done + call_table(c, F_FREE_MANY, (hs + done * 8, n - done, ZERO))
 
 
 @kernel
@@ -146,11 +241,15 @@ def alloc_many(c: int, out: int, n: int) -> int:
     at = heap_address(heap)
     handles = i8_array(out)
     done = int64(0)
-    if n > heap_at(heap).rounds >> 1:
+    if n >= large_batch(heap):
         if control_at(c).closed != 0 or live_of_all(c) + n > control_at(c).capacity:
             return int64(0)
         done = draw_many(follow(heap_at(heap).control, at), at, out, n)
     while done < n:  # a small batch, or what the slab layer did not have: the caller's magazine counts
+        if control_at(c).init == NO_INIT:
+            done += pop_run(heap, out + done * 8, n - done)
+            if done == n:
+                break
         handle = alloc_any(c, heap)
         if handle == NULL:
             call_table(c, F_FREE_MANY, (out, done, ZERO))
@@ -187,12 +286,20 @@ def free_many(c: int, hs: int, n: int, refused: int) -> int:
     heap = my_heap(c)
     handles = i8_array(hs)
     freed = int64(0)
-    if n <= heap_at(heap).rounds >> 1:
-        for p in range(n):
+    if n < large_batch(heap):
+        p = int64(0)
+        while p < n:
+            if frozen(c, C_NODES) == 1:
+                run = push_run(heap, hs + p * 8, n - p)
+                p += run
+                freed += run
+                if p == n:
+                    break
             if free_any(c, heap, handles[p]):
                 freed += 1
             else:
                 note_refused(refused, p)
+            p += 1
         return freed
     if frozen(c, C_NODES) == 1:
         return free_many_of(c, hs, n, refused)

@@ -21,27 +21,24 @@ import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.core.errors import NumbaTypeError
-from numba.core.imputils import RefType, iternext_impl, lower_builtin, lower_constant
+from numba.core.imputils import RefType, iternext_impl, lower_builtin
 from numba.core.typing import templates
 from numba.extending import (
-    NativeValue,
-    make_attribute_wrapper,
     models,
     overload,
     overload_attribute,
     overload_method,
     register_model,
-    unbox,
 )
 
-from ._native import I64, PTR, call_table, copy_bytes, frozen, int64, intrinsic, kernel, load8_relaxed, my_heap, slow, unlikely
-from .batch import next_record, scan_end
+from ._native import I64, call_table, copy_bytes, frozen, int64, intrinsic, kernel, load8_relaxed, my_heap, slow, unlikely
+from .batch import alloc_few, free_few, next_live, next_record, scan_end
+from .blocktype import register
 from .heap import C_RECORDS, F_ADDRESS, H_RECORDS, SLOT_MASK, Heap, address, alloc, alloc_filled, free, free_near, is_live
-from .layout import BLOCK, NO_INIT, NULL, SOURCE_HASH, C
+from .layout import BLOCK, LINE, NO_INIT, NULL, SOURCE_HASH, C
 
 F_ALLOC_MANY, F_FREE_MANY, F_LEN, F_CLEAR = (C[name] for name in ("f_alloc_many", "f_free_many", "f_len", "f_clear"))
 C_FAULTS, C_CAPACITY = C["faults"], C["capacity"]
-HEAD = object.__basicsize__  # where an ndarray keeps the pointer to its data
 int64_pointer = types.EphemeralPointer(types.int64)
 
 
@@ -75,45 +72,7 @@ def cache_type(dtype: np.dtype[Any], stride: int, init: int, has_nodes: bool) ->
     return _types[key]
 
 
-@register_model(CacheType)
-class _CacheModel(models.StructModel):  # type: ignore[misc]  # numba has no types
-    def __init__(self, manager: Any, cache: CacheType) -> None:
-        super().__init__(manager, cache, [("ptr", types.int64)])
-
-
-make_attribute_wrapper(CacheType, "ptr", "_ptr")
-
-
-def make_unbox(slot_offset: int) -> None:
-    """Unbox a cache by two loads: the object's slot at `slot_offset` holds an ndarray, its data is the control block."""
-
-    @unbox(CacheType)
-    def unbox_cache(typ: CacheType, obj: Any, c: Any) -> NativeValue:
-        builder = c.builder
-        at = builder.gep(builder.bitcast(obj, PTR), [I64(slot_offset)])
-        array = builder.load(builder.bitcast(at, PTR.as_pointer()))
-        struct = cgutils.create_struct_proxy(typ)(c.context, builder)
-        is_missing = cgutils.is_null(builder, array)
-        with builder.if_else(is_missing) as (missing, present):
-            with missing:
-                c.pyapi.err_set_string("PyExc_ValueError", "this SlabCache was never opened")
-            with present:
-                data = builder.bitcast(builder.gep(array, [I64(HEAD)]), I64.as_pointer())
-                struct.ptr = builder.load(data)
-        return NativeValue(struct._getvalue(), is_error=is_missing)
-
-
-_constants: list[Any] = []  # caches that compiled code has as globals: never dropped
-
-
-@lower_constant(CacheType)
-def cache_constant(context: Any, builder: Any, typ: CacheType, cache: Any) -> Any:
-    """Lower a cache that is a global of the function; its address is dynamic, so Numba does not save that function."""
-    _constants.append(cache)
-    struct = cgutils.create_struct_proxy(typ)(context, builder)
-    pointer = context.add_dynamic_addr(builder, cache._address, info="jitslab.SlabCache")
-    struct.ptr = builder.ptrtoint(pointer, I64)
-    return struct._getvalue()
+register(CacheType, "SlabCache")
 
 
 # --- What the type knows ---
@@ -253,6 +212,8 @@ def SlabCache_at_slot(cache: Any, slot: Any) -> Callable[..., Any]:
 def SlabCache_alloc_many(cache: Any, out: Any) -> Callable[..., Any]:
     """Take as many slots as `out` has room for, all or none: how many."""
     need_handles(out, "alloc_many(out)", writable=True)
+    if cache.init == NO_INIT:
+        return lambda cache, out: alloc_few(cache._ptr, my_heap(cache._ptr), int64(out.ctypes.data), int64(out.size))
     return lambda cache, out: call_table(cache._ptr, F_ALLOC_MANY, (int64(out.ctypes.data), int64(out.size)))
 
 
@@ -261,6 +222,8 @@ def SlabCache_free_many(cache: Any, handles: Any) -> Callable[..., Any]:
     """Free the valid ones of the handles: how many."""
     need_handles(handles, "free_many(handles)", writable=False)
     zero = int64(0)
+    if not cache.has_nodes:
+        return lambda cache, handles: free_few(cache._ptr, my_heap(cache._ptr), int64(handles.ctypes.data), int64(handles.size))
     return lambda cache, handles: call_table(cache._ptr, F_FREE_MANY, (int64(handles.ctypes.data), int64(handles.size), zero))
 
 
@@ -439,9 +402,15 @@ def lower_iternext(context: Any, builder: Any, sig: Any, args: Any, result: Any)
     it = cgutils.create_struct_proxy(typ)(context, builder, value=args[0])
     i = types.int64
     values = [it.ptr, it.end, builder.load(it.base), builder.load(it.mask), builder.load(it.ahead)]
-    step = lambda c, end, base, mask, ahead: next_record(c, end, base, mask, ahead)  # noqa: E731  # numba wants a function of its own
-    found = context.compile_internal(builder, step, types.UniTuple(i, 4)(i, i, i, i, i), values)
-    base, mask, ahead, handle = cgutils.unpack_tuple(builder, found)
+    ahead = values[4]
+    if typ.with_records and typ.cache.stride > LINE:
+        step = lambda c, end, base, mask, ahead: next_record(c, end, base, mask, ahead)  # noqa: E731  # numba wants a function of its own
+        found = context.compile_internal(builder, step, types.UniTuple(i, 4)(i, i, i, i, i), values)
+        base, mask, ahead, handle = cgutils.unpack_tuple(builder, found)
+    else:  # the CPU sees short records coming: asking for them takes longer
+        short = lambda c, end, base, mask: next_live(c, end, base, mask)  # noqa: E731  # likewise
+        found = context.compile_internal(builder, short, types.UniTuple(i, 3)(i, i, i, i), values[:4])
+        base, mask, handle = cgutils.unpack_tuple(builder, found)
     is_valid = builder.icmp_signed("!=", handle, I64(NULL))
     result.set_valid(is_valid)
     builder.store(base, it.base)

@@ -262,6 +262,7 @@ SOURCES = (
     "process.py",
     "events.py",
     "entry.py",
+    "blocktype.py",
     "compiled.py",
     "_methods.py",
     "_fields.py",

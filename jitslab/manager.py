@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from .allocator import SlabAllocator, check_options, open_allocators
+from .allocator import SlabAllocator, check_options, full, open_allocators
 from .cache import SlabCache, open_caches
 from .errors import ClosedError, ConflictError, CopyError
 from .names import Names, check_name, naming
@@ -287,7 +287,7 @@ def initialize(*, report_at_exit: bool = False, **options: Any) -> SlabAllocator
     with naming():
         if _default is None or _default.closed:
             _default = SlabAllocatorManager(report_at_exit=report_at_exit, **options)
-        elif (_default._report_at_exit, _default._options) != (bool(report_at_exit), check_options(options)):
+        elif (_default._report_at_exit, full(_default._options)) != (bool(report_at_exit), full(check_options(options))):
             raise ConflictError("jitslab is initialized, by initialize() or by its first use, with other options")
         return _default
 

@@ -1,7 +1,7 @@
 """
 Names: read-only mappings of what is open, and the lock under which names are given.
 
-Above `errors`, below `allocator`.
+Above `errors`, below `sizes`.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ from ._native import (
     zero_bytes,
 )
 from ._os import MASK_BITS, give_back
-from ._pages import map_pages, move_pages, place_pages, unmap_pages
+from ._pages import map_pages, map_spare_pages, move_pages, place_pages, unmap_pages
 from .heap import F_ADDRESS as CACHE_ADDRESS
 from .heap import H_RECORDS, SLOT_MASK, alloc, free_any, is_live
 from .layout import HEAP_BYTES, HEAPS, LINE, NULL, PAGE, C, offsets, record, round_up
@@ -82,7 +82,11 @@ SIZES = record(
     ("large_bytes", "i8"),  # bytes of pages in large memory, now
     ("mode", "i8"),  # how the pages of large memory are placed, for mbind(2); 0: where they are first written to
     ("mask", "i8", (MASK_BITS // 64,)),  # one bit a node, for that
-    ("pad", "i8", (4,)),
+    (
+        "scratch",
+        "i8",
+    ),  # address of the scratch pages for refused ptrs of large memory, 0: none yet; their size is their first word
+    ("pad", "i8", (3,)),
 )
 LARGE = record(
     ("address", "i8"),  # of the pages; 0 from the instant that a free has taken them
@@ -102,7 +106,8 @@ K_HEAPS, K_BASE, K_STRIDE, K_CONTROL, K_END, K_LOW, K_HIGH, K_ALIGNED = (
     K[name] // 8 for name in ("heaps", "base", "stride", "control", "end", "low", "high", "is_aligned")
 )
 L_ADDRESS, L_BYTES, L_ASKED, L_HOLD = (L[name] // 8 for name in ("address", "bytes", "asked", "hold"))
-AT_HOLD, AT_LARGE_BYTES, AT_MASK = L["hold"], S["large_bytes"], S["mask"]
+AT_HOLD, AT_LARGE_BYTES, AT_MASK, AT_SCRATCH = L["hold"], S["large_bytes"], S["mask"], S["scratch"]
+MOVING = -1  # number of no array: a realloc has the pages
 C_RECORDS, C_CLOSED = C["records"] // 8, C["closed"] // 8
 assert (CLASS.itemsize, LARGE.itemsize) == (CLASS_BYTES, LARGE_BYTES)
 page_bytes = _os.page_bytes
@@ -180,7 +185,7 @@ def address(s: int, ptr: int, size: int) -> int:
             handle = ptr - load8(row, K_BASE)
             if likely(is_live(heap, handle)):
                 return load8(heap, H_RECORDS // 8) + (handle & SLOT_MASK) * load8(row, K_STRIDE)
-    return call_table(s, F_ADDRESS, (ptr, size))
+    return call_table(s, F_ADDRESS, (ptr, size)) if size > 0 else int64(0)
 
 
 @kernel
@@ -267,7 +272,7 @@ def take_from(row: int) -> int:
 @Entry
 def free_slow(s: int, ptr: int, size: int) -> int:
     """`release` of any ptr, by any thread; 1: freed."""
-    if ptr < 0:
+    if ptr < 0 or size <= 0:
         return int64(0)
     row = row_of_ptr(s, ptr)
     if row == 0:
@@ -295,10 +300,10 @@ def address_slow(s: int, ptr: int, size: int) -> int:
 
 @Entry
 def scratch(s: int, ptr: int, size: int) -> int:
-    """Set a fault, and zero scratch memory for a ptr that was refused; 0 for sizes that no class serves."""
+    """Set a fault, and zero scratch memory of the size for a ptr that was refused; 0 for what is no size."""
     if not 0 < size <= LARGEST:
         slow(my_heap(load8(s, S_LARGE)), CACHE_ADDRESS, (ptr,))
-        return int64(0)
+        return large_scratch(s, size) if 0 < size <= MAX_BYTES else int64(0)
     row = s + ROWS + load1(s + REAL, (size + (GRANULE - 1)) >> 3) * CLASS_BYTES
     return slow(my_heap(load8(row, K_CONTROL)), CACHE_ADDRESS, (ptr,))
 
@@ -316,9 +321,9 @@ def realloc(s: int, ptr: int, old: int, new: int) -> int:
     if source == 0:
         return int64(NULL)
     row = row_of_ptr(s, ptr)
-    if row != 0 and serves(row, new):
-        return ptr
-    if row == 0 and new > LARGEST and resize_large(s, ptr, new):
+    if row == 0:
+        return realloc_large(s, ptr, old, new)
+    if serves(row, new):
         return ptr
     to = allocate(s, new)
     if to == NULL:
@@ -386,9 +391,16 @@ def free_large(s: int, ptr: int, size: int) -> int:
     if at == 0:
         return int64(0)
     pages = load8_acquire(at, L_ADDRESS)
-    n = load8(at, L_BYTES)
     if pages == 0 or not compare_exchange(at, pages, 0):
         return int64(0)
+    drop_large(s, ptr, at, pages)
+    return int64(1)
+
+
+@kernel
+def drop_large(s: int, ptr: int, at: int, pages: int) -> None:
+    """Give back pages that the caller has taken: by making the address in their row, `at`, 0."""
+    n = load8(at, L_BYTES)
     fetch_add(s + AT_LARGE_BYTES, -n)
     hold = load8_acquire(at, L_HOLD)
     while not compare_exchange(at + AT_HOLD, hold, 0):
@@ -398,25 +410,59 @@ def free_large(s: int, ptr: int, size: int) -> int:
     else:
         unmap_pages(pages, n)
     free_any(load8(s, S_LARGE), my_heap(load8(s, S_LARGE)), ptr - load8(s, S_LARGE_BASE))
-    return int64(1)
 
 
 @kernel
-def resize_large(s: int, ptr: int, new: int) -> bool:
-    """Make large memory larger or smaller by moving its pages; not where an array in Python shows them."""
-    at = large_at(s, ptr, int64(0))
-    if at == 0 or new > MAX_BYTES or load8_acquire(at, L_HOLD) != 0:
-        return False
-    old, n = load8(at, L_BYTES), whole_pages(new)
-    if n != old:
-        pages = move_pages(load8(at, L_ADDRESS), old, n)
-        if pages == 0:
-            return False
-        store8(at, L_BYTES, n)
+def realloc_large(s: int, ptr: int, old: int, new: int) -> int:
+    """
+    `realloc` of large memory: its pages are taken, as by a free, and put back or given up; meanwhile all others are refused.
+
+    Moved by the system where that can be; pages that an array in Python shows are copied.
+    """
+    at = large_at(s, ptr, old)
+    pages = load8_acquire(at, L_ADDRESS) if at != 0 else int64(0)
+    if pages == 0 or not compare_exchange(at, pages, 0):
+        return int64(NULL)
+    is_mine = compare_exchange(at + AT_HOLD, 0, int64(MOVING))
+    n = load8(at, L_BYTES)
+    moved, size = pages, whole_pages(new)
+    if is_mine and LARGEST < new <= MAX_BYTES:
+        if size != n:
+            moved = move_pages(pages, n, size)
+        if moved != 0:
+            store8(at, L_BYTES, size)
+            store8(at, L_ASKED, new)
+            fetch_add(s + AT_LARGE_BYTES, size - n)
+            store8_release(at, L_HOLD, 0)
+            store8_release(at, L_ADDRESS, moved)
+            return ptr
+    if is_mine:
+        store8_release(at, L_HOLD, 0)
+    to = allocate(s, new)
+    if to == NULL:
         store8_release(at, L_ADDRESS, pages)
-        fetch_add(s + AT_LARGE_BYTES, n - old)
-    store8(at, L_ASKED, new)
-    return True
+        return int64(NULL)
+    copy_bytes(address(s, to, new), pages, min(old, new))
+    drop_large(s, ptr, at, pages)
+    return to
+
+
+@kernel
+def large_scratch(s: int, size: int) -> int:
+    """Return the address of zeroed scratch pages of a size; they grow, and the smaller ones stay: somebody may be using them."""
+    n = whole_pages(size)
+    while True:
+        at = load8_acquire(s + AT_SCRATCH, 0)
+        if at != 0 and load8(at, 0) >= n:
+            give_back(at + page_bytes, n)
+            return at + page_bytes
+        new = map_spare_pages(n + page_bytes)
+        if new == 0:
+            return int64(0)
+        store8(new, 0, n)
+        if compare_exchange(s + AT_SCRATCH, at, new):
+            return new + page_bytes
+        unmap_pages(new, n + page_bytes)
 
 
 @Entry
@@ -425,9 +471,10 @@ def hold_pages(s: int, ptr: int, size: int, number: int) -> int:
     at = large_at(s, ptr, size)
     if at == 0:
         return int64(0)
-    pages, n = load8_acquire(at, L_ADDRESS), load8(at, L_BYTES)
+    pages = load8_acquire(at, L_ADDRESS)
     if not compare_exchange(at + AT_HOLD, 0, number):
         return int64(0)
+    n = load8(at, L_BYTES)  # from here on no realloc changes it
     if fetch_add(at, 0) == pages:  # again, after the store above: a free at the same instant sees the number, or is seen
         return pages
     if not compare_exchange(at + AT_HOLD, number, 0) and pages != 0:

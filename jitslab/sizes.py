@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from . import _methods, classes, numa, raw
+from . import classes, numa, raw
 from ._os import Reservation, address_space_left, node_mask, page_bytes
 from .cache import SlabCache
 from .cast import as_integer
@@ -37,8 +37,9 @@ from .errors import (
     WrongSizeError,
 )
 from .layout import HEAPS, NULL, ROUNDS, ROUNDS_BYTES, SLAB_BYTES, record_stride, round_up
+from .names import naming
 from .raw import CLASS, GRANULE, LARGE, LARGEST, MAX_ALIGN, MAX_BYTES, MAX_CLASSES, NATURAL, SIZES
-from .sizetype import make_unbox, size_classes_type
+from .sizetype import size_classes_type
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -58,7 +59,6 @@ class _Base:
 
 _control_slot: Any = _Base.__dict__["_control"]
 delattr(_Base, "_control")  # nothing but this module sets it, and only once for each allocator
-make_unbox(_methods.HEAD)
 
 
 @dataclass(frozen=True)
@@ -178,9 +178,9 @@ class SizeClasses(_Base):
     capacity : int, optional
         Bytes of each class that can be live at once; without it 8 GiB, of classes above 1 KiB 16 GiB, or less where the
         address space is small.
-    policy, strict, nodes
-        Where the memory lies on a machine with several NUMA nodes, as of `SlabCache`.  Large memory of the local policy lies
-        where it is first written to.  With n nodes a class holds 1/(2 n) of the above on each.
+    policy, strict, nodes, keep_empty
+        Where the memory lies on a machine with several NUMA nodes, and whether empty slabs stay, as of `SlabCache`.  Large
+        memory of the local policy lies where it is first written to.  With n nodes a class holds 1/(2 n) of the above on each.
     observe : bool, default False
         Count the sizes that are asked for, for `tune`; it takes every operation through its slow path, some 10 ns.
 
@@ -222,9 +222,9 @@ class SizeClasses(_Base):
         "_map",
         "_name",
         "_numba_type_",
+        "_of_caches",
         "_owners",
         "_parts",
-        "_placed",
         "_placement",
         "_real",
         "_rows",
@@ -240,6 +240,7 @@ class SizeClasses(_Base):
         policy: str | int | Sequence[int] = "local",
         strict: bool = False,
         nodes: int | None = None,
+        keep_empty: bool = False,
     ) -> None:
         if hasattr(self, "_numba_type_"):
             raise SlabError(f"{self!r} is open already")
@@ -253,7 +254,7 @@ class SizeClasses(_Base):
             if not 1 <= capacity <= RESERVED:
                 raise CapacityError(f"capacity must be 1 .. {RESERVED} bytes, got {capacity}")
         self._name, self._capacity = name, capacity
-        self._placed: dict[str, Any] = {"policy": policy, "strict": strict, "nodes": nodes}
+        self._of_caches: dict[str, Any] = {"policy": policy, "strict": strict, "nodes": nodes, "keep_empty": keep_empty}
         self._placement = numa.resolve(policy, strict, nodes)
         self._make_block()
         try:
@@ -270,7 +271,7 @@ class SizeClasses(_Base):
         granules = LARGEST // GRANULE + 1
         memory = np.asarray(Reservation(raw.ZEROS_AT + raw.ZEROS, usable=True))
         self._address = int(memory.__array_interface__["data"][0])
-        large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, **self._placed)
+        large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, **self._of_caches)
         self._parts = _Parts(memory, self._address, large)
         self._caches = self._parts.caches
         self._bases: list[int] = [0]
@@ -332,7 +333,7 @@ class SizeClasses(_Base):
         ...     memory.address(ptr) % 256
         0
         """
-        if align is None and not zero:
+        if align is None and not zero and type(size) is int:
             try:
                 if 0 < size <= self._largest:
                     row = self._table[size + (GRANULE - 1) >> 3]
@@ -362,13 +363,14 @@ class SizeClasses(_Base):
         ClosedError
             After `close`.
         """
-        try:
-            if 0 < size <= LARGEST:
-                row = self._table[size + (GRANULE - 1) >> 3]
-                self._caches[row].free(ptr - self._bases[row])  # type: ignore[union-attr]  # row 0 is no size's
-                return
-        except (SlabError, TypeError, AttributeError):
-            self._need_opened()
+        if type(size) is int and type(ptr) is int:
+            try:
+                if 0 < size <= LARGEST:
+                    row = self._table[size + (GRANULE - 1) >> 3]
+                    self._caches[row].free(ptr - self._bases[row])  # type: ignore[union-attr]  # row 0 is no size's
+                    return
+            except (SlabError, TypeError, AttributeError):
+                self._need_opened()
         self._free_slow(ptr, size)
 
     def realloc(self, ptr: int, old_size: int, new_size: int) -> int:
@@ -478,14 +480,15 @@ class SizeClasses(_Base):
 
     def _pages(self, ptr: int, slot: int, size: int) -> _Pages:
         """Return the object that keeps the pages of large memory mapped; one for all arrays on them."""
-        owner = self._owners.get(ptr)
-        if owner is None:
-            number = next(_numbers)
-            pages = raw.hold_pages(self._address, ptr, size, number)
-            if pages == 0:
-                raise self._refusal(ptr, size)
-            owner = self._owners[ptr] = _Pages(self._parts, slot, number, pages, size)
-        return owner
+        with naming():
+            owner = self._owners.get(ptr)
+            if owner is None:
+                number = next(_numbers)
+                pages = raw.hold_pages(self._address, ptr, size, number)
+                if pages == 0:
+                    raise self._refusal(ptr, size)
+                owner = self._owners[ptr] = _Pages(self._parts, slot, number, pages, size)
+            return owner
 
     # --- Classes ---
 
@@ -494,7 +497,7 @@ class SizeClasses(_Base):
         return self._address + raw.ROWS + row * CLASS.itemsize
 
     def _use(self, table: list[tuple[int, int, bool]]) -> None:
-        """Have new memory come from the classes of a table of (low, high, whether for alignments only)."""
+        """Have new memory come from the classes of a table of (low, high, whether for alignments only), one thread at a time."""
         known = {int(row["high"]): i for i, row in enumerate(self._rows[: self._block["n_rows"]]) if i and not row["is_aligned"]}
         new = [each for each in table if each[2] or each[1] not in known]
         if len(new) + int(self._block["n_rows"]) > MAX_CLASSES:
@@ -521,7 +524,7 @@ class SizeClasses(_Base):
         """How many pieces of a class can be live at once, if there are slot numbers enough."""
         most = self._capacity
         if most is None:
-            most = min(RESERVED_SMALL if high < classes.ODD_FROM else RESERVED, max(address_space_left() // 1024, 1 << 20))
+            most = min(RESERVED_SMALL if high < classes.ODD_FROM else RESERVED, max(address_space_left() // 256, 1 << 20))
         return max(most // high, 1)
 
     @property
@@ -538,7 +541,7 @@ class SizeClasses(_Base):
         base = self._free_slots()[0]
         if capacity < 1:
             raise CacheFullError(f"allocator {self._name!r} has no slot numbers left for a class of {high} bytes")
-        cache = SlabCache(f"{self._name}-{high}", dtype, capacity=capacity, colouring=not is_aligned, **self._placed)
+        cache = SlabCache(f"{self._name}-{high}", dtype, capacity=capacity, colouring=not is_aligned, **self._of_caches)
         i = len(self._caches)
         self._caches.append(cache)
         self._bases.append(base)
@@ -557,11 +560,12 @@ class SizeClasses(_Base):
 
     def _aligned_row(self, high: int) -> int:
         """Return the row of the class for alignments, opened when it is first needed."""
-        for i, row in enumerate(self._rows[: self._block["n_rows"]]):
-            if row["is_aligned"] and row["high"] == high:
-                return i
-        self._use([(high - 1, high, True)])
-        return len(self._caches) - 1
+        with naming():
+            for i, row in enumerate(self._rows[: self._block["n_rows"]]):
+                if row["is_aligned"] and row["high"] == high:
+                    return i
+            self._use([(high - 1, high, True)])
+            return len(self._caches) - 1
 
     @property
     def table(self) -> tuple[int, ...]:
@@ -583,9 +587,10 @@ class SizeClasses(_Base):
 
     def _see_observed(self, value: bool) -> None:
         """Have every size go through the slow path, where it is counted; or none."""
-        self._block["observe"] = int(value)
-        self._map[:] = 0 if value else self._real
-        self._largest = 0 if value else LARGEST
+        with naming():
+            self._block["observe"] = int(value)
+            self._map[:] = 0 if value else self._real
+            self._largest = 0 if value else LARGEST
 
     def tune(self, sizes: Any = None, classes: int = 60) -> Tuning:
         """
@@ -606,7 +611,8 @@ class SizeClasses(_Base):
         Raises
         ------
         SizeError, SizeTypeError
-            If a size or `classes` is out of bounds, or no integer.
+            If a size or `classes` is out of bounds, or no integer; SizeError, too, if the new table does not fit: an
+            allocator has room for 255 classes in its life, those that were in force before among them.
 
         Notes
         -----
@@ -633,10 +639,11 @@ class SizeClasses(_Base):
         if most >= MAX_CLASSES:
             raise SizeError(f"a table has at most {MAX_CLASSES - 1} classes, got {most}")
         found = best_table(observed, counts, most)
-        before, after, fixed = (waste(table, observed, counts) for table in (self.table, found, fixed_table()))
-        is_better = bool(observed.size) and after < before
-        if is_better:
-            self._use([(low, high, False) for low, high in itertools.pairwise([0, *found])])
+        with naming():
+            before, after, fixed = (waste(table, observed, counts) for table in (self.table, found, fixed_table()))
+            is_better = bool(observed.size) and after < before
+            if is_better:
+                self._use([(low, high, False) for low, high in itertools.pairwise([0, *found])])
         return Tuning(tuple(found), before, after, fixed, int(counts.sum()), is_better)
 
     def observed(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -10,15 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 from numba import types
-from numba.core import cgutils
 from numba.core.errors import NumbaTypeError
-from numba.core.imputils import lower_constant
-from numba.extending import NativeValue, make_attribute_wrapper, models, overload_method, register_model, unbox
+from numba.extending import overload_method
 from numba.np.arrayobj import populate_array
 
 from . import raw
-from ._native import I64, PTR, call_table, int64, intrinsic, kernel
-from .compiled import HEAD, _plain
+from ._native import I64, call_table, int64, intrinsic, kernel
+from .blocktype import register
+from .compiled import _plain
 from .layout import SOURCE_HASH
 
 F_REALLOC = raw.F_REALLOC
@@ -34,45 +33,7 @@ class SizeClassesType(types.Type):  # type: ignore[misc]  # numba has no types
 size_classes_type = SizeClassesType()
 
 
-@register_model(SizeClassesType)
-class _SizeClassesModel(models.StructModel):  # type: ignore[misc]  # numba has no types
-    def __init__(self, manager: Any, allocator: SizeClassesType) -> None:
-        super().__init__(manager, allocator, [("ptr", types.int64)])
-
-
-make_attribute_wrapper(SizeClassesType, "ptr", "_ptr")
-
-
-def make_unbox(slot_offset: int) -> None:
-    """Unbox an allocator by two loads: the object's slot at `slot_offset` holds an ndarray, its data is the block."""
-
-    @unbox(SizeClassesType)
-    def unbox_allocator(typ: SizeClassesType, obj: Any, c: Any) -> NativeValue:
-        builder = c.builder
-        at = builder.gep(builder.bitcast(obj, PTR), [I64(slot_offset)])
-        array = builder.load(builder.bitcast(at, PTR.as_pointer()))
-        struct = cgutils.create_struct_proxy(typ)(c.context, builder)
-        is_missing = cgutils.is_null(builder, array)
-        with builder.if_else(is_missing) as (missing, present):
-            with missing:
-                c.pyapi.err_set_string("PyExc_ValueError", "this allocator was never opened")
-            with present:
-                data = builder.bitcast(builder.gep(array, [I64(HEAD)]), I64.as_pointer())
-                struct.ptr = builder.load(data)
-        return NativeValue(struct._getvalue(), is_error=is_missing)
-
-
-_constants: list[Any] = []  # allocators that compiled code has as globals: never dropped
-
-
-@lower_constant(SizeClassesType)
-def allocator_constant(context: Any, builder: Any, typ: SizeClassesType, allocator: Any) -> Any:
-    """Lower an allocator that is a global of the function; its address is dynamic, so Numba does not save that function."""
-    _constants.append(allocator)
-    struct = cgutils.create_struct_proxy(typ)(context, builder)
-    pointer = context.add_dynamic_addr(builder, allocator._address, info="jitslab.SizeClasses")
-    struct.ptr = builder.ptrtoint(pointer, I64)
-    return struct._getvalue()
+register(SizeClassesType, "SlabAllocator")
 
 
 @intrinsic

@@ -274,7 +274,7 @@ def test_initialize_twice(default):
         refused(jitslab.ConflictError, text, jitslab.initialize, **options)
     refused(
         jitslab.OptionError,
-        "there is no option 'sise'; the options of a cache: capacity, colouring, init, policy, strict, nodes",
+        "there is no option 'sise'; the options of a cache: capacity, colouring, init, policy, strict, nodes, keep_empty",
         jitslab.initialize,
         sise=5,
     )
@@ -502,3 +502,14 @@ with guard:
 assert jitslab.default_manager().report().count == 0
 """
     assert "" == run_to_exit(program)
+
+
+def test_equal_options_are_the_same_however_they_are_spelt():
+    """A list and a tuple, a default that is given and one that is not."""
+    jitslab.shutdown()
+    manager = jitslab.initialize(policy=[0])
+    assert jitslab.initialize(policy=(0,), capacity=None) is manager
+    with pytest.raises(jitslab.ConflictError):
+        jitslab.initialize(policy=[0], capacity=5)
+    jitslab.shutdown()
+    jitslab.initialize()

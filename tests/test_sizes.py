@@ -557,7 +557,7 @@ def test_compiled_code_is_answered_where_python_raises(memory):
     memory.view(live, 100)[:] = 8
     memory.free(stale, 100)
 
-    assert misuse(memory, live, stale) == ([0] * 12, 100, 0)
+    assert misuse(memory, live, stale) == ([0] * 12, 100, LARGE)
     assert memory.view(live, 100).sum() == 800
     for _ in range(2):
         with pytest.raises(jitslab.FaultError):
@@ -717,6 +717,148 @@ def test_wrong_placement_of_memory_is_refused():
     """By the error of caches, before anything is made."""
     with pytest.raises(jitslab.NodeError, match="nodes must be 1 .. 64 simulated nodes"):
         SizeClasses("wrong", nodes=65)
+
+
+# --- What went wrong once ---
+
+
+def at_once(*works):
+    """Run functions at the same instant, each in a thread; returns what they answered, or the class of what they raised."""
+    barrier, answers = threading.Barrier(len(works)), [None] * len(works)
+
+    def run(i, work):
+        barrier.wait()
+        try:
+            answers[i] = work()
+        except jitslab.SlabError as error:
+            answers[i] = type(error)
+
+    threads = [threading.Thread(target=run, args=each) for each in enumerate(works)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def assert_classes_are_apart(memory):
+    """No two classes have a slot number in common."""
+    rows = memory._rows[1 : int(memory._block["n_rows"])]
+    order = np.argsort(rows["base"])
+    assert (rows["base"][order][1:] >= rows["end"][order][:-1]).all()
+    assert len(memory._caches) == int(memory._block["n_rows"])
+
+
+def test_classes_that_threads_open_at_once_are_apart():
+    """First uses of alignments, and tables, from several threads."""
+    for _ in range(3):
+        with SizeClasses("racing") as memory:
+            aligns = [32, 64, 128, 256, 512, 1024]
+            ptrs = at_once(*(lambda a=a: memory.allocate(300, align=a) for a in aligns))
+            for ptr, align in zip(ptrs, aligns, strict=True):
+                assert memory.address(ptr) % align == 0
+                memory.view(ptr, 300)[:] = 1
+            at_once(
+                lambda: memory.tune([1030] * 50, 30), lambda: memory.tune([2050] * 50, 40), lambda: memory.tune([70, 700], 20)
+            )
+            assert_classes_are_apart(memory)
+            for ptr in ptrs:
+                memory.free(ptr, 300)
+            memory.check()
+
+
+@njit(nogil=True)
+def realloc_in_kernel(memory, ptr, old, new):
+    """Change a size without the GIL."""
+    return memory.realloc(ptr, old, new)
+
+
+@njit(nogil=True)
+def free_in_kernel(memory, ptr, size):
+    """Free without the GIL."""
+    return memory.free(ptr, size)
+
+
+@pytest.mark.parametrize("race", ["two frees", "free and realloc", "two reallocs", "realloc and view", "free and view"])
+def test_one_of_two_has_large_memory(race):
+    """Frees, reallocs and views of the same pages at the same instant: one wins, nothing is lost, nothing crashes."""
+
+    def show(memory, ptr):
+        view = memory.view(ptr, LARGE)
+        view[::4096] = 1
+        return view
+
+    with SizeClasses("race") as memory:
+        free_in_kernel(memory, realloc_in_kernel(memory, memory.allocate(LARGE), LARGE, 2 * LARGE), 2 * LARGE)
+
+        def free(ptr):
+            return lambda: free_in_kernel(memory, ptr, LARGE)
+
+        def realloc(ptr, times):
+            return lambda: realloc_in_kernel(memory, ptr, LARGE, times * LARGE)
+
+        for _ in range(300):
+            ptr = memory.allocate(LARGE)
+            works = {
+                "two frees": (free(ptr), free(ptr)),
+                "free and realloc": (free(ptr), realloc(ptr, 30)),
+                "two reallocs": (realloc(ptr, 20), realloc(ptr, 30)),
+                "realloc and view": (realloc(ptr, 30), lambda ptr=ptr: show(memory, ptr)),
+                "free and view": (free(ptr), lambda ptr=ptr: show(memory, ptr)),
+            }
+            answers = at_once(*works[race])
+            if "view" not in race:
+                assert sum(bool(answer) for answer in answers) == 1
+            del answers
+            left = memory.live().tolist()
+            assert len(left) == len(memory) <= 1
+            for ptr in left:
+                assert any(free_in_kernel(memory, ptr, times * LARGE) for times in (1, 20, 30))
+        gc.collect()
+        assert int(memory._block["large_bytes"]) == 0
+        memory.check()
+
+
+@pytest.mark.parametrize("size", [100, 2_000_000, 0, -5])
+def test_bytes_of_a_refused_ptr_are_scratch(size):
+    """Whatever the size; what is no size has no bytes."""
+    program = (
+        "import numba, jitslab\n"
+        "m = jitslab.SlabAllocator('m')\n"
+        f"p = m.allocate({max(size, 1)}); m.free(p, {max(size, 1)})\n"
+        "@numba.njit\n"
+        "def use(m, p, size):\n"
+        "    b = m.bytes(p, size)\n"
+        "    for i in range(b.size): b[i] = 7\n"
+        "    c = m.bytes(p, size)\n"
+        "    return b.size, numba.int64(c.sum() if size < 1000 else 0)\n"
+        f"print(use(m, p, {size}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout) == (0, f"({max(size, 0)}, 0)\n")
+
+
+def test_wrong_sizes_are_refused_in_compiled_code(memory):
+    """Zero and negative ones, too, of small and of large memory."""
+    for size in (1, 100, 1 << 20, LARGE):
+        ptr = memory.allocate(size)
+        for wrong in (0, -1, 5000, 3000, 1 << 40, (1 << 63) - 1, LARGE + 1):
+            assert not free_in_kernel(memory, ptr, wrong)
+        assert free_in_kernel(memory, ptr, size)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64])
+def test_numbers_of_numpy_are_sizes(memory, kind):
+    """At their largest, too, where they would wrap: as ints are."""
+    size = min(int(np.iinfo(kind).max), 1 << 22)
+    ptr = memory.allocate(kind(size))
+    memory.view(ptr, size)[:] = 1
+    memory.free(np.int64(ptr), kind(size))
+    with pytest.raises(jitslab.HandleError):
+        memory.free(kind(1), 64)
+    with pytest.raises(jitslab.SizeTypeError):
+        memory.allocate(np.array([64, 64]))
 
 
 # --- A model beside it ---

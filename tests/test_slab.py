@@ -145,6 +145,18 @@ def test_working_set_is_kept_and_the_surplus_goes_back():
         cache.check()
 
 
+def test_empty_slabs_can_be_kept():
+    """Nothing goes back by itself; `shrink` still gives it back."""
+    with jitslab.SlabCache("kept", LINE, capacity=200_000, keep_empty=True) as cache:
+        cache.free_many(cache.alloc_many(150_000))
+        for _ in range(8000):
+            cache.free_many(cache.alloc_many(200))
+
+        assert int(Inside(cache).control["released"]) == 0
+        assert cache.shrink() > 100
+        cache.check()
+
+
 def test_ten_thousand_caches():
     """10,000 caches are open at once, within the system's limit of mappings, and each works."""
     program = """

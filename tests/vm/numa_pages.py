@@ -11,7 +11,20 @@ import threading
 import numpy as np
 import pytest
 from numba import njit
-from pages import HUGE, INTERLEAVE, PAGE, PREFERRED, Mapping, cpus_of, free_memory, full, node_of, nodes_of_pages, on_node
+from pages import (
+    HUGE,
+    INTERLEAVE,
+    PAGE,
+    PREFERRED,
+    Mapping,
+    cpus_of,
+    free_memory,
+    full,
+    node_of,
+    nodes_of_pages,
+    nodes_of_range,
+    on_node,
+)
 
 import jitslab
 
@@ -291,7 +304,57 @@ def test_records_of_a_thread_that_moved_lie_on_its_new_node():
         cache.check()
 
 
+def write_raw(memory, sizes):
+    """Allocate memory of the sizes and write to all of it; returns the ptrs."""
+    ptrs = [memory.allocate(size) for size in sizes]
+    for ptr, size in zip(ptrs, sizes, strict=True):
+        memory.view(ptr, size)[:] = 1
+    return ptrs
+
+
+RAW = [64, 100, 1000, 5000, 70_000, 3 << 20] * 20
+
+
+def assert_raw_on(node, memory, ptrs):
+    """The pages of all of this memory lie on `node`."""
+    for ptr, size in zip(ptrs, RAW, strict=True):
+        assert {node} == set(nodes_of_range(memory.address(ptr), size).tolist())
+
+
+def test_raw_memory_lies_on_the_node_of_the_thread():
+    """Of all size classes, and above; after it was freed on the other node, too."""
+    with jitslab.SlabAllocator("raw") as memory:
+        for _ in range(2):
+            for node in (0, 1):
+
+                def work(node=node):
+                    with on_node(node):
+                        return write_raw(memory, RAW)
+
+                ptrs = in_thread(work)
+                assert_raw_on(node, memory, ptrs)
+
+                def free(node=node, ptrs=ptrs):
+                    with on_node(1 - node):
+                        for ptr, size in zip(ptrs, RAW, strict=True):
+                            memory.free(ptr, size)
+
+                in_thread(free)
+        memory.check()
+
+
+@pytest.mark.parametrize("node", [2, 3])
+def test_raw_memory_lies_on_the_node_asked_for(node):
+    """Classes and large memory, on nodes without CPUs."""
+    with jitslab.SlabAllocator("raw", policy=node) as memory, on_node(1):
+        assert_raw_on(node, memory, write_raw(memory, RAW))
+
+
 if __name__ == "__main__":
     jitslab.warmup()
+    with jitslab.SlabAllocator("raw") as raw:
+        for p, size in zip(write_raw(raw, RAW), RAW, strict=True):
+            raw.free(p, size)
+        raw.check()
     with jitslab.SlabCache("points", POINT) as points:
         empty(points, take(points))
