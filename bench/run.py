@@ -159,11 +159,11 @@ def main() -> None:
     parser.add_argument("--from-results", action="store_true", help="measure nothing: from the results that are there")
     chosen = parser.parse_args()
     sizes = SMOKE if chosen.smoke else QUICK if chosen.quick else FULL
-    for path in chosen.traces or ():
-        try:
+    try:
+        for path in chosen.traces or ():
             traces.load(str(path.resolve()))
-        except (SlabError, OSError) as error:
-            parser.error(f"--traces: {error}")
+    except (SlabError, OSError) as error:
+        parser.error(f"--traces: {error}")
     if chosen.traces:
         os.environ["JITSLAB_TRACES"] = os.pathsep.join(str(path.resolve()) for path in chosen.traces)
     console, start = Console(), time.perf_counter()
