@@ -505,6 +505,9 @@ class SizeClasses(_Base):
         room = self._free_slots()[1]
         room = int(room * (0.9 if len(new) > 1 else 0.1)) // self._spread - sum(spare(high) for _, high, _ in new)
         share = min(1.0, room / sum(self._wanted(high) for _, high, _ in new)) if new else 1.0
+        for _, high, _ in new:
+            if int(self._wanted(high) * share) < 1:
+                raise CacheFullError(f"allocator {self._name!r} has no slot numbers left for a class of {high} bytes")
         for low, high, is_aligned in new:
             row = self._make_row(low, high, is_aligned, share)
             if not is_aligned:
@@ -537,10 +540,8 @@ class SizeClasses(_Base):
         """Open the cache of a class with its share of the slots that it wants; returns its row."""
         dtype = np.dtype([("bytes", "u1", (high,))])
         stride = record_stride(dtype, not is_aligned)
-        capacity = int(self._wanted(high) * share)
+        capacity = max(int(self._wanted(high) * share), 1)
         base = self._free_slots()[0]
-        if capacity < 1:
-            raise CacheFullError(f"allocator {self._name!r} has no slot numbers left for a class of {high} bytes")
         cache = SlabCache(f"{self._name}-{high}", dtype, capacity=capacity, colouring=not is_aligned, **self._of_caches)
         i = len(self._caches)
         self._caches.append(cache)
@@ -613,6 +614,8 @@ class SizeClasses(_Base):
         SizeError, SizeTypeError
             If a size or `classes` is out of bounds, or no integer; SizeError, too, if the new table does not fit: an
             allocator has room for 255 classes in its life, those that were in force before among them.
+        CacheFullError
+            If there are no slot numbers left for new classes; nothing was changed.
 
         Notes
         -----
