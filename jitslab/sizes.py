@@ -502,8 +502,8 @@ class SizeClasses(_Base):
         new = [each for each in table if each[2] or each[1] not in known]
         if len(new) + int(self._block["n_rows"]) > MAX_CLASSES:
             raise SizeError(f"allocator {self._name!r} cannot have more than {MAX_CLASSES - 1} classes, old ones among them")
-        room = self._free_slots()[1]
-        room = int(room * (0.9 if len(new) > 1 else 0.1)) // self._spread - sum(spare(high) for _, high, _ in new)
+        part = 0.9 if self._block["n_rows"] == 1 else 0.3 if len(new) > 1 else 0.1  # of the slot numbers that are left
+        room = int(self._free_slots()[1] * part) // self._spread - sum(spare(high) for _, high, _ in new)
         share = min(1.0, room / sum(self._wanted(high) for _, high, _ in new)) if new else 1.0
         for _, high, _ in new:
             if int(self._wanted(high) * share) < 1:
