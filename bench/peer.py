@@ -28,6 +28,7 @@ from measure import RECORD, SIZES, Case, Row, Sizes, Table, speed_ratio
 
 PACKAGES = {"mimalloc": "libmimalloc2.0", "jemalloc": "libjemalloc2", "tcmalloc_minimal": "libtcmalloc-minimal4"}
 ALLOCATORS = ("mimalloc", "jemalloc", "tcmalloc_minimal", "glibc")
+SNMALLOC = "snmallocshim"  # the library that it preloads
 SPARE = 100
 
 
@@ -39,15 +40,17 @@ def library(allocator: str) -> str:
         return str(found[0])
     if name := ctypes.util.find_library(allocator):
         return name
+    if allocator not in PACKAGES:
+        raise measure.SkippedError(f"not installed, and no package of Debian 12: lib{allocator}.so in {folder} would be measured")
     raise measure.SkippedError(f"not installed: apt install {PACKAGES[allocator]}")
 
 
-def run_with(allocator: str, size: str) -> list[dict[str, Any]]:
-    """Return the rows of an allocator, measured in a new process."""
+def run_with(allocator: str, size: str, script: str = __file__) -> list[dict[str, Any]]:
+    """Return the rows of an allocator, measured in a new process by this file or another."""
     environment = dict(os.environ)
     if allocator != "glibc":
         environment["LD_PRELOAD"] = library(allocator)
-    command = [sys.executable, str(Path(__file__)), size]
+    command = [sys.executable, str(Path(script)), size]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     answer = json.loads(done.stdout)
     if allocator != "glibc" and not any(f"lib{allocator}" in name for name in answer["libraries"]):

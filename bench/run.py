@@ -28,11 +28,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+import bench_kernels
 import jitslab
 import peer
 from measure import FULL, QUICK, SMOKE, Sizes, SkippedError, measure
 
-SUITES = ("alloc", "peers", "threads", "nodes", "python", "guard", "access", "start", "replay", "sizes")
+SUITES = ("alloc", "peers", "threads", "nodes", "python", "guard", "access", "start", "replay", "sizes", "kernels")
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 
@@ -55,10 +56,11 @@ def machine() -> dict[str, Any]:
 def rows_of(suite: str, sizes: Sizes, console: Console) -> list[dict[str, Any]]:
     """Measure a suite; shows every row as it is there."""
     found: list[dict[str, Any]] = []
-    if suite == "peers":
-        for allocator in peer.ALLOCATORS:
+    if suite in ("peers", "kernels"):
+        script = peer if suite == "peers" else bench_kernels
+        for allocator in script.ALLOCATORS:
             try:
-                rows = peer.run_with(allocator, sizes.name)
+                rows = peer.run_with(allocator, sizes.name, str(script.__file__))
             except SkippedError as why:
                 console.print(f"{allocator} skipped: {why}")
                 continue
@@ -85,6 +87,18 @@ def show(row: dict[str, Any], console: Console) -> None:
         console.print(
             f"  {escape(figure['figure'])}: {shown(figure)} (by rounds {figure['of_rounds']:.2f}); {wanted(figure)} {mark}"
         )
+    show_more(row, console)
+
+
+def show_more(row: dict[str, Any], console: Console) -> None:
+    """Print what a row of the stress loops has beside its times."""
+    for text, unit in (("latency", "ns"), ("memory", "MiB")):
+        found = row.get(text)
+        if not found:
+            continue
+        sides = {side: values for side, values in found.items() if isinstance(values, dict)}
+        parts = [f"{side} " + ", ".join(f"{name} {n:.4g}" for name, n in values.items()) for side, values in sides.items()]
+        console.print(f"  {text}{' of ' + found['lap'] if 'lap' in found else ''}, {unit}: {escape('; '.join(parts))}")
 
 
 def shown(figure: dict[str, Any]) -> str:
