@@ -1,9 +1,10 @@
 """
 The stress loops of allocators' own benchmarks, over C allocators and over jitslab: throughput, latency, memory; 1 and 2 threads.
 
-Each C allocator runs in a process of its own, as in `peer.py`, beside jitslab in the same process: a `SlabCache` where a loop has
-one size, a `SlabAllocator` where sizes vary.  As a script: the rows of the process's own `malloc`, as JSON.  Shapes and parameters
-are those of mimalloc-bench and Ralloc, the number of turns scaled down; the loops are in `kernels.py`.
+Each C allocator runs in a process of its own, as in `peer.py`, beside jitslab in the same process: a `SlabCache` where a loop
+has one size, a `SlabAllocator` where sizes vary.  As a script: the rows of the process's own `malloc`, as JSON.
+
+Shapes and parameters are those of mimalloc-bench and Ralloc, the number of turns scaled down; the loops are in `kernels.py`.
 """
 
 from __future__ import annotations
