@@ -30,6 +30,7 @@ from measure import RECORD, SIZES, Case, Row, Sizes, Table, speed_ratio
 
 PACKAGES = {"mimalloc": "libmimalloc2.0", "jemalloc": "libjemalloc2", "tcmalloc_minimal": "libtcmalloc-minimal4"}
 ALLOCATORS = ("mimalloc", "jemalloc", "tcmalloc_minimal", "glibc")
+SNMALLOC = "snmallocshim"  # the library that it preloads
 SPARE = 100
 
 
@@ -41,6 +42,8 @@ def library(allocator: str) -> str:
         return str(found[0])
     if name := ctypes.util.find_library(allocator):
         return name
+    if allocator not in PACKAGES:
+        raise measure.SkippedError(f"not installed, and no package of Debian 12: lib{allocator}.so in {folder} would be measured")
     raise measure.SkippedError(f"not installed: apt install {PACKAGES[allocator]}")
 
 
@@ -223,6 +226,9 @@ def table(sizes: Sizes) -> Table:
 if __name__ == "__main__":
     assert threading.active_count() == 1
     chosen = SIZES[sys.argv[1]]
-    rows = getattr(importlib.import_module(sys.argv[2]), sys.argv[3])(chosen)
-    measured = [measure.measure(operation, row, chosen).as_json() for operation, row in rows.items()]
+    found = getattr(importlib.import_module(sys.argv[2]), sys.argv[3])(chosen)
+    if isinstance(found, dict):  # a table; else rows that are measured already
+        measured = [measure.measure(operation, row, chosen).as_json() for operation, row in found.items()]
+    else:
+        measured = list(found)
     sys.stdout.write(json.dumps({"libraries": loaded_libraries(), "rows": measured}))

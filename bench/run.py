@@ -50,10 +50,12 @@ SUITES = (
     "memory",
     "bulk",
     "containers",
+    "kernels",
 )
 BESIDE_MALLOC = {
     "peers": ("peer", "table"),
     "replay": ("bench_replay", "beside_malloc"),
+    "kernels": ("bench_kernels", "rows"),
 }  # suites that are measured in a process for each C allocator: the module and its function
 IN_README = {
     charts.SUMMARY: "How many times as fast as each alternative",
@@ -66,7 +68,7 @@ def measured(suite: str, sizes: Sizes, console: Console) -> Content:
     """Measure a suite, showing every row as it is there; returns its results."""
     content: Content = {"suite": suite, "sizes": sizes.name, "machine": hardware.describe(), "rows": [], "skipped": {}}
     if suite in BESIDE_MALLOC:
-        for allocator in peer.ALLOCATORS:
+        for allocator in (*peer.ALLOCATORS, peer.SNMALLOC):
             try:
                 rows = peer.run_with(allocator, sizes.name, *BESIDE_MALLOC[suite])
             except SkippedError as why:
@@ -76,7 +78,7 @@ def measured(suite: str, sizes: Sizes, console: Console) -> Content:
             for row in rows:
                 content["rows"].append(row)
                 show(row, console)
-    if suite == "peers":  # all of them are beside malloc
+    if suite in ("peers", "kernels"):  # all of them are beside malloc
         return content
     module = importlib.import_module(f"bench_{suite}")
     for operation, row in module.table(sizes).items():
@@ -96,6 +98,12 @@ def show(row: dict[str, Any], console: Console) -> None:
     for figure in row["figures"]:
         text = f"{escape(figure['figure'])}: {shown(figure)} (by rounds {number(figure['of_rounds'])}); {wanted(figure)}"
         console.print(f"  {text} {MARKS[figure['met']]}")
+    for text, unit in (("latency", "ns"), ("memory", "MiB")):  # of the stress loops
+        found = row.get(text) or {}
+        sides = {side: values for side, values in found.items() if isinstance(values, dict)}
+        parts = [f"{side} " + ", ".join(f"{name} {n:.4g}" for name, n in values.items()) for side, values in sides.items()]
+        if parts:
+            console.print(f"  {text}{' of ' + found['lap'] if 'lap' in found else ''}, {unit}: {escape('; '.join(parts))}")
 
 
 def as_text(content: Content) -> str:
