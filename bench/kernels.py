@@ -72,8 +72,7 @@ def give_to_malloc(ref):
 @njit
 def take_by_size(heap, size):
     """Take memory by size."""
-    ref = heap.allocate(size)
-    return ref, heap.address(ref, size)
+    return heap.new(size)
 
 
 @njit

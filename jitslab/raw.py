@@ -163,7 +163,7 @@ def allocate_at(s: int, size: int) -> Any:
     return ptr, address(s, ptr, size) if ptr != NULL else int64(0)
 
 
-@kernel
+@inlined
 def release(s: int, ptr: int, size: int) -> bool:
     """Free memory; False, and nothing changed, if the ptr is refused or is of another size."""
     if likely(0 < size <= LARGEST):

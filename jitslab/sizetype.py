@@ -75,6 +75,13 @@ def SizeClasses_allocate(alloc: Any, size: Any) -> Callable[..., Any]:
     return lambda alloc, size: raw.allocate(alloc._ptr, int64(size))
 
 
+@method("new")
+def SizeClasses_new(alloc: Any, size: Any) -> Callable[..., Any]:
+    """Memory of a size: (its ptr, its address), which needs no second look-up; (NULL, 0) if there is none."""
+    need_integers("new(size)", size)
+    return lambda alloc, size: raw.allocate_at(alloc._ptr, int64(size))
+
+
 @method("free")
 def SizeClasses_free(alloc: Any, ptr: Any, size: Any) -> Callable[..., Any]:
     """Free memory; False if the ptr is refused."""

@@ -839,6 +839,23 @@ def test_bytes_of_a_refused_ptr_are_scratch(size):
     assert (done.returncode, done.stdout) == (0, f"({max(size, 0)}, 0)\n")
 
 
+@njit
+def new_of(memory, size):
+    """A ptr and its address; and its address again."""
+    ptr, at = memory.new(size)
+    return ptr, at, memory.address(ptr, size)
+
+
+def test_new_gives_the_address_with_the_ptr(memory):
+    """Of small and large memory; nothing of what is no size."""
+    for size in (1, 100, 5000, LARGEST, LARGE):
+        ptr, at, again = new_of(memory, size)
+        assert at == again == memory.address(ptr)
+        memory.free(ptr, size)
+    for size in (0, -1, 1 << 60):
+        assert new_of(memory, size) == (NULL, 0, 0)
+
+
 def test_wrong_sizes_are_refused_in_compiled_code(memory):
     """Zero and negative ones, too, of small and of large memory."""
     for size in (1, 100, 1 << 20, LARGE):
