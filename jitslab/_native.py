@@ -418,6 +418,16 @@ def popcount(typing: Any, x: Any) -> Any:
     return types.int64(types.int64), emit
 
 
+@intrinsic
+def mixed(typing: Any, x: Any) -> Any:
+    """`x * MIX`, wrapping: Numba's own product of signed numbers would have no meaning where it overflows."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.mul(args[0], I64(MIX))
+
+    return types.int64(types.int64), emit
+
+
 @literal_intrinsic
 def shift_right(typing: Any, x: Any, n: Any) -> Any:
     """`x >> n` of the bits, as an int64 that LLVM knows not to be negative."""

@@ -15,7 +15,6 @@ from numba import types
 
 from . import raw
 from ._native import (
-    MIX,
     Entry,
     frozen,
     heap_address,
@@ -27,6 +26,7 @@ from ._native import (
     load8,
     load8_acquire,
     load8_relaxed,
+    mixed,
     my_heap,
     pause,
     store1,
@@ -54,7 +54,7 @@ _free = _external("free", types.void(types.int64))
 @kernel
 def write_stamp(at: int, width: int, obj: int) -> None:
     """Stamp a record with its object's number, spread over all bits."""
-    stamp = (obj + 1) * MIX
+    stamp = mixed(obj + 1)
     if width == 8:
         store8(at, 0, stamp)
     elif width == 4:
@@ -66,7 +66,7 @@ def write_stamp(at: int, width: int, obj: int) -> None:
 @kernel
 def has_stamp(at: int, width: int, obj: int) -> bool:
     """Whether a record still has its stamp."""
-    stamp = (obj + 1) * MIX
+    stamp = mixed(obj + 1)
     if width == 8:
         return bool(load8(at, 0) == stamp)
     if width == 4:

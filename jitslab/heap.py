@@ -13,7 +13,6 @@ import numpy as np
 
 from ._native import (
     HASH_SHIFT,
-    MIX,
     Entry,
     advance,
     call_table,
@@ -32,6 +31,7 @@ from ._native import (
     load4_relaxed,
     load8_acquire,
     lowest_bit,
+    mixed,
     process_at,
     shift_right,
     slow,
@@ -573,7 +573,7 @@ def claim(c: int, me: int) -> int:
         if load8_acquire(at, 0) == me:
             return at
         row = next_claimed(c, row + 1)
-    row = shift_right(me * MIX, HASH_SHIFT)
+    row = shift_right(mixed(me), HASH_SHIFT)
     for _ in range(HEAPS):
         at = frozen(c, C_HEAPS) + row * HEAP_BYTES
         if control.closed == 0 and load8_acquire(at, 0) == 0 and compare_exchange(at, 0, me):

@@ -21,7 +21,6 @@ from typing import Any
 from . import _os
 from ._native import (
     HASH_SHIFT,
-    MIX,
     Entry,
     call_table,
     compare_exchange,
@@ -36,6 +35,7 @@ from ._native import (
     load8,
     load8_acquire,
     load8_relaxed,
+    mixed,
     my_heap,
     shift_right,
     slow,
@@ -126,7 +126,7 @@ ZEROS = HEAPS * HEAP_BYTES  # bytes of zeros where row 0 has its heaps
 @kernel
 def own_heap(row: int) -> int:
     """Where the calling thread's heap of a class stands, if nobody else's does."""
-    return load8(row, K_HEAPS) + shift_right(thread_pointer() * MIX, HASH_SHIFT) * HEAP_BYTES
+    return load8(row, K_HEAPS) + shift_right(mixed(thread_pointer()), HASH_SHIFT) * HEAP_BYTES
 
 
 @kernel
