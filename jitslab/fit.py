@@ -51,6 +51,14 @@ def out_of_range(value: Any, dtype: np.dtype[Any], name: str) -> FieldRangeError
     return FieldRangeError(f"field {name!r} takes {description(dtype)}, got {reprlib.repr(value)}")
 
 
+def pack(value: Any, dtype: np.dtype[Any], name: str, shape: tuple[int, ...] = ()) -> Any:
+    """Return a value as a contiguous array of its own, byte for byte what a field of that dtype holds; arguments as of `fit`."""
+    base, own = dtype.subdtype or (dtype, ())
+    out = np.zeros(shape + own, base)
+    out[...] = fit(value, dtype, name, shape)
+    return out
+
+
 def fit(value: Any, dtype: np.dtype[Any], name: str, shape: tuple[int, ...] = ()) -> Any:
     """
     Return a value as exactly what a field holds.

@@ -822,6 +822,140 @@ def test_everything_here_holds_without_c_methods():
     assert re.search(r"\[100%\]", run_python(text))
 
 
+# --- What happens while a value is converted, or read ---
+
+SLOW_VALUES = {"count": 666, "tag": b"evil", "when": np.datetime64("2020-01-01"), "header": [6] * 4, "parts": (6, 6.0)}
+
+
+class Evil:
+    """An array that does something when it is looked at."""
+
+    def __init__(self, value, dtype, act):
+        self.value, self.dtype_wanted, self.act = value, dtype, act
+
+    def __array__(self, dtype=None, copy=None):
+        """Act, then be the array."""
+        self.act()
+        return np.array(self.value, self.dtype_wanted)
+
+
+def evil(field, value, act):
+    """Return a value of a field that does something when it is converted; of a record, its first part does."""
+    return (Evil(value[0], "i2", act), value[1]) if field == "parts" else Evil(value, PACKET[field].base, act)
+
+
+@pytest.fixture
+def others(cache):
+    """Return a function that frees something, and takes records in its place: it returns them, and what they held."""
+
+    def swap(free, n=1):
+        free()
+        handles = cache.alloc_many(n)
+        swap.taken = handles, cache.gather(handles).tobytes()
+
+    yield swap
+    handles, held = swap.taken
+    assert held == cache.gather(handles).tobytes()
+
+
+@pytest.mark.parametrize("field", SLOW_VALUES)
+def test_record_freed_while_a_value_is_converted_is_not_written(cache, others, field):
+    """The value's own code frees the record, and its slot is another's: that one is not touched."""
+    it = cache.allocate()
+    value = evil(field, SLOW_VALUES[field], lambda: others(it.free))
+
+    refused(jitslab.StaleHandleError, gone(), setattr, it, field, value)
+
+
+def test_nested_record_freed_while_a_value_is_converted_is_not_written(cache, others):
+    """Nor through a view, nor when another frees it by its handle."""
+    it = cache.allocate()
+    handle, deep = it.handle, it.at.deep
+    with pytest.raises(jitslab.StaleHandleError, match="is live again"):
+        deep.n = Evil(666, "i8", lambda: others(lambda: cache.free(handle)))
+
+
+@pytest.mark.parametrize("field", SLOW_VALUES)
+def test_batch_freed_while_values_are_converted_is_not_written(cache, others, field):
+    """All freed, or the last of them: none is written, and no other record."""
+    batch = cache.allocate_many(3)
+    value = evil(field, SLOW_VALUES[field], lambda: others(batch.free, 3))
+    text = "this batch of cache 'packets' has no records any more: freed"
+    refused(jitslab.StaleHandleError, text, setattr, batch, field, value)
+
+
+def test_batch_that_is_torn_while_values_are_converted_is_not_written(cache, others):
+    """One of it freed by another, its slot taken anew: the other two are not written either."""
+    batch = cache.allocate_many(3)
+    batch.count = 1
+    handles = batch.handles.tolist()
+    with pytest.raises(jitslab.StaleHandleError) as caught:
+        batch.count = Evil([6] * 3, "i8", lambda: others(lambda: cache.free(handles[2])))
+    assert (2,) == caught.value.positions
+    assert [1, 1] == cache.gather(handles[:2])["count"].tolist()
+
+    again = cache.allocate_many(3)
+    handles = again.handles.tolist()
+    record = again.records[0].item()
+    value = dict(zip(PACKET.names, record, strict=True))
+    value["count"] = Evil(666, "i8", lambda: others(lambda: cache.free(handles[1])))
+    value["at"] = (0, (0, np.datetime64("2020-01-01")))
+    value |= {name: again[0][name] for name in ("header", "when", "took", "raw", "tag", "parts", "half", "wide", "big")}
+    with pytest.raises(jitslab.StaleHandleError):
+        again[1] = value
+
+
+@pytest.mark.parametrize("field", ["tag", "text", "when", "wide", "half", "big", "raw"])
+def test_value_read_is_the_records_own(cache, field):
+    """The record is freed between the check and the read, and its slot is another's: nothing of that one is returned."""
+    it = cache.allocate()
+    freed = []
+
+    def interfere(frame, event, argument):
+        if event == "call" and frame.f_code.co_name == "_column":
+            sys.setprofile(None)
+            it.free()
+            freed.append(cache.alloc())
+
+    sys.setprofile(interfere)
+    try:
+        with pytest.raises(jitslab.StaleHandleError):
+            getattr(it, field)
+    finally:
+        sys.setprofile(None)
+    assert 1 == len(freed)
+
+
+def test_threads_that_write_what_others_free_write_nothing_of_theirs(cache):
+    """A thread writes through a guard that another frees; the record that takes the slot stays as it was born."""
+    old, current, going, refusals = sys.getswitchinterval(), [cache.allocate()], [True], []
+
+    def write():
+        while going:
+            try:
+                current[0].tag = b"evil"
+            except jitslab.StaleHandleError:
+                refusals.append(1)
+
+    thread = threading.Thread(target=write)
+    sys.setswitchinterval(1e-6)
+    try:
+        thread.start()
+        for _ in range(3000):
+            current[0].free()
+            handle = cache.alloc()
+            for _ in range(3):
+                assert b"" == cache[handle]["tag"]
+            cache.free(handle)
+            current[0] = cache.allocate()
+    finally:
+        going.clear()
+        thread.join()
+        sys.setswitchinterval(old)
+    current[0].free()
+    cache.check()
+
+
 # --- Many ---
 
 
