@@ -19,6 +19,9 @@ import numpy as np
 from .errors import ArrayError, FieldRangeError, FieldTypeError
 
 TAKES = {"b": "b", "i": "biu", "u": "biu", "f": "biuf", "c": "biufc", "S": "S", "U": "U", "M": "M", "m": "m", "V": "SV"}
+SECOND = 10**18
+UNITS = {"W": 604800 * SECOND, "D": 86400 * SECOND, "h": 3600 * SECOND, "m": 60 * SECOND, "s": SECOND}
+UNITS |= {unit: 1000**power for power, unit in enumerate(("as", "fs", "ps", "ns", "us", "ms"))}  # in attoseconds
 A_KIND = {"b": "a bool", "f": "a float", "c": "a complex number"}
 
 
@@ -107,7 +110,7 @@ def as_array(value: Any, dtype: np.dtype[Any], name: str) -> Any:
     if isinstance(value, datetime.date):
         return np.asarray(np.datetime64(value))
     if isinstance(value, datetime.timedelta):
-        return np.asarray(np.timedelta64(value))
+        return time_span(value, dtype, name)
     if dtype.kind == "V" and isinstance(value, bytes):
         return np.array(value, f"V{len(value)}")
     if dtype.kind == "U" and isinstance(value, str):  # NumPy drops NULs at the end: their count, too, must fit
@@ -119,9 +122,24 @@ def as_array(value: Any, dtype: np.dtype[Any], name: str) -> Any:
             raise out_of_range(value, dtype, name)
         return np.array(value, dtype)
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
+        if dtype.kind in "iu" and array.dtype.kind == "f" and isinstance(value, (list, tuple)):
+            return np.asarray(value, object)  # integers of which some need u8 and some have a sign, to NumPy, are floats
+        return array
     except (ValueError, TypeError, OverflowError) as error:  # ragged lists, objects that refuse
         raise FieldTypeError(f"field {name!r} takes {description(dtype)}: {error}") from error
+
+
+def time_span(value: datetime.timedelta, dtype: np.dtype[Any], name: str) -> Any:
+    """Return a duration as a field holds it, counted in Python's integers: NumPy wraps beyond 2**63 microseconds."""
+    if dtype.kind != "m":
+        raise wrong_kind(value, dtype, name)
+    unit, count = np.datetime_data(dtype)
+    if unit in UNITS:
+        ticks, rest = divmod(value // datetime.timedelta(microseconds=1) * UNITS["us"], UNITS[unit] * count)
+        if rest == 0 and abs(ticks) < 1 << 63:
+            return np.array(ticks, dtype)
+    raise out_of_range(value, dtype, name)
 
 
 def fit_shape(array: Any, name: str, shape: tuple[int, ...]) -> None:
@@ -144,11 +162,11 @@ def fit_objects(array: Any, dtype: np.dtype[Any], name: str) -> Any:
 
 def fit_number(value: Any, dtype: np.dtype[Any], name: str) -> Any:
     """Return one Python number or date as a field holds it."""
-    if isinstance(value, int) and dtype.kind in "iu":
+    if isinstance(value, (int, np.integer, np.bool_)) and dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        if not limits.min <= value <= limits.max:
+        if not limits.min <= int(value) <= limits.max:
             raise out_of_range(value, dtype, name)
-        return value
+        return int(value)
     if isinstance(value, (datetime.date, datetime.timedelta)):
         return fit(value, dtype, name)
     if not isinstance(value, numbers.Real) or dtype.kind not in "fc":

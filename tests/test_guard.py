@@ -822,6 +822,81 @@ def test_everything_here_holds_without_c_methods():
     assert re.search(r"\[100%\]", run_python(text))
 
 
+DAY = datetime.timedelta(days=1)
+TICK = datetime.timedelta(microseconds=1)
+TIMES = np.dtype(
+    [(unit, f"m8[{unit}]") for unit in ("us", "ms", "s", "D")] + [("pair", "m8[us]", (2,)), ("pairs", "m8[s]", (2,))]
+)
+DURATIONS = {  # with the units that hold them
+    "longest": (datetime.timedelta.max, ()),
+    "shortest": (datetime.timedelta.min, ("ms", "s", "D")),
+    "last day in microseconds": (106751991 * DAY, ("us", "ms", "s", "D")),
+    "first day after": (106751992 * DAY, ("ms", "s", "D")),
+    "last before": (-106751991 * DAY, ("us", "ms", "s", "D")),
+    "first before": (-106751992 * DAY, ("ms", "s", "D")),
+    "most": (((1 << 63) - 1) * TICK, ("us",)),
+    "one more": ((1 << 63) * TICK, ()),
+    "least": (-((1 << 63) - 1) * TICK, ("us",)),
+    "near the least": (-9223372036854 * 10**6 * TICK, ("us", "ms", "s")),
+    "milliseconds": (110000000 * DAY + 5000 * TICK, ("ms",)),
+    "seconds": (2 * 10**6 * TICK, ("us", "ms", "s")),
+    "ticks": (1 * TICK, ("us",)),
+}
+
+
+@pytest.mark.parametrize("duration", DURATIONS)
+def test_python_durations_are_exact_or_refused(duration):
+    """Those beyond 2**63 microseconds, too: in the units that hold them; alone and in lists."""
+    value, units = DURATIONS[duration]
+    span = value // TICK
+    with jitslab.SlabCache("times", TIMES, capacity=4, init="zero") as cache, cache.allocate() as it:
+        for unit, size in {"us": 1, "ms": 1000, "s": 10**6, "D": 86400 * 10**6}.items():
+            if unit in units:
+                it[unit] = value
+                assert span == int(it[unit].astype(np.int64)) * size
+            else:
+                with pytest.raises(jitslab.FieldRangeError, match=f"^field '{unit}' takes a timedelta64"):
+                    it[unit] = value
+                assert 0 == it[unit].astype(np.int64)
+        for name, unit, size in (("pair", "us", 1), ("pairs", "s", 10**6)):
+            if unit in units:
+                it[name] = [DAY, value]
+                assert [86400 * 10**6, span] == [size * n for n in it[name].astype(np.int64).tolist()]
+            else:
+                with pytest.raises(jitslab.FieldRangeError):
+                    it[name] = [DAY, value]
+                assert [0, 0] == it[name].astype(np.int64).tolist()
+
+
+def test_lists_of_integers_are_integers():
+    """NumPy makes floats of a list with one that needs u8 and one that does not."""
+    dtype = np.dtype([("n", "u8"), ("pair", "u8", (2,)), ("i", "i8", (2,)), ("square", "u8", (2, 2))])
+    most = (1 << 64) - 1
+    with jitslab.SlabCache("lists", dtype, capacity=4, init="zero") as cache, cache.allocate_many(2) as batch:
+        with cache.allocate() as it:
+            for value in ([most, 0], (1 << 63, 1), [most, True], [np.uint64(most), 0], [np.uint64(most), np.int8(3)], (0, most)):
+                it.pair = value
+                assert [int(n) for n in value] == it.pair.tolist()
+                batch.n = value
+                assert [int(n) for n in value] == batch.n.tolist()
+            it.square = [[most, 0], [1, 2]]
+            assert [[most, 0], [1, 2]] == it.square.tolist()
+            it.pair = [1, 2]
+            for value in ([1 << 63, -1], [np.uint64(1 << 63), -1]):
+                refused(jitslab.FieldRangeError, f"field 'pair' takes an integer 0 .. {most}, got -1", setattr, it, "pair", value)
+                with pytest.raises(jitslab.FieldRangeError):
+                    it.i = value
+            text = f"field 'pair' takes an integer 0 .. {most}, got float 1.0"
+            refused(jitslab.FieldTypeError, text, setattr, it, "pair", [most, 1.0])
+            refused(jitslab.FieldTypeError, text, setattr, it, "pair", [1.0, 2])
+            text = "field 'pair' takes an array of shape (2,), got one of shape (3,)"
+            refused(jitslab.ArrayError, text, setattr, it, "pair", [most, 0, 1])
+            assert ([1, 2], [0, 0]) == (it.pair.tolist(), it.i.tolist())
+        text = f"field 'n' takes an integer 0 .. {most}, got -1"
+        refused(jitslab.FieldRangeError, text, setattr, batch, "n", [most, -1])
+        assert [0, most] == batch.n.tolist()
+
+
 # --- What happens while a value is converted, or read ---
 
 SLOW_VALUES = {"count": 666, "tag": b"evil", "when": np.datetime64("2020-01-01"), "header": [6] * 4, "parts": (6, 6.0)}
