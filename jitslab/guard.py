@@ -23,7 +23,7 @@ import numpy as np
 from . import _fields
 from ._methods import slot_offset
 from .errors import CopyError, FieldNameError, FieldTypeError, GuardError, HandleError, StaleHandleError
-from .fit import pack
+from .fit import pack, shown
 from .process import this_process
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Fields:
     def _field(self, name: Any) -> Field:
         """Return what is known of a field."""
         if not isinstance(name, str):
-            raise FieldNameError(f"a field is named by a str, got {type(name).__name__} {name!r}")
+            raise FieldNameError(f"a field is named by a str, got {type(name).__name__} {shown(name)}")
         field = self._fields.get(name)
         return self._no_attribute(name) if field is None else field
 

@@ -822,6 +822,76 @@ def test_everything_here_holds_without_c_methods():
     assert re.search(r"\[100%\]", run_python(text))
 
 
+RECORDS = {  # with what comes of them: the records, or the shape that is refused
+    "none": ([], (0,)),
+    "one for all": ([(1, 2.0)], [(1, 2.0)] * 3),
+    "one short": ([(1, 2.0)] * 2, (2,)),
+    "all": ([(1, 2.0), (3, 4.0), {"a": 5, "b": 6}], [(1, 2.0), (3, 4.0), (5, 6.0)]),
+    "one long": ([(1, 2.0)] * 4, (4,)),
+}
+
+
+@pytest.mark.parametrize("many", RECORDS)
+def test_lists_of_records_are_as_long_as_the_field(many):
+    """Or of one, for all: in sub-arrays, in batches, and in sub-arrays of batches."""
+    value, expected = RECORDS[many]
+    part = np.dtype([("a", "i2"), ("b", "f4")])
+    dtype = np.dtype([("one", part), ("parts", part, (3,)), ("square", part, (2, 3))])
+    cache = jitslab.SlabCache("lists", dtype, capacity=9, init="zero")
+    with cache, cache.allocate() as it, cache.allocate_many(3) as three, cache.allocate_many(2) as two:
+        if isinstance(expected, tuple):
+            text = f"takes an array of shape (3,), got one of shape {expected}"
+            for guard, field in ((it, "parts"), (three, "one"), (two, "parts"), (three, "square"), (it, "square")):
+                refused(jitslab.ArrayError, f"field {field!r} {text}", setattr, guard, field, value)
+            assert bytes(dtype.itemsize * 6) == it.record.tobytes() + two.records.tobytes() + three.records.tobytes()
+            return
+        it.parts = three.one = two.parts = it.square = value
+        two.square = [[value, value], [value, value]]
+        assert expected == it.parts.tolist() == three.one.tolist()
+        assert [expected] * 2 == two.parts.tolist() == it.square.tolist()
+        assert [[expected] * 2] * 2 == two.square.tolist()
+        with pytest.raises(jitslab.FieldTypeError):
+            it.parts = [value] * 3
+
+
+def test_values_that_numpy_would_change_are_refused():
+    """Infinite parts beside a NaN, masked elements, years counted in seconds, integers too long to print, dates without unit."""
+    dtype = np.dtype(
+        [("c", "c8"), ("n", "i4"), ("pair", "f4", (2,)), ("s", "m8[s]"), ("y", "M8"), ("at", [("x", "f8")]), ("m", "m8")]
+    )
+    nan, inf = float("nan"), float("inf")
+    with jitslab.SlabCache("changed", dtype, capacity=4, init="zero") as cache, cache.allocate() as it:
+        for value in (complex(nan, 1e39), complex(1e39, nan), complex(0, 1e39), 1e39):
+            refused(
+                jitslab.FieldRangeError, f"field 'c' takes a complex number of 64 bits, got {value!r}", setattr, it, "c", value
+            )
+        masked = np.ma.array([(1.5,)], dtype["at"], mask=[(True,)])
+        for name, value in (("n", np.ma.masked), ("pair", np.ma.array([1, 2], mask=[0, 1])), ("at", masked[0]), ("at", masked)):
+            with pytest.raises(jitslab.FieldTypeError, match="got an array with masked elements; fill them$"):
+                it[name] = value
+        for value in (np.timedelta64(1, "Y"), np.timedelta64(400, "Y"), np.timedelta64(1, "M")):
+            with pytest.raises(jitslab.FieldRangeError, match=r"^field 's' takes a timedelta64\[s\], got "):
+                it.s = value
+        for name, value in (("y", np.datetime64("2020")), ("m", np.timedelta64(1, "s"))):
+            with pytest.raises(jitslab.FieldRangeError, match="^field '.' takes a (date|timedelta)"):
+                it[name] = value
+        huge = 10**5000
+        text = "field 'n' takes an integer -2147483648 .. 2147483647, got of 16610 bits"
+        refused(jitslab.FieldRangeError, text, setattr, it, "n", huge)
+        with pytest.raises(jitslab.FieldRangeError, match="got <Fraction instance"):
+            it.c = fractions.Fraction(huge)
+        with pytest.raises(jitslab.FieldTypeError, match="got list that cannot be shown$"):
+            it.at = [huge]
+        with pytest.raises(jitslab.FieldNameError, match="got int of 16610 bits$"):
+            it[huge]
+        assert bytes(dtype.itemsize) == it.record.tobytes()
+        for value in (complex(nan, inf), complex(-inf, nan), complex(nan, 1.5)):
+            it.c = value
+            assert repr(value) == repr(it.c)
+        it.pair, it.s = np.ma.array([1, 2], mask=[0, 0]), np.timedelta64(1, "W")
+        assert ([1, 2], np.timedelta64(7, "D")) == (it.pair.tolist(), it.s)
+
+
 DAY = datetime.timedelta(days=1)
 TICK = datetime.timedelta(microseconds=1)
 TIMES = np.dtype(
