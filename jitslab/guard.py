@@ -96,7 +96,7 @@ class Fields:
 
     def __getattr__(self, name: str) -> Any:
         """Say that there is no such field; of a property that fails, say what it says."""
-        if hasattr(type(self), name):
+        if has_own(type(self), name):
             return object.__getattribute__(self, name)
         return self._no_attribute(name)
 
@@ -115,7 +115,7 @@ class Fields:
             raise FieldNameError(f"the record has no field {name!r}")
         if name in self._fields:
             raise FieldNameError(f"{name!r} is a name of the guard itself; write guard[{name!r}] for the field")
-        if hasattr(type(self), name):
+        if has_own(type(self), name):
             raise FieldNameError(f"{name!r} is a name of the guard itself, and the record has no such field")
         near = difflib.get_close_matches(name, self._fields, 3, 0.65)
         hint = f"; near it: {', '.join(map(repr, near))}" if near else f"; it has {', '.join(map(repr, self._fields))}"
@@ -562,10 +562,15 @@ def kind_of(field: Field) -> int:
     return _fields.KINDS.get(field.dtype.str[1:], _fields.SLOW) if is_plain else _fields.SLOW
 
 
+def has_own(cls: type, name: str) -> bool:
+    """Whether objects of a class have an attribute by way of it; `hasattr` would answer for the class's own, too, as `mro`."""
+    return any(name in vars(base) for base in cls.__mro__)
+
+
 def is_free(base: type, name: str) -> bool:
     """Whether a field of that name can be an attribute: it hides nothing of the guard itself."""
     is_special = name.startswith("__") and name.endswith("__")
-    return not is_special and name.isprintable() and not hasattr(base, name)  # no NULs, no halves of characters
+    return not is_special and name.isprintable() and not has_own(base, name)  # no NULs, no halves of characters
 
 
 def wrap(cls: Any, cache: Any, handle: int) -> Any:
