@@ -37,7 +37,7 @@ from ._methods import (
     method_of,
     slot_offset,
 )
-from ._native import I64, Entry, frozen, kernel, literal_intrinsic, load8, my_heap, store8
+from ._native import I64, Entry, copy_bytes, frozen, int64, kernel, literal_intrinsic, load8, my_heap, store8
 from .batch import alloc_any
 from .blocktype import HEAD
 from .heap import H_RECORDS, SLOT_MASK, free_any, is_live
@@ -284,19 +284,8 @@ def guard_of(self: int, field: int) -> int:
 
 
 @kernel
-def read_by_numpy(self: int, guard: int, field: int) -> int:
-    """Return a new reference to the value of a field that C does not know: sub-arrays, dates, text; 0 with an exception set."""
-    slot = PyLong_FromLongLong(PyNumber_AsSsize_t(load8(guard, HANDLE // 8), 0) & SLOT_MASK)
-    if slot == 0:
-        return 0
-    answer = call_with(method_of(self, "_read_at"), load8(field, F_NAME), slot)
-    Py_DecRef(slot)
-    return answer
-
-
-@kernel
-def read_field(self: int, guard: int, field: int, at: int) -> int:
-    """Return a new reference to the value of a field; 0 with an exception set."""
+def read_field(guard: int, field: int, at: int) -> int:
+    """Return a new reference to the value of a field, a SLOW one aside; 0 with an exception set."""
     kind = load8(field, F_KIND)
     if kind == I8:
         return PyLong_FromLongLong(peek(at, "i8"))
@@ -322,8 +311,6 @@ def read_field(self: int, guard: int, field: int, at: int) -> int:
         return new_reference(c_object("_Py_TrueStruct") if peek(at, "u1") != 0 else c_object("_Py_FalseStruct"))
     if kind == OWN_HANDLE:
         return new_reference(load8(guard, HANDLE // 8))
-    if kind == SLOW:
-        return read_by_numpy(self, guard, field)
     view = PyType_GenericAlloc(load8(field, F_VIEW), 0)
     if view != 0:
         store8(view, HEAD // 8, new_reference(guard))
@@ -334,8 +321,8 @@ def _get(self: int, field: int) -> int:
     guard = guard_of(self, field)
     if guard != 0:
         at = record_of(guard)
-        if at != 0:
-            return read_field(self, guard, field, at + load8(field, F_OFFSET))
+        if at != 0 and load8(field, F_KIND) != SLOW:
+            return read_field(guard, field, at + load8(field, F_OFFSET))
     if load8(field, F_KIND) == OWN_HANDLE:
         return call(method_of(self, "_handle_slow"))
     return call_with(method_of(self, "_read"), load8(field, F_NAME), 0)
@@ -399,6 +386,56 @@ def _set(self: int, obj: int, field: int) -> int:
         return -1
     Py_DecRef(answer)
     return 0
+
+
+# --- What NumPy has converted, into records that are live ---
+
+
+class HeldEntry(Entry):
+    """An `Entry` that Python calls without giving the GIL up: no Python of another thread comes between its steps."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(function)
+        self._held: list[tuple[Any, int, Any]] = []
+
+    def compile(self) -> tuple[Any, int, Any]:
+        """Return what Python calls, the address, and what keeps both."""
+        if not self._held:
+            _, address, kept = super().compile()
+            arity = self.function.__code__.co_argcount
+            self._held.append((ctypes.PYFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * arity)(address), address, kept))
+        return self._held[0]
+
+
+@kernel
+def put(c: int, heap: Any, handle: int, offset: int, size: int, source: int) -> bool:
+    """Copy bytes into the record of a handle; False: it is not live."""
+    if not is_live(heap, handle):
+        return False
+    copy_bytes(frozen(heap, H_RECORDS) + (handle & SLOT_MASK) * frozen(c, C_STRIDE) + offset, source, size)
+    return True
+
+
+# `data` and `handles` are contiguous ndarrays, by their ids: NumPy's `ctypes` takes longer than the write.
+
+
+@HeldEntry
+def write_one(c: int, handle: int, offset: int, size: int, data: int) -> int:
+    """Copy bytes into a record; 0: it is not live."""
+    return int64(put(c, my_heap(c), handle, offset, size, load8(data, HEAD // 8)))
+
+
+@HeldEntry
+def write_many(c: int, handles: int, n: int, offset: int, size: int, data: int) -> int:
+    """Copy `size` bytes into each of n records, in turn; returns how many.  If one is not live at the start, none is written."""
+    heap, hs, source = my_heap(c), load8(handles, HEAD // 8), load8(data, HEAD // 8)
+    for i in range(n):
+        if not is_live(heap, load8(hs, i)):
+            return int64(0)
+    done = int64(0)
+    for i in range(n):
+        done += put(c, heap, load8(hs, i), offset, size, source + i * size)
+    return done
 
 
 def _getattro(self: int, name: int) -> int:

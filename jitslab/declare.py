@@ -14,18 +14,30 @@ import sys
 import types
 import typing
 from collections.abc import Iterator
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import LayoutError
-from .guard import SlabObjectGuard, SlabRecordView
+from .guard import Fields, SlabObjectGuard, SlabRecordView, has_own
 from .layout import check_dtype
 
 T = TypeVar("T")
 LINK = "jitslab.link"  # key in the metadata of a link's dtype
 PLAIN = (bool, int, float, complex)  # of Python's own types, those that have one size in NumPy
+
+NEVER_CALLED = {
+    "__init__",
+    "__new__",
+    "__eq__",
+    "__hash__",
+    "__getattribute__",
+    "__delattr__",
+}  # guards are equal to themselves only
+EVERY_CLASS = {"__module__", "__doc__", "__slots__", "__weakref__", "__dict__", "__annotations__", "__orig_bases__"}
+EVERY_CLASS |= {"__parameters__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__"}
+EVERY_CLASS |= {"__static_attributes__", "__type_params__", "__qualname__"}
 
 b1 = Annotated[bool, "?"]
 i1 = Annotated[int, "i1"]
@@ -165,6 +177,9 @@ def record(cls: type[T]) -> type[T]:
     """
     if not isinstance(cls, type):
         raise LayoutError(f"record decorates a class, got {type(cls).__name__}")
+    if issubclass(cls, tuple):
+        raise LayoutError(f"{cls.__name__} is a tuple; a record is a class of its own, without NamedTuple")
+    _check_methods(cls)
     frame = sys._getframe(1)
     fields, nested = _inherited(cls)
     for name, annotation in inspect.get_annotations(cls).items():
@@ -218,7 +233,7 @@ def _evaluated(annotation: Any, module: dict[str, Any], local: dict[str, Any]) -
     """Return what an annotation means that is a string, as after ``from __future__ import annotations``."""
     if not isinstance(annotation, str):
         return annotation
-    holder = types.SimpleNamespace(__annotations__={"it": annotation})
+    holder = type("holder", (), {"__annotations__": {"it": annotation}})  # in classes only, typing knows ClassVar
     return typing.get_type_hints(holder, module, local, include_extras=True)["it"]
 
 
@@ -234,10 +249,22 @@ def _check_name(cls: type, name: str, fields: dict[str, Any]) -> None:
         raise LayoutError(f"{where} is declared twice")
     if name.startswith("_") or keyword.iskeyword(name):
         raise LayoutError(f"{where}: names that begin with _ are not for fields")
-    if hasattr(SlabObjectGuard, name) or hasattr(SlabRecordView, name) or name == "dtype":
+    if has_own(SlabObjectGuard, name) or has_own(SlabRecordView, name) or name == "dtype":
         raise LayoutError(f"{where} would hide what guards have by that name; rename it")
     if name in vars(cls):
         raise LayoutError(f"{where} has a default; give the cache a record to start from, by init")
+
+
+def _check_methods(cls: type) -> None:
+    """Raise for a method that guards have themselves, or would not call: theirs would go before it in silence."""
+    own = vars(Fields).keys() | vars(SlabObjectGuard).keys() | vars(SlabRecordView).keys() | NEVER_CALLED
+    for base in cls.__mro__:
+        if base in (Generic, Protocol) or base.__module__ == "builtins" or _is_declared(base):
+            continue
+        for name in vars(base):
+            if name in own and name not in EVERY_CLASS and not (name == "__hash__" and vars(base)[name] is None):
+                where = cls.__name__ if base is cls else f"{cls.__name__} (of its base {base.__name__})"
+                raise LayoutError(f"method {name!r} of {where} would be hidden by what guards have by that name; rename it")
 
 
 def _dtype_of(annotation: Any, where: str) -> np.dtype[Any]:
@@ -280,7 +307,15 @@ def _remade(cls: type[T], dtype: np.dtype[Any], nested: dict[str, Any]) -> type[
     if vars(cls).get("__slots__"):
         raise LayoutError(f"{cls.__name__} has __slots__; fields are what it annotates")
     namespace |= {"__slots__": (), "__new__": _refuse, "dtype": dtype, "__jitslab_nested__": nested}
-    made = types.new_class(cls.__name__, cls.__bases__, {"metaclass": type(cls)}, lambda names: names.update(namespace))
+    try:
+        made = types.new_class(cls.__name__, cls.__bases__, {"metaclass": type(cls)}, lambda names: names.update(namespace))
+        for guard in (SlabObjectGuard, SlabRecordView):
+            types.new_class(cls.__name__, (guard, made), {}, lambda names: names.update(__slots__=()))
+    except TypeError as error:  # slots in a base, a base that is a number, a metaclass
+        raise LayoutError(f"guards cannot inherit from {cls.__name__}: {error}") from error
+    abstract = getattr(made, "__abstractmethods__", ())
+    if abstract:
+        raise LayoutError(f"{cls.__name__} lacks what its base declares as abstract: {', '.join(sorted(abstract))}")
     made.__qualname__ = cls.__qualname__
     if made.__dictoffset__:
         raise LayoutError(f"a base of {cls.__name__} gives its objects a __dict__; give that base __slots__ = ()")

@@ -19,6 +19,9 @@ import numpy as np
 from .errors import ArrayError, FieldRangeError, FieldTypeError
 
 TAKES = {"b": "b", "i": "biu", "u": "biu", "f": "biuf", "c": "biufc", "S": "S", "U": "U", "M": "M", "m": "m", "V": "SV"}
+SECOND = 10**18
+UNITS = {"W": 604800 * SECOND, "D": 86400 * SECOND, "h": 3600 * SECOND, "m": 60 * SECOND, "s": SECOND}
+UNITS |= {unit: 1000**power for power, unit in enumerate(("as", "fs", "ps", "ns", "us", "ms"))}  # in attoseconds
 A_KIND = {"b": "a bool", "f": "a float", "c": "a complex number"}
 
 
@@ -41,14 +44,30 @@ def description(dtype: np.dtype[Any]) -> str:
     return A_KIND.get(kind, f"{size} raw bytes")
 
 
+def shown(value: Any) -> str:
+    """Return a repr, cut where it is long."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python refuses to print integers of thousands of digits
+        return f"of {value.bit_length()} bits" if isinstance(value, int) else "that cannot be shown"
+
+
 def wrong_kind(value: Any, dtype: np.dtype[Any], name: str) -> FieldTypeError:
     """Say that the value is of another kind than the field."""
-    return FieldTypeError(f"field {name!r} takes {description(dtype)}, got {type(value).__name__} {reprlib.repr(value)}")
+    return FieldTypeError(f"field {name!r} takes {description(dtype)}, got {type(value).__name__} {shown(value)}")
 
 
 def out_of_range(value: Any, dtype: np.dtype[Any], name: str) -> FieldRangeError:
     """Say that the field cannot hold the value."""
-    return FieldRangeError(f"field {name!r} takes {description(dtype)}, got {reprlib.repr(value)}")
+    return FieldRangeError(f"field {name!r} takes {description(dtype)}, got {shown(value)}")
+
+
+def pack(value: Any, dtype: np.dtype[Any], name: str, shape: tuple[int, ...] = ()) -> Any:
+    """Return a value as a contiguous array of its own, byte for byte what a field of that dtype holds; arguments as of `fit`."""
+    base, own = dtype.subdtype or (dtype, ())
+    out = np.zeros(shape + own, base)
+    out[...] = fit(value, dtype, name, shape)
+    return out
 
 
 def fit(value: Any, dtype: np.dtype[Any], name: str, shape: tuple[int, ...] = ()) -> Any:
@@ -79,11 +98,13 @@ def fit(value: Any, dtype: np.dtype[Any], name: str, shape: tuple[int, ...] = ()
     if dtype.subdtype is not None:
         base, own = dtype.subdtype
         return fit(value, base, name, shape + own)
+    if isinstance(value, np.ndarray) and hasattr(value, "mask") and is_masked(value):  # `numpy.ma` is imported with the first one
+        raise FieldTypeError(f"field {name!r} takes {description(dtype)}, got an array with masked elements; fill them")
     if dtype.names is not None:
         return fit_record(value, dtype, name, shape)
     array = as_array(value, dtype, name)
-    fit_shape(array, name, shape)
-    if array.dtype == dtype or array.size == 0:
+    fit_shape(array.shape, name, shape)
+    if array.dtype.str == dtype.str or array.size == 0:  # `==` holds between dates of any unit and of none
         return array.astype(dtype)
     if array.dtype.kind == "O":
         return fit_objects(array, dtype, name)
@@ -99,7 +120,7 @@ def as_array(value: Any, dtype: np.dtype[Any], name: str) -> Any:
     if isinstance(value, datetime.date):
         return np.asarray(np.datetime64(value))
     if isinstance(value, datetime.timedelta):
-        return np.asarray(np.timedelta64(value))
+        return time_span(value, dtype, name)
     if dtype.kind == "V" and isinstance(value, bytes):
         return np.array(value, f"V{len(value)}")
     if dtype.kind == "U" and isinstance(value, str):  # NumPy drops NULs at the end: their count, too, must fit
@@ -111,19 +132,39 @@ def as_array(value: Any, dtype: np.dtype[Any], name: str) -> Any:
             raise out_of_range(value, dtype, name)
         return np.array(value, dtype)
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
+        if dtype.kind in "iu" and array.dtype.kind == "f" and isinstance(value, (list, tuple)):
+            return np.asarray(value, object)  # integers of which some need u8 and some have a sign, to NumPy, are floats
+        return array
     except (ValueError, TypeError, OverflowError) as error:  # ragged lists, objects that refuse
         raise FieldTypeError(f"field {name!r} takes {description(dtype)}: {error}") from error
 
 
-def fit_shape(array: Any, name: str, shape: tuple[int, ...]) -> None:
-    """Raise unless an array broadcasts to a shape."""
+def time_span(value: datetime.timedelta, dtype: np.dtype[Any], name: str) -> Any:
+    """Return a duration as a field holds it, counted in Python's integers: NumPy wraps beyond 2**63 microseconds."""
+    if dtype.kind != "m":
+        raise wrong_kind(value, dtype, name)
+    unit, count = np.datetime_data(dtype)
+    if unit in UNITS:
+        ticks, rest = divmod(value // datetime.timedelta(microseconds=1) * UNITS["us"], UNITS[unit] * count)
+        if rest == 0 and abs(ticks) < 1 << 63:
+            return np.array(ticks, dtype)
+    raise out_of_range(value, dtype, name)
+
+
+def is_masked(value: Any) -> bool:
+    """Whether some element of an array, or part of one, is masked."""
+    return isinstance(value, np.ma.MaskedArray) and bool(np.ma.flatten_mask(np.ma.getmask(value)).any())
+
+
+def fit_shape(found: tuple[int, ...], name: str, shape: tuple[int, ...]) -> None:
+    """Raise unless an array of the shape that was found broadcasts to a shape."""
     try:
-        fits = np.broadcast_shapes(array.shape, shape) == shape
+        fits = np.broadcast_shapes(found, shape) == shape
     except ValueError:
         fits = False
     if not fits:
-        raise ArrayError(f"field {name!r} takes an array of shape {shape}, got one of shape {array.shape}")
+        raise ArrayError(f"field {name!r} takes an array of shape {shape}, got one of shape {found}")
 
 
 def fit_objects(array: Any, dtype: np.dtype[Any], name: str) -> Any:
@@ -136,11 +177,11 @@ def fit_objects(array: Any, dtype: np.dtype[Any], name: str) -> Any:
 
 def fit_number(value: Any, dtype: np.dtype[Any], name: str) -> Any:
     """Return one Python number or date as a field holds it."""
-    if isinstance(value, int) and dtype.kind in "iu":
+    if isinstance(value, (int, np.integer, np.bool_)) and dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        if not limits.min <= value <= limits.max:
+        if not limits.min <= int(value) <= limits.max:
             raise out_of_range(value, dtype, name)
-        return value
+        return int(value)
     if isinstance(value, (datetime.date, datetime.timedelta)):
         return fit(value, dtype, name)
     if not isinstance(value, numbers.Real) or dtype.kind not in "fc":
@@ -157,14 +198,19 @@ def fit_record(value: Any, dtype: np.dtype[Any], name: str, shape: tuple[int, ..
     value = getattr(value, "record", value) if not isinstance(value, (np.void, np.ndarray, Mapping)) else value
     if isinstance(value, (np.void, np.ndarray)) and value.dtype.names is not None:
         array = np.asarray(value)
-        fit_shape(array, name, shape)
+        fit_shape(array.shape, name, shape)
         if array.dtype == dtype:
             return array
         if array.dtype.names != dtype.names:
             raise wrong_kind(value, dtype, name)
         parts, shape = {n: array[n] for n in names}, array.shape
     elif isinstance(value, list) and shape:
-        return np.array([fit_record(v, dtype, name, shape[1:]) for v in value], dtype)
+        shape = shape[-depth_of(value) :]  # as NumPy broadcasts: what is missing is missing in front
+        out = np.zeros((len(value), *shape[1:]), dtype)
+        fit_shape(out.shape, name, shape)
+        for i, record in enumerate(value):
+            out[i] = fit_record(record, dtype, name, shape[1:])
+        return out
     elif isinstance(value, tuple) and len(value) == len(names):
         parts, shape = dict(zip(names, value, strict=True)), ()
     elif isinstance(value, Mapping) and set(value) == set(names):
@@ -177,6 +223,11 @@ def fit_record(value: Any, dtype: np.dtype[Any], name: str, shape: tuple[int, ..
     return out
 
 
+def depth_of(value: Any) -> int:
+    """Return how many lists deep the first record lies."""
+    return 1 + depth_of(value[0]) if isinstance(value, list) and value else int(isinstance(value, list))
+
+
 def fit_array(array: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
     """Convert an array of the right kind; raises if an element would change its meaning."""
     kind = dtype.kind
@@ -187,13 +238,16 @@ def fit_array(array: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
             raise out_of_range(value if array.ndim == 0 else least if least < limits.min else most, dtype, name)
     if (kind in "SU" and array.dtype.itemsize > dtype.itemsize) or (kind == "V" and array.dtype.itemsize != dtype.itemsize):
         raise out_of_range(value, dtype, name)
+    if kind in "mM" and not np.can_cast(array.dtype, dtype, "same_kind"):  # years and months have no length, nor what has no unit
+        raise out_of_range(value, dtype, name)
     with np.errstate(all="ignore"):
         try:
             out = array.astype(dtype)
+            is_same = kind not in "mM" or (np.isnat(array) | (out.astype(array.dtype) == array)).all()
         except (ValueError, TypeError, OverflowError):  # dates: years where days are wanted, out of range
-            raise out_of_range(value, dtype, name) from None
-        if kind in "fc" and not np.array_equal(np.isfinite(out), np.isfinite(array)):
-            raise out_of_range(value, dtype, name)
-    if kind in "mM" and not (np.isnat(array) | (out.astype(array.dtype) == array)).all():
+            is_same = False
+    if kind in "fc":
+        is_same = all(np.array_equal(np.isfinite(a), np.isfinite(b)) for a, b in ((out.real, array.real), (out.imag, array.imag)))
+    if not is_same:
         raise out_of_range(value, dtype, name)
     return out

@@ -23,7 +23,7 @@ import numpy as np
 from . import _fields
 from ._methods import slot_offset
 from .errors import CopyError, FieldNameError, FieldTypeError, GuardError, HandleError, StaleHandleError
-from .fit import fit
+from .fit import pack, shown
 from .process import this_process
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ else:
 
     R = TypeVar("R")
 
-NUMPY_OWN = np.ndarray, np.datetime64, np.timedelta64  # values that stay NumPy's
+NUMPY_OWN = np.datetime64, np.timedelta64  # values that stay NumPy's
 SHOWN_FIELDS = 8  # in a repr
 _short = reprlib.Repr()
 _short.maxother = _short.maxstring = 40
@@ -96,7 +96,7 @@ class Fields:
 
     def __getattr__(self, name: str) -> Any:
         """Say that there is no such field; of a property that fails, say what it says."""
-        if hasattr(type(self), name):
+        if has_own(type(self), name):
             return object.__getattribute__(self, name)
         return self._no_attribute(name)
 
@@ -115,7 +115,7 @@ class Fields:
             raise FieldNameError(f"the record has no field {name!r}")
         if name in self._fields:
             raise FieldNameError(f"{name!r} is a name of the guard itself; write guard[{name!r}] for the field")
-        if hasattr(type(self), name):
+        if has_own(type(self), name):
             raise FieldNameError(f"{name!r} is a name of the guard itself, and the record has no such field")
         near = difflib.get_close_matches(name, self._fields, 3, 0.65)
         hint = f"; near it: {', '.join(map(repr, near))}" if near else f"; it has {', '.join(map(repr, self._fields))}"
@@ -124,7 +124,7 @@ class Fields:
     def _field(self, name: Any) -> Field:
         """Return what is known of a field."""
         if not isinstance(name, str):
-            raise FieldNameError(f"a field is named by a str, got {type(name).__name__} {name!r}")
+            raise FieldNameError(f"a field is named by a str, got {type(name).__name__} {shown(name)}")
         field = self._fields.get(name)
         return self._no_attribute(name) if field is None else field
 
@@ -132,18 +132,23 @@ class Fields:
         """Return a field's value: Python's own where there is one, a view of a sub-array or a nested record."""
         field = self._field(name)
         slot = self._live_slot()
-        return self._read_at(name, slot) if field.view is None else field.view._of(self)
-
-    def _read_at(self, name: str, slot: int) -> Any:
-        """Return a field's value as NumPy reads it; what is no array and no date is then Python's."""
+        if field.view is not None:
+            return field.view._of(self)
         value = self._column(name)[slot]
-        return value if isinstance(value, NUMPY_OWN) else value.item()
+        if isinstance(value, np.ndarray):
+            return value  # by reference
+        value = value if isinstance(value, NUMPY_OWN) else value.item()
+        self._live_slot()  # still: so what was read is this record's
+        return value
 
     def _write(self, name: str, value: Any) -> None:
         """Check a value, and write it."""
         field = self._field(name)
-        slot = self._live_slot()
-        self._column(name)[slot] = fit(value, field.dtype, name)
+        self._live_slot()
+        handle = self._owned()
+        data = pack(value, field.dtype, name)  # runs others' Python, and may take its time
+        if not _fields.write_one(self._of_cache()._address, handle, field.offset, data.nbytes, id(data)):
+            self._live_slot()  # raises
 
     def _column(self, name: str) -> Any:
         """Return the field of all slots as an array: reading an element of it takes a third of the time of a record's field."""
@@ -158,6 +163,10 @@ class Fields:
 
     def _live_slot(self) -> int:
         """Return the slot of the record, which is live."""
+        raise NotImplementedError
+
+    def _owned(self) -> Any:
+        """Return what is owned, live or not, if it was not given up: a handle, or handles."""
         raise NotImplementedError
 
     def _of_cache(self) -> Any:
@@ -445,6 +454,9 @@ class SlabRecordView(Fields):
     def _live_slot(self) -> int:
         return self._guard._live_slot()
 
+    def _owned(self) -> int:
+        return self._guard._owned()
+
     def _of_cache(self) -> Any:
         return self._guard._cache
 
@@ -492,6 +504,7 @@ def guard_class(dtype: np.dtype[Any], declared: Any, in_c: bool) -> Any:
     """Return the class of the guards of a dtype, or of a declared class: made once."""
     key = dtype, declared, in_c
     if key not in _classes:  # of two threads, both take what the first one made
+        _fields.write_one.compile()  # now: when the interpreter ends, it cannot be done any more
         _classes.setdefault(key, make_class(SlabObjectGuard, dtype, declared, (), 0, in_c))
     return _classes[key]
 
@@ -549,10 +562,15 @@ def kind_of(field: Field) -> int:
     return _fields.KINDS.get(field.dtype.str[1:], _fields.SLOW) if is_plain else _fields.SLOW
 
 
+def has_own(cls: type, name: str) -> bool:
+    """Whether objects of a class have an attribute by way of it; `hasattr` would answer for the class's own, too, as `mro`."""
+    return any(name in vars(base) for base in cls.__mro__)
+
+
 def is_free(base: type, name: str) -> bool:
     """Whether a field of that name can be an attribute: it hides nothing of the guard itself."""
     is_special = name.startswith("__") and name.endswith("__")
-    return not is_special and name.isprintable() and not hasattr(base, name)  # no NULs, no halves of characters
+    return not is_special and name.isprintable() and not has_own(base, name)  # no NULs, no halves of characters
 
 
 def wrap(cls: Any, cache: Any, handle: int) -> Any:

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Generic
 import numpy as np
 import numpy.typing as npt
 
+from ._fields import write_many, write_one
+from .cast import as_handles
 from .errors import GuardError, HandleError, StaleHandleError
-from .fit import fit
+from .fit import pack
 from .guard import Field, FieldAttribute, Fields, epoch, is_free
 
 if TYPE_CHECKING:
@@ -149,8 +151,11 @@ class SlabBatchGuard(Fields, Generic[R]):
         if isinstance(key, str):
             self._write(key, value)
             return
-        record = self[key]
-        self._cache[int(self._owned()[operator.index(key)])] = fit(value, record.dtype, "")
+        record, cache = self[key], self._cache
+        handle = int(self._owned()[operator.index(key)])
+        data = pack(value, record.dtype, "")
+        if not write_one(cache._address, handle, 0, data.nbytes, id(data)):
+            cache._slot(handle)  # raises
 
     def __iter__(self) -> Iterator[Any]:
         """Iterate over the records, by reference."""
@@ -221,14 +226,18 @@ class SlabBatchGuard(Fields, Generic[R]):
         """Gather a field."""
         self._field(name)
         values = self._cache.records[name][self.slots]
+        self._cache.slots(self._owned())  # live still: so what was read is theirs
         values.flags.writeable = False
         return values
 
     def _write(self, name: str, value: Any) -> None:
         """Check values, and scatter them."""
         field = self._field(name)
-        slots = self.slots
-        self._cache.records[name][slots] = fit(value, field.dtype, name, slots.shape)
+        own = as_handles(self.handles)
+        data = pack(value, field.dtype, name, own.shape)  # runs others' Python, and may take its time
+        size = field.dtype.itemsize
+        if write_many(self._cache._address, id(own), own.size, field.offset, size, id(data)) != own.size:
+            self._cache.slots(self._owned())  # raises
 
 
 _classes: dict[tuple[Any, ...], Any] = {}
@@ -238,6 +247,7 @@ def batch_class(dtype: np.dtype[Any], declared: Any) -> Any:
     """Return the class of the batches of a dtype, or of a declared class: made once."""
     key = dtype, declared
     if key not in _classes:
+        write_many.compile(), write_one.compile()  # now: when the interpreter ends, it cannot be done any more
         assert dtype.fields is not None
         names = dtype.names or ()
         cls: Any = types.new_class(

@@ -1,6 +1,9 @@
 """Records declared as classes, and links: what becomes of annotations, what is refused by name, what type checkers see."""
 
+import abc
 import pickle
+import types
+import typing  # noqa: F401  # an annotation that is a text names it
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
@@ -266,6 +269,132 @@ def test_declared_class_has_no_instances():
     with pytest.raises(jitslab.LayoutError) as caught:
         typed.Point()
     assert text == str(caught.value)
+
+
+GUARDS_OWN = ["free", "release", "cache", "handle", "record", "_read", "__repr__", "__getitem__", "__setitem__", "__enter__"]
+GUARDS_OWN += ["__exit__", "__setattr__", "__getattr__", "__del__", "__dir__", "__copy__", "__deepcopy__", "__reduce_ex__"]
+GUARDS_OWN += ["__eq__", "__hash__", "__init__", "__new__", "__getattribute__", "__delattr__", "__class__"]
+
+
+@pytest.mark.parametrize("name", GUARDS_OWN)
+def test_method_that_guards_would_hide_is_refused(name):
+    """It would never be called, or break what guards are; in the class and in its bases."""
+    text = "would be hidden by what guards have by that name; rename it$"
+    for method in (lambda self, *rest: 1, property(lambda self: 1)):
+        declared = type("Taken", (), {"__annotations__": {"n": jitslab.i4}, name: method})
+        with pytest.raises(jitslab.LayoutError, match=f"^method '{name}' of Taken {text}"):
+            jitslab.record(declared)
+        mixin = type("Mixin", (), {name: method, "__slots__": ()})
+        with pytest.raises(jitslab.LayoutError, match=rf"^method '{name}' of Taken \(of its base Mixin\) {text}"):
+            jitslab.record(type("Taken", (mixin,), {"__annotations__": {"n": jitslab.i4}}))
+
+
+def test_other_special_methods_are_the_guards():
+    """What guards do not have themselves, a class may add."""
+
+    @jitslab.record
+    class Sized:
+        n: jitslab.i4
+
+        def __len__(self):
+            return self.n
+
+        def __str__(self):
+            return f"{self.n} long"
+
+        def __lt__(self, other):
+            return self.n < other.n
+
+    with jitslab.SlabCache("sized", Sized, capacity=4) as cache, cache.allocate() as a, cache.allocate() as b:
+        a.n, b.n = 3, 4
+        assert (3, "3 long", True, False) == (len(a), str(a), a < b, b < a)
+
+
+class Slotted:
+    """Has room of its own."""
+
+    __slots__ = ("room",)
+
+
+class Abstract(abc.ABC):
+    """Asks for a method."""
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    def area(self):
+        """Return the area."""
+
+
+class Meta(type):
+    """A metaclass that does not go with others."""
+
+    def __new__(cls, name, bases, names, *, word):
+        """Want a word."""
+        return super().__new__(cls, name, bases, names)
+
+
+class OfMeta(metaclass=Meta, word="a"):
+    """Of a metaclass."""
+
+    __slots__ = ()
+
+
+BASES = {
+    "slots": ((Slotted,), {}, "^guards cannot inherit from Odd: "),
+    "a number": ((int,), {}, "^guards cannot inherit from Odd: "),
+    "abstract": ((Abstract,), {}, "^Odd lacks what its base declares as abstract: area$"),
+    "metaclass": ((OfMeta,), {"word": "b"}, "^guards cannot inherit from Odd: "),
+    "tuple": ((tuple,), {}, "^Odd is a tuple; a record is a class of its own, without NamedTuple$"),
+}
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_base_that_guards_cannot_have_is_refused(base):
+    """When the class is declared, not when its first record is wanted."""
+    bases, words, text = BASES[base]
+    odd = types.new_class("Odd", bases, words, lambda names: names.update(__annotations__={"n": jitslab.i4}))
+    with pytest.raises(jitslab.LayoutError, match=text):
+        jitslab.record(odd)
+
+
+def test_abstract_base_that_is_satisfied_is_fine():
+    """Abstract methods are what a base asks for; here they are."""
+
+    @jitslab.record
+    class Square(Abstract):
+        side: jitslab.f8
+
+        def area(self):
+            return self.side**2
+
+    with jitslab.SlabCache("squares", Square, capacity=4) as cache, cache.allocate() as it:
+        it.side = 3
+        assert 9.0 == it.area()
+        assert isinstance(it, Abstract)
+
+
+def test_class_variables_in_text_are_no_fields():
+    """As all annotations are after ``from __future__ import annotations``."""
+    for text in ("ClassVar[int]", "ClassVar", "typing.ClassVar[int]"):
+        annotations = {"limit": text, "n": "jitslab.i4", "at": "Annotated[int, 'i8']"}
+        declared = jitslab.record(type("Text", (), {"__annotations__": annotations, "limit": 3, "__module__": __name__}))
+        assert ("n", "at") == declared.dtype.names
+        assert 3 == declared.limit
+
+
+@pytest.mark.parametrize("code", ["i4", "S3"])
+def test_field_named_as_what_only_classes_have(code):
+    """A guard has no `mro`: a field of that name is an attribute."""
+    value = {"i4": 5, "S3": b"ab"}[code]
+    names = ["mro", "__name__"]
+    with jitslab.SlabCache("mro", np.dtype([(name, code) for name in names]), capacity=4) as cache, cache.allocate() as it:
+        it.mro = value
+        assert value == it.mro == it["mro"] == it.record["mro"]
+        with pytest.raises(jitslab.FieldNameError, match="^the record has no field 'mroo'; near it: 'mro'$"):
+            it.mroo = 1
+    declared = jitslab.record(type("Declared", (), {"__annotations__": {"mro": jitslab.i4}}))
+    assert ("mro",) == declared.dtype.names
 
 
 # --- Links ---

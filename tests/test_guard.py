@@ -822,6 +822,285 @@ def test_everything_here_holds_without_c_methods():
     assert re.search(r"\[100%\]", run_python(text))
 
 
+RECORDS = {  # with what comes of them: the records, or the shape that is refused
+    "none": ([], (0,)),
+    "one for all": ([(1, 2.0)], [(1, 2.0)] * 3),
+    "one short": ([(1, 2.0)] * 2, (2,)),
+    "all": ([(1, 2.0), (3, 4.0), {"a": 5, "b": 6}], [(1, 2.0), (3, 4.0), (5, 6.0)]),
+    "one long": ([(1, 2.0)] * 4, (4,)),
+}
+
+
+@pytest.mark.parametrize("many", RECORDS)
+def test_lists_of_records_are_as_long_as_the_field(many):
+    """Or of one, for all: in sub-arrays, in batches, and in sub-arrays of batches."""
+    value, expected = RECORDS[many]
+    part = np.dtype([("a", "i2"), ("b", "f4")])
+    dtype = np.dtype([("one", part), ("parts", part, (3,)), ("square", part, (2, 3))])
+    cache = jitslab.SlabCache("lists", dtype, capacity=9, init="zero")
+    with cache, cache.allocate() as it, cache.allocate_many(3) as three, cache.allocate_many(2) as two:
+        if isinstance(expected, tuple):
+            text = f"takes an array of shape (3,), got one of shape {expected}"
+            for guard, field in ((it, "parts"), (three, "one"), (two, "parts"), (three, "square"), (it, "square")):
+                refused(jitslab.ArrayError, f"field {field!r} {text}", setattr, guard, field, value)
+            assert bytes(dtype.itemsize * 6) == it.record.tobytes() + two.records.tobytes() + three.records.tobytes()
+            return
+        it.parts = three.one = two.parts = it.square = value
+        two.square = [[value, value], [value, value]]
+        assert expected == it.parts.tolist() == three.one.tolist()
+        assert [expected] * 2 == two.parts.tolist() == it.square.tolist()
+        assert [[expected] * 2] * 2 == two.square.tolist()
+        with pytest.raises(jitslab.FieldTypeError):
+            it.parts = [value] * 3
+
+
+def test_values_that_numpy_would_change_are_refused():
+    """Infinite parts beside a NaN, masked elements, years counted in seconds, integers too long to print, dates without unit."""
+    dtype = np.dtype(
+        [("c", "c8"), ("n", "i4"), ("pair", "f4", (2,)), ("s", "m8[s]"), ("y", "M8"), ("at", [("x", "f8")]), ("m", "m8")]
+    )
+    nan, inf = float("nan"), float("inf")
+    with jitslab.SlabCache("changed", dtype, capacity=4, init="zero") as cache, cache.allocate() as it:
+        for value in (complex(nan, 1e39), complex(1e39, nan), complex(0, 1e39), 1e39):
+            refused(
+                jitslab.FieldRangeError, f"field 'c' takes a complex number of 64 bits, got {value!r}", setattr, it, "c", value
+            )
+        masked = np.ma.array([(1.5,)], dtype["at"], mask=[(True,)])
+        for name, value in (("n", np.ma.masked), ("pair", np.ma.array([1, 2], mask=[0, 1])), ("at", masked[0]), ("at", masked)):
+            with pytest.raises(jitslab.FieldTypeError, match="got an array with masked elements; fill them$"):
+                it[name] = value
+        for value in (np.timedelta64(1, "Y"), np.timedelta64(400, "Y"), np.timedelta64(1, "M")):
+            with pytest.raises(jitslab.FieldRangeError, match=r"^field 's' takes a timedelta64\[s\], got "):
+                it.s = value
+        for name, value in (("y", np.datetime64("2020")), ("m", np.timedelta64(1, "s"))):
+            with pytest.raises(jitslab.FieldRangeError, match="^field '.' takes a (date|timedelta)"):
+                it[name] = value
+        huge = 10**5000
+        text = "field 'n' takes an integer -2147483648 .. 2147483647, got of 16610 bits"
+        refused(jitslab.FieldRangeError, text, setattr, it, "n", huge)
+        with pytest.raises(jitslab.FieldRangeError, match="got <Fraction instance"):
+            it.c = fractions.Fraction(huge)
+        with pytest.raises(jitslab.FieldTypeError, match="got list that cannot be shown$"):
+            it.at = [huge]
+        with pytest.raises(jitslab.FieldNameError, match="got int of 16610 bits$"):
+            it[huge]
+        assert bytes(dtype.itemsize) == it.record.tobytes()
+        for value in (complex(nan, inf), complex(-inf, nan), complex(nan, 1.5)):
+            it.c = value
+            assert repr(value) == repr(it.c)
+        it.pair, it.s = np.ma.array([1, 2], mask=[0, 0]), np.timedelta64(1, "W")
+        assert ([1, 2], np.timedelta64(7, "D")) == (it.pair.tolist(), it.s)
+
+
+DAY = datetime.timedelta(days=1)
+TICK = datetime.timedelta(microseconds=1)
+TIMES = np.dtype(
+    [(unit, f"m8[{unit}]") for unit in ("us", "ms", "s", "D")] + [("pair", "m8[us]", (2,)), ("pairs", "m8[s]", (2,))]
+)
+DURATIONS = {  # with the units that hold them
+    "longest": (datetime.timedelta.max, ()),
+    "shortest": (datetime.timedelta.min, ("ms", "s", "D")),
+    "last day in microseconds": (106751991 * DAY, ("us", "ms", "s", "D")),
+    "first day after": (106751992 * DAY, ("ms", "s", "D")),
+    "last before": (-106751991 * DAY, ("us", "ms", "s", "D")),
+    "first before": (-106751992 * DAY, ("ms", "s", "D")),
+    "most": (((1 << 63) - 1) * TICK, ("us",)),
+    "one more": ((1 << 63) * TICK, ()),
+    "least": (-((1 << 63) - 1) * TICK, ("us",)),
+    "near the least": (-9223372036854 * 10**6 * TICK, ("us", "ms", "s")),
+    "milliseconds": (110000000 * DAY + 5000 * TICK, ("ms",)),
+    "seconds": (2 * 10**6 * TICK, ("us", "ms", "s")),
+    "ticks": (1 * TICK, ("us",)),
+}
+
+
+@pytest.mark.parametrize("duration", DURATIONS)
+def test_python_durations_are_exact_or_refused(duration):
+    """Those beyond 2**63 microseconds, too: in the units that hold them; alone and in lists."""
+    value, units = DURATIONS[duration]
+    span = value // TICK
+    with jitslab.SlabCache("times", TIMES, capacity=4, init="zero") as cache, cache.allocate() as it:
+        for unit, size in {"us": 1, "ms": 1000, "s": 10**6, "D": 86400 * 10**6}.items():
+            if unit in units:
+                it[unit] = value
+                assert span == int(it[unit].astype(np.int64)) * size
+            else:
+                with pytest.raises(jitslab.FieldRangeError, match=f"^field '{unit}' takes a timedelta64"):
+                    it[unit] = value
+                assert 0 == it[unit].astype(np.int64)
+        for name, unit, size in (("pair", "us", 1), ("pairs", "s", 10**6)):
+            if unit in units:
+                it[name] = [DAY, value]
+                assert [86400 * 10**6, span] == [size * n for n in it[name].astype(np.int64).tolist()]
+            else:
+                with pytest.raises(jitslab.FieldRangeError):
+                    it[name] = [DAY, value]
+                assert [0, 0] == it[name].astype(np.int64).tolist()
+
+
+def test_lists_of_integers_are_integers():
+    """NumPy makes floats of a list with one that needs u8 and one that does not."""
+    dtype = np.dtype([("n", "u8"), ("pair", "u8", (2,)), ("i", "i8", (2,)), ("square", "u8", (2, 2))])
+    most = (1 << 64) - 1
+    with jitslab.SlabCache("lists", dtype, capacity=4, init="zero") as cache, cache.allocate_many(2) as batch:
+        with cache.allocate() as it:
+            for value in ([most, 0], (1 << 63, 1), [most, True], [np.uint64(most), 0], [np.uint64(most), np.int8(3)], (0, most)):
+                it.pair = value
+                assert [int(n) for n in value] == it.pair.tolist()
+                batch.n = value
+                assert [int(n) for n in value] == batch.n.tolist()
+            it.square = [[most, 0], [1, 2]]
+            assert [[most, 0], [1, 2]] == it.square.tolist()
+            it.pair = [1, 2]
+            for value in ([1 << 63, -1], [np.uint64(1 << 63), -1]):
+                refused(jitslab.FieldRangeError, f"field 'pair' takes an integer 0 .. {most}, got -1", setattr, it, "pair", value)
+                with pytest.raises(jitslab.FieldRangeError):
+                    it.i = value
+            text = f"field 'pair' takes an integer 0 .. {most}, got float 1.0"
+            refused(jitslab.FieldTypeError, text, setattr, it, "pair", [most, 1.0])
+            refused(jitslab.FieldTypeError, text, setattr, it, "pair", [1.0, 2])
+            text = "field 'pair' takes an array of shape (2,), got one of shape (3,)"
+            refused(jitslab.ArrayError, text, setattr, it, "pair", [most, 0, 1])
+            assert ([1, 2], [0, 0]) == (it.pair.tolist(), it.i.tolist())
+        text = f"field 'n' takes an integer 0 .. {most}, got -1"
+        refused(jitslab.FieldRangeError, text, setattr, batch, "n", [most, -1])
+        assert [0, most] == batch.n.tolist()
+
+
+# --- What happens while a value is converted, or read ---
+
+SLOW_VALUES = {"count": 666, "tag": b"evil", "when": np.datetime64("2020-01-01"), "header": [6] * 4, "parts": (6, 6.0)}
+
+
+class Evil:
+    """An array that does something when it is looked at."""
+
+    def __init__(self, value, dtype, act):
+        self.value, self.dtype_wanted, self.act = value, dtype, act
+
+    def __array__(self, dtype=None, copy=None):
+        """Act, then be the array."""
+        self.act()
+        return np.array(self.value, self.dtype_wanted)
+
+
+def evil(field, value, act):
+    """Return a value of a field that does something when it is converted; of a record, its first part does."""
+    return (Evil(value[0], "i2", act), value[1]) if field == "parts" else Evil(value, PACKET[field].base, act)
+
+
+@pytest.fixture
+def others(cache):
+    """Return a function that frees something, and takes records in its place: it returns them, and what they held."""
+
+    def swap(free, n=1):
+        free()
+        handles = cache.alloc_many(n)
+        swap.taken = handles, cache.gather(handles).tobytes()
+
+    yield swap
+    handles, held = swap.taken
+    assert held == cache.gather(handles).tobytes()
+
+
+@pytest.mark.parametrize("field", SLOW_VALUES)
+def test_record_freed_while_a_value_is_converted_is_not_written(cache, others, field):
+    """The value's own code frees the record, and its slot is another's: that one is not touched."""
+    it = cache.allocate()
+    value = evil(field, SLOW_VALUES[field], lambda: others(it.free))
+
+    refused(jitslab.StaleHandleError, gone(), setattr, it, field, value)
+
+
+def test_nested_record_freed_while_a_value_is_converted_is_not_written(cache, others):
+    """Nor through a view, nor when another frees it by its handle."""
+    it = cache.allocate()
+    handle, deep = it.handle, it.at.deep
+    with pytest.raises(jitslab.StaleHandleError, match="is live again"):
+        deep.n = Evil(666, "i8", lambda: others(lambda: cache.free(handle)))
+
+
+@pytest.mark.parametrize("field", SLOW_VALUES)
+def test_batch_freed_while_values_are_converted_is_not_written(cache, others, field):
+    """All freed, or the last of them: none is written, and no other record."""
+    batch = cache.allocate_many(3)
+    value = evil(field, SLOW_VALUES[field], lambda: others(batch.free, 3))
+    text = "this batch of cache 'packets' has no records any more: freed"
+    refused(jitslab.StaleHandleError, text, setattr, batch, field, value)
+
+
+def test_batch_that_is_torn_while_values_are_converted_is_not_written(cache, others):
+    """One of it freed by another, its slot taken anew: the other two are not written either."""
+    batch = cache.allocate_many(3)
+    batch.count = 1
+    handles = batch.handles.tolist()
+    with pytest.raises(jitslab.StaleHandleError) as caught:
+        batch.count = Evil([6] * 3, "i8", lambda: others(lambda: cache.free(handles[2])))
+    assert (2,) == caught.value.positions
+    assert [1, 1] == cache.gather(handles[:2])["count"].tolist()
+
+    again = cache.allocate_many(3)
+    handles = again.handles.tolist()
+    record = again.records[0].item()
+    value = dict(zip(PACKET.names, record, strict=True))
+    value["count"] = Evil(666, "i8", lambda: others(lambda: cache.free(handles[1])))
+    value["at"] = (0, (0, np.datetime64("2020-01-01")))
+    value |= {name: again[0][name] for name in ("header", "when", "took", "raw", "tag", "parts", "half", "wide", "big")}
+    with pytest.raises(jitslab.StaleHandleError):
+        again[1] = value
+
+
+@pytest.mark.parametrize("field", ["tag", "text", "when", "wide", "half", "big", "raw"])
+def test_value_read_is_the_records_own(cache, field):
+    """The record is freed between the check and the read, and its slot is another's: nothing of that one is returned."""
+    it = cache.allocate()
+    freed = []
+
+    def interfere(frame, event, argument):
+        if event == "call" and frame.f_code.co_name == "_column":
+            sys.setprofile(None)
+            it.free()
+            freed.append(cache.alloc())
+
+    sys.setprofile(interfere)
+    try:
+        with pytest.raises(jitslab.StaleHandleError):
+            getattr(it, field)
+    finally:
+        sys.setprofile(None)
+    assert 1 == len(freed)
+
+
+def test_threads_that_write_what_others_free_write_nothing_of_theirs(cache):
+    """A thread writes through a guard that another frees; the record that takes the slot stays as it was born."""
+    old, current, going, refusals = sys.getswitchinterval(), [cache.allocate()], [True], []
+
+    def write():
+        while going:
+            try:
+                current[0].tag = b"evil"
+            except jitslab.StaleHandleError:
+                refusals.append(1)
+
+    thread = threading.Thread(target=write)
+    sys.setswitchinterval(1e-6)
+    try:
+        thread.start()
+        for _ in range(3000):
+            current[0].free()
+            handle = cache.alloc()
+            for _ in range(3):
+                assert b"" == cache[handle]["tag"]
+            cache.free(handle)
+            current[0] = cache.allocate()
+    finally:
+        going.clear()
+        thread.join()
+        sys.setswitchinterval(old)
+    current[0].free()
+    cache.check()
+
+
 # --- Many ---
 
 
