@@ -469,8 +469,13 @@ class SlabCache(_Base, Generic[R]):
         self._need_open()
         self.raise_faults()
         n = as_count(n, "n")
+        if n > self._block.geometry.slots:
+            self._raise_full(n)
         if out is None:
-            out = np.empty(n, np.int64)
+            try:
+                out = np.empty(n, np.int64)
+            except MemoryError:
+                self._raise_full(n)
         else:
             check_out(out, np.dtype(np.int64), n)
         if n > 0 and batch.alloc_many(self._address, out.ctypes.data, n) != n:
@@ -823,6 +828,7 @@ class SlabCache(_Base, Generic[R]):
                 raise self._busy("check")
             if answer:
                 self._need_rest("check")
+                self._need_open()  # closed meanwhile: what was counted is gone
                 law, index = answer >> 32, (answer & SLOT_MASK) - 1
                 where = f"in slab {index} " if index >= 0 else ""
                 raise LawError(f"law L{law} is broken {where}of cache {self._name!r}: {LAWS.get(law, '')}", law, index)

@@ -37,6 +37,7 @@ Every class is a `SlabError` and also the builtin that a user would expect::
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 
 
@@ -168,9 +169,19 @@ class FieldError(SlabError):
 
 
 class FieldNameError(FieldError, AttributeError, KeyError):
-    """The record has no field of this name; the message names those that are near."""
+    """The record has no field of this name; the message names those that are near, found when it is shown."""
 
-    __str__ = Exception.__str__  # KeyError shows a repr
+    def __init__(self, message: str, wanted: str = "", fields: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self._wanted, self._fields = wanted, tuple(fields)
+
+    def __str__(self) -> str:
+        """Return the message, and the names that are near, or all."""
+        message = Exception.__str__(self)  # KeyError shows a repr
+        if not self._fields:
+            return message
+        near = difflib.get_close_matches(self._wanted, self._fields, 3, 0.65)
+        return f"{message}; {'near it:' if near else 'it has'} {', '.join(map(repr, near or self._fields))}"
 
 
 class FieldTypeError(FieldError, TypeError):

@@ -8,7 +8,7 @@ what the C methods call where they do not do it themselves.
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import reprlib
 import sys
 import types
@@ -117,9 +117,7 @@ class Fields:
             raise FieldNameError(f"{name!r} is a name of the guard itself; write guard[{name!r}] for the field")
         if has_own(type(self), name):
             raise FieldNameError(f"{name!r} is a name of the guard itself, and the record has no such field")
-        near = difflib.get_close_matches(name, self._fields, 3, 0.65)
-        hint = f"; near it: {', '.join(map(repr, near))}" if near else f"; it has {', '.join(map(repr, self._fields))}"
-        raise FieldNameError(f"the record has no field {name!r}{hint}")
+        raise FieldNameError(f"the record has no field {name!r}", name, tuple(self._fields))
 
     def _field(self, name: Any) -> Field:
         """Return what is known of a field."""
@@ -403,14 +401,14 @@ class SlabObjectGuard(Fields, Generic[R]):
         self._cache.free(self._take())
 
     def _collected(self, is_finalizing: Any = sys.is_finalizing) -> None:
-        if is_finalizing() or not hasattr(self, "_handle") or self._epoch != epoch():
-            return
-        if self._cache.closed or self._handle not in self._cache:
+        handle = getattr(self, "_handle", None)
+        if is_finalizing() or handle is None or self._epoch != epoch() or self._cache.closed or handle not in self._cache:
             return
         try:
             warnings.warn(f"never freed: {self!r}", ResourceWarning, stacklevel=2, source=self)
         finally:
-            self._free_slow()
+            with contextlib.suppress(StaleHandleError):  # another thread called `__del__`, too, and was first
+                self._free_slow()
 
 
 class SlabRecordView(Fields):

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ._fields import write_many, write_one
 from .cast import as_handles
-from .errors import GuardError, HandleError, StaleHandleError
+from .errors import FieldNameError, GuardError, HandleError, StaleHandleError
 from .fit import pack
 from .guard import Field, FieldAttribute, Fields, epoch, is_free
 
@@ -143,6 +143,8 @@ class SlabBatchGuard(Fields, Generic[R]):
         try:
             i = operator.index(key)
         except TypeError:
+            if isinstance(key, (slice, list, np.ndarray)):
+                raise FieldNameError("batch[i] is one record; of several, batch.records[i:k] are copies") from None
             return self._field(key)  # raises
         return self._cache[int(self._owned()[i])]
 

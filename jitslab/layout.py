@@ -63,6 +63,7 @@ L9   a magazine holds at most ``rounds`` slots, each below the limit
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -330,7 +331,7 @@ def check_dtype(value: Any) -> np.dtype[Any]:
         if offset < end:
             raise LayoutError(f"fields overlap at byte {offset} ({name!r})")
         end = offset + field.itemsize
-    return dtype
+    return copy.deepcopy(dtype)  # its names can be assigned: not those of a cache, by way of the caller's dtype
 
 
 def round_up(n: int, to: int) -> int:

@@ -892,6 +892,68 @@ def test_values_that_numpy_would_change_are_refused():
         assert ([1, 2], np.timedelta64(7, "D")) == (it.pair.tolist(), it.s)
 
 
+def test_dtype_that_is_renamed_afterwards_changes_no_cache():
+    """The caller's dtype, and one nested in it, are the caller's; the cache has its own, links and all."""
+    inner = np.dtype([("a", "i4"), ("b", "f2")])
+    dtype = np.dtype([("ab", "f2"), ("ba", "f2"), ("at", inner), ("next", jitslab.link("nodes"))], align=True)
+    with jitslab.SlabCache("renamed", dtype, capacity=4, init="zero") as cache, cache.allocate() as it:
+        dtype.names = ("ba", "ab", "at", "next")
+        inner.names = ("p", "q")
+        it.ab, it.at.b = 1, 2
+        assert (1, 0, 2) == (it.ab, it.ba, it.at.b)
+        assert (("ab", "ba", "at", "next"), ("a", "b")) == (cache.dtype.names, cache.dtype["at"].names)
+        assert {("next",): "nodes"} == jitslab.links_of(cache.dtype)
+        assert cache.dtype.isalignedstruct
+
+
+def test_names_that_are_near_are_looked_for_when_they_are_shown(it, monkeypatch):
+    """Not by every hasattr."""
+    looked = []
+    monkeypatch.setattr("difflib.get_close_matches", lambda *arguments: looked.append(arguments) or ["weight"])
+    assert not hasattr(it, "wieght")
+    assert [] == looked
+    with pytest.raises(jitslab.FieldNameError) as caught:
+        it.wieght
+    assert [] == looked
+    assert (
+        "the record has no field 'wieght'; near it: 'weight'"
+        == str(caught.value)
+        == str(pickle.loads(pickle.dumps(caught.value)))
+    )
+    assert 2 == len(looked)
+
+
+def test_more_than_there_is_room_for_is_refused_at_once(cache, monkeypatch):
+    """Whatever the number: the handles alone would fill the memory."""
+    for n in (1 << 32, 1 << 31):
+        text = f"cache 'packets' has 0 of 20 records live, {n} more were asked for"
+        refused(jitslab.CacheFullError, text, cache.allocate_many, n)
+        refused(jitslab.CacheFullError, text, cache.alloc_many, n)
+
+    def no_memory(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr("numpy.empty", no_memory)
+    refused(jitslab.CacheFullError, "cache 'packets' has 0 of 20 records live, 21 more were asked for", cache.alloc_many, 21)
+    assert 0 == len(cache)
+
+
+def test_batch_has_no_slices(cache):
+    """It says what there is instead."""
+    with cache.allocate_many(3) as batch:
+        text = "batch[i] is one record; of several, batch.records[i:k] are copies"
+        for key in (slice(0, 2), [0, 1], np.array([0, 1])):
+            refused(jitslab.FieldNameError, text, batch.__getitem__, key)
+
+
+def test_guard_collected_by_many_at_once_is_quiet(cache, monkeypatch):
+    """Another thread is first between two steps of `__del__`."""
+    it = cache.allocate()
+    monkeypatch.setattr(guard_module.warnings, "warn", lambda *arguments, **named: it.free())
+    it.__del__()
+    assert 0 == len(cache)
+
+
 DAY = datetime.timedelta(days=1)
 TICK = datetime.timedelta(microseconds=1)
 TIMES = np.dtype(

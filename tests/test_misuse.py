@@ -769,3 +769,16 @@ def test_iteration_ends_with_the_cache_and_passes_over_what_is_freed():
     assert [int(handles[0]), int(handles[9])] == met
     with pytest.raises(jitslab.ClosedError):
         next(steps)
+
+
+def test_check_of_a_cache_that_is_closed_meanwhile_finds_no_law_broken(monkeypatch):
+    """What it counted is gone; that is no law."""
+    cache = jitslab.SlabCache("checked", np.dtype([("x", "f8")]), capacity=10)
+
+    def close_and_find(*arguments):
+        cache.close()
+        return 1 << 32
+
+    monkeypatch.setattr(jitslab.cache.recover, "check_laws", close_and_find)
+    with pytest.raises(jitslab.ClosedError, match="^cache 'checked' is closed$"):
+        cache.check()
