@@ -65,8 +65,11 @@ def out_of_range(value: Any, dtype: np.dtype[Any], name: str) -> FieldRangeError
 def pack(value: Any, dtype: np.dtype[Any], name: str, shape: tuple[int, ...] = ()) -> Any:
     """Return a value as a contiguous array of its own, byte for byte what a field of that dtype holds; arguments as of `fit`."""
     base, own = dtype.subdtype or (dtype, ())
+    fitted = fit(value, dtype, name, shape)
+    if base.names is None and fitted.shape == shape + own and fitted.flags.c_contiguous:
+        return fitted  # a copy already
     out = np.zeros(shape + own, base)
-    out[...] = fit(value, dtype, name, shape)
+    out[...] = fitted
     return out
 
 

@@ -79,6 +79,8 @@ class Fields:
 
     __slots__ = ()
     _fields: ClassVar[dict[str, Field]] = {}
+    _readers: ClassVar[dict[str, Any]] = {}  # of those that are attributes in C
+    _writers: ClassVar[dict[str, Any]] = {}
     __class__: Any = property(type)  # read-only: with another dtype's class, the fields would lie elsewhere
 
     @property
@@ -88,11 +90,22 @@ class Fields:
 
     def __getitem__(self, name: str) -> Any:
         """Read a field, also one whose name is that of a method."""
-        return self._read(name)
+        try:
+            read = self._readers[name]
+        except (KeyError, TypeError):
+            return self._read(name)
+        return read(self)
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Write a field, also one whose name is that of a method."""
-        self._write(name, value)
+        try:
+            write = self._writers[name]
+        except (KeyError, TypeError):
+            write = None
+        if write is None:
+            self._write(name, value)
+        else:
+            write(self, value)
 
     def __getattr__(self, name: str) -> Any:
         """Say that there is no such field; of a property that fails, say what it says."""
@@ -142,6 +155,11 @@ class Fields:
     def _write(self, name: str, value: Any) -> None:
         """Check a value, and write it."""
         field = self._field(name)
+        if is_plain_number(value, field.dtype.kind):
+            value = value.item()
+            if name in self._writers:
+                self._writers[name](self, value)  # C knows what to do with it
+                return
         self._live_slot()
         handle = self._owned()
         data = pack(value, field.dtype, name)  # runs others' Python, and may take its time
@@ -200,6 +218,13 @@ class Fields:
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         """Refuse to be pickled: the memory is private to this process."""
         raise CopyError(f"{type(self).__name__} cannot be pickled: its memory is private to this process; use record.copy()")
+
+
+def is_plain_number(value: Any, kind: str) -> bool:
+    """Whether a field of that kind takes a NumPy scalar as it takes Python's number."""
+    if isinstance(value, np.integer):
+        return kind in "iuf" and not isinstance(value, np.timedelta64)
+    return kind == "f" and isinstance(value, (np.float64, np.float32))
 
 
 def _shown_value(value: Any) -> str:
@@ -537,12 +562,14 @@ def make_class(base: type, dtype: np.dtype[Any], declared: Any, path: tuple[str,
         if of.names is not None:
             view = make_class(SlabRecordView, of, nested.get(field_name), (*path, field_name), start + offset, in_c)
         fields[field_name] = Field(field_name, (*path, field_name), of, start + offset, view)
-    cls._fields, cls._path = fields, path
+    cls._fields, cls._path, cls._readers, cls._writers = fields, path, {}, {}
     for field in fields.values():
         if is_free(base, field.name):
             doc = f"field {field.name!r}: {field.dtype}"
             if in_c:
                 _fields.install_field(cls, field.name, kind_of(field), field.offset, base is SlabRecordView, field.view, doc)
+                attribute = vars(cls)[field.name]
+                cls._readers[field.name], cls._writers[field.name] = attribute.__get__, attribute.__set__
             else:
                 setattr(cls, field.name, FieldAttribute(field.name, doc))
     if in_c:

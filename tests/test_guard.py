@@ -822,6 +822,41 @@ def test_everything_here_holds_without_c_methods():
     assert re.search(r"\[100%\]", run_python(text))
 
 
+def test_numpy_scalars_and_names_are_as_python_numbers_and_attributes(it):
+    """Written by name or by attribute, as NumPy's scalars or as Python's: the same is held, the same is refused."""
+    for scalar in (
+        np.int8(-3),
+        np.uint64(7),
+        np.int64(200),
+        np.float32(0.5),
+        np.float64(1e300),
+        np.timedelta64(3),
+        np.longdouble(1.5),
+    ):
+        for name in ("id", "count", "u8", "big", "weight", "small", "half", "ok", "tag"):
+            outcomes = []
+            for write in (setattr, type(it).__setitem__):
+                it.record[name] = 0
+                try:
+                    write(it, name, scalar)
+                    outcomes.append(it[name])
+                except jitslab.FieldError as error:
+                    outcomes.append(type(error))
+                    assert 0 == it.record[name] or b"0" == it.record[name]
+            assert outcomes[0] == outcomes[1]
+            fits = (isinstance(scalar, np.integer) and not isinstance(scalar, np.timedelta64), isinstance(scalar, np.floating))
+            if name in ("ok", "tag") or not any(fits) or (fits[1] and name not in ("weight", "small", "half")):
+                assert jitslab.FieldTypeError is outcomes[0]
+            elif outcomes[0] is not jitslab.FieldRangeError:
+                assert scalar == outcomes[0] == getattr(it, name)
+    text = "field 'id' takes an integer 0 .. 255, got 300"
+    refused(jitslab.FieldRangeError, text, setattr, it, "id", np.int64(300))
+    it.free()
+    refused(jitslab.StaleHandleError, gone(), setattr, it, "id", np.int64(3))
+    refused(jitslab.StaleHandleError, gone(), it.__getitem__, "id")
+    refused(jitslab.StaleHandleError, gone(), it.__setitem__, "id", 3)
+
+
 RECORDS = {  # with what comes of them: the records, or the shape that is refused
     "none": ([], (0,)),
     "one for all": ([(1, 2.0)], [(1, 2.0)] * 3),
@@ -1110,6 +1145,9 @@ def test_batch_that_is_torn_while_values_are_converted_is_not_written(cache, oth
     value |= {name: again[0][name] for name in ("header", "when", "took", "raw", "tag", "parts", "half", "wide", "big")}
     with pytest.raises(jitslab.StaleHandleError):
         again[1] = value
+    for torn in (batch, again):
+        with pytest.raises(jitslab.StaleHandleError):
+            torn.free()
 
 
 @pytest.mark.parametrize("field", ["tag", "text", "when", "wide", "half", "big", "raw"])
