@@ -281,8 +281,10 @@ class SlabCache(_Base, Generic[R]):
 
     def __setitem__(self, handle: int, value: Any) -> None:
         """Assign a whole record: a tuple or a `numpy.void`."""
-        slot = self._slot(handle)
-        self._all[slot] = value
+        self._need_opened()
+        record = np.zeros((), self._dtype)
+        record[()] = value  # first: it may run code of the user's, which may free the record
+        self._all[self._slot(handle)] = record
 
     def __contains__(self, handle: object) -> bool:
         """Whether `handle` is that of a live record; False for what is no handle at all."""
@@ -547,8 +549,8 @@ class SlabCache(_Base, Generic[R]):
         ArrayError
             If `values` are not records of the cache's dtype, one for each handle or one for all.
         """
+        array = np.asarray(values)  # first: it may run code of the user's
         slots = self.slots(handles)
-        array = np.asarray(values)
         if array.dtype != self._dtype or array.shape not in ((), (1,), slots.shape):
             raise ArrayError(f"values must be {slots.size} records of {self._dtype}, got {array.dtype} of shape {array.shape}")
         self.records[slots] = array

@@ -782,3 +782,23 @@ def test_check_of_a_cache_that_is_closed_meanwhile_finds_no_law_broken(monkeypat
     monkeypatch.setattr(jitslab.cache.recover, "check_laws", close_and_find)
     with pytest.raises(jitslab.ClosedError, match="^cache 'checked' is closed$"):
         cache.check()
+
+
+def test_record_freed_by_what_is_assigned_is_not_written():
+    """A value whose conversion frees the record, and takes its slot again, is refused; the new record is untouched."""
+    with jitslab.SlabCache("evil", [("a", "i8")], capacity=10) as cache:
+        handle, others = cache.alloc(), []
+
+        class Evil:
+            def __int__(self):
+                cache.free(handle)
+                others.append(cache.alloc())
+                cache[others[0]]["a"] = 111
+                return 666
+
+            __index__ = __int__
+
+        with pytest.raises(jitslab.StaleHandleError):
+            cache[handle] = (Evil(),)
+
+        assert int(cache[others[0]]["a"]) == 111
