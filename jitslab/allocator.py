@@ -34,6 +34,7 @@ from .sizes import SizeClasses
 
 CACHE_OPTIONS = {p.name: p.default for p in inspect.signature(SlabCache).parameters.values() if p.kind is p.KEYWORD_ONLY}
 RECORD = type(np.dtype([("x", "u1")]))  # type of the dtypes of records
+MOST_KNOWN = 1000  # dtype objects that are remembered
 SHOWN_FIELDS = 3  # of a dtype in a message, and in the name of a typed cache
 CLOSED_SHARE = 8  # closed caches are dropped from the names when an eighth of them may be
 
@@ -84,6 +85,14 @@ class Made(NamedTuple):
     options: dict[str, Any]  # those given for this cache
 
 
+class Known(NamedTuple):
+    """A dtype object that was seen, with nothing to compare while it is the same and its fields have their names."""
+
+    dtype: np.dtype[Any]
+    names: tuple[str, ...] | None
+    cache: SlabCache
+
+
 class SlabAllocator(SizeClasses):
     """
     Raw memory by size, records by dtype, and dedicated caches by name.
@@ -132,6 +141,7 @@ class SlabAllocator(SizeClasses):
     # Replaced by `__init__`: one that was never opened has none.
     _own: dict[SlabCache, Made] = {}  # noqa: RUF012  # all caches of records
     _typed: dict[np.dtype[Any], list[SlabCache]] = {}  # noqa: RUF012  # those of a dtype: equal for NumPy, then by `marks`
+    _known: dict[int, Known] = {}  # noqa: RUF012  # by the `id` of the dtype object
 
     def __init__(self, name: str, *, observe: bool = False, **options: Any) -> None:
         check_name("an allocator", name, {})
@@ -140,6 +150,7 @@ class SlabAllocator(SizeClasses):
         self._options = checked
         self._own = {}
         self._typed = {}
+        self._known = {}
         self._named: dict[str, SlabCache] = {}  # those that have a name
         self._creations = 0  # since closed ones were dropped from here
         self._names = Names("cache", self._find_named, self._list_named)
@@ -172,10 +183,14 @@ class SlabAllocator(SizeClasses):
         ClosedError
             After `close`.
         """
-        for cache in self._typed.get(dtype, ()) if type(dtype) is RECORD else ():
-            if cache._dtype is dtype and not cache._c[CLOSED]:  # the object that made the cache: nothing to compare
-                return bind(cache.alloc(), cache)
+        known = self._known.get(id(dtype))
+        if known is not None and known.dtype is dtype and dtype.names is known.names and not known.cache._c[CLOSED]:
+            return bind(known.cache.alloc(), known.cache)
         cache = self.typed(dtype)
+        if type(dtype) is RECORD:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[id(dtype)] = Known(dtype, dtype.names, cache)
         return bind(cache.alloc(), cache)
 
     def free_typed(self, ptr: int, dtype: npt.DTypeLike | None = None) -> None:
@@ -271,18 +286,17 @@ class SlabAllocator(SizeClasses):
         return cache
 
     def _typed_now(self, dtype: np.dtype[Any], declared: type | None, live: int = NULL) -> SlabCache | None:
-        """Return the open cache of a type; of several the one in which a handle is live, or that of the dtype object itself."""
+        """Return the open cache of a type; of several the one in which a handle is live, or the first."""
         found = None
         for cache in self._typed.get(dtype, ()):
-            is_itself = cache._dtype is dtype
             if (
-                (is_itself or marks(cache._dtype) == marks(dtype))
+                marks(cache._dtype) == marks(dtype)
                 and (declared is None or self._own[cache].declared is declared)
                 and not cache._c[CLOSED]
             ):
                 if live != NULL and live in cache:
                     return cache
-                if found is None or is_itself:
+                if found is None:
                     found = cache
         return found
 
@@ -418,6 +432,7 @@ class SlabAllocator(SizeClasses):
         self._creations = 0
         self._own = {cache: made for cache, made in self._own.items() if not cache.closed}
         self._named = self._list_named()
+        self._known = {}
         typed = {dtype: [cache for cache in caches if not cache.closed] for dtype, caches in self._typed.items()}
         self._typed = {dtype: caches for dtype, caches in typed.items() if caches}
 

@@ -268,6 +268,9 @@ class SlabObjectGuard(Fields, Generic[R]):
     Collected without having been freed, it frees its record with a `ResourceWarning`.  Views that were handed out keep the
     cache's memory mapped, and show whatever the slot holds next.  Equal to nothing but itself.
 
+    The guard class of a dtype is kept for good, some 15 KB of it.  A guard that dies in one cycle with its cache, which is then
+    closed, gives no warning; one that is collected at the recursion limit may leave its record live.
+
     Examples
     --------
     >>> import numpy as np, jitslab

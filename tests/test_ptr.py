@@ -32,7 +32,7 @@ def test_it_knows_its_cache_and_dtype(cache, ptr):
     ptr.record["value"] = 2.5
 
     assert cache is ptr.cache
-    assert NODE is ptr.dtype
+    assert NODE == ptr.dtype
     assert 2.5 == cache[ptr]["value"]
     assert ptr.is_live
     cache.free(ptr)
