@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from . import _methods, _os, batch, layout, numa, recover, slab
 from .block import Block
-from .cast import as_count, as_handles, as_integer, check_out, make_template
+from .cast import as_count, as_handles, as_integer, check_out, make_template, shown
 from .compiled import CacheType, cache_type
 from .declare import declared_class
 from .errors import (
@@ -950,7 +950,7 @@ class SlabCache(_Base, Generic[R]):
         if handle == NULL:
             return NullHandleError("the handle is NULL")
         if not 0 < handle < 1 << 63:
-            return ForeignHandleError(f"{handle} is no handle: 1 .. 2**63 - 1")
+            return ForeignHandleError(f"{shown(handle)} is no handle: 1 .. 2**63 - 1")
         if not self._is_made(slot >> self._block.geometry.shift):
             limit = self.slot_limit
             where = f"not among the {limit}" if slot >= limit else "between the nodes"

@@ -7,6 +7,7 @@ Above `layout`, below `cache`.
 from __future__ import annotations
 
 import operator
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,14 @@ from . import layout
 from .errors import ArrayError, CapacityError, HandleTypeError, LayoutError
 
 Handles = npt.NDArray[np.int64]
+
+
+def shown(value: Any) -> str:
+    """Return a repr, cut where it is long."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python refuses to print integers of thousands of digits
+        return f"of {value.bit_length()} bits" if isinstance(value, int) else "that cannot be shown"
 
 
 def make_template(init: Any, dtype: np.dtype[Any]) -> bytes | None:
@@ -50,7 +59,7 @@ def as_count(n: Any, what: str, least: int = 0) -> int:
     except TypeError:
         raise CapacityError(f"{what} must be an integer, got {type(n).__name__}") from None
     if not least <= count <= layout.MAX_CAPACITY:
-        raise CapacityError(f"{what} must be {least} .. 2**32, got {count}")
+        raise CapacityError(f"{what} must be {least} .. 2**32, got {shown(count)}")
     return count
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .cast import shown
 from .errors import SizeError, SizeTypeError
 from .layout import LINE
 from .raw import GRANULE, LARGEST
@@ -129,7 +130,7 @@ def best_table(sizes: Counts, counts: Counts, most: int) -> list[int]:
         If `most` is less than the guards.
     """
     if most < len(GUARDS):
-        raise SizeError(f"a table has {len(GUARDS)} classes or more, got {most}")
+        raise SizeError(f"a table has {len(GUARDS)} classes or more, got {shown(most)}")
     wanted = {as_class(int(size)) for size in sizes} | set(fixed_table())
     spare = most - len(GUARDS)
     best: list[tuple[int, list[int]]] = [(0, [])]  # by classes spent so far: bytes, and the classes

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import datetime
 import numbers
-import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from .cast import shown
 from .errors import ArrayError, FieldRangeError, FieldTypeError
 
 TAKES = {"b": "b", "i": "biu", "u": "biu", "f": "biuf", "c": "biufc", "S": "S", "U": "U", "M": "M", "m": "m", "V": "SV"}
@@ -42,14 +42,6 @@ def description(dtype: np.dtype[Any]) -> str:
     if kind in "mM":
         return f"a {dtype.name}"
     return A_KIND.get(kind, f"{size} raw bytes")
-
-
-def shown(value: Any) -> str:
-    """Return a repr, cut where it is long."""
-    try:
-        return reprlib.repr(value)
-    except ValueError:  # Python refuses to print integers of thousands of digits
-        return f"of {value.bit_length()} bits" if isinstance(value, int) else "that cannot be shown"
 
 
 def wrong_kind(value: Any, dtype: np.dtype[Any], name: str) -> FieldTypeError:

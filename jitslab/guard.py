@@ -22,8 +22,9 @@ import numpy as np
 
 from . import _fields
 from ._methods import slot_offset
+from .cast import shown
 from .errors import CopyError, FieldNameError, FieldTypeError, GuardError, HandleError, StaleHandleError
-from .fit import pack, shown
+from .fit import pack
 from .process import this_process
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """
 The machine's NUMA nodes, and where a cache's memory shall lie.
 
-Above `_os`, below `block`.  `nodes` reads the topology from the system; `resolve` turns a user's wish (a policy) into a
-`Placement`, which `Block` carries out.  On a machine with one node a placement is empty and costs nothing.
+Above `_os` and `cast`, below `block`.  `nodes` reads the topology from the system; `resolve` turns a user's wish (a policy)
+into a `Placement`, which `Block` carries out.  On a machine with one node a placement is empty and costs nothing.
 
 Sources: Linux, Documentation/admin-guide/mm/numa_memory_policy.rst; mbind(2); set_mempolicy(2).
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _os
+from .cast import shown
 from .errors import NodeError, PlacementWarning
 from .layout import CPUS, MAX_NODES, round_up
 
@@ -196,7 +197,7 @@ def _as_policy(policy: Any) -> str | tuple[int, ...]:
     except TypeError:
         raise NodeError(f"a policy is 'local', 'interleave', a node or several, got {policy!r}") from None
     if isinstance(policy, bool) or not numbers or len(set(numbers)) < len(numbers):
-        raise NodeError(f"a policy is 'local', 'interleave', a node or several, got {policy!r}")
+        raise NodeError(f"a policy is 'local', 'interleave', a node or several, got {shown(policy)}")
     return numbers
 
 
@@ -206,7 +207,7 @@ def _check_node(number: int, machine: tuple[NumaNode, ...]) -> None:
         return
     usable = ", ".join(str(node.id) for node in machine)
     why = "has no memory" if any(node.id == number for node in nodes()) else "does not exist, or is not allowed to this process"
-    raise NodeError(f"node {number} {why}; usable: {usable}")
+    raise NodeError(f"node {shown(number)} {why}; usable: {usable}")
 
 
 def _place_locally(machine: tuple[NumaNode, ...], mode: int) -> Placement:
@@ -230,11 +231,11 @@ def _simulate(wish: str | tuple[int, ...], simulated: Any) -> Placement:
     except TypeError:
         count = 0
     if not 1 <= count <= MAX_NODES or isinstance(simulated, bool):
-        raise NodeError(f"nodes must be 1 .. {MAX_NODES} simulated nodes, or None for the machine's, got {simulated!r}")
+        raise NodeError(f"nodes must be 1 .. {MAX_NODES} simulated nodes, or None for the machine's, got {shown(simulated)}")
     if isinstance(wish, tuple):
         for number in wish:
             if not 0 <= number < count:
-                raise NodeError(f"node {number} is none of the {count} simulated ones")
+                raise NodeError(f"node {shown(number)} is none of the {count} simulated ones")
     if wish != "local" or count == 1:
         return Placement((wish[0] if isinstance(wish, tuple) else 0,))
     return Placement(tuple(range(count)), cpu_sets=bytes(cpu % count for cpu in range(CPUS)))

@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from .cache import SlabCache
-from .cast import as_integer
+from .cast import as_integer, shown
 from .errors import ForeignHandleError, RecordTypeError
 
 
@@ -62,7 +62,7 @@ class SlabPtr(int):
         """Check both and bind them."""
         number = as_integer(handle)
         if not 0 <= number < 1 << 63:
-            raise ForeignHandleError(f"{number} is no handle: 1 .. 2**63 - 1")
+            raise ForeignHandleError(f"{shown(number)} is no handle: 1 .. 2**63 - 1")
         if not isinstance(cache, SlabCache):
             raise RecordTypeError(f"a SlabPtr is of a SlabCache, got {type(cache).__name__}")
         cache._need_opened()

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from . import classes, numa, raw
 from ._os import Reservation, address_space_left, node_mask, page_bytes
 from .cache import SlabCache
-from .cast import as_integer
+from .cast import as_integer, shown
 from .classes import Tuning
 from .errors import (
     CacheFullError,
@@ -252,7 +252,7 @@ class SizeClasses(_Base):
             except TypeError:
                 raise CapacityError(f"capacity must be an integer, got {capacity!r}") from None
             if not 1 <= capacity <= RESERVED:
-                raise CapacityError(f"capacity must be 1 .. {RESERVED} bytes, got {capacity}")
+                raise CapacityError(f"capacity must be 1 .. {RESERVED} bytes, got {shown(capacity)}")
         self._name, self._capacity = name, capacity
         self._of_caches: dict[str, Any] = {"policy": policy, "strict": strict, "nodes": nodes, "keep_empty": keep_empty}
         self._placement = numa.resolve(policy, strict, nodes)
@@ -640,7 +640,7 @@ class SizeClasses(_Base):
             raise SizeTypeError(f"classes must be an integer, got {type(classes).__name__}") from None
         observed, counts = self.observed() if sizes is None else as_counts(sizes)
         if most >= MAX_CLASSES:
-            raise SizeError(f"a table has at most {MAX_CLASSES - 1} classes, got {most}")
+            raise SizeError(f"a table has at most {MAX_CLASSES - 1} classes, got {shown(most)}")
         found = best_table(observed, counts, most)
         with naming():
             before, after, fixed = (waste(table, observed, counts) for table in (self.table, found, fixed_table()))
@@ -810,7 +810,7 @@ class SizeClasses(_Base):
         except TypeError:
             raise SizeTypeError(f"a size is an integer, got {type(size).__name__}") from None
         if not 1 <= n <= MAX_BYTES:
-            raise SizeError(f"a size must be 1 .. 2**46 bytes, got {n}")
+            raise SizeError(f"a size must be 1 .. 2**46 bytes, got {shown(n)}")
         return n
 
     def _find(self, ptr: int) -> int:
@@ -835,7 +835,7 @@ class SizeClasses(_Base):
         if ptr == NULL:
             return NullHandleError("the ptr is NULL")
         if not 0 < ptr < 1 << 63:
-            return ForeignHandleError(f"{ptr} is no ptr: 1 .. 2**63 - 1")
+            return ForeignHandleError(f"{shown(ptr)} is no ptr: 1 .. 2**63 - 1")
         row = self._find(ptr)
         if row == 0:
             return ForeignHandleError(f"allocator {self._name!r} never issued ptr {ptr:#x}")
@@ -873,5 +873,5 @@ def as_alignment(align: Any) -> int:
     except TypeError:
         raise SizeTypeError(f"an alignment is an integer, got {type(align).__name__}") from None
     if not 1 <= n <= MAX_ALIGN or n & (n - 1):
-        raise SizeError(f"an alignment must be a power of two, 1 .. {MAX_ALIGN}, got {n}")
+        raise SizeError(f"an alignment must be a power of two, 1 .. {MAX_ALIGN}, got {shown(n)}")
     return n

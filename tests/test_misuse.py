@@ -802,3 +802,29 @@ def test_record_freed_by_what_is_assigned_is_not_written():
             cache[handle] = (Evil(),)
 
         assert int(cache[others[0]]["a"]) == 111
+
+
+ENORMOUS = 10**5000  # more digits than Python prints
+ENORMOUS_USES = {
+    "handle": (lambda c: c.free(ENORMOUS), jitslab.ForeignHandleError),
+    "negative handle": (lambda c: c[-ENORMOUS], jitslab.ForeignHandleError),
+    "count": (lambda c: c.alloc_many(ENORMOUS), jitslab.CapacityError),
+    "batch of guards": (lambda c: c.allocate_many(ENORMOUS), jitslab.CapacityError),
+    "adopted handle": (lambda c: c.adopt(ENORMOUS), jitslab.ForeignHandleError),
+    "capacity": (lambda c: jitslab.SlabCache("big", XY, capacity=ENORMOUS), jitslab.CapacityError),
+    "node": (lambda c: jitslab.SlabCache("big", XY, policy=ENORMOUS), jitslab.NodeError),
+    "simulated nodes": (lambda c: jitslab.SlabCache("big", XY, nodes=ENORMOUS), jitslab.NodeError),
+    "handle of a ptr": (lambda c: jitslab.SlabPtr(ENORMOUS, c), jitslab.ForeignHandleError),
+    "size": (lambda c: jitslab.allocate(ENORMOUS), jitslab.SizeError),
+    "alignment": (lambda c: jitslab.allocate(8, align=ENORMOUS), jitslab.SizeError),
+    "raw ptr": (lambda c: jitslab.free(ENORMOUS, 8), jitslab.ForeignHandleError),
+}
+
+
+@pytest.mark.parametrize("use", ENORMOUS_USES)
+def test_enormous_numbers_are_refused_by_the_error_of_small_ones(cache, use):
+    """Also where the number itself cannot be printed."""
+    function, kind = ENORMOUS_USES[use]
+
+    with pytest.raises(kind, match="of 16610 bits"):
+        function(cache)
