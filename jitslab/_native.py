@@ -56,11 +56,6 @@ def _compile(make: Callable[..., Any], function: Callable[..., Any]) -> Any:
         numba.config.DISABLE_JIT = disabled
 
 
-def inlined(function: F) -> F:
-    """As `kernel`, but compiled into its callers whatever its size: for a fast path that LLVM finds too long."""
-    return kernel(function, True)
-
-
 def kernel(function: F, forceinline: bool = False) -> F:
     """
     Compile a function that other kernels, and user code, call.
@@ -82,6 +77,51 @@ def kernel(function: F, forceinline: bool = False) -> F:
         return dispatcher
 
     return _compile(make, function)  # type: ignore[no-any-return]  # a dispatcher stands for the function
+
+
+def lean(function: Callable[..., Any], is_cold: bool = False) -> Intrinsic:
+    """
+    As `kernel`, of two or three int64, called as a function of C is: arguments and results in registers, and no status.
+
+    Numba's own calls hand results over through memory and answer a status; where one of them is not compiled into its caller
+    that is as long as a fast path.  A lean one is, always.  A cold one never is, and it keeps its caller's registers
+    (preserve_mostcc): the fast path that ends in it needs to save none.
+    """
+    body: Any = kernel(function, True)
+    arity = function.__code__.co_argcount
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        compiled = body.overloads[signature.args]
+        context.active_code_library.add_linking_library(compiled.library)
+        shape = ir.FunctionType(context.get_value_type(signature.return_type), [I64] * arity)
+        attributes = ("noinline", "nounwind", "cold") if is_cold else ("alwaysinline", "nounwind")
+        thunk, is_new = _linkonce(builder, f"jitslab.{function.__name__}.{SOURCE_HASH}", shape, attributes)
+        convention = "preserve_mostcc" if is_cold else "ccc"
+        if is_new:
+            thunk.calling_convention = convention
+            inner = ir.IRBuilder(thunk.append_basic_block())
+            _, result = context.call_internal_no_propagate(inner, compiled.fndesc, signature, thunk.args)
+            inner.ret(result)
+        return builder.call(thunk, args, cconv=convention)
+
+    def typed() -> tuple[Any, Any]:
+        wanted = (types.int64,) * arity
+        body.compile(wanted)
+        return body.overloads[wanted].signature, emit
+
+    def of_two(typing: Any, a: Any, b: Any) -> Any:
+        return typed()
+
+    def of_three(typing: Any, a: Any, b: Any, c: Any) -> Any:
+        return typed()
+
+    of_two.__doc__ = of_three.__doc__ = function.__doc__
+    return intrinsic(of_two if arity == 2 else of_three)
+
+
+def cold(function: Callable[..., Any]) -> Intrinsic:
+    """As `lean`, never compiled into a caller."""
+    return lean(function, True)
 
 
 class Entry:
@@ -238,6 +278,7 @@ load4, store4 = _make_load_store(32, None)
 load8_acquire, store8_release = _make_load_store(64, "acquire")
 load8_relaxed, store8_relaxed = _make_load_store(64, "monotonic")
 load1, store1 = _make_load_store(8, None)
+load2, _ = _make_load_store(16, None)
 load4_relaxed, _ = _make_load_store(32, "monotonic")
 _, store4_release = _make_load_store(32, "acquire")
 
@@ -541,7 +582,8 @@ def my_heap(typing: Any, control: Any) -> Any:
             me = inner.ptrtoint(_thread_pointer(inner), I64)
             row = inner.lshr(inner.mul(me, I64(MIX)), I64(HASH_SHIFT))
             heaps = inner.load(inner.inttoptr(inner.add(cache, I64(C["heaps"])), I64.as_pointer()), align=8)
-            heap = inner.inttoptr(inner.add(heaps, inner.mul(row, I64(HEAP_BYTES))), PTR)
+            step = inner.load(inner.inttoptr(inner.add(cache, I64(C["heap_step"])), I64.as_pointer()), align=8)
+            heap = inner.inttoptr(inner.add(heaps, inner.mul(row, step)), PTR)
             owner = inner.load_atomic(inner.bitcast(heap, I64.as_pointer()), "monotonic", 8)
             with inner.if_then(inner.icmp_unsigned("==", owner, me), likely=True):
                 inner.ret(heap)

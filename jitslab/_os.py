@@ -28,7 +28,7 @@ POSIX = sys.platform != "win32"
 PROT_NONE, PROT_READ, PROT_RW = 0, 1, 3
 MAP_PRIVATE, MAP_ANONYMOUS = 2, 0x20 if LINUX else 0x1000
 MAP_NORESERVE = 0x4000 if LINUX else 0x40
-MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_WIPEONFORK = 4, 5, 14, 18
+MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_WIPEONFORK = 4, 5, 14, 15, 18
 
 page_bytes = max(mmap.PAGESIZE, 4096)
 
@@ -116,6 +116,12 @@ def advise_huge_pages(address: int, n: int) -> None:
     """Ask for huge pages in n bytes from a page-aligned address, where the system knows of such a wish."""
     if LINUX and n > 0:
         _libc("madvise")(address, n, MADV_HUGEPAGE)
+
+
+def refuse_huge_pages(address: int, n: int) -> None:
+    """Ask for no huge pages in n bytes from a page-aligned address, whatever the system's default is."""
+    if LINUX:
+        _libc("madvise")(address, n, MADV_NOHUGEPAGE)
 
 
 # --- NUMA: the system calls of mbind(2), get_mempolicy(2) and move_pages(2), which the C library does not have ---

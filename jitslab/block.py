@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,16 +32,27 @@ def first_cycle(serial: int) -> int:
     return (reversed_ ^ _process_random) or 1
 
 
-def reserve(dtype: np.dtype[Any], capacity: int | None, colouring: bool, nodes: int) -> tuple[Geometry, _os.Reservation]:
+class ClassPlace(NamedTuple):
+    """What a size class has of its allocator: the block keeps that memory."""
+
+    memory: Any  # array of it
+    heaps: int  # address of the first thread's heap of this class
+    step: int  # bytes from there to the next thread's
+    base: int  # number of its first slot
+
+
+def reserve(
+    dtype: np.dtype[Any], capacity: int | None, colouring: bool, nodes: int, has_heaps: bool
+) -> tuple[Geometry, _os.Reservation]:
     """Lay a cache out and reserve its address range."""
     if capacity is not None:
-        sizes = layout.geometry(dtype, capacity, colouring, _os.page_bytes, nodes)
+        sizes = layout.geometry(dtype, capacity, colouring, _os.page_bytes, nodes, has_heaps)
         return sizes, _os.Reservation(sizes.total)
     space = min(layout.DEFAULT_BYTES, _os.DEFAULT_LIMIT, _os.address_space_left() // max(256, 32 * nodes))
     room = layout.MAX_CAPACITY if nodes == 1 else layout.MAX_SLOTS // nodes // 2
     while True:
         most = min(max(space // layout.record_stride(dtype, colouring), 1), room)
-        sizes = layout.geometry(dtype, most, colouring, _os.page_bytes, nodes)
+        sizes = layout.geometry(dtype, most, colouring, _os.page_bytes, nodes, has_heaps)
         try:
             return sizes, _os.Reservation(sizes.total)
         except CacheFullError:
@@ -79,7 +90,9 @@ class Block:
         colouring: bool,
         template: bytes | None,
         placement: numa.Placement,
+        place: ClassPlace | None = None,
     ) -> None:
+        self._place = place
         try:
             self._reserve(dtype, capacity, colouring, placement)
         except (CacheFullError, CapacityError):
@@ -100,14 +113,15 @@ class Block:
         self.words = self.bytes.data[at_words : at_words + 4 * sizes.slots].cast("I")
         at_records = sizes.offset["records"]
         self.records = np.ndarray((sizes.slots,), dtype, self.bytes, at_records, (sizes.stride,))
-        self._fill(self._base + at_heaps, self._base + at_words, colouring, template)
-        self._fill_sets()
+        own = ClassPlace(self.bytes, self._base + at_heaps, layout.HEAP_BYTES, 0)
+        self._fill(place or own, self._base + at_words, colouring, template)
+        self._fill_sets(own)
         self.control["row"] = this_process().enter(self.address)
 
     def _reserve(self, dtype: np.dtype[Any], capacity: int | None, colouring: bool, placement: numa.Placement) -> None:
         """Reserve the address range, for an array set on each node of the placement."""
         self.placement = placement
-        self.geometry, memory = reserve(dtype, capacity, colouring, len(placement.sets))
+        self.geometry, memory = reserve(dtype, capacity, colouring, len(placement.sets), self._place is None)
         self.bytes: npt.NDArray[np.uint8] = np.asarray(memory)
         self._base = int(self.bytes.ctypes.data)
         self._make_metadata_usable()
@@ -136,13 +150,15 @@ class Block:
             raise CacheFullError(f"the system lets {n_words} bytes of generations not be read")  # a handle may name any slot
         this_process().heaps_are_wiped &= _os.wipe_on_fork(self._base, offset["template"])
 
-    def _fill(self, heaps: int, words: int, colouring: bool, template: bytes | None) -> None:
+    def _fill(self, place: ClassPlace, words: int, colouring: bool, template: bytes | None) -> None:
         """Fill the control block in."""
         sizes = self.geometry
         values = {region: self._base + sizes.offset[region] for region in ("records", "scratch", "template")}
         values |= {field: entry.address for field, entry in TABLE.items()}
         values |= {
-            "heaps": heaps,
+            "heaps": place.heaps,
+            "heap_step": place.step,
+            "base": place.base,
             "words": words,
             "front": self.address,
             "nodes": sizes.nodes,
@@ -168,7 +184,7 @@ class Block:
             at = sizes.offset["template"]
             self.bytes[at : at + len(template)] = np.frombuffer(template, np.uint8)
 
-    def _fill_sets(self) -> None:
+    def _fill_sets(self, own: ClassPlace) -> None:
         """Fill in what the array sets differ in, and place their memory."""
         sizes, page = self.geometry, _os.page_bytes
         row_bytes = layout.round_up(sizes.max_slabs * layout.SLAB.itemsize, page)
@@ -187,9 +203,10 @@ class Block:
             control["first_slab"], control["first_slot"] = first, first_slot
             control["slabs"] = rows - first * layout.SLAB.itemsize  # indexed by the slab's number in the cache
             control["bits"] = bits - first_slot // layout.BLOCK * 8
-            control["own_heaps"] = control["heaps"]
+            control["own_heaps"], control["own_step"] = control["heaps"], control["heap_step"]
             if sizes.nodes > 1:
-                control["own_heaps"] += (1 + number) * layout.HEAP_ROWS * layout.HEAP_BYTES
+                before = (int(self._place is None) + number) * layout.HEAP_ROWS
+                control["own_heaps"], control["own_step"] = own.heaps + before * own.step, own.step
             control["limit"] = first_slot
             control["n_slabs"] = first
             control["max_slabs"] = first + sizes.max_slabs

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _methods, _os, batch, layout, numa, recover, slab
-from .block import Block
+from .block import Block, ClassPlace
 from .cast import as_count, as_handles, as_integer, check_out, make_template, shown
 from .compiled import CacheType, cache_type
 from .declare import declared_class
@@ -197,6 +197,7 @@ class SlabCache(_Base, Generic[R]):
             bool(colouring),
             make_template(init, self._dtype),
             numa.resolve(policy, strict, nodes),
+            self._class_place(),
         )
         weakref.finalize(self, block.leave).atexit = False  # the memory goes with the last array on it
         self._block = block
@@ -211,6 +212,10 @@ class SlabCache(_Base, Generic[R]):
         sizes = block.geometry
         self._numba_type_: CacheType = cache_type(self._dtype, sizes.stride, int(block.control["init"][0]), sizes.nodes > 1)
         _made[next(_serials)] = self
+
+    def _class_place(self) -> ClassPlace | None:
+        """Where the heaps are, of a size class."""
+        return None
 
     # --- One record ---
 

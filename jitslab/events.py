@@ -20,12 +20,10 @@ from ._native import (
     heap_address,
     heap_pointer,
     kernel,
-    likely,
     load1,
     load4,
     load8,
     load8_acquire,
-    load8_relaxed,
     mixed,
     my_heap,
     pause,
@@ -33,12 +31,11 @@ from ._native import (
     store4,
     store8,
     store8_release,
-    thread_pointer,
     unlikely,
     zero_bytes,
 )
 from ._os import yield_core
-from .heap import H_RECORDS, SLOT_MASK, address, alloc, free, free_any
+from .heap import H_RECORDS, SLOT_MASK, address, alloc, free_any
 from .layout import NULL
 
 ROW = 64  # bytes of a cache's row in a thread's table: words CONTROL .. SIZE
@@ -189,13 +186,6 @@ def run_sizes(words: int, n: int, handles: int, rows: int, n_rows: int) -> int:
 @kernel
 def verify_release(s: int, ptr: int, size: int, obj: int) -> bool:
     """Verify the stamp of memory and free it; whether both went well."""
-    if likely(size <= raw.LARGEST):
-        row = raw.row_of(s, size)
-        heap = raw.own_heap(row)
-        if likely(load8_relaxed(heap, 0) == thread_pointer()):
-            handle = ptr - load8(row, raw.K_BASE)
-            is_good = has_mark(address(heap_pointer(heap), handle, load8(row, raw.K_STRIDE)), size, obj)
-            return free(heap_pointer(heap), handle) and is_good
     at = raw.address(s, ptr, size)
     is_good = at != 0 and has_mark(at, size, obj)
     return raw.release(s, ptr, size) and is_good

@@ -48,8 +48,6 @@ from .layout import (
     BACK_HEAP,
     CLOSED_HEAP,
     CPUS,
-    HEAP_BYTES,
-    HEAP_ROWS,
     HEAPS,
     MAGAZINE,
     NIL,
@@ -66,11 +64,10 @@ from .layout import (
     C,
     H,
 )
-from .recover import C_CLAIMED, C_OWN_HEAPS, heap_row, live_of, live_of_all, next_claimed, next_heap, note_fault, wake_all
+from .recover import C_CLAIMED, heap_row, live_of, live_of_all, next_claimed, next_heap, note_fault, row_of_heap, wake_all
 from .slab import (
     ALL,
     C_FRONT,
-    C_HEAPS,
     C_NODES,
     MUST_GROW,
     ZERO,
@@ -104,6 +101,17 @@ CLOSED_OWNER = -1  # no thread pointer
 
 
 @kernel
+def uppermost(heap: Heap) -> Any:
+    """Return (slot, its generation) of the slot on top of the magazine; the generation is TAKEN where there is none."""
+    top = heap_at(heap).top
+    slot, word = int64(0), int64(TAKEN)
+    if likely(top != 0):
+        slot = load4(advance(heap, BELOW_TOP), top)
+        word = load4(frozen(heap, H_WORDS), slot)
+    return slot, word
+
+
+@kernel
 def alloc(heap: Heap) -> int:
     """
     Take a slot and make it live.
@@ -113,14 +121,9 @@ def alloc(heap: Heap) -> int:
     The handle is put together after the paths have joined: so LLVM still sees the word and the slot in it when the caller
     uses it, and a record accessed or freed near by waits for neither.
     """
-    h = heap_at(heap)
-    top = h.top
-    slot, word = int64(0), int64(TAKEN)
-    if likely(top != 0):
-        slot = load4(advance(heap, BELOW_TOP), top)
-        word = load4(frozen(heap, H_WORDS), slot)
+    slot, word = uppermost(heap)
     if likely(word & TAKEN == 0):
-        h.top = top - 1
+        heap_at(heap).top -= 1
         store4(frozen(heap, H_WORDS), slot, word | 1)
     else:
         handle = slow(heap, F_ALLOC, ())
@@ -131,20 +134,34 @@ def alloc(heap: Heap) -> int:
 @kernel
 def alloc_filled(c: int, heap: Heap, stride: int, itemsize: int) -> int:
     """Take a slot as `alloc` does; its record is a copy of the template before anybody can find it live."""
-    h = heap_at(heap)
-    top = h.top
-    slot, word = int64(0), int64(TAKEN)
-    if likely(top != 0):
-        slot = load4(advance(heap, BELOW_TOP), top)
-        word = load4(frozen(heap, H_WORDS), slot)
+    slot, word = uppermost(heap)
     if likely(word & TAKEN == 0):
-        h.top = top - 1
+        heap_at(heap).top -= 1
         copy_bytes(frozen(heap, H_RECORDS) + slot * stride, frozen(c, C_TEMPLATE), itemsize)
         store4_release(frozen(heap, H_WORDS), slot, word | 1)
     else:
         handle = slow(heap, F_ALLOC, ())
         slot, word = handle & SLOT_MASK, shift_right(handle, 31) & EVEN
     return word >> 1 << 32 | slot
+
+
+@kernel
+def push(heap: Heap, handle: int) -> bool:
+    """`free` without its slow path: False, and nothing changed, where it would take that or refuse the handle."""
+    slot = handle & SLOT_MASK
+    live = shift_right(handle, 31) | 1
+    if unlikely(slot >= frozen(heap, H_LIMIT)):
+        return False
+    if unlikely(load4(frozen(heap, H_WORDS), slot) != live):
+        return False
+    h = heap_at(heap)
+    top = h.top
+    if unlikely(top == frozen(heap, H_ROUNDS)):
+        return False
+    store4(frozen(heap, H_WORDS), slot, live + 1)
+    store4(advance(heap, MAGAZINE), top, slot)
+    h.top = top + 1
+    return True
 
 
 @kernel
@@ -259,7 +276,7 @@ def slow_address(at: int, handle: int) -> int:
     c = heap_at(at).control
     control = control_at(c)
     note_fault(c, handle, int64(NO_SLOT) if handle == NULL else int64(STALE))
-    scratch = control.scratch + (at - frozen(c, C_HEAPS)) // HEAP_BYTES % HEAP_ROWS * control.scratch_step
+    scratch = control.scratch + row_of_heap(c, at) % OWN * control.scratch_step
     zero_bytes(scratch, control.itemsize)
     return scratch
 
@@ -268,7 +285,7 @@ def slow_address(at: int, handle: int) -> int:
 def lock_back_heap(c: int) -> int:
     """Return the heap that threads without one use in turn, locked by its owner word; 0 after `close`."""
     control = control_at(c)
-    at = frozen(c, C_OWN_HEAPS) + BACK_HEAP * HEAP_BYTES
+    at = heap_row(c, int64(OWN + BACK_HEAP))
     while not compare_exchange(at, 0, 1):
         if control.closed != 0:
             return int64(0)
@@ -281,7 +298,7 @@ def lock_back_heap(c: int) -> int:
 @kernel
 def alien_heap(c: int, at: int) -> int:
     """Return the heap, opened now if need be, that the thread of heap `at` frees records of array set `c` into."""
-    row = int64(OWN) + (at - frozen(c, C_HEAPS)) // HEAP_BYTES
+    row = int64(OWN) + row_of_heap(c, at)
     alien = heap_row(c, row)
     owner = heap_at(at).owner
     if load8_acquire(alien, 0) != owner:
@@ -309,12 +326,12 @@ def take(c: int, at: int) -> int:
 @kernel
 def follow(c: int, at: int) -> int:
     """Return the array set that a heap is to draw from: that of the node its thread runs on now."""
-    if frozen(c, C_NODES) == 1 or at >= frozen(c, C_HEAPS) + HEAPS * HEAP_BYTES:  # threads' heaps alone follow
+    if frozen(c, C_NODES) == 1 or row_of_heap(c, at) >= HEAPS:  # threads' heaps alone follow
         return c
     here = set_here(c)
     if here != c:
         h = heap_at(at)
-        row = (at - frozen(c, C_HEAPS)) // HEAP_BYTES
+        row = row_of_heap(c, at)
         alien = heap_row(here, OWN + row)
         if h.top > 0:
             call_table(c, F_FLUSH, (at, h.top))
@@ -400,7 +417,7 @@ def next_slab(c: int, at: int) -> int:
     Needs   the lock.
     """
     h = heap_at(at)
-    me = (at - frozen(c, C_HEAPS)) // HEAP_BYTES
+    me = row_of_heap(c, at)
     i = int64(h.slab)
     if i >= 0:
         slab = slab_at(c, i)
@@ -491,7 +508,7 @@ def flush(c: int, at: int, count: int) -> int:
         if is_alien(c, at):
             control_at(c).came_home += count
         last = load4(at + MAGAZINE, count - 1) >> control_at(c).shift
-        if is_drawn_by_other(c, last, (at - frozen(c, C_HEAPS)) // HEAP_BYTES):
+        if is_drawn_by_other(c, last, row_of_heap(c, at)):
             slab_at(c, last).shared = 1
         put_slots(c, at + MAGAZINE, count)
         surplus = end_of_interval(c)
@@ -521,6 +538,8 @@ def open_heap(c: int, row: int) -> int:
         h.limit = 0
     h.words = control.words
     h.records = control.records
+    h.base = control.base
+    h.stride = control.stride
     h.control = c
     h.slab = NIL
     h.first = np.uint32(control.first_slot)
@@ -550,8 +569,7 @@ def set_here(c: int) -> int:
 @kernel
 def is_alien(c: int, at: int) -> bool:
     """Whether heap `at` is one that another node's thread frees records of array set `c` into."""
-    first = frozen(c, C_OWN_HEAPS)
-    return first != frozen(c, C_HEAPS) and first <= at < first + HEAPS * HEAP_BYTES
+    return OWN <= row_of_heap(c, at) < OWN + HEAPS
 
 
 @Entry
@@ -569,13 +587,13 @@ def claim(c: int, me: int) -> int:
     wake_all(c)
     row = next_claimed(c, ZERO)
     while 0 <= row < HEAPS and control.closed == 0:
-        at = frozen(c, C_HEAPS) + row * HEAP_BYTES
+        at = heap_row(c, row)
         if load8_acquire(at, 0) == me:
             return at
         row = next_claimed(c, row + 1)
     row = shift_right(mixed(me), HASH_SHIFT)
     for _ in range(HEAPS):
-        at = frozen(c, C_HEAPS) + row * HEAP_BYTES
+        at = heap_row(c, row)
         if control.closed == 0 and load8_acquire(at, 0) == 0 and compare_exchange(at, 0, me):
             open_heap(here, row)
             watch_thread_exit(process.key, control.process)

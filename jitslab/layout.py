@@ -124,7 +124,7 @@ def record(*fields: tuple[Any, ...]) -> np.dtype[Any]:
 
 CONTROL = record(
     # Frozen after creation: addresses, geometry.  Kernels may load them once.
-    ("heaps", "i8"),  # address of the threads' heaps
+    ("heaps", "i8"),  # address of the first of the threads' heaps
     ("words", "i8"),  # address of the generations, u4 a slot
     ("records", "i8"),  # address of slot 0
     ("bits", "i8"),  # address of the free bits, one a slot, in words of 64
@@ -167,7 +167,10 @@ CONTROL = record(
     ("f_grow", "i8"),
     ("f_release", "i8"),
     ("f_rebuild", "i8"),
-    ("pad0", "i8", (7,)),
+    ("heap_step", "i8"),  # bytes from one thread's heap to the next: between them lie those of an allocator's other classes
+    ("own_step", "i8"),  # the same of `own_heaps`
+    ("base", "i8"),  # of a size class: number of its first slot
+    ("pad0", "i8", (4,)),
     # Slab layer: written under the lock only.
     ("lock", "i8"),  # 0 free, 1 held
     ("limit", "i8"),  # slots of the slabs made so far; above, every generation reads 0 and no record is touched
@@ -198,16 +201,19 @@ CONTROL = record(
     ("pad2", "i8", (2,)),
 )
 HEAP = record(
-    # One line; written by its owner only, but for the owner word.
+    # Written by its owner only, but for the owner word.  The first line is all that the fast paths need.
     ("owner", "i8"),  # thread pointer, 0: nobody
     ("top", "i8"),  # slots in the magazine
-    ("rounds", "i8"),  # frozen, as the four that follow: slots it may hold
+    ("rounds", "i8"),  # frozen, as the rest of the line: slots it may hold
     ("limit", "i8"),  # slots of the reservation: the generations of all of them can be read
     ("words", "i8"),
     ("records", "i8"),
+    ("base", "i8"),  # of a size class: what is added to a handle to get a ptr
+    ("stride", "i8"),
     ("control", "i8"),  # array set it draws from; changes when its thread runs on another node
     ("slab", "i4"),  # slab this heap draws from, NIL: none
     ("first", "u4"),  # first slot of the array set
+    ("pad", "i8", (6,)),
 )  # the magazine follows: u4[ROUNDS]
 SLAB = record(
     # Written under the lock only.
@@ -235,7 +241,8 @@ PROCESS = record(
 )  # the registry follows: i8 a row, the address of an open cache's control block, 0: a hole
 
 assert CONTROL.itemsize % LINE == 0
-assert HEAP.itemsize == SLAB.itemsize == PROCESS.itemsize == LINE
+assert SLAB.itemsize == PROCESS.itemsize == LINE
+assert HEAP.itemsize == 2 * LINE
 
 MAGAZINE = HEAP.itemsize  # offset of a heap's magazine
 HEAP_BYTES = (MAGAZINE + 4 * ROUNDS) | LINE  # an odd number of lines: equal tops of two heaps fall into different sets
@@ -339,9 +346,9 @@ def round_up(n: int, to: int) -> int:
     return -(-n // to) * to
 
 
-def geometry(dtype: np.dtype[Any], capacity: int, colouring: bool, page: int, nodes: int = 1) -> Geometry:
+def geometry(dtype: np.dtype[Any], capacity: int, colouring: bool, page: int, nodes: int = 1, has_heaps: bool = True) -> Geometry:
     """
-    Lay out one cache.
+    Lay out one cache; with the heaps of threads, or without: those of a size class lie among its allocator's.
 
     Each node's range alone holds the capacity.  The reservation is larger than the capacity, so that slots parked in other
     threads' magazines, and retired ones, do not make `alloc` fail before `capacity` records are live.
@@ -366,7 +373,7 @@ def geometry(dtype: np.dtype[Any], capacity: int, colouring: bool, page: int, no
     rows = max_slabs * SLAB.itemsize  # of one set they follow its control block: the first ones share its page
     offset, at = {}, 0
     for name, size in (
-        ("heaps", (1 if nodes == 1 else 1 + nodes) * HEAP_ROWS * HEAP_BYTES + page),
+        ("heaps", (int(has_heaps) + (0 if nodes == 1 else nodes)) * HEAP_ROWS * HEAP_BYTES + page),
         ("template", scratch),
         ("scratch", HEAP_ROWS * scratch_step if scratch_step else scratch),
         ("cpus", 0 if nodes == 1 else CPUS),

@@ -6,10 +6,11 @@ Above `heap` and `_pages`, below `sizetype`.  A *class* is a cache whose records
 slot numbers ``base`` to ``end``, nobody else's.  So a ptr alone tells its class, and a ptr in the wrong class is out of range
 there: it is refused for sure, by the compare that the cache makes anyway.
 
-The fast paths see a map from sizes to classes, a line a class, and the calling thread's heap where it usually stands; whatever
-is unusual goes to the slow path of the same name, through the table in the block SIZES: sizes out of bounds, a thread whose
-heap stands elsewhere, a refused ptr, and every size while sizes are counted, since the map then leads to class 0, where no heap
-is anybody's.
+The heaps of all classes lie in one region, those of one thread side by side: so a fast path computes where the heap of a size
+stands from the thread and one look into the map of sizes, and finds all that it needs on the first line of that heap.
+Whatever is unusual goes to the slow path of the same name, out of line and through the table in the block SIZES: sizes out of
+bounds, a thread whose heap stands elsewhere, an empty or full magazine, a refused ptr, and every size while sizes are counted,
+since the map then leads to class 0, where no heap is anybody's.
 
 Memory above the largest class is pages of its own.  A slot of the cache `large` describes it, so its ptr is checked as any other.
 """
@@ -18,20 +19,26 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from . import _os
 from ._native import (
     HASH_SHIFT,
     Entry,
     call_table,
+    cold,
     compare_exchange,
     copy_bytes,
     fetch_add,
+    frozen,
+    heap_at,
     heap_pointer,
-    inlined,
     int64,
     kernel,
+    lean,
     likely,
     load1,
+    load2,
     load8,
     load8_acquire,
     load8_relaxed,
@@ -39,6 +46,7 @@ from ._native import (
     my_heap,
     shift_right,
     slow,
+    store4,
     store8,
     store8_release,
     thread_pointer,
@@ -47,10 +55,11 @@ from ._native import (
 from ._os import MASK_BITS, give_back
 from ._pages import map_pages, map_spare_pages, move_pages, place_pages, unmap_pages
 from .heap import F_ADDRESS as CACHE_ADDRESS
-from .heap import H_RECORDS, SLOT_MASK, alloc, free_any, is_live
-from .layout import HEAP_BYTES, HEAPS, LINE, NULL, PAGE, C, offsets, record, round_up
+from .heap import H_RECORDS, H_WORDS, SLOT_MASK, Heap, alloc, free_any, is_live, push, uppermost
+from .layout import HEAP_BYTES, HEAP_ROWS, LINE, NULL, PAGE, TAKEN, C, H, offsets, record, round_up
 
-GRANULE = 8  # bytes: what the map tells apart
+GRANULE = 8  # bytes: what the map tells apart up to FINE
+FINE = 1024  # above, classes are odd numbers of lines, which lie two lines apart
 MAX_CLASSES = 256  # rows: a byte of the map names one
 NATURAL, MAX_ALIGN = 16, PAGE  # of every class of the fixed table; most that can be asked for
 MAX_BYTES = 1 << 46  # most bytes of one allocation
@@ -58,8 +67,7 @@ LARGEST = (1 << 20) + LINE  # largest size of a class
 CLASS_BYTES, LARGE_BYTES = 64, 32  # of their rows
 
 CLASS = record(
-    # Frozen while the class is used; the first four are all that the fast paths need.
-    ("heaps", "i8"),  # address of the cache's heaps; of zeros in row 0
+    # Frozen while the class is used.
     ("base", "i8"),  # what is added to a handle to get a ptr: number of the first slot
     ("stride", "i8"),  # bytes from slot to slot
     ("control", "i8"),  # address of the cache's control block
@@ -67,6 +75,7 @@ CLASS = record(
     ("low", "i8"),  # the class serves sizes above this
     ("high", "i8"),  # and up to this
     ("is_aligned", "i8"),  # 1: it serves all sizes that alignments lead to it
+    ("pad", "i8"),
 )
 SIZES = record(
     ("f_allocate", "i8"),  # entry points of the slow paths
@@ -86,7 +95,8 @@ SIZES = record(
         "scratch",
         "i8",
     ),  # address of the scratch pages for refused ptrs of large memory, 0: none yet; their size is their first word
-    ("pad", "i8", (3,)),
+    ("nodes", "i8"),  # most array sets of a class
+    ("pad", "i8", (2,)),
 )
 LARGE = record(
     ("address", "i8"),  # of the pages; 0 from the instant that a free has taken them
@@ -99,12 +109,14 @@ S, K, L = offsets(SIZES), offsets(CLASS), offsets(LARGE)
 S_N_ROWS, S_LARGE, S_LARGE_BASE, S_OBSERVE, S_CLOSED, S_MODE = (
     S[name] // 8 for name in ("n_rows", "large", "large_base", "observe", "closed", "mode")
 )
+S_NODES = S["nodes"]
 F_ALLOCATE, F_FREE, F_ADDRESS, F_REALLOC, F_SCRATCH = (
     S[name] for name in ("f_allocate", "f_free", "f_address", "f_realloc", "f_scratch")
 )
-K_HEAPS, K_BASE, K_STRIDE, K_CONTROL, K_END, K_LOW, K_HIGH, K_ALIGNED = (
-    K[name] // 8 for name in ("heaps", "base", "stride", "control", "end", "low", "high", "is_aligned")
+K_BASE, K_STRIDE, K_CONTROL, K_END, K_LOW, K_HIGH, K_ALIGNED = (
+    K[name] // 8 for name in ("base", "stride", "control", "end", "low", "high", "is_aligned")
 )
+H_BASE, H_STRIDE = H["base"], H["stride"]
 L_ADDRESS, L_BYTES, L_ASKED, L_HOLD = (L[name] // 8 for name in ("address", "bytes", "asked", "hold"))
 AT_HOLD, AT_LARGE_BYTES, AT_MASK, AT_SCRATCH = L["hold"], S["large_bytes"], S["mask"], S["scratch"]
 MOVING = -1  # number of no array: a realloc has the pages
@@ -113,79 +125,90 @@ assert (CLASS.itemsize, LARGE.itemsize) == (CLASS_BYTES, LARGE_BYTES)
 page_bytes = _os.page_bytes
 # What follows the block, at fixed distances: no fast path loads an address that it can compute.
 ROWS = SIZES.itemsize  # the CLASS rows
-MAP = ROWS + MAX_CLASSES * CLASS_BYTES  # u1 a granule: the row of a size, as the fast paths see it
-REAL = MAP + round_up(LARGEST // GRANULE + 2, LINE)  # the same, but while sizes are counted
-COUNTS = REAL + round_up(LARGEST // GRANULE + 2, LINE)  # i8 a size: how often it was asked for
-ZEROS_AT = COUNTS + 8 * (LARGEST + LINE)
-ZEROS = HEAPS * HEAP_BYTES  # bytes of zeros where row 0 has its heaps
+PLACES = 8 * 1024 + 128  # of the map, at least: see `place_of`
+ROWS_AT = ROWS + MAX_CLASSES * CLASS_BYTES  # u1 a place: the row of a size
+MAP = ROWS_AT + round_up(PLACES, LINE)  # u2 a place: lines from a thread's first heap to the size's; 0 while sizes are counted
+COUNTS = MAP + round_up(2 * PLACES, LINE)  # i8 a size: how often it was asked for
+HEAPS_AT = round_up(COUNTS + 8 * (LARGEST + LINE), 64 * 1024)  # the heaps: those of a thread side by side, one a row
+HEAP_LINES = HEAP_BYTES // LINE
+THREAD_BYTES = MAX_CLASSES * HEAP_BYTES
+SIZES_BYTES = HEAPS_AT + HEAP_ROWS * THREAD_BYTES
 
 
 # --- Fast paths ---
 
 
-@kernel
-def own_heap(row: int) -> int:
-    """Where the calling thread's heap of a class stands, if nobody else's does."""
-    return load8(row, K_HEAPS) + shift_right(mixed(thread_pointer()), HASH_SHIFT) * HEAP_BYTES
+def place_of(size: int) -> int:
+    """Return where the map has a size of 0 to LARGEST."""
+    if size <= FINE:
+        return (size + (GRANULE - 1)) >> 3
+    return ((size + (LINE - 1)) >> 7) + ((FINE >> 3) + 1 - (FINE >> 7))
+
+
+_place_of: Any = kernel(place_of)
 
 
 @kernel
-def row_of(s: int, size: int) -> int:
-    """Return the row of a size that is within bounds."""
-    return s + ROWS + load1(s + MAP, (size + (GRANULE - 1)) >> 3) * CLASS_BYTES
+def my_heap_of(s: int, me: int, size: int) -> Heap:
+    """Where the heap of a size and of the calling thread, `me`, stands, if nobody else's does."""
+    first = s + HEAPS_AT + shift_right(mixed(me), HASH_SHIFT) * THREAD_BYTES
+    place = int64(0)  # of sizes out of bounds, and of class 0
+    if likely(np.uint64(size) <= np.uint64(LARGEST)):
+        place = _place_of(size)
+    return heap_pointer(first + (load2(s + MAP, place) << 6))
 
 
-@kernel
+@lean
 def allocate(s: int, size: int) -> int:
     """Take memory of `size` bytes: a ptr, or NULL if the size is out of bounds or there is no memory."""
-    if likely(0 < size <= LARGEST):
-        row = row_of(s, size)
-        heap = own_heap(row)
-        if likely(load8_relaxed(heap, 0) == thread_pointer()):
-            handle = alloc(heap_pointer(heap))
-            if likely(handle != NULL):
-                return handle + load8(row, K_BASE)
-    return call_table(s, F_ALLOCATE, (size,))
+    me = thread_pointer()
+    heap = my_heap_of(s, me, size)
+    if likely(load8_relaxed(heap, 0) == me):
+        slot, word = uppermost(heap)
+        if likely(word & TAKEN == 0):
+            heap_at(heap).top -= 1
+            store4(frozen(heap, H_WORDS), slot, word | 1)
+            return (word >> 1 << 32 | slot) + frozen(heap, H_BASE)
+    return allocate_out_of_line(s, size)
 
 
-@inlined
+@lean
 def allocate_at(s: int, size: int) -> Any:
     """Take memory as `allocate` does; returns (ptr, its address), (NULL, 0) if there is none."""
-    if likely(0 < size <= LARGEST):
-        row = row_of(s, size)
-        heap = own_heap(row)
-        if likely(load8_relaxed(heap, 0) == thread_pointer()):
-            handle = alloc(heap_pointer(heap))
-            if likely(handle != NULL):
-                at = load8(heap, H_RECORDS // 8) + (handle & SLOT_MASK) * load8(row, K_STRIDE)
-                return handle + load8(row, K_BASE), at
-    ptr = call_table(s, F_ALLOCATE, (size,))
-    return ptr, address(s, ptr, size) if ptr != NULL else int64(0)
+    me = thread_pointer()
+    heap = my_heap_of(s, me, size)
+    if likely(load8_relaxed(heap, 0) == me):
+        slot, word = uppermost(heap)
+        if likely(word & TAKEN == 0):
+            heap_at(heap).top -= 1
+            store4(frozen(heap, H_WORDS), slot, word | 1)
+            ptr = (word >> 1 << 32 | slot) + frozen(heap, H_BASE)
+            return ptr, frozen(heap, H_RECORDS) + slot * frozen(heap, H_STRIDE)
+    return allocate_at_out_of_line(s, size)
 
 
-@inlined
+@lean
 def release(s: int, ptr: int, size: int) -> bool:
     """Free memory; False, and nothing changed, if the ptr is refused or is of another size."""
-    if likely(0 < size <= LARGEST):
-        row = row_of(s, size)
-        heap = own_heap(row)
-        if likely(load8_relaxed(heap, 0) == thread_pointer()):
-            if likely(free_any(load8(row, K_CONTROL), heap_pointer(heap), ptr - load8(row, K_BASE))):
+    me = thread_pointer()
+    heap = my_heap_of(s, me, size)
+    if likely(load8_relaxed(heap, 0) == me):
+        if likely(frozen(s, S_NODES) == 1):
+            if likely(push(heap, ptr - frozen(heap, H_BASE))):
                 return True
-    return call_table(s, F_FREE, (ptr, size)) != 0
+    return release_out_of_line(s, ptr, size)
 
 
-@kernel
+@lean
 def address(s: int, ptr: int, size: int) -> int:
     """Return the address of live memory; 0 if the ptr is refused."""
-    if likely(0 < size <= LARGEST):
-        row = row_of(s, size)
-        heap = heap_pointer(own_heap(row))
-        if likely(load8_relaxed(heap, 0) == thread_pointer()):
-            handle = ptr - load8(row, K_BASE)
-            if likely(is_live(heap, handle)):
-                return load8(heap, H_RECORDS // 8) + (handle & SLOT_MASK) * load8(row, K_STRIDE)
-    return call_table(s, F_ADDRESS, (ptr, size)) if size > 0 else int64(0)
+    me = thread_pointer()
+    heap = my_heap_of(s, me, size)
+    if likely(load8_relaxed(heap, 0) == me):
+        handle = ptr - frozen(heap, H_BASE)
+        if likely(is_live(heap, handle)):
+            return frozen(heap, H_RECORDS) + (handle & SLOT_MASK) * frozen(heap, H_STRIDE)
+    return address_out_of_line(s, ptr, size)
 
 
 @kernel
@@ -193,6 +216,38 @@ def address_or_scratch(s: int, ptr: int, size: int) -> int:
     """Return the address of live memory; if the ptr is refused, that of as much zeroed scratch memory, and a fault is set."""
     at = address(s, ptr, size)
     return at if likely(at != 0) else call_table(s, F_SCRATCH, (ptr, size))
+
+
+# --- Out of line ---
+
+
+@cold
+def allocate_out_of_line(s: int, size: int) -> int:
+    """`allocate` of what is unusual."""
+    return call_table(s, F_ALLOCATE, (size,))
+
+
+@cold
+def allocate_at_out_of_line(s: int, size: int) -> Any:
+    """`allocate_at` of what is unusual."""
+    ptr = call_table(s, F_ALLOCATE, (size,))
+    return ptr, call_table(s, F_ADDRESS, (ptr, size)) if ptr != NULL else int64(0)
+
+
+@cold
+def release_out_of_line(s: int, ptr: int, size: int) -> bool:
+    """`release` of what is unusual: by a full magazine, or with several array sets, still in the thread's own heap."""
+    me = thread_pointer()
+    heap = my_heap_of(s, me, size)
+    if load8_relaxed(heap, 0) == me and free_any(heap_at(heap).control, heap, ptr - frozen(heap, H_BASE)):
+        return True
+    return call_table(s, F_FREE, (ptr, size)) != 0
+
+
+@cold
+def address_out_of_line(s: int, ptr: int, size: int) -> int:
+    """`address` of what is unusual."""
+    return call_table(s, F_ADDRESS, (ptr, size)) if size > 0 else int64(0)
 
 
 # --- Which class ---
@@ -212,6 +267,12 @@ def quarter_size(size: int, align: int) -> int:
 
 
 _quarter_size: Any = kernel(quarter_size)
+
+
+@kernel
+def row_of(s: int, size: int) -> int:
+    """Return the row of a size that is within bounds."""
+    return s + ROWS + load1(s + ROWS_AT, _place_of(size)) * CLASS_BYTES
 
 
 @kernel
@@ -252,7 +313,7 @@ def allocate_slow(s: int, size: int) -> int:
         return allocate_large(s, size)
     if load8(s, S_OBSERVE) != 0:
         fetch_add(s + COUNTS + size * 8, 1)
-    row = s + ROWS + load1(s + REAL, (size + (GRANULE - 1)) >> 3) * CLASS_BYTES
+    row = row_of(s, size)
     return take_from(row)
 
 
@@ -304,7 +365,7 @@ def scratch(s: int, ptr: int, size: int) -> int:
     if not 0 < size <= LARGEST:
         slow(my_heap(load8(s, S_LARGE)), CACHE_ADDRESS, (ptr,))
         return large_scratch(s, size) if 0 < size <= MAX_BYTES else int64(0)
-    row = s + ROWS + load1(s + REAL, (size + (GRANULE - 1)) >> 3) * CLASS_BYTES
+    row = row_of(s, size)
     return slow(my_heap(load8(row, K_CONTROL)), CACHE_ADDRESS, (ptr,))
 
 

@@ -40,7 +40,6 @@ from .layout import (
     FREE,
     FRESH,
     FULL,
-    HEAP_BYTES,
     HEAP_ROWS,
     LISTS,
     MAGAZINE,
@@ -57,6 +56,7 @@ from .slab import (
     C_BITS,
     C_FRONT,
     C_HEADS,
+    C_HEAP_STEP,
     C_HEAPS,
     C_LIMIT,
     C_NODES,
@@ -75,7 +75,8 @@ from .slab import (
     unlock,
 )
 
-C_CLAIMED, C_FAULTS, C_TICKS, C_OWN_HEAPS, F_REBUILD = (C[n] for n in ("claimed", "faults", "ticks", "own_heaps", "f_rebuild"))
+C_CLAIMED, C_FAULTS, C_TICKS, F_REBUILD = (C[n] for n in ("claimed", "faults", "ticks", "f_rebuild"))
+C_OWN_HEAPS, C_OWN_STEP = C["own_heaps"], C["own_step"]
 RETIRED = 0x80000000
 MOVED = -1  # answer of `check_laws`: not at rest
 SAMPLES = 4000  # looks of `is_moving`: some 100 microseconds
@@ -96,8 +97,17 @@ def next_claimed(c: int, row: int) -> int:
 def heap_row(c: int, row: int) -> int:
     """Return the address of a heap by its row: those of threads first, then the array set's own."""
     if row < OWN:
-        return frozen(c, C_HEAPS) + row * HEAP_BYTES
-    return frozen(c, C_OWN_HEAPS) + (row - OWN) * HEAP_BYTES
+        return frozen(c, C_HEAPS) + row * frozen(c, C_HEAP_STEP)
+    return frozen(c, C_OWN_HEAPS) + (row - OWN) * frozen(c, C_OWN_STEP)
+
+
+@kernel
+def row_of_heap(c: int, at: int) -> int:
+    """Return the row of a heap by its address; with one array set its own heaps are the last ones of the threads'."""
+    heaps, own, step = frozen(c, C_HEAPS), frozen(c, C_OWN_HEAPS), frozen(c, C_OWN_STEP)
+    if own != heaps and own <= at < own + HEAP_ROWS * step:
+        return OWN + (at - own) // step
+    return (at - heaps) // frozen(c, C_HEAP_STEP)
 
 
 @kernel

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import classes, numa, raw
-from ._os import Reservation, address_space_left, node_mask, page_bytes
+from ._os import Reservation, address_space_left, node_mask, page_bytes, refuse_huge_pages, wipe_on_fork
+from .block import ClassPlace
 from .cache import SlabCache
 from .cast import as_integer, shown
 from .classes import Tuning
@@ -36,9 +37,10 @@ from .errors import (
     StaleHandleError,
     WrongSizeError,
 )
-from .layout import HEAPS, NULL, ROUNDS, ROUNDS_BYTES, SLAB_BYTES, record_stride, round_up
+from .layout import HEAP_BYTES, HEAPS, NULL, ROUNDS, ROUNDS_BYTES, SLAB_BYTES, record_stride, round_up
 from .names import naming
-from .raw import CLASS, GRANULE, LARGE, LARGEST, MAX_ALIGN, MAX_BYTES, MAX_CLASSES, NATURAL, SIZES
+from .process import this_process
+from .raw import CLASS, FINE, LARGE, LARGEST, MAX_ALIGN, MAX_BYTES, MAX_CLASSES, NATURAL, SIZES, place_of
 from .sizetype import size_classes_type
 
 Bytes = npt.NDArray[np.uint8]
@@ -164,6 +166,21 @@ class _Parts:
                 cache.close()
 
 
+class ClassCache(SlabCache[Any]):
+    """The cache of a size class: its heaps lie among its allocator's."""
+
+    __slots__ = ("_place",)
+
+    def __init__(
+        self, place: ClassPlace, name: str, dtype: np.dtype[Any], capacity: int, colouring: bool, options: dict[str, Any]
+    ) -> None:
+        self._place = place
+        super().__init__(name, dtype, capacity=capacity, colouring=colouring, **options)
+
+    def _class_place(self) -> ClassPlace:
+        return self._place
+
+
 class SizeClasses(_Base):
     """
     Memory of any size, as `malloc` gives it: by size classes, each of them a cache.
@@ -268,24 +285,30 @@ class SizeClasses(_Base):
 
     def _make_block(self) -> None:
         """Lay the block, the rows and the maps out."""
-        granules = LARGEST // GRANULE + 1
-        memory = np.asarray(Reservation(raw.ZEROS_AT + raw.ZEROS, usable=True))
+        memory = np.asarray(Reservation(raw.SIZES_BYTES, usable=True))
         self._address = int(memory.__array_interface__["data"][0])
         large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, **self._of_caches)
         self._parts = _Parts(memory, self._address, large)
         self._caches = self._parts.caches
         self._bases: list[int] = [0]
-        self._rows = memory[raw.ROWS : raw.MAP].view(CLASS)
-        self._rows["heaps"] = self._address + raw.ZEROS_AT
-        self._map = memory[raw.MAP : raw.MAP + granules]
-        self._real = memory[raw.REAL : raw.REAL + granules]
+        heaps, n_heaps = self._address + raw.HEAPS_AT, raw.SIZES_BYTES - raw.HEAPS_AT
+        refuse_huge_pages(heaps, n_heaps)  # a thread needs some pages, far from the next one's
+        this_process().heaps_are_wiped &= wipe_on_fork(heaps, n_heaps)
+        self._rows = memory[raw.ROWS : raw.ROWS_AT].view(CLASS)
+        self._real = memory[raw.ROWS_AT : raw.ROWS_AT + raw.PLACES]
+        self._map = memory[raw.MAP : raw.MAP + 2 * raw.PLACES].view(np.uint16)
         self._table = self._real.tobytes()
         self._counts = memory[raw.COUNTS : raw.COUNTS + 8 * (LARGEST + 1)].view(np.int64)
         self._owners: weakref.WeakValueDictionary[int, _Pages] = weakref.WeakValueDictionary()
         block = memory[: SIZES.itemsize].view(SIZES)
         self._block = block[0]
         values: dict[str, Any] = {field: entry.address for field, entry in raw.TABLE.items()}
-        values |= {"n_rows": 1, "large": large._address, "large_base": SLOTS - large._block.geometry.slots}
+        values |= {
+            "n_rows": 1,
+            "nodes": len(self._placement.sets),
+            "large": large._address,
+            "large_base": SLOTS - large._block.geometry.slots,
+        }
         if len(self._placement.sets) == 1:  # else large memory lies where it is first written to
             mask = np.frombuffer(node_mask(self._placement.nodes_of(0)), np.int64)
             values |= {"mode": self._placement.mode, "mask": mask}
@@ -336,7 +359,7 @@ class SizeClasses(_Base):
         if align is None and not zero and type(size) is int:
             try:
                 if 0 < size <= self._largest:
-                    row = self._table[size + (GRANULE - 1) >> 3]
+                    row = self._table[size + 7 >> 3 if size <= FINE else place_of(size)]
                     return self._caches[row].alloc() + self._bases[row]  # type: ignore[union-attr]  # row 0 is no size's
             except (TypeError, AttributeError):
                 self._need_opened()
@@ -366,7 +389,7 @@ class SizeClasses(_Base):
         if type(size) is int and type(ptr) is int:
             try:
                 if 0 < size <= LARGEST:
-                    row = self._table[size + (GRANULE - 1) >> 3]
+                    row = self._table[size + 7 >> 3 if size <= FINE else place_of(size)]
                     self._caches[row].free(ptr - self._bases[row])  # type: ignore[union-attr]  # row 0 is no size's
                     return
             except (SlabError, TypeError, AttributeError):
@@ -456,7 +479,7 @@ class SizeClasses(_Base):
         self._need_open()
         n = self._as_size(size)
         alignment = NATURAL if align is None else as_alignment(align)
-        row = int(self._real[n + GRANULE - 1 >> 3]) if n <= LARGEST else 0
+        row = int(self._real[place_of(n)]) if n <= LARGEST else 0
         cache = self._caches[row] if row else self._parts.large
         assert cache is not None
         cache.raise_faults()
@@ -517,11 +540,11 @@ class SizeClasses(_Base):
             if not is_aligned:
                 row = known[high]
                 self._rows[row]["low"] = min(int(self._rows[row]["low"]), low)
-                real[(low + GRANULE) // GRANULE : high // GRANULE + 1] = row
+                real[place_of(low) + 1 : place_of(high) + 1] = row
         self._real[:] = real
         self._table = real.tobytes()
         if not self._block["observe"]:
-            self._map[:] = real
+            self._map[:] = real.astype(np.uint16) * raw.HEAP_LINES
 
     def _wanted(self, high: int) -> int:
         """How many pieces of a class can be live at once, if there are slot numbers enough."""
@@ -542,13 +565,14 @@ class SizeClasses(_Base):
         stride = record_stride(dtype, not is_aligned)
         capacity = max(int(self._wanted(high) * share), 1)
         base = self._free_slots()[0]
-        cache = SlabCache(f"{self._name}-{high}", dtype, capacity=capacity, colouring=not is_aligned, **self._of_caches)
         i = len(self._caches)
+        place = ClassPlace(self._parts.memory, self._address + raw.HEAPS_AT + i * HEAP_BYTES, raw.THREAD_BYTES, base)
+        cache = ClassCache(place, f"{self._name}-{high}", dtype, capacity, not is_aligned, self._of_caches)
         self._caches.append(cache)
         self._bases.append(base)
         row = self._rows[i]
         values = {"base": base, "stride": stride, "control": cache._address, "end": base + cache._block.geometry.slots}
-        values |= {"low": low, "high": high, "is_aligned": int(is_aligned), "heaps": int(cache._block.control["heaps"][0])}
+        values |= {"low": low, "high": high, "is_aligned": int(is_aligned)}
         for field, value in values.items():
             row[field] = value
         self._block["n_rows"] = i + 1
@@ -590,7 +614,7 @@ class SizeClasses(_Base):
         """Have every size go through the slow path, where it is counted; or none."""
         with naming():
             self._block["observe"] = int(value)
-            self._map[:] = 0 if value else self._real
+            self._map[:] = 0 if value else self._real.astype(np.uint16) * raw.HEAP_LINES
             self._largest = 0 if value else LARGEST
 
     def tune(self, sizes: Any = None, classes: int = 60) -> Tuning:

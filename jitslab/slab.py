@@ -41,7 +41,6 @@ from .layout import (
     FREE,
     FRESH,
     FULL,
-    HEAP_BYTES,
     HUGE_BYTES,
     INTERVAL,
     LINE,
@@ -66,8 +65,8 @@ AHEAD = 8  # slots that `put_slots` looks ahead, to have their bits and rows at 
 WORN = 0x60000000  # a slab with a generation from here on is not released: its other slots would end with that one
 LOOKS = 8  # slabs of other heaps that `pick` passes over before it takes a new one
 
-C_LOCK, C_SLABS, C_BITS, C_WORDS, C_HEAPS, C_HEADS, C_TAILS, C_LIMIT = (
-    C[name] for name in ("lock", "slabs", "bits", "words", "heaps", "heads", "tails", "limit")
+C_LOCK, C_SLABS, C_BITS, C_WORDS, C_HEAPS, C_HEAP_STEP, C_HEADS, C_TAILS, C_LIMIT = (
+    C[name] for name in ("lock", "slabs", "bits", "words", "heaps", "heap_step", "heads", "tails", "limit")
 )
 C_FRONT, C_NODES, C_NODE_SHIFT = C["front"], C["nodes"], C["node_shift"]
 SET_BYTES = CONTROL.itemsize  # from one array set to the next
@@ -229,7 +228,7 @@ def is_drawn_by_other(c: int, i: int, me: int) -> bool:
     drawer = int64(slab_at(c, i).drawer)
     if drawer == NIL or drawer == me:
         return False
-    other = heap_at(frozen(c, C_HEAPS) + drawer * HEAP_BYTES)
+    other = heap_at(frozen(c, C_HEAPS) + drawer * frozen(c, C_HEAP_STEP))
     return other.owner != 0 and other.slab == i
 
 

@@ -15,9 +15,9 @@ class Inside:
         at = cache._address - base
         self.slots = 1 << sizes.shift
         self.control = cache._block.bytes[at : at + layout.CONTROL.itemsize].view(layout.CONTROL)[0]
-        heaps = int(self.control["heaps"]) - base
-        n = layout.HEAP_ROWS * layout.HEAP_BYTES
-        self._heaps = cache._block.bytes[heaps : heaps + n].reshape(layout.HEAP_ROWS, layout.HEAP_BYTES)
+        memory = cache._block.bytes if cache._block._place is None else cache._block._place.memory
+        heaps, step = int(self.control["heaps"]) - int(memory.ctypes.data), int(self.control["heap_step"])
+        self._heaps = np.ndarray((layout.HEAP_ROWS, layout.HEAP_BYTES), np.uint8, memory, heaps, (step, 1))
 
     def _region(self, name, dtype, n):
         at = int(self.control[name]) - int(self.cache._block.bytes.ctypes.data)

@@ -12,7 +12,7 @@ PAGE = 4096
 
 def test_sizes_of_rows():
     """Rows are whole lines; a slab's metadata is 64 bytes."""
-    assert (HEAP.itemsize, SLAB.itemsize, PROCESS.itemsize) == (64, 64, 64)
+    assert (HEAP.itemsize, SLAB.itemsize, PROCESS.itemsize) == (128, 64, 64)
     assert CONTROL.itemsize % 64 == 0
 
 
@@ -25,13 +25,16 @@ def test_offsets_of_a_heap():
         "limit": 24,
         "words": 32,
         "records": 40,
-        "control": 48,
-        "slab": 56,
-        "first": 60,
+        "base": 48,
+        "stride": 56,
+        "control": 64,
+        "slab": 72,
+        "first": 76,
+        "pad": 80,
     }
 
     assert expected == layout.offsets(HEAP)
-    assert layout.MAGAZINE == 64
+    assert layout.MAGAZINE == 128
     assert layout.HEAP_BYTES // 64 % 2 == 1
 
 
