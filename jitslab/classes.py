@@ -15,7 +15,7 @@ import numpy.typing as npt
 from .cast import shown
 from .errors import SizeError, SizeTypeError
 from .layout import LINE
-from .raw import GRANULE, LARGEST
+from .rawlayout import GRANULE, LARGEST
 
 Counts = npt.NDArray[np.int64]
 ODD_FROM = 1024  # from here on a class is an odd number of lines: its records use all sets of the CPU's caches

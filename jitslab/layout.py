@@ -275,6 +275,8 @@ SOURCES = (
     "_methods.py",
     "_fields.py",
     "_pages.py",
+    "rawlayout.py",
+    "large.py",
     "raw.py",
     "sizetype.py",
 )

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from . import classes, numa, raw
+from . import classes, numa, raw, rawlayout
 from ._os import Reservation, address_space_left, node_mask, page_bytes, refuse_huge_pages, wipe_on_fork
 from .block import ClassPlace
 from .cache import SlabCache
@@ -37,10 +37,11 @@ from .errors import (
     StaleHandleError,
     WrongSizeError,
 )
+from .large import drop_parked, hold_pages, let_pages_go
 from .layout import HEAP_BYTES, HEAPS, NULL, ROUNDS, ROUNDS_BYTES, SLAB_BYTES, record_stride, round_up
 from .names import naming
 from .process import this_process
-from .raw import CLASS, FINE, LARGE, LARGEST, MAX_ALIGN, MAX_BYTES, MAX_CLASSES, NATURAL, SIZES, place_of
+from .rawlayout import CLASS, FINE, LARGE, LARGEST, MAX_ALIGN, MAX_BYTES, MAX_CLASSES, NATURAL, SIZES, place_of
 from .sizetype import size_classes_type
 
 Bytes = npt.NDArray[np.uint8]
@@ -101,7 +102,7 @@ class SizeStats:
     used : int
         Bytes given out for them: whole classes and pages.
     memory : int
-        Bytes of all slabs, and of the pages of large memory.
+        Bytes of all slabs, and of the pages of large memory: live ones, and up to 16 MiB of freed ones, kept for the next.
     large : int
         Live pieces of large memory.
     large_used : int
@@ -152,7 +153,7 @@ class _Parts:
 
     def let_pages_go(self, slot: int, number: int, pages: int, n: int) -> None:
         """Give up the pages that an array kept mapped."""
-        raw.let_pages_go(self.address, slot, number, pages, n)
+        let_pages_go(self.address, slot, number, pages, n)
 
     def close(self) -> None:
         """Refuse everything from now on, and give all memory back."""
@@ -161,6 +162,7 @@ class _Parts:
         if not self.large.closed:
             for handle in self.large.live().tolist():
                 raw.free_slow(self.address, handle + int(block["large_base"][0]), int(self.large[handle]["asked"]))
+        drop_parked(self.address)
         for cache in (self.large, *self.caches):
             if cache is not None:
                 cache.close()
@@ -212,7 +214,7 @@ class SizeClasses(_Base):
     -----
     60 classes: steps of 16 bytes up to 128, then four to a doubling, up to 1 MiB; at most 20 % (up to 128 bytes: 15 bytes)
     of what is given out was not asked for.  Addresses are multiples of 16, of tuned classes of 8, or of `align`.  Larger
-    memory is pages of its own: a system call, some microseconds.  All else costs O(1): some 3 ns in compiled code.  An
+    memory is pages of its own: some microseconds.  All else costs O(1): some 2 ns in compiled code.  An
     allocator takes some 15 ms to make and little memory until it is used.
 
     Examples
@@ -285,20 +287,20 @@ class SizeClasses(_Base):
 
     def _make_block(self) -> None:
         """Lay the block, the rows and the maps out."""
-        memory = np.asarray(Reservation(raw.SIZES_BYTES, usable=True))
+        memory = np.asarray(Reservation(rawlayout.SIZES_BYTES, usable=True))
         self._address = int(memory.__array_interface__["data"][0])
         large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, **self._of_caches)
         self._parts = _Parts(memory, self._address, large)
         self._caches = self._parts.caches
         self._bases: list[int] = [0]
-        heaps, n_heaps = self._address + raw.HEAPS_AT, raw.SIZES_BYTES - raw.HEAPS_AT
+        heaps, n_heaps = self._address + rawlayout.HEAPS_AT, rawlayout.SIZES_BYTES - rawlayout.HEAPS_AT
         refuse_huge_pages(heaps, n_heaps)  # a thread needs some pages, far from the next one's
         this_process().heaps_are_wiped &= wipe_on_fork(heaps, n_heaps)
-        self._rows = memory[raw.ROWS : raw.ROWS_AT].view(CLASS)
-        self._real = memory[raw.ROWS_AT : raw.ROWS_AT + raw.PLACES]
-        self._map = memory[raw.MAP : raw.MAP + 2 * raw.PLACES].view(np.uint16)
+        self._rows = memory[rawlayout.ROWS : rawlayout.ROWS_AT].view(CLASS)
+        self._real = memory[rawlayout.ROWS_AT : rawlayout.ROWS_AT + rawlayout.PLACES]
+        self._map = memory[rawlayout.MAP : rawlayout.MAP + 2 * rawlayout.PLACES].view(np.uint16)
         self._table = self._real.tobytes()
-        self._counts = memory[raw.COUNTS : raw.COUNTS + 8 * (LARGEST + 1)].view(np.int64)
+        self._counts = memory[rawlayout.COUNTS : rawlayout.COUNTS + 8 * (LARGEST + 1)].view(np.int64)
         self._owners: weakref.WeakValueDictionary[int, _Pages] = weakref.WeakValueDictionary()
         block = memory[: SIZES.itemsize].view(SIZES)
         self._block = block[0]
@@ -485,12 +487,12 @@ class SizeClasses(_Base):
         cache.raise_faults()
         aligned = raw.quarter_size(n, alignment) if n <= LARGEST else 0
         if align is None or row == 0 or cache.stride % alignment == 0:  # pages are aligned to themselves
-            ptr = raw.allocate_slow(self._address, n)
+            ptr = (raw.allocate_zeros if zero and n > LARGEST else raw.allocate_slow)(self._address, n)
         else:
             ptr = raw.allocate_in(self._row_address(self._aligned_row(aligned)))
         if ptr == NULL:
             self._raise_full(n)
-        if zero and n <= LARGEST:  # larger memory is new pages
+        if zero and n <= LARGEST:
             raw.zero(raw.address_slow(self._address, ptr, 0), n)
         return ptr
 
@@ -507,7 +509,7 @@ class SizeClasses(_Base):
             owner = self._owners.get(ptr)
             if owner is None:
                 number = next(_numbers)
-                pages = raw.hold_pages(self._address, ptr, size, number)
+                pages = hold_pages(self._address, ptr, size, number)
                 if pages == 0:
                     raise self._refusal(ptr, size)
                 owner = self._owners[ptr] = _Pages(self._parts, slot, number, pages, size)
@@ -517,7 +519,7 @@ class SizeClasses(_Base):
 
     def _row_address(self, row: int) -> int:
         """Address of a row."""
-        return self._address + raw.ROWS + row * CLASS.itemsize
+        return self._address + rawlayout.ROWS + row * CLASS.itemsize
 
     def _use(self, table: list[tuple[int, int, bool]]) -> None:
         """Have new memory come from the classes of a table of (low, high, whether for alignments only), one thread at a time."""
@@ -544,7 +546,7 @@ class SizeClasses(_Base):
         self._real[:] = real
         self._table = real.tobytes()
         if not self._block["observe"]:
-            self._map[:] = real.astype(np.uint16) * raw.HEAP_LINES
+            self._map[:] = real.astype(np.uint16) * rawlayout.HEAP_LINES
 
     def _wanted(self, high: int) -> int:
         """How many pieces of a class can be live at once, if there are slot numbers enough."""
@@ -566,7 +568,7 @@ class SizeClasses(_Base):
         capacity = max(int(self._wanted(high) * share), 1)
         base = self._free_slots()[0]
         i = len(self._caches)
-        place = ClassPlace(self._parts.memory, self._address + raw.HEAPS_AT + i * HEAP_BYTES, raw.THREAD_BYTES, base)
+        place = ClassPlace(self._parts.memory, self._address + rawlayout.HEAPS_AT + i * HEAP_BYTES, rawlayout.THREAD_BYTES, base)
         cache = ClassCache(place, f"{self._name}-{high}", dtype, capacity, not is_aligned, self._of_caches)
         self._caches.append(cache)
         self._bases.append(base)
@@ -614,7 +616,7 @@ class SizeClasses(_Base):
         """Have every size go through the slow path, where it is counted; or none."""
         with naming():
             self._block["observe"] = int(value)
-            self._map[:] = 0 if value else self._real.astype(np.uint16) * raw.HEAP_LINES
+            self._map[:] = 0 if value else self._real.astype(np.uint16) * rawlayout.HEAP_LINES
             self._largest = 0 if value else LARGEST
 
     def tune(self, sizes: Any = None, classes: int = 60) -> Tuning:
@@ -708,7 +710,7 @@ class SizeClasses(_Base):
         return SizeStats(
             live=sum(line.live for line in lines) + n_large,
             used=sum(line.live * line.high for line in lines) + pages,
-            memory=sum(line.memory for line in lines) + pages,
+            memory=sum(line.memory for line in lines) + pages + int(self._block["parked_bytes"]),
             large=n_large,
             large_used=pages,
             observed=int(counts.sum()),
@@ -742,8 +744,9 @@ class SizeClasses(_Base):
         return n + sum(cache.clear() for cache in self._caches if cache is not None)
 
     def shrink(self) -> int:
-        """Give the memory of all empty slabs back to the system; returns how many slabs."""
+        """Give the memory of all empty slabs, and freed large memory, back to the system; returns how many slabs."""
         self._need_open()
+        drop_parked(self._address)
         return sum(cache.shrink() for cache in self._caches if cache is not None)
 
     def raise_faults(self) -> None:

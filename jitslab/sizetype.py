@@ -19,8 +19,7 @@ from ._native import I64, call_table, int64, intrinsic, kernel
 from .blocktype import register
 from .compiled import _plain
 from .layout import SOURCE_HASH
-
-F_REALLOC = raw.F_REALLOC
+from .rawlayout import F_REALLOC
 
 
 class SizeClassesType(types.Type):  # type: ignore[misc]  # numba has no types

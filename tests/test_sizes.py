@@ -21,7 +21,7 @@ from worker import Worker
 
 import jitslab
 from jitslab import NULL, classes
-from jitslab.raw import LARGEST, MAX_ALIGN
+from jitslab.rawlayout import LARGEST, MAX_ALIGN
 from jitslab.sizes import SizeClasses
 
 LARGE = 3 << 20
@@ -400,6 +400,106 @@ def test_large_memory_is_unmapped():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 
     assert (done.stdout, done.returncode) == ("ok\n", 0), done.stderr
+
+
+def is_mapped(address):
+    """Whether memory is mapped at an address."""
+    with open("/proc/self/maps") as maps:
+        ranges = ([int(end, 16) for end in line.split()[0].split("-")] for line in maps)
+        return any(start <= address < end for start, end in ranges)
+
+
+def test_freed_pages_serve_the_next_piece_that_they_fit(memory):
+    """One of the same size, or up to a fifth smaller, whose pages' end goes back; what it holds is as undefined as ever."""
+    p = memory.allocate(LARGE)
+    at = memory.address(p)
+    memory.free(p, LARGE)
+    assert memory.stats.memory == LARGE
+
+    q = memory.allocate(LARGE - 100_000)
+
+    assert memory.address(q) == at
+    assert memory.stats.memory == memory.stats.large_used < LARGE
+    assert not is_mapped(at + LARGE - 4096)
+    with pytest.raises(jitslab.StaleHandleError):
+        memory.view(p, LARGE)
+
+
+def test_zeroed_large_memory_is_zero_wherever_it_comes_from(memory):
+    """Pages that were used before are not taken for it."""
+    p = memory.allocate(LARGE)
+    memory.view(p, LARGE)[:] = 7
+    memory.free(p, LARGE)
+    gc.collect()
+    q = memory.allocate(LARGE)
+    memory.view(q, LARGE)[:] = 7
+    memory.free(q, LARGE)
+
+    assert not memory.view(memory.allocate(LARGE, zero=True), LARGE).any()
+
+
+@pytest.mark.parametrize("give_back", ["shrink", "close"])
+def test_parked_pages_go_back(give_back):
+    """When they are asked back, and at the end."""
+    memory = SizeClasses("test")
+    pieces = [memory.allocate(LARGE) for _ in range(3)]
+    places = [memory.address(p) for p in pieces]
+    for p in pieces:
+        memory.free(p, LARGE)
+    assert all(map(is_mapped, places))
+
+    getattr(memory, give_back)()
+
+    assert not any(map(is_mapped, places))
+    memory.close()
+
+
+def test_what_is_parked_has_bounds_and_turns_over(memory):
+    """Not more than 16 MiB, and not for ever what fits nobody."""
+    pieces = [memory.allocate(LARGE) for _ in range(20)]
+    for p in pieces:
+        memory.free(p, LARGE)
+    assert 0 < memory.stats.memory <= 16 << 20
+    memory.free(memory.allocate(100 << 20), 100 << 20)
+    assert memory.stats.memory <= 16 << 20
+
+    for _ in range(8):
+        memory.free(memory.allocate(LARGE // 2), LARGE // 2)
+        memory.free(memory.allocate(2 * LARGE), 2 * LARGE)
+
+    assert memory.stats.memory < 5 * LARGE
+
+
+def test_parked_pages_have_one_owner(memory):
+    """Two threads take and give large memory of three sizes at once: each finds in it what it wrote."""
+
+    @njit(nogil=True)
+    def work(memory, n, me):
+        wrong = 0
+        for i in range(n):
+            size = LARGE + (i * me) % 3 * 700_000
+            ptr = memory.allocate(size)
+            data = memory.bytes(ptr, size)
+            data[0] = data[size // 2] = data[size - 1] = me
+            other = memory.allocate(LARGE)
+            memory.bytes(other, LARGE)[:100] = 0
+            wrong += data[0] != me or data[size // 2] != me or data[size - 1] != me
+            wrong += not memory.free(other, LARGE)
+            wrong += not memory.free(ptr, size)
+        return wrong
+
+    work(memory, 1, 1)
+    found = []
+    threads = [threading.Thread(target=lambda me=me: found.append(work(memory, 3000, me))) for me in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert found == [0, 0]
+    assert memory.stats.large_used == 0
+    memory.shrink()
+    assert memory._block["parked_bytes"] == 0
 
 
 # --- Tuning ---

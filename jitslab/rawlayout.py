@@ -1,0 +1,96 @@
+"""
+The memory of an allocator by size: its block, its rows, the map from sizes to classes, the heaps.
+
+Above `layout`, below `large` and `raw`.  All of it is one range; what follows the block lies at fixed distances, so that no fast
+path loads an address that it can compute.
+"""
+
+from __future__ import annotations
+
+from ._os import MASK_BITS
+from .layout import HEAP_BYTES, HEAP_ROWS, LINE, PAGE, offsets, record, round_up
+
+GRANULE = 8  # bytes: what the map tells apart up to FINE
+FINE = 1024  # above, classes are odd numbers of lines, which lie two lines apart
+MAX_CLASSES = 256  # rows: a byte of the map names one
+NATURAL, MAX_ALIGN = 16, PAGE  # of every class of the fixed table; most that can be asked for
+MAX_BYTES = 1 << 46  # most bytes of one allocation
+LARGEST = (1 << 20) + LINE  # largest size of a class
+CLASS_BYTES, LARGE_BYTES = 64, 32  # of their rows
+PARKED = 8  # pieces of freed large memory that are kept
+PARKED_BYTES = 16 << 20  # bytes of them, at most
+PARKED_SHIFT, PARKED_PAGE = 16, 12  # a parked piece is (address >> 12) << 16 | bytes >> 12
+
+CLASS = record(
+    # Frozen while the class is used.
+    ("base", "i8"),  # what is added to a handle to get a ptr: number of the first slot
+    ("stride", "i8"),  # bytes from slot to slot
+    ("control", "i8"),  # address of the cache's control block
+    ("end", "i8"),  # number after the last slot's
+    ("low", "i8"),  # the class serves sizes above this
+    ("high", "i8"),  # and up to this
+    ("is_aligned", "i8"),  # 1: it serves all sizes that alignments lead to it
+    ("pad", "i8"),
+)
+SIZES = record(
+    ("f_allocate", "i8"),  # entry points of the slow paths
+    ("f_free", "i8"),
+    ("f_address", "i8"),
+    ("f_realloc", "i8"),
+    ("f_scratch", "i8"),
+    ("n_rows", "i8"),
+    ("large", "i8"),  # address of the control block of the cache of large memory
+    ("large_base", "i8"),  # number of its first slot
+    ("observe", "i8"),  # 1: sizes are counted
+    ("closed", "i8"),
+    ("large_bytes", "i8"),  # bytes of pages in large memory, now
+    ("mode", "i8"),  # how the pages of large memory are placed, for mbind(2); 0: where they are first written to
+    ("mask", "i8", (MASK_BITS // 64,)),  # one bit a node, for that
+    ("scratch", "i8"),  # address of the scratch pages of large memory, 0: none yet; their size is their first word
+    ("nodes", "i8"),  # most array sets of a class
+    ("parked_bytes", "i8"),  # bytes of parked pages, at least
+    ("hand", "i8"),  # where the next place is that is looked at for pages to give up
+    ("parked", "i8", (PARKED,)),  # freed pages, 0: none; their number in the low bits, 4 KiB each, above it that of the first
+)
+LARGE = record(
+    ("address", "i8"),  # of the pages; 0 from the instant that a free has taken them
+    ("bytes", "i8"),  # of the pages
+    ("asked", "i8"),
+    ("hold", "i8"),  # number of the array in Python that keeps the pages mapped, 0: none
+)
+S, K, L = offsets(SIZES), offsets(CLASS), offsets(LARGE)
+
+S_N_ROWS, S_LARGE, S_LARGE_BASE, S_OBSERVE, S_CLOSED, S_MODE = (
+    S[name] // 8 for name in ("n_rows", "large", "large_base", "observe", "closed", "mode")
+)
+S_NODES = S["nodes"]
+F_ALLOCATE, F_FREE, F_ADDRESS, F_REALLOC, F_SCRATCH = (
+    S[name] for name in ("f_allocate", "f_free", "f_address", "f_realloc", "f_scratch")
+)
+K_BASE, K_STRIDE, K_CONTROL, K_END, K_LOW, K_HIGH, K_ALIGNED = (
+    K[name] // 8 for name in ("base", "stride", "control", "end", "low", "high", "is_aligned")
+)
+L_ADDRESS, L_BYTES, L_ASKED, L_HOLD = (L[name] // 8 for name in ("address", "bytes", "asked", "hold"))
+AT_HOLD, AT_LARGE_BYTES, AT_MASK, AT_SCRATCH, AT_PARKED, AT_PARKED_BYTES, AT_HAND = (
+    L["hold"],
+    *(S[name] for name in ("large_bytes", "mask", "scratch", "parked", "parked_bytes", "hand")),
+)
+MOVING = -1  # number of no array: a realloc has the pages
+assert (CLASS.itemsize, LARGE.itemsize) == (CLASS_BYTES, LARGE_BYTES)
+# What follows the block.
+ROWS = SIZES.itemsize  # the CLASS rows
+PLACES = 8 * 1024 + 128  # of the map, at least: see `place_of`
+ROWS_AT = ROWS + MAX_CLASSES * CLASS_BYTES  # u1 a place: the row of a size
+MAP = ROWS_AT + round_up(PLACES, LINE)  # u2 a place: lines from a thread's first heap to the size's; 0 while sizes are counted
+COUNTS = MAP + round_up(2 * PLACES, LINE)  # i8 a size: how often it was asked for
+HEAPS_AT = round_up(COUNTS + 8 * (LARGEST + LINE), 64 * 1024)  # the heaps: those of a thread side by side, one a row
+HEAP_LINES = HEAP_BYTES // LINE
+THREAD_BYTES = MAX_CLASSES * HEAP_BYTES
+SIZES_BYTES = HEAPS_AT + HEAP_ROWS * THREAD_BYTES
+
+
+def place_of(size: int) -> int:
+    """Return where the map has a size of 0 to LARGEST."""
+    if size <= FINE:
+        return (size + (GRANULE - 1)) >> 3
+    return ((size + (LINE - 1)) >> 7) + ((FINE >> 3) + 1 - (FINE >> 7))
