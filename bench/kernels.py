@@ -22,6 +22,7 @@ from jitslab.compiled import CacheType
 from ring import HEAD, TAIL, publish, published, sched_yield
 
 njit = partial(numba.njit, cache=True, nogil=True)
+part = partial(numba.njit, cache=True, nogil=True, forceinline=True)  # of a loop: compiled into it, as a C compiler does
 I8, I64 = ir.IntType(8), ir.IntType(64)
 LAP = 64  # turns between two looks at the clock
 SPAN = 1 << 31  # of `bits`
@@ -55,27 +56,27 @@ def address_of(typing, record):
     return types.int64(record), emit
 
 
-@njit
+@part
 def take_from_malloc(size):
     """Take memory from C."""
     p = c.malloc(size)
     return p, p
 
 
-@njit
+@part
 def give_to_malloc(ref):
     """Free memory of C."""
     c.free(ref)
     return True
 
 
-@njit
+@part
 def take_by_size(heap, size):
     """Take memory by size."""
     return heap.new(size)
 
 
-@njit
+@part
 def take_record(heap):
     """Take a record."""
     ref, record = heap.new()
@@ -263,7 +264,7 @@ def holds_all(address, size, value):
     return wrong == 0 and c.load(address + size - 8) == value
 
 
-@njit
+@part
 def end(heap, ref, size, value, careful):
     """Free memory: 1 if it was right."""
     is_right = not careful or holds(at(heap, ref, size), size, value)
@@ -399,7 +400,7 @@ def count(sizes):
     return n
 
 
-@njit
+@part
 def put(heap, refs, sizes, j, size):
     """Take memory for a place, and fill it."""
     ref, address = take(heap, size)
@@ -617,7 +618,7 @@ def mstress(heap, allocs, first, refs, sizes, transfer, data, kept, seed, laps):
     return right if wrong == 0 else -wrong
 
 
-@njit
+@part
 def put_row(heap, refs, sizes, row, size):
     """Take memory for a row, and fill it."""
     ref, address = take(heap, size)
@@ -626,7 +627,7 @@ def put_row(heap, refs, sizes, row, size):
     sizes[row] = size
 
 
-@njit
+@part
 def end_row(heap, refs, sizes, row):
     """Free the memory of a row: 1, 0 if row 0 was meant, which is none, -1 if it was wrong."""
     if row == 0:

@@ -101,17 +101,6 @@ CLOSED_OWNER = -1  # no thread pointer
 
 
 @kernel
-def uppermost(heap: Heap) -> Any:
-    """Return (slot, its generation) of the slot on top of the magazine; the generation is TAKEN where there is none."""
-    top = heap_at(heap).top
-    slot, word = int64(0), int64(TAKEN)
-    if likely(top != 0):
-        slot = load4(advance(heap, BELOW_TOP), top)
-        word = load4(frozen(heap, H_WORDS), slot)
-    return slot, word
-
-
-@kernel
 def alloc(heap: Heap) -> int:
     """
     Take a slot and make it live.
@@ -121,9 +110,14 @@ def alloc(heap: Heap) -> int:
     The handle is put together after the paths have joined: so LLVM still sees the word and the slot in it when the caller
     uses it, and a record accessed or freed near by waits for neither.
     """
-    slot, word = uppermost(heap)
+    h = heap_at(heap)
+    top = h.top
+    slot, word = int64(0), int64(TAKEN)
+    if likely(top != 0):
+        slot = load4(advance(heap, BELOW_TOP), top)
+        word = load4(frozen(heap, H_WORDS), slot)
     if likely(word & TAKEN == 0):
-        heap_at(heap).top -= 1
+        h.top = top - 1
         store4(frozen(heap, H_WORDS), slot, word | 1)
     else:
         handle = slow(heap, F_ALLOC, ())
@@ -134,9 +128,14 @@ def alloc(heap: Heap) -> int:
 @kernel
 def alloc_filled(c: int, heap: Heap, stride: int, itemsize: int) -> int:
     """Take a slot as `alloc` does; its record is a copy of the template before anybody can find it live."""
-    slot, word = uppermost(heap)
+    h = heap_at(heap)
+    top = h.top
+    slot, word = int64(0), int64(TAKEN)
+    if likely(top != 0):
+        slot = load4(advance(heap, BELOW_TOP), top)
+        word = load4(frozen(heap, H_WORDS), slot)
     if likely(word & TAKEN == 0):
-        heap_at(heap).top -= 1
+        h.top = top - 1
         copy_bytes(frozen(heap, H_RECORDS) + slot * stride, frozen(c, C_TEMPLATE), itemsize)
         store4_release(frozen(heap, H_WORDS), slot, word | 1)
     else:

@@ -22,6 +22,7 @@ import numpy as np
 from ._native import (
     HASH_SHIFT,
     Entry,
+    advance,
     call_table,
     cold,
     copy_bytes,
@@ -35,6 +36,7 @@ from ._native import (
     likely,
     load1,
     load2,
+    load4,
     load8,
     load8_acquire,
     load8_relaxed,
@@ -46,8 +48,8 @@ from ._native import (
     thread_pointer,
     zero_bytes,
 )
+from .heap import BELOW_TOP, H_RECORDS, H_WORDS, SLOT_MASK, Heap, alloc, free_any, is_live, push
 from .heap import F_ADDRESS as CACHE_ADDRESS
-from .heap import H_RECORDS, H_WORDS, SLOT_MASK, Heap, alloc, free_any, is_live, push, uppermost
 from .large import allocate_large, free_large, large_at, large_scratch, realloc_large
 from .layout import NULL, TAKEN, C, H
 from .rawlayout import (
@@ -101,32 +103,29 @@ def my_heap_of(s: int, me: int, size: int) -> Heap:
 
 
 @lean
-def allocate(s: int, size: int) -> int:
-    """Take memory of `size` bytes: a ptr, or NULL if the size is out of bounds or there is no memory."""
-    me = thread_pointer()
-    heap = my_heap_of(s, me, size)
-    if likely(load8_relaxed(heap, 0) == me):
-        slot, word = uppermost(heap)
-        if likely(word & TAKEN == 0):
-            heap_at(heap).top -= 1
-            store4(frozen(heap, H_WORDS), slot, word | 1)
-            return (word >> 1 << 32 | slot) + frozen(heap, H_BASE)
-    return allocate_out_of_line(s, size)
-
-
-@lean
 def allocate_at(s: int, size: int) -> Any:
-    """Take memory as `allocate` does; returns (ptr, its address), (NULL, 0) if there is none."""
+    """Take memory: (its ptr, its address); (NULL, 0) if the size is out of bounds or there is no memory."""
     me = thread_pointer()
     heap = my_heap_of(s, me, size)
     if likely(load8_relaxed(heap, 0) == me):
-        slot, word = uppermost(heap)
+        h = heap_at(heap)
+        top = h.top
+        slot, word = int64(0), int64(TAKEN)
+        if likely(top != 0):
+            slot = load4(advance(heap, BELOW_TOP), top)
+            word = load4(frozen(heap, H_WORDS), slot)
         if likely(word & TAKEN == 0):
-            heap_at(heap).top -= 1
+            h.top = top - 1
             store4(frozen(heap, H_WORDS), slot, word | 1)
             ptr = (word >> 1 << 32 | slot) + frozen(heap, H_BASE)
             return ptr, frozen(heap, H_RECORDS) + slot * frozen(heap, H_STRIDE)
     return allocate_at_out_of_line(s, size)
+
+
+@kernel
+def allocate(s: int, size: int) -> int:
+    """Take memory: its ptr, or NULL."""
+    return allocate_at(s, size)[0]
 
 
 @lean
@@ -161,12 +160,6 @@ def address_or_scratch(s: int, ptr: int, size: int) -> int:
 
 
 # --- Out of line ---
-
-
-@cold
-def allocate_out_of_line(s: int, size: int) -> int:
-    """`allocate` of what is unusual."""
-    return call_table(s, F_ALLOCATE, (size,))
 
 
 @cold
