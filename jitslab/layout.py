@@ -34,7 +34,8 @@ Read first: the words, the ladders, the data and the laws of a cache.
 6. Space
    One reservation a cache: heaps | template, scratch | control block, slab rows | free bits | generations | records, each
    part reserved for the largest size and made usable in steps.  Nothing ever moves.  Slot i of the cache is at
-   ``records + i * stride`` over all slabs.
+   ``records + i * stride`` over all slabs.  The heaps of a size class are not its own: an allocator by size has those of all its
+   classes in one region, a thread's side by side (rawlayout).
 
 7. Nodes
    On a machine with several NUMA nodes a cache has one *array set* for each: a CONTROL row, and the slabs whose slots
