@@ -56,7 +56,7 @@ def case_of(loop: Callable[[int], int], held: Any, repeats: int, **more: Any) ->
 def many(bulk: int, keep: int, sizes: Sizes) -> Case:
     """`alloc_many` and `free_many`."""
     slab, held, repeats = SlabCache("bulk", RECORD, capacity=CAPACITY), np.zeros(keep, np.int64), repeats_of(keep, sizes)
-    loop = partial(loops.in_bulks, slab, held, bulk)
+    loop = partial(loops.in_bulks, slab, held.reshape(-1, bulk))
     return case_of(loop, held, repeats, close=slab.close)
 
 

@@ -127,14 +127,14 @@ def free_each_permuted(handles, permutation, cache):
 
 
 @njit
-def in_bulks(cache, held, bulk, repeats):
-    """Take and give back, a bulk a call: how many were freed."""
+def in_bulks(cache, bulks, repeats):
+    """Take and give back, a row of the array a call: how many were freed."""
     freed = 0
     for _ in range(repeats):
-        for at in range(0, held.size, bulk):
-            cache.alloc_many(held[at : at + bulk])
-        for at in range(0, held.size, bulk):
-            freed += cache.free_many(held[at : at + bulk])
+        for i in range(bulks.shape[0]):
+            cache.alloc_many(bulks[i])
+        for i in range(bulks.shape[0]):
+            freed += cache.free_many(bulks[i])
     return freed
 
 

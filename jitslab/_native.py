@@ -22,7 +22,7 @@ from numba.core.caching import FunctionCache, NullCache
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic as _intrinsic
 
-from .layout import CONTROL, HEAP, HEAP_BYTES, HEAPS, PROCESS, SLAB, SOURCE_HASH, C, H
+from .layout import CONTROL, HEAP, HEAP_BYTES, HEAPS, PROCESS, RUN, SLAB, SOURCE_HASH, TAKEN, C, H
 
 int64: Any = np.int64  # in kernels: Numba's int64; Any, since a kernel's ints are Python's to a type checker
 F = TypeVar("F", bound=Callable[..., Any])
@@ -56,6 +56,11 @@ def _compile(make: Callable[..., Any], function: Callable[..., Any]) -> Any:
         numba.config.DISABLE_JIT = disabled
 
 
+def inlined(function: F) -> F:
+    """As `kernel`, but compiled into its callers whatever its size: for a fast path that LLVM finds too long."""
+    return kernel(function, True)
+
+
 def kernel(function: F, forceinline: bool = False) -> F:
     """
     Compile a function that other kernels, and user code, call.
@@ -87,7 +92,7 @@ def lean(function: Callable[..., Any], is_cold: bool = False) -> Intrinsic:
     that is as long as a fast path.  A lean one is, always.  A cold one never is, and it keeps its caller's registers
     (preserve_mostcc): the fast path that ends in it needs to save none.
     """
-    body: Any = kernel(function, True)
+    body: Any = inlined(function)
     arity = function.__code__.co_argcount
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -144,9 +149,9 @@ class Entry:
 
         def make(f: Callable[..., Any], cache: Any) -> Any:
             arity = f.__code__.co_argcount
-            c_function: Any = CFunc(
-                f, sigutils.normalize_signature(types.int64(*[types.int64] * arity)), {}, {"error_model": "numpy"}
-            )
+            signature = sigutils.normalize_signature(types.int64(*[types.int64] * arity))
+            options = {"error_model": "numpy", "forceinline": True}  # into the C function: it would be a call of its own
+            c_function: Any = CFunc(f, signature, {}, options)
             c_function._cache = cache
             c_function.compile()
             return c_function
@@ -478,6 +483,131 @@ def shift_right(typing: Any, x: Any, n: Any) -> Any:
         return builder.lshr(args[0], I64(bits))
 
     return types.int64(types.int64, n), emit
+
+
+# --- Neighbours: slots in a row, several an instruction ---
+
+
+def _lanes(builder: Any, address: Any, bits: int, n: int) -> Any:
+    """Pointer to n words as one vector."""
+    return _typed(builder, address, ir.VectorType(ir.IntType(bits), n))
+
+
+def _counted(builder: Any, first: Any, n: int, step: int = 1) -> Any:
+    """Vector of `first` and the n - 1 numbers after it; with step -1 the highest comes first."""
+    vector = ir.VectorType(first.type, n)
+    return builder.add(_splat(builder, first, n), ir.Constant(vector, list(range(n))[::step]))
+
+
+def _splat(builder: Any, value: Any, n: int) -> Any:
+    """Vector of n times one value."""
+    one = builder.insert_element(ir.Constant(ir.VectorType(value.type, n), ir.Undefined), value, I32(0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(I32, n), [0] * n))
+
+
+def _every(vector: Any, value: int) -> Any:
+    """Constant vector of the type of another, all of one value."""
+    return ir.Constant(vector.type, [value] * vector.type.count)
+
+
+def _none(builder: Any, conditions: Any) -> Any:
+    """Whether no lane of a vector of conditions is true."""
+    bits = ir.IntType(conditions.type.count)
+    return builder.icmp_unsigned("==", builder.bitcast(conditions, bits), bits(0))
+
+
+@literal_intrinsic
+def make_row_live(typing: Any, words: Any, first: Any, out: Any, n: Any) -> Any:
+    """
+    Make the n slots from `first` on live if all are free and none is retired; whether they were.
+
+    words  int64   address of the generations
+    out    int64   address of n handles
+    """
+    lanes = n.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        words, first, out = args[:3]
+        at = _lanes(builder, builder.add(words, builder.shl(first, I64(2))), 32, lanes)
+        old = builder.load(at, align=4)
+        taken = builder.and_(old, _every(old, TAKEN))
+        are_free = _none(builder, builder.icmp_unsigned("!=", taken, _every(old, 0)))
+        with builder.if_then(are_free, likely=True):
+            builder.store(builder.or_(old, _every(old, 1)), at, align=4)
+            slots = _counted(builder, first, lanes)
+            cycles = builder.shl(builder.zext(old, slots.type), _every(slots, 31))
+            builder.store(builder.or_(cycles, slots), _lanes(builder, out, 64, lanes), align=8)
+        return are_free
+
+    return types.boolean(types.int64, types.int64, types.int64, n), emit
+
+
+@literal_intrinsic
+def free_row(typing: Any, words: Any, first: Any, handles: Any, n: Any) -> Any:
+    """
+    Free n records if the handles at an address are those of the n slots from `first` on and all are live; whether they were.
+
+    words    int64   address of the generations
+    handles  int64   address of n handles
+    """
+    lanes = n.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        words, first, address = args[:3]
+        handles = builder.load(_lanes(builder, address, 64, lanes), align=8)
+        at = _lanes(builder, builder.add(words, builder.shl(first, I64(2))), 32, lanes)
+        old = builder.load(at, align=4)
+        even = builder.and_(old, _every(old, -2))
+        cycles = builder.shl(builder.zext(even, handles.type), _every(handles, 31))
+        others = builder.icmp_unsigned("!=", handles, builder.or_(cycles, _counted(builder, first, lanes)))
+        are_live = _none(builder, builder.or_(others, builder.icmp_unsigned("==", old, even)))
+        with builder.if_then(are_live, likely=True):
+            builder.store(builder.add(old, _every(old, 1)), at, align=4)
+        return are_live
+
+    return types.boolean(types.int64, types.int64, types.int64, n), emit
+
+
+@literal_intrinsic
+def is_row(typing: Any, at: Any, n: Any) -> Any:
+    """Whether the n slots (u4) at an address are in a row, the lowest last: uppermost in a magazine."""
+    lanes = n.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        slots = builder.load(_lanes(builder, args[0], 32, lanes), align=4)
+        row = _counted(builder, builder.extract_element(slots, I32(lanes - 1)), lanes, -1)
+        return _none(builder, builder.icmp_unsigned("!=", slots, row))
+
+    return types.boolean(types.int64, n), emit
+
+
+@intrinsic
+def is_run(typing: Any, at: Any) -> Any:
+    """Whether the 16 slots (u4) at an address are those of one line of generations, in whatever order."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        slots = builder.load(_lanes(builder, args[0], 32, RUN), align=4)
+        first = _splat(builder, builder.extract_element(slots, I32(0)), RUN)
+        others = builder.and_(builder.xor(slots, first), _every(slots, -RUN))
+        bits = builder.shl(_every(slots, 1), builder.and_(slots, _every(slots, RUN - 1)))
+        name, shape = f"llvm.vector.reduce.or.v{RUN}i32", ir.FunctionType(I32, [slots.type])
+        found = builder.call(cgutils.get_or_insert_function(builder.module, shape, name), [bits])
+        all_there = builder.icmp_unsigned("==", found, I32((1 << RUN) - 1))
+        return builder.and_(_none(builder, builder.icmp_unsigned("!=", others, _every(slots, 0))), all_there)
+
+    return types.boolean(types.int64), emit
+
+
+@literal_intrinsic
+def store_row(typing: Any, at: Any, first: Any, n: Any) -> Any:
+    """Write n slots (u4) in a row from `first` on, the lowest last."""
+    lanes = n.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(_counted(builder, builder.trunc(args[1], I32), lanes, -1), _lanes(builder, args[0], 32, lanes), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, n), emit
 
 
 # --- Slow paths: out of line, through the table in the control block ---

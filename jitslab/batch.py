@@ -15,17 +15,22 @@ from ._native import (
     advance,
     call_table,
     control_at,
+    free_row,
     frozen,
     heap_address,
     heap_at,
+    heap_pointer,
     i8_array,
+    inlined,
     int64,
+    is_row,
     kernel,
     likely,
     live_mask,
     load4,
     load8_relaxed,
     lowest_bit,
+    make_row_live,
     my_heap,
     popcount,
     prefetch_read,
@@ -33,6 +38,7 @@ from ._native import (
     shift_right,
     store1,
     store4,
+    store_row,
     u4_array,
     unlikely,
 )
@@ -46,12 +52,13 @@ from .heap import (
     alloc,
     alloc_filled,
     follow,
+    free,
     free_any,
     make_live,
     next_slab,
     room_for,
 )
-from .layout import BLOCK, FREE, HOLD, MAGAZINE, NO_INIT, NULL, TAKEN, C
+from .layout import BLOCK, FREE, HOLD, MAGAZINE, NO_INIT, NULL, RUN, TAKEN, C
 from .recover import live_of_all, wake, wake_all
 from .slab import (
     ALL,
@@ -61,9 +68,11 @@ from .slab import (
     C_WORDS,
     MUST_GROW,
     ONE,
+    RUN_SHIFT,
     ZERO,
     end_of_interval,
     lock,
+    lowest_run,
     put_block,
     set_at,
     set_of,
@@ -75,8 +84,9 @@ from .slab import (
 )
 
 AHEAD = 24  # handles that a batch of frees looks ahead, to have their generations at hand
-F_ALLOC_MANY = C["f_alloc_many"]
+F_ALLOC_MANY, F_ALLOC_FEW, F_FREE_FEW = C["f_alloc_many"], C["f_alloc_few"], C["f_free_few"]
 F_FREE_MANY, F_GROW, F_RELEASE = C["f_free_many"], C["f_grow"], C["f_release"]
+F_REFILL, F_FLUSH = C["f_refill"], C["f_flush"]
 C_RECORDS, C_STRIDE = C["records"], C["stride"]
 
 
@@ -87,24 +97,23 @@ C_RECORDS, C_STRIDE = C["records"], C["stride"]
 def make_block_live(c: int, block: int, mask: int, out: int) -> int:
     """Make the slots of a mask live; their handles go to the int64 array at `out`.  Returns how many (retired ones drop out)."""
     handles = i8_array(out)
-    if mask == ALL and control_at(c).init == NO_INIT:
-        words = u4_array(frozen(c, C_WORDS) + block * 4)
-        taken = np.uint32(0)
-        for j in range(BLOCK):
-            taken |= words[j]
-        if likely(int64(taken) & TAKEN == 0):
-            for j in range(BLOCK):
-                word = int64(words[j])
-                words[j] = np.uint32(word | 1)
-                handles[j] = word >> 1 << 32 | (block + j)
-            return int64(BLOCK)
+    words = frozen(c, C_WORDS)
+    plain = control_at(c).init == NO_INIT
+    if plain and mask == ALL and make_row_live(words, block, out, BLOCK):
+        return int64(BLOCK)
     n = int64(0)
     while mask != 0:
-        handle = make_live(c, block + lowest_bit(mask))
-        mask &= mask - 1
-        if handle != NULL:
-            handles[n] = handle
-            n += 1
+        slot = block + lowest_bit(mask)
+        run = lowest_run(mask) if plain else ZERO
+        if run != 0 and make_row_live(words, slot, out + n * 8, RUN):
+            n += RUN
+        else:
+            run = mask & -mask
+            handle = make_live(c, slot)
+            if handle != NULL:
+                handles[n] = handle
+                n += 1
+        mask ^= run
     return n
 
 
@@ -123,24 +132,84 @@ def large_batch(heap: Heap) -> int:
     return max(heap_at(heap).rounds >> 1, int64(2))
 
 
+def _make_rows(n: int) -> tuple[Any, Any]:
+    """Return kernels that take n slots in a row out of a magazine, or put them in, by a few vector instructions."""
+
+    @inlined
+    def pop_row(heap: Heap, top: int, out: int) -> bool:
+        """Pop n slots and make them live if they are in a row and all can be handed out; whether they were."""
+        at = heap_address(heap) + MAGAZINE + (top - n) * 4
+        return is_row(at, n) and make_row_live(frozen(heap, H_WORDS), load4(at, n - 1), out, n)
+
+    @inlined
+    def push_row(heap: Heap, top: int, hs: int) -> bool:
+        """Free n handles of slots in a row if all are live; whether they were.  In the magazine the first one is uppermost."""
+        first = i8_array(hs)[0] & SLOT_MASK
+        if first + n > frozen(heap, H_LIMIT) or not free_row(frozen(heap, H_WORDS), first, hs, n):
+            return False
+        store_row(heap_address(heap) + MAGAZINE + top * 4, first, n)
+        return True
+
+    return pop_row, push_row
+
+
+FEW = 4  # slots in a row that vector instructions are worth while for
+pop_row, push_row = _make_rows(RUN)
+pop_few, push_few = _make_rows(FEW)
+
+
+@kernel
+def pop_each(heap: Heap, top: int, out: int, n: int) -> int:
+    """Pop n slots, whatever they are, until one cannot be handed out; returns how many."""
+    handles = i8_array(out)
+    words = frozen(heap, H_WORDS)
+    for j in range(n):
+        slot = load4(advance(heap, BELOW_TOP), top - j)
+        word = load4(words, slot)
+        if unlikely(word & TAKEN != 0):
+            return int64(j)
+        store4(words, slot, word | 1)
+        handles[j] = word >> 1 << 32 | slot
+    return n
+
+
+@kernel
+def push_each(heap: Heap, top: int, hs: int, n: int) -> int:
+    """Free n handles, of whatever slots, until one is refused; returns how many."""
+    handles = i8_array(hs)
+    words, limit = frozen(heap, H_WORDS), frozen(heap, H_LIMIT)
+    for j in range(n):
+        handle = handles[j]
+        slot = handle & SLOT_MASK
+        live = shift_right(handle, 31) | 1
+        if unlikely(slot >= limit):
+            return int64(j)
+        if unlikely(load4(words, slot) != live):
+            return int64(j)
+        store4(words, slot, live + 1)
+        store4(advance(heap, MAGAZINE), top + j, slot)
+    return n
+
+
 @kernel
 def pop_run(heap: Heap, out: int, n: int) -> int:
-    """Pop up to n slots and make them live, as `alloc` does, with the top in a register; returns how many."""
+    """Pop up to n slots and make them live, as `alloc` does; returns how many."""
     h = heap_at(heap)
     top = int64(h.top)
     n = min(n, top)
-    handles = i8_array(out)
-    words = frozen(heap, H_WORDS)
     done = int64(0)
     while done < n:
-        slot = load4(advance(heap, BELOW_TOP), top)
-        word = load4(words, slot)
-        if unlikely(word & TAKEN != 0):
-            break
-        store4(words, slot, word | 1)
-        handles[done] = word >> 1 << 32 | slot
-        top -= 1
-        done += 1
+        left, at = n - done, out + done * 8
+        got = int64(RUN)
+        if left < RUN or not pop_row(heap, top, at):
+            got = int64(FEW)
+            if left < FEW or not pop_few(heap, top, at):
+                want = min(left, int64(FEW))
+                got = pop_each(heap, top, at, want)
+                if unlikely(got != want):
+                    n = done + got
+        top -= got
+        done += got
     h.top = top
     return done
 
@@ -151,47 +220,93 @@ def push_run(heap: Heap, hs: int, n: int) -> int:
     h = heap_at(heap)
     top = int64(h.top)
     n = min(n, frozen(heap, H_ROUNDS) - top)
-    handles = i8_array(hs)
-    words, limit = frozen(heap, H_WORDS), frozen(heap, H_LIMIT)
     done = int64(0)
     while done < n:
-        handle = handles[done]
-        slot = handle & SLOT_MASK
-        live = shift_right(handle, 31) | 1
-        if unlikely(slot >= limit):
-            break
-        if unlikely(load4(words, slot) != live):
-            break
-        store4(words, slot, live + 1)
-        store4(advance(heap, MAGAZINE), top, slot)
-        top += 1
-        done += 1
+        left, at = n - done, hs + done * 8
+        got = int64(RUN)
+        if left < RUN or not push_row(heap, top, at):
+            got = int64(FEW)
+            if left < FEW or not push_few(heap, top, at):
+                want = min(left, int64(FEW))
+                got = push_each(heap, top, at, want)
+                if unlikely(got != want):
+                    n = done + got
+        top += got
+        done += got
     h.top = top
     return done
 
 
-@kernel
+@inlined
 def alloc_few(c: int, heap: Heap, out: int, n: int) -> int:
-    """`alloc_many`, in the caller's code as far as the magazine has enough."""
+    """`alloc_many` of compiled code: one slot, or rows of them, are taken in the caller's code, others by a call."""
+    if n == 1:
+        handle = alloc(heap)
+        i8_array(out)[0] = handle
+        return int64(handle != NULL)
+    h = heap_at(heap)
+    top = int64(h.top)
     done = int64(0)
-    if likely(n <= heap_at(heap).top):
-        done = pop_run(heap, out, n)
+    if likely(n <= top):
+        while done + RUN <= n and pop_row(heap, top - done, out + done * 8):
+            done += RUN
+        while done + FEW <= n and pop_few(heap, top - done, out + done * 8):
+            done += FEW
+        h.top = top - done
         if likely(done == n):
             return n
+    return call_table(c, F_ALLOC_FEW, (heap_address(heap), out, n, done))
+
+
+@inlined
+def free_few(c: int, heap: Heap, hs: int, n: int) -> int:
+    """`free_many` of compiled code, likewise."""
+    if n == 1:
+        return int64(free(heap, i8_array(hs)[0]))
+    h = heap_at(heap)
+    top = int64(h.top)
+    done = int64(0)
+    if likely(n <= frozen(heap, H_ROUNDS) - top):
+        while done + RUN <= n and push_row(heap, top + done, hs + done * 8):
+            done += RUN
+        while done + FEW <= n and push_few(heap, top + done, hs + done * 8):
+            done += FEW
+        h.top = top + done
+        if likely(done == n):
+            return n
+    return done + call_table(c, F_FREE_FEW, (heap_address(heap), hs + done * 8, n - done))
+
+
+@Entry
+def alloc_by_heap(c: int, at: int, out: int, n: int, done: int) -> int:
+    """`alloc_many` of the thread whose heap this is, when `done` of the n were taken already."""
+    h = heap_at(at)
+    few = n - done < large_batch(heap_pointer(at))
+    while few or n - done <= h.top:
+        done += pop_run(heap_pointer(at), out + done * 8, n - done)
+        if likely(done == n):
+            return n
+        if h.top != 0 or h.rounds == 0 or call_table(follow(h.control, at), F_REFILL, (at,)) == 0:
+            break
     if call_table(c, F_ALLOC_MANY, (out + done * 8, n - done)) == n - done:
         return n
     call_table(c, F_FREE_MANY, (out, done, ZERO))
     return int64(0)
 
 
-@kernel
-def free_few(c: int, heap: Heap, hs: int, n: int) -> int:
-    """`free_many`, in the caller's code as far as the magazine has room."""
+@Entry
+def free_by_heap(c: int, at: int, hs: int, n: int) -> int:
+    """`free_many` of the thread whose heap this is, for a cache with one array set."""
+    h = heap_at(at)
+    few = n < large_batch(heap_pointer(at))
     done = int64(0)
-    if likely(n <= frozen(heap, H_ROUNDS) - heap_at(heap).top):
-        done = push_run(heap, hs, n)
+    while few or n - done <= h.rounds - h.top:
+        done += push_run(heap_pointer(at), hs + done * 8, n - done)
         if likely(done == n):
             return n
+        if h.top != h.rounds or h.rounds == 0:
+            break
+        call_table(c, F_FLUSH, (at, max(h.rounds >> 1, int64(1))))
     return done + call_table(c, F_FREE_MANY, (hs + done * 8, n - done, ZERO))
 
 
@@ -230,6 +345,15 @@ def draw_many(c: int, at: int, out: int, n: int) -> int:
     return done
 
 
+@kernel
+def has_room(c: int, n: int) -> bool:
+    """Whether n more records are within the capacity: counted, where what is out of the slab layer does not tell."""
+    out = ZERO
+    for node in range(frozen(c, C_NODES)):
+        out += control_at(set_at(c, node)).out
+    return out + n <= control_at(c).capacity or live_of_all(c) + n <= control_at(c).capacity
+
+
 @Entry
 def alloc_many(c: int, out: int, n: int) -> int:
     """
@@ -242,7 +366,7 @@ def alloc_many(c: int, out: int, n: int) -> int:
     handles = i8_array(out)
     done = int64(0)
     if n >= large_batch(heap):
-        if control_at(c).closed != 0 or live_of_all(c) + n > control_at(c).capacity:
+        if control_at(c).closed != 0 or not has_room(c, n):
             return int64(0)
         done = draw_many(follow(heap_at(heap).control, at), at, out, n)
     while done < n:  # a small batch, or what the slab layer did not have: the caller's magazine counts
@@ -260,18 +384,6 @@ def alloc_many(c: int, out: int, n: int) -> int:
 
 
 # --- Free ---
-
-
-@kernel
-def is_run(c: int, hs: int, first: int) -> bool:
-    """Whether the 64 handles at `hs` are live and of the slots from `first`, one after the other."""
-    handles = i8_array(hs)
-    words = u4_array(frozen(c, C_WORDS) + first * 4)
-    wrong = int64(0)
-    for j in range(BLOCK):
-        word = int64(words[j])
-        wrong |= (handles[j] ^ (word >> 1 << 32 | (first + j))) | ((word & 1) ^ 1)
-    return wrong == 0
 
 
 @Entry
@@ -318,7 +430,7 @@ def free_many_of(c: int, hs: int, n: int, refused: int) -> int:
     """Free the valid ones of many handles that are of one array set; the front's refuses those that are of none."""
     control = control_at(c)
     handles = i8_array(hs)
-    words = u4_array(frozen(c, C_WORDS))
+    words = frozen(c, C_WORDS)
     first, end = int64(control.first_slot), control.first_slot + control.node_slots
     freed = int64(0)
     p = int64(0)
@@ -336,29 +448,28 @@ def free_many_of(c: int, hs: int, n: int, refused: int) -> int:
                     note_refused(refused, p)
                 p += 1
                 continue
-            if slot & 63 == 0 and shift == 6 and p + BLOCK <= stop and handles[p + BLOCK - 1] & SLOT_MASK == slot + BLOCK - 1:
-                if slot + BLOCK <= limit and is_run(c, hs + p * 8, slot):
-                    for j in range(BLOCK):
-                        words[slot + j] += np.uint32(1)
-                    given += put_block(c, slot >> 6, ALL)
-                    freed += BLOCK
-                    p += BLOCK
+            got = int64(0)
+            if slot & (RUN - 1) == 0 and shift >= RUN_SHIFT:
+                same = (ONE << shift) - (slot & ((ONE << shift) - 1))  # slots up to the end of the block, or of a smaller slab
+                got = free_rows(words, slot, hs + p * 8, min(same, min(stop - p, limit - slot)))
+            bits = (ONE << got) - 1 if got < BLOCK else int64(ALL)
+            if got == 0:
+                if p + AHEAD < n:
+                    prefetch_write(words + (handles[p + AHEAD] & SLOT_MASK) * 4)
+                live = shift_right(handle, 31) | 1
+                if unlikely(slot >= limit or load4(words, slot) != live):
+                    note_refused(refused, p)
+                    p += 1
                     continue
-            if p + AHEAD < n:
-                prefetch_write(frozen(c, C_WORDS) + (handles[p + AHEAD] & SLOT_MASK) * 4)
-            live = shift_right(handle, 31) | 1
-            if unlikely(slot >= limit or int64(words[slot]) != live):
-                note_refused(refused, p)
-                p += 1
-                continue
-            words[slot] = np.uint32(live + 1)
+                store4(words, slot, live + 1)
+                got, bits = ONE, ONE
             if slot >> shift != key:
                 if mask != 0:
                     given += put_block(c, key << shift >> 6, mask)
                 key, mask = slot >> shift, int64(0)
-            mask |= ONE << (slot & 63)
-            freed += 1
-            p += 1
+            mask |= bits << (slot & 63)
+            freed += got
+            p += got
         if mask != 0:
             given += put_block(c, key << shift >> 6, mask)
         control.out -= given
@@ -367,6 +478,15 @@ def free_many_of(c: int, hs: int, n: int, refused: int) -> int:
         if unlikely(surplus > 0):
             call_table(c, F_RELEASE, (surplus,))
     return freed
+
+
+@kernel
+def free_rows(words: int, first: int, hs: int, most: int) -> int:
+    """Free up to `most` records of the slots from `first` on, in whole runs, as far as handles are theirs; returns how many."""
+    n = int64(0)
+    while n + RUN <= most and free_row(words, first + n, hs + n * 8, RUN):
+        n += RUN
+    return n
 
 
 @kernel

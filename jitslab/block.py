@@ -20,7 +20,7 @@ from .errors import CacheFullError, CapacityError
 from .layout import CONTROL, NIL, NO_INIT, TEMPLATE, Geometry
 from .process import close_cache, this_process
 
-EAGER_BYTES = 1 << 20  # metadata up to this is made usable at once, so that a small cache has few mappings
+EAGER_BYTES = 2 << 20  # metadata up to this is made usable at once, so that a small cache has few mappings
 
 _serials = itertools.count()
 _process_random = secrets.randbits(layout.START_BITS)

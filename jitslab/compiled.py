@@ -153,9 +153,9 @@ def _plain(decorator: Callable[..., Any]) -> Callable[..., Any]:
     return decorate
 
 
-def method(name: str) -> Callable[..., Any]:
+def method(name: str, **options: Any) -> Callable[..., Any]:
     """Implement a method of the cache."""
-    return _plain(overload_method(CacheType, name))
+    return _plain(overload_method(CacheType, name, jit_options=options))
 
 
 def attribute(name: str) -> Callable[..., Any]:
@@ -208,7 +208,7 @@ def SlabCache_at_slot(cache: Any, slot: Any) -> Callable[..., Any]:
     return lambda cache, slot: as_record(cache, frozen(my_heap(cache._ptr), H_RECORDS) + int64(slot) * stride_of(cache))
 
 
-@method("alloc_many")
+@method("alloc_many", forceinline=True)
 def SlabCache_alloc_many(cache: Any, out: Any) -> Callable[..., Any]:
     """Take as many slots as `out` has room for, all or none: how many."""
     need_handles(out, "alloc_many(out)", writable=True)
@@ -217,7 +217,7 @@ def SlabCache_alloc_many(cache: Any, out: Any) -> Callable[..., Any]:
     return lambda cache, out: call_table(cache._ptr, F_ALLOC_MANY, (int64(out.ctypes.data), int64(out.size)))
 
 
-@method("free_many")
+@method("free_many", forceinline=True)
 def SlabCache_free_many(cache: Any, handles: Any) -> Callable[..., Any]:
     """Free the valid ones of the handles: how many."""
     need_handles(handles, "free_many(handles)", writable=False)

@@ -22,6 +22,8 @@ TABLE: dict[str, Entry] = {
     "f_rebuild": recover.rebuild,
     "f_alloc_many": batch.alloc_many,
     "f_free_many": batch.free_many,
+    "f_alloc_few": batch.alloc_by_heap,
+    "f_free_few": batch.free_by_heap,
     "f_len": recover.count_live,
     "f_clear": batch.clear,
 }

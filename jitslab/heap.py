@@ -38,6 +38,7 @@ from ._native import (
     store4,
     store4_release,
     store8_release,
+    store_row,
     thread_pointer,
     u4_array,
     unlikely,
@@ -46,6 +47,7 @@ from ._native import (
 from ._os import current_cpu, watch_thread_exit, yield_core
 from .layout import (
     BACK_HEAP,
+    BLOCK,
     CLOSED_HEAP,
     CPUS,
     HEAPS,
@@ -74,6 +76,7 @@ from .slab import (
     end_of_interval,
     is_drawn_by_other,
     lock,
+    lowest_run,
     pick,
     put_slots,
     set_at,
@@ -454,12 +457,18 @@ def refill(c: int, at: int) -> int:
         slab_lost(c, i, n)
         left -= n
         if mask == ALL:
-            for j in range(64):
-                slots[left + j] = np.uint32(block + 63 - j)
-        else:
-            for j in range(n - 1, -1, -1):
-                slots[left + j] = np.uint32(block + lowest_bit(mask))
-                mask &= mask - 1
+            store_row(at + MAGAZINE + left * 4, block, BLOCK)
+            mask = ZERO
+        while mask != 0:
+            run = lowest_run(mask)
+            if run != 0:
+                n -= RUN
+                store_row(at + MAGAZINE + (left + n) * 4, block + lowest_bit(mask), RUN)
+            else:
+                n -= 1
+                slots[left + n] = np.uint32(block + lowest_bit(mask))
+                run = mask & -mask
+            mask ^= run
         if left < RUN and left < want:
             break  # a run is not torn for a few slots
     got = max(want - left, int64(0))

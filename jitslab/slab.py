@@ -19,7 +19,9 @@ from ._native import (
     frozen,
     heap_at,
     i8_array,
+    inlined,
     int64,
+    is_run,
     kernel,
     load8,
     load8_relaxed,
@@ -60,6 +62,7 @@ L_EMPTY, L_FRESH, L_FULLEST = int64(EMPTY), int64(FRESH), int64(QUARTERS - 1)
 ZERO, ONE = int64(0), int64(1)
 ALL = int64(-1)  # a block whose 64 slots are all meant
 RUN_MASK = (1 << RUN) - 1
+RUN_SHIFT = RUN.bit_length() - 1
 NO_SLAB, MUST_GROW = -1, -2  # answers of `pick` that are no slab
 AHEAD = 8  # slots that `put_slots` looks ahead, to have their bits and rows at hand
 WORN = 0x60000000  # a slab with a generation from here on is not released: its other slots would end with that one
@@ -188,7 +191,7 @@ def relist(c: int, i: int) -> None:
         link(c, i, L_FULLEST)
 
 
-@kernel
+@inlined
 def slab_lost(c: int, i: int, n: int) -> None:
     """Account for n slots that left slab `i`."""
     slab = slab_at(c, i)
@@ -286,7 +289,7 @@ def pick(c: int, me: int) -> int:
 # --- Slots out and in ---
 
 
-@kernel
+@inlined
 def slab_draw(c: int, i: int, room: int) -> Any:
     """
     Take up to `room` slots of one block of 64 from slab `i`.
@@ -336,6 +339,14 @@ def slab_draw(c: int, i: int, room: int) -> Any:
 
 
 @kernel
+def lowest_run(mask: int) -> int:
+    """Return the 16 bits from the lowest one set in a mask, or 0 if they are not all set."""
+    bit = lowest_bit(mask)
+    run = int64(RUN_MASK) << bit
+    return run if bit <= BLOCK - RUN and mask & run == run else ZERO
+
+
+@kernel
 def fitting(free: int, room: int) -> int:
     """Return the part of a mask that has at most `room` bits: whole runs of 16, or the lowest bits where no run fits."""
     taken = int64(0)
@@ -378,23 +389,30 @@ def put_block(c: int, block: int, mask: int) -> int:
 @kernel
 def put_slots(c: int, source: int, count: int) -> None:
     """
-    Give back the slots in the u4 array at `source`; neighbours of one block and slab together.
+    Give back the slots in the u4 array at `source`; whole runs of 16, and neighbours of one block and slab, together.
 
     Needs   the lock, and even generations.
     """
     slots = u4_array(source)
     shift = min(control_at(c).shift, int64(6))
     key, mask, given = int64(slots[0]) >> shift, int64(0), int64(0)
-    for j in range(count):
-        if j + AHEAD < count:
-            ahead = int64(slots[j + AHEAD])
-            prefetch_write(frozen(c, C_BITS) + (ahead >> 6 << 3))
-            prefetch_write(frozen(c, C_SLABS) + (ahead >> control_at(c).shift) * ROW)
+    j = int64(0)
+    while j < count:
         slot = int64(slots[j])
+        ends_alike = j + RUN <= count and int64(slots[j + RUN - 1]) >> RUN_SHIFT == slot >> RUN_SHIFT
+        if ends_alike and shift >= RUN_SHIFT and is_run(source + j * 4):
+            bits, got = int64(RUN_MASK) << (slot & (BLOCK - RUN)), int64(RUN)
+        else:
+            bits, got = ONE << (slot & (BLOCK - 1)), ONE
+            if j + AHEAD < count:
+                ahead = int64(slots[j + AHEAD])
+                prefetch_write(frozen(c, C_BITS) + (ahead >> 6 << 3))
+                prefetch_write(frozen(c, C_SLABS) + (ahead >> control_at(c).shift) * ROW)
         if slot >> shift != key:
             given += put_block(c, key << shift >> 6, mask)
             key, mask = slot >> shift, int64(0)
-        mask |= ONE << (slot & 63)
+        mask |= bits
+        j += got
     given += put_block(c, key << shift >> 6, mask)
     control_at(c).out -= given
 

@@ -139,7 +139,7 @@ def test_working_set_is_kept_and_the_surplus_goes_back():
     with jitslab.SlabCache("surplus", LINE, capacity=200_000) as cache:
         cache.free_many(cache.alloc_many(150_000))
         for _ in range(8000):
-            cache.free_many(cache.alloc_many(200))
+            cache.free_many(cache.alloc_many(600))
 
         assert int(Inside(cache).control["released"]) > 100
         cache.check()
@@ -150,7 +150,7 @@ def test_empty_slabs_can_be_kept():
     with jitslab.SlabCache("kept", LINE, capacity=200_000, keep_empty=True) as cache:
         cache.free_many(cache.alloc_many(150_000))
         for _ in range(8000):
-            cache.free_many(cache.alloc_many(200))
+            cache.free_many(cache.alloc_many(600))
 
         assert int(Inside(cache).control["released"]) == 0
         assert cache.shrink() > 100
