@@ -17,8 +17,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ._native import (
     HASH_SHIFT,
     Entry,
@@ -96,10 +94,7 @@ _place_of: Any = kernel(place_of)
 def my_heap_of(s: int, me: int, size: int) -> Heap:
     """Where the heap of a size and of the calling thread, `me`, stands, if nobody else's does."""
     first = s + HEAPS_AT + shift_right(mixed(me), HASH_SHIFT) * THREAD_BYTES
-    place = int64(0)  # of sizes out of bounds, and of class 0
-    if likely(np.uint64(size) <= np.uint64(LARGEST)):
-        place = _place_of(size)
-    return heap_pointer(first + (load2(s + MAP, place) << 6))
+    return heap_pointer(first + (load2(s + MAP, _place_of(size)) << 6))
 
 
 @lean

@@ -90,7 +90,9 @@ SIZES_BYTES = HEAPS_AT + HEAP_ROWS * THREAD_BYTES
 
 
 def place_of(size: int) -> int:
-    """Return where the map has a size of 0 to LARGEST."""
-    if size <= FINE:
+    """Return where the map has a size; 0, where class 0 is, for what is none."""
+    if (size >= 0) & (size <= FINE):  # one compare, compiled
         return (size + (GRANULE - 1)) >> 3
-    return ((size + (LINE - 1)) >> 7) + ((FINE >> 3) + 1 - (FINE >> 7))
+    if (size >= 0) & (size <= LARGEST):
+        return ((size + (LINE - 1)) >> 7) + ((FINE >> 3) + 1 - (FINE >> 7))
+    return 0
