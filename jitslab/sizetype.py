@@ -17,7 +17,6 @@ from numba.np.arrayobj import populate_array
 from . import raw
 from ._native import I64, call_table, int64, intrinsic, kernel
 from .blocktype import register
-from .compiled import _plain
 from .layout import SOURCE_HASH
 
 F_REALLOC = raw.F_REALLOC
@@ -65,7 +64,12 @@ def need_integers(what: str, *values: Any) -> None:
 
 def method(name: str) -> Callable[..., Any]:
     """Implement a method of the allocator."""
-    return _plain(overload_method(SizeClassesType, name))
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        function.__annotations__.clear()  # Numba would compare them with the lambda's
+        return overload_method(SizeClassesType, name)(function)
+
+    return decorate
 
 
 @method("allocate")
