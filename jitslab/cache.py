@@ -363,8 +363,8 @@ class SlabCache(_Base, Generic[R]):
     def _allocate_slow(self) -> SlabObjectGuard[R]:
         """`allocate` where the C method did not succeed, or there is none yet."""
         self._need_open()
-        cls = self._guards()
-        return wrap(cls, self, self.alloc())  # type: ignore[no-any-return]  # a class that was made for the dtype
+        self._guards()
+        return SlabCache.adopt(self, self.alloc())
 
     def _guards(self) -> Any:
         """Return the class of this cache's guards, made for the dtype when it is first wanted."""
@@ -399,8 +399,15 @@ class SlabCache(_Base, Generic[R]):
         ...     h in cache
         False
         """
+        return self._adopt_slow(handle)
+
+    def _adopt_slow(self, handle: int) -> SlabObjectGuard[R]:
+        """`adopt` where the C method did not succeed, or there is none."""
         self._slot(handle)
-        return wrap(self._guards(), self, as_integer(handle))  # type: ignore[no-any-return]  # likewise
+        cls = self._guards()
+        if can_be_in_c(SlabCache, _guard_slot):
+            return SlabCache.adopt(self, as_integer(handle))  # a record that was freed meanwhile is refused above
+        return wrap(cls, self, as_integer(handle))  # type: ignore[no-any-return]  # a class that was made for the dtype
 
     def allocate_many(self, n: int) -> SlabBatchGuard[R]:
         """

@@ -240,7 +240,7 @@ def epoch() -> int:
     return int(this_process().block["epoch"][0])
 
 
-class SlabObjectGuard(Fields, Generic[R]):
+class SlabObjectGuard(Fields, _fields.Memory, Generic[R]):  # type: ignore[misc]  # made by CPython
     """
     The owner of one record: its fields are attributes, and leaving the `with` block frees it.
 
@@ -393,11 +393,17 @@ class SlabObjectGuard(Fields, Generic[R]):
     def _take(self) -> int:
         """Return the handle, to one caller only."""
         handle = self._owned()
-        try:
-            _slots["_handle"].__delete__(self)  # of two threads one finds nothing
-        except AttributeError:
+        if not self._forget():
             self._owned()
         return handle
+
+    def _forget(self) -> bool:
+        """Give the handle up; False if there is none: of two threads one finds nothing."""
+        try:
+            _slots["_handle"].__delete__(self)
+        except AttributeError:
+            return False
+        return True
 
     def _live_slot(self) -> int:
         return self._cache._slot(self._owned())
@@ -523,7 +529,7 @@ def can_be_in_c(cache: type, cache_slot: Any) -> bool:
     can = _can_install and slot_offset(cache_slot, "_guard_class") == _fields.GUARD_CLASS
     if can:
         _fields.install_guard(SlabObjectGuard)
-        _fields.install_allocate(cache)
+        _fields.install_cache(cache)
     return can
 
 
@@ -603,7 +609,7 @@ def is_free(base: type, name: str) -> bool:
 
 
 def wrap(cls: Any, cache: Any, handle: int) -> Any:
-    """Return the guard that owns a live record from now on."""
+    """Return the guard that owns a live record from now on, where it is not made in C."""
     guard = object.__new__(cls)
     _slots["_cache"].__set__(guard, cache)
     _slots["_epoch"].__set__(guard, epoch())
