@@ -6,6 +6,9 @@ told which by a FIELD row.  Every access compares the generation.  Fast paths ar
 another process, a value to refuse, a kind of field not known here) they call a Python method of `guard`, which does it or
 raises.  A guard has its memory and its slots at the offsets below; they are verified before anything is installed.
 
+A guard's own attributes are found by their names' addresses in a TABLE of the class, as CPython's own instructions find
+those of classes that it knows: valid while the class has the version that it had when the table was made.
+
 What a guard owns is a number in its memory, not a Python int: an access makes none and reads none.  Beside it stand the addresses
 of its generation and its record, valid as long as the cache has its control block, which is looked at first: the collector may
 have taken a cycle of both apart.
@@ -50,6 +53,7 @@ from ._native import (
     int64,
     kernel,
     literal_intrinsic,
+    load4,
     load4_relaxed,
     load8,
     my_heap,
@@ -62,18 +66,18 @@ from .heap import H_RECORDS, SLOT_MASK, free_any, is_live
 from .layout import NULL, PROCESS, C, offsets, record
 
 METH_FASTCALL = 0x80
-HANDLE, WORD, AT, EPOCH = range(
-    HEAD, HEAD + 32, 8
-)  # memory of a guard: 0 if it owns none; addresses; forks that led to its process
-MEMORY_END = HEAD + 32
-GUARD_SLOTS = {
-    name: MEMORY_END + 8 * i for i, name in enumerate(("_cache", "_entered", "_epoch", "_handle"))
-}  # CPython sorts them
-CACHE, ENTERED = GUARD_SLOTS["_cache"], GUARD_SLOTS["_entered"]
-GUARD_CLASS = HEAD + 8  # of a cache: the class of its guards
+# In a guard: 0 if it owns none; addresses of generation and record; forks that led to its process; address of the class's table.
+HANDLE, WORD, AT, EPOCH, TABLE = range(HEAD, HEAD + 40, 8)
+MEMORY_END = HEAD + 40
+CACHE, ENTERED = MEMORY_END, MEMORY_END + 8
+GUARD_SLOTS = {"_cache": CACHE, "_entered": ENTERED, "_epoch": MEMORY_END + 16, "_handle": MEMORY_END + 24}  # CPython sorts them
+GUARD_CLASS, GUARD_TABLE = HEAD + 8, HEAD + 16  # of a cache: the class of its guards, and the ndarray of the class's table
 TYPE = HEAD - 8  # of any object: its type
 GETATTRO, SETATTRO = 144, 152  # of a type, verified: what reads and writes attributes of its objects
 FINALIZE = 392  # likewise: what is called before an object is collected
+VERSION = 384 // 4  # of a type: a number that it has as long as it, and its bases, are not changed; 0: none
+TABLE_SIZE = 12  # most fields in a table: those after them are found as attributes of any class are
+T_VERSION, T_COUNT, T_FIRST = range(3)  # of a table, i8: then (address of the name, address of its FIELD) for each field
 C_STRIDE, C_WORDS, C_RECORDS = C["stride"], C["words"], C["records"]
 C_PROCESS, P_EPOCH = C["process"] // 8, offsets(PROCESS)["epoch"] // 8
 
@@ -246,6 +250,7 @@ def make_guard(cache: int, cls: int, c: int, handle: int) -> int:
         store8(guard, WORD // 8, frozen(c, C_WORDS) + 4 * slot)
         store8(guard, AT // 8, frozen(c, C_RECORDS) + slot * frozen(c, C_STRIDE))
         store8(guard, EPOCH // 8, load8(load8(c, C_PROCESS), P_EPOCH))
+        store8(guard, TABLE // 8, load8(load8(cache, GUARD_TABLE // 8), HEAD // 8))
         store8(guard, CACHE // 8, new_reference(cache))
     return guard
 
@@ -493,7 +498,46 @@ def write_many(c: int, handles: int, n: int, offset: int, size: int, data: int) 
     return done
 
 
+@kernel
+def field_of(guard: int, name: int) -> int:
+    """Return the FIELD that a guard's class has in its table by that name; 0: it has none, or was changed."""
+    table = load8(guard, TABLE // 8)
+    if table != 0 and load8(table, T_VERSION) == load4(load8(guard, TYPE // 8), VERSION):
+        for i in range(T_FIRST, T_FIRST + 2 * load8(table, T_COUNT), 2):
+            if load8(table, i) == name:
+                return load8(table, i + 1)
+    return int64(0)
+
+
+def _guard_getattro(self: int, name: int) -> int:
+    field = field_of(self, name)
+    if field != 0:
+        at = record_of(self)
+        if at != 0:
+            return read_field(self, field, at + load8(field, F_OFFSET))
+    return attribute_of(self, name)
+
+
+def _guard_setattro(self: int, name: int, value: int) -> int:
+    field = field_of(self, name)
+    if field != 0 and value != 0:
+        at = record_of(self)
+        if at != 0 and write_field(field, at + load8(field, F_OFFSET), value):
+            return 0
+    return set_attribute(self, name, value)
+
+
 def _getattro(self: int, name: int) -> int:
+    return attribute_of(self, name)
+
+
+def _setattro(self: int, name: int, value: int) -> int:
+    return set_attribute(self, name, value)
+
+
+@kernel
+def attribute_of(self: int, name: int) -> int:
+    """Return a new reference to an attribute, found as CPython does; 0 with an exception set."""
     answer = PyObject_GenericGetAttr(self, name)
     if answer != 0 or PyErr_ExceptionMatches(c_object("jitslab.AttributeError")) == 0:
         return answer
@@ -501,15 +545,17 @@ def _getattro(self: int, name: int) -> int:
     return call_with(method_of(self, "__getattr__"), name, 0)
 
 
-def _setattro(self: int, name: int, value: int) -> int:
-    status = PyObject_GenericSetAttr(self, name, value)
+@kernel
+def set_attribute(self: int, name: int, value: int) -> int:
+    """Set an attribute, found as CPython does; -1 with an exception set."""
+    status = int64(PyObject_GenericSetAttr(self, name, value))
     if status == 0 or PyErr_ExceptionMatches(c_object("jitslab.AttributeError")) == 0:
         return status
     PyErr_Clear()
     answer = call_with(method_of(self, "_no_attribute"), name, 0)
     if answer != 0:
         Py_DecRef(answer)
-    return -1
+    return int64(-1)
 
 
 # --- Installing ---
@@ -549,7 +595,8 @@ class PyGetSetDef(ctypes.Structure):
     )
 
 
-C_FUNCTIONS = (_allocate, _adopt, _enter, _exit, _free, _forget, _own, _finalize, _get, _set, _getattro, _setattro)
+C_FUNCTIONS: list[Any] = [_allocate, _adopt, _enter, _exit, _free, _forget, _own, _finalize]
+C_FUNCTIONS += [_get, _set, _guard_getattro, _guard_setattro, _getattro, _setattro]
 ENTRIES = {f.__name__: Entry(f) for f in C_FUNCTIONS}
 METHODS = {
     "__enter__": ("_enter", METH_NOARGS, "($self, /)"),
@@ -662,8 +709,8 @@ def new_attribute(cls: type, name: str, get: Entry, set_: Entry | None, closure:
     setattr(cls, name, make(cls, ctypes.addressof(row)))
 
 
-def install_field(cls: type, name: str, kind: int, offset: int, nested: bool, view: type | None, doc: str) -> None:
-    """Give a class the C attribute of one field."""
+def install_field(cls: type, name: str, kind: int, offset: int, nested: bool, view: type | None, doc: str) -> int:
+    """Give a class the C attribute of one field; returns the address of its FIELD."""
     row = np.zeros(1, FIELD)
     least, most = 0, 0
     if I1 <= kind <= U8:
@@ -673,14 +720,32 @@ def install_field(cls: type, name: str, kind: int, offset: int, nested: bool, vi
     keep(row, name, view)
     writer = None if kind == OWN_HANDLE else ENTRIES["_set"]
     new_attribute(cls, name, ENTRIES["_get"], writer, row.ctypes.data, doc)
+    return int(row.ctypes.data)
 
 
-def install_attributes(cls: type) -> None:
-    """Have a class answer for attributes that it does not have, and for its end, without a cost for what is usual."""
-    places = {GETATTRO: ENTRIES["_getattro"], SETATTRO: ENTRIES["_setattro"]}
-    if hasattr(cls, "__del__"):
-        places[FINALIZE] = ENTRIES["_finalize"]
-    for at, entry in places.items():
+def install_view(cls: type) -> None:
+    """Have a class of views answer for attributes that it does not have, without a cost for those that it has."""
+    put_slots(cls, {GETATTRO: ENTRIES["_getattro"], SETATTRO: ENTRIES["_setattro"]})
+
+
+def install_guards(cls: type, fields: dict[str, int]) -> Any:
+    """Do the same for a class of guards, find its fields by a table, and look at its end; returns the table."""
+    entries = {GETATTRO: ENTRIES["_guard_getattro"], SETATTRO: ENTRIES["_guard_setattro"], FINALIZE: ENTRIES["_finalize"]}
+    put_slots(cls, entries)
+    table = np.zeros(T_FIRST + 2 * TABLE_SIZE, np.int64)
+    found = [(sys.intern(name), at) for name, at in fields.items()][:TABLE_SIZE]
+    keep(table, *(name for name, _ in found))
+    for i, (name, at) in enumerate(found):
+        table[T_FIRST + 2 * i : T_FIRST + 2 * i + 2] = id(name), at
+        getattr(cls, name)  # CPython gives a class its version when something is looked up in it
+    table[T_VERSION] = ctypes.c_uint.from_address(id(cls) + 4 * VERSION).value
+    table[T_COUNT] = len(found) if table[T_VERSION] != 0 else 0
+    return table
+
+
+def put_slots(cls: type, entries: dict[int, Entry]) -> None:
+    """Set what CPython calls for objects of a class."""
+    for at, entry in entries.items():
         keep(entry.compile())
         ctypes.c_void_p.from_address(id(cls) + at).value = entry.address
     ctypes.pythonapi.PyType_Modified(ctypes.py_object(cls))
