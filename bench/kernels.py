@@ -22,7 +22,8 @@ from jitslab.compiled import CacheType
 from ring import HEAD, TAIL, publish, published, sched_yield
 
 njit = partial(numba.njit, cache=True, nogil=True)
-part = partial(numba.njit, cache=True, nogil=True, forceinline=True)  # of a loop: compiled into it, as a C compiler does
+PART = {"forceinline": True}  # of a loop: compiled into it, as a C compiler does
+part = partial(njit, **PART)
 I8, I64 = ir.IntType(8), ir.IntType(64)
 LAP = 64  # turns between two looks at the clock
 SPAN = 1 << 31  # of `bits`
@@ -83,7 +84,7 @@ def take_record(heap):
     return ref, address_of(record)
 
 
-@overload(take)
+@overload(take, jit_options=PART)
 def overload_take(heap, size):
     """By the type of the heap."""
     if isinstance(heap, types.Integer):
@@ -93,7 +94,7 @@ def overload_take(heap, size):
     return lambda heap, size: take_by_size(heap, size)
 
 
-@overload(at)
+@overload(at, jit_options=PART)
 def overload_at(heap, ref, size):
     """By the type of the heap."""
     if isinstance(heap, types.Integer):
@@ -103,7 +104,7 @@ def overload_at(heap, ref, size):
     return lambda heap, ref, size: heap.address(ref, size)
 
 
-@overload(give)
+@overload(give, jit_options=PART)
 def overload_give(heap, ref, size):
     """By the type of the heap."""
     if isinstance(heap, types.Integer):

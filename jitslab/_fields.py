@@ -4,7 +4,14 @@ Guards in C: allocation, the two ends of a `with` block, and fields, each read a
 Above `_methods`, below `guard`.  A field is a real getset descriptor (`PyDescr_NewGetSet`) over two `@cfunc`s for all fields,
 told which by a FIELD row.  Every access compares the generation.  Fast paths are here; for all else (freed, closed, of
 another process, a value to refuse, a kind of field not known here) they call a Python method of `guard`, which does it or
-raises.  A guard has its slots at the offsets below; they are verified before anything is installed.
+raises.  A guard has its memory and its slots at the offsets below; they are verified before anything is installed.
+
+A guard's own attributes are found by their names' addresses in a TABLE of the class, as CPython's own instructions find
+those of classes that it knows: valid while the class has the version that it had when the table was made.
+
+What a guard owns is a number in its memory, not a Python int: an access makes none and reads none.  Beside it stand the addresses
+of its generation and its record, valid as long as the cache has its control block, which is looked at first: the collector may
+have taken a cycle of both apart.
 """
 
 from __future__ import annotations
@@ -22,6 +29,7 @@ from numba import types
 from ._methods import (
     FAULTS,
     METH_NOARGS,
+    METH_O,
     SYMBOLS,
     Py_DecRef,
     Py_IncRef,
@@ -37,19 +45,41 @@ from ._methods import (
     method_of,
     slot_offset,
 )
-from ._native import I64, Entry, copy_bytes, frozen, int64, kernel, literal_intrinsic, load8, my_heap, store8
+from ._native import (
+    I64,
+    Entry,
+    copy_bytes,
+    frozen,
+    int64,
+    kernel,
+    literal_intrinsic,
+    load4,
+    load4_relaxed,
+    load8,
+    my_heap,
+    shift_right,
+    store8,
+)
 from .batch import alloc_any
 from .blocktype import HEAD
 from .heap import H_RECORDS, SLOT_MASK, free_any, is_live
 from .layout import NULL, PROCESS, C, offsets, record
 
 METH_FASTCALL = 0x80
-GUARD_SLOTS = {"_cache": HEAD, "_entered": HEAD + 8, "_epoch": HEAD + 16, "_handle": HEAD + 24}  # CPython sorts them by name
-CACHE, ENTERED, EPOCH, HANDLE = GUARD_SLOTS.values()
-GUARD_CLASS = HEAD + 8  # of a cache: the class of its guards
+# In a guard: 0 if it owns none; addresses of generation and record; forks that led to its process; address of the class's table.
+HANDLE, WORD, AT, EPOCH, TABLE = range(HEAD, HEAD + 40, 8)
+MEMORY_END = HEAD + 40
+CACHE, ENTERED = MEMORY_END, MEMORY_END + 8
+GUARD_SLOTS = {"_cache": CACHE, "_entered": ENTERED, "_epoch": MEMORY_END + 16, "_handle": MEMORY_END + 24}  # CPython sorts them
+GUARD_CLASS, GUARD_TABLE = HEAD + 8, HEAD + 16  # of a cache: the class of its guards, and the ndarray of the class's table
 TYPE = HEAD - 8  # of any object: its type
 GETATTRO, SETATTRO = 144, 152  # of a type, verified: what reads and writes attributes of its objects
-C_STRIDE, C_PROCESS, P_EPOCH = C["stride"], C["process"] // 8, offsets(PROCESS)["epoch"] // 8
+FINALIZE = 392  # likewise: what is called before an object is collected
+VERSION = 384 // 4  # of a type: a number that it has as long as it, and its bases, are not changed; 0: none
+TABLE_SIZE = 12  # most fields in a table: those after them are found as attributes of any class are
+T_VERSION, T_COUNT, T_FIRST = range(3)  # of a table, i8: then (address of the name, address of its FIELD) for each field
+C_STRIDE, C_WORDS, C_RECORDS = C["stride"], C["words"], C["records"]
+C_PROCESS, P_EPOCH = C["process"] // 8, offsets(PROCESS)["epoch"] // 8
 
 # How a field lies in the record; SLOW: NumPy reads and writes it.
 SLOW, I1, I2, I4, I8, U1, U2, U4, U8, F4, F8, BOOL, VIEW, OWN_HANDLE = range(14)
@@ -75,6 +105,8 @@ PyType_GenericAlloc = _external("PyType_GenericAlloc", _ptr(_ptr, _ptr))
 PyObject_GenericGetAttr = _external("PyObject_GenericGetAttr", _ptr(_ptr, _ptr))
 PyObject_GenericSetAttr = _external("PyObject_GenericSetAttr", types.int32(_ptr, _ptr, _ptr))
 PyErr_ExceptionMatches = _external("PyErr_ExceptionMatches", types.int32(_ptr))
+PyErr_SetNone = _external("PyErr_SetNone", types.void(_ptr))
+call_finalizer = _external("jitslab.call_finalizer", types.void(_ptr))  # CPython's call of `__del__`
 NEEDED = [
     *SYMBOLS,
     "PyLong_FromUnsignedLongLong",
@@ -85,6 +117,8 @@ NEEDED = [
     "PyObject_GenericGetAttr",
     "PyObject_GenericSetAttr",
     "PyErr_ExceptionMatches",
+    "PyErr_SetNone",
+    "PyType_GetSlot",
     "PyDescr_NewGetSet",
     "PyType_Modified",
     "PyLong_Type",
@@ -197,26 +231,38 @@ def control_of(guard: int) -> int:
 @kernel
 def record_of(guard: int) -> int:
     """Address of a guard's record; 0: it owns none, or another has freed it."""
-    number = load8(guard, HANDLE // 8)
-    c = control_of(guard)
-    if number == 0 or c == 0:
+    handle = load8(guard, HANDLE // 8)
+    cache = load8(guard, CACHE // 8)
+    if handle == 0 or cache == 0 or load8(cache, HEAD // 8) == 0:
         return 0
-    heap = my_heap(c)
-    handle = PyNumber_AsSsize_t(number, 0)
-    if not is_live(heap, handle):
+    if load4_relaxed(load8(guard, WORD // 8), 0) != shift_right(handle, 31) | 1:
         return 0
-    return frozen(heap, H_RECORDS) + (handle & SLOT_MASK) * frozen(c, C_STRIDE)
+    return load8(guard, AT // 8)
+
+
+@kernel
+def make_guard(cache: int, cls: int, c: int, handle: int) -> int:
+    """Return a guard that owns the record of a handle; 0 with an exception set."""
+    guard = PyType_GenericAlloc(cls, 0)
+    if guard != 0:
+        slot = handle & SLOT_MASK
+        store8(guard, HANDLE // 8, handle)
+        store8(guard, WORD // 8, frozen(c, C_WORDS) + 4 * slot)
+        store8(guard, AT // 8, frozen(c, C_RECORDS) + slot * frozen(c, C_STRIDE))
+        store8(guard, EPOCH // 8, load8(load8(c, C_PROCESS), P_EPOCH))
+        store8(guard, TABLE // 8, load8(load8(cache, GUARD_TABLE // 8), HEAD // 8))
+        store8(guard, CACHE // 8, new_reference(cache))
+    return guard
 
 
 @kernel
 def give_back(guard: int) -> bool:
     """Free a guard's record; False, and nothing is changed, if it owns none or the cache refuses the handle."""
-    number = load8(guard, HANDLE // 8)
+    handle = load8(guard, HANDLE // 8)
     c = control_of(guard)
-    if number == 0 or c == 0 or not free_any(c, my_heap(c), PyNumber_AsSsize_t(number, 0)):
+    if handle == 0 or c == 0 or not free_any(c, my_heap(c), handle):
         return False
     store8(guard, HANDLE // 8, 0)
-    Py_DecRef(number)
     return True
 
 
@@ -226,23 +272,25 @@ def _allocate(self: int, unused: int) -> int:
     if array != 0 and cls != 0:
         c = load8(array, HEAD // 8)
         if load8(c, FAULTS) == 0:
-            handle = alloc_any(c, my_heap(c))
+            heap = my_heap(c)
+            handle = alloc_any(c, heap)
             if handle != NULL:
-                number = PyLong_FromLongLong(handle)
-                epoch = PyLong_FromLongLong(load8(load8(c, C_PROCESS), P_EPOCH)) if number != 0 else 0
-                guard = PyType_GenericAlloc(cls, 0) if epoch != 0 else 0
+                guard = make_guard(self, cls, c, handle)
                 if guard == 0:
-                    free_any(c, my_heap(c), handle)
-                    if number != 0:
-                        Py_DecRef(number)
-                    if epoch != 0:
-                        Py_DecRef(epoch)
-                    return 0
-                store8(guard, CACHE // 8, new_reference(self))
-                store8(guard, EPOCH // 8, epoch)
-                store8(guard, HANDLE // 8, number)
+                    free_any(c, heap, handle)
                 return guard
     return call(method_of(self, "_allocate_slow"))
+
+
+def _adopt(self: int, obj: int) -> int:
+    array = load8(self, HEAD // 8)
+    cls = load8(self, GUARD_CLASS // 8)
+    if array != 0 and cls != 0 and load8(obj, TYPE // 8) == c_object("PyLong_Type"):
+        c = load8(array, HEAD // 8)
+        handle = PyNumber_AsSsize_t(obj, 0)  # without an error: what does not fit is no handle
+        if is_live(my_heap(c), handle):
+            return make_guard(self, cls, c, handle)
+    return call_with(method_of(self, "_adopt_slow"), obj, 0)
 
 
 def _enter(self: int, unused: int) -> int:
@@ -253,11 +301,9 @@ def _enter(self: int, unused: int) -> int:
 
 
 def _exit(self: int, arguments: int, n: int) -> int:
-    epoch = load8(self, EPOCH // 8)
     c = control_of(self)
-    if epoch != 0 and c != 0:
-        if PyNumber_AsSsize_t(epoch, 0) == load8(load8(c, C_PROCESS), P_EPOCH) and give_back(self):
-            return new_reference(c_object("_Py_NoneStruct"))
+    if c != 0 and load8(self, EPOCH // 8) == load8(load8(c, C_PROCESS), P_EPOCH) and give_back(self):
+        return new_reference(c_object("_Py_NoneStruct"))
     kind = load8(arguments, 0) if n > 0 else c_object("_Py_NoneStruct")
     return call_with(method_of(self, "_exit_slow"), kind, 0)
 
@@ -268,10 +314,24 @@ def _free(self: int, unused: int) -> int:
     return call(method_of(self, "_free_slow"))
 
 
-def _del(self: int, unused: int) -> int:
-    if load8(self, HANDLE // 8) == 0:
-        return new_reference(c_object("_Py_NoneStruct"))
-    return call(method_of(self, "_collected"))
+def _forget(self: int, unused: int) -> int:
+    owned = load8(self, HANDLE // 8) != 0
+    store8(self, HANDLE // 8, 0)
+    return new_reference(c_object("_Py_TrueStruct") if owned else c_object("_Py_FalseStruct"))
+
+
+def _own(self: int, offset: int) -> int:
+    number = load8(self + offset, 0)
+    if number == 0 and offset == HANDLE:
+        PyErr_SetNone(c_object("jitslab.AttributeError"))
+        return 0
+    return PyLong_FromLongLong(number)
+
+
+def _finalize(self: int, unused: int) -> int:
+    if load8(self, HANDLE // 8) != 0:
+        call_finalizer(self)
+    return 0
 
 
 # --- Fields ---
@@ -310,7 +370,7 @@ def read_field(guard: int, field: int, at: int) -> int:
     if kind == BOOL:
         return new_reference(c_object("_Py_TrueStruct") if peek(at, "u1") != 0 else c_object("_Py_FalseStruct"))
     if kind == OWN_HANDLE:
-        return new_reference(load8(guard, HANDLE // 8))
+        return PyLong_FromLongLong(load8(guard, HANDLE // 8))
     view = PyType_GenericAlloc(load8(field, F_VIEW), 0)
     if view != 0:
         store8(view, HEAD // 8, new_reference(guard))
@@ -438,7 +498,46 @@ def write_many(c: int, handles: int, n: int, offset: int, size: int, data: int) 
     return done
 
 
+@kernel
+def field_of(guard: int, name: int) -> int:
+    """Return the FIELD that a guard's class has in its table by that name; 0: it has none, or was changed."""
+    table = load8(guard, TABLE // 8)
+    if table != 0 and load8(table, T_VERSION) == load4(load8(guard, TYPE // 8), VERSION):
+        for i in range(T_FIRST, T_FIRST + 2 * load8(table, T_COUNT), 2):
+            if load8(table, i) == name:
+                return load8(table, i + 1)
+    return int64(0)
+
+
+def _guard_getattro(self: int, name: int) -> int:
+    field = field_of(self, name)
+    if field != 0:
+        at = record_of(self)
+        if at != 0:
+            return read_field(self, field, at + load8(field, F_OFFSET))
+    return attribute_of(self, name)
+
+
+def _guard_setattro(self: int, name: int, value: int) -> int:
+    field = field_of(self, name)
+    if field != 0 and value != 0:
+        at = record_of(self)
+        if at != 0 and write_field(field, at + load8(field, F_OFFSET), value):
+            return 0
+    return set_attribute(self, name, value)
+
+
 def _getattro(self: int, name: int) -> int:
+    return attribute_of(self, name)
+
+
+def _setattro(self: int, name: int, value: int) -> int:
+    return set_attribute(self, name, value)
+
+
+@kernel
+def attribute_of(self: int, name: int) -> int:
+    """Return a new reference to an attribute, found as CPython does; 0 with an exception set."""
     answer = PyObject_GenericGetAttr(self, name)
     if answer != 0 or PyErr_ExceptionMatches(c_object("jitslab.AttributeError")) == 0:
         return answer
@@ -446,18 +545,42 @@ def _getattro(self: int, name: int) -> int:
     return call_with(method_of(self, "__getattr__"), name, 0)
 
 
-def _setattro(self: int, name: int, value: int) -> int:
-    status = PyObject_GenericSetAttr(self, name, value)
+@kernel
+def set_attribute(self: int, name: int, value: int) -> int:
+    """Set an attribute, found as CPython does; -1 with an exception set."""
+    status = int64(PyObject_GenericSetAttr(self, name, value))
     if status == 0 or PyErr_ExceptionMatches(c_object("jitslab.AttributeError")) == 0:
         return status
     PyErr_Clear()
     answer = call_with(method_of(self, "_no_attribute"), name, 0)
     if answer != 0:
         Py_DecRef(answer)
-    return -1
+    return int64(-1)
 
 
 # --- Installing ---
+
+
+PY_TP_FINALIZE, PY_TP_GETATTRO, PY_TP_SETATTRO = 80, 58, 69  # CPython's numbers of what a type has
+BASETYPE, VERSION_TAG = 1 << 10, 1 << 18  # flags of a type: of classes that Python makes, too
+
+
+class PyTypeSlot(ctypes.Structure):
+    """CPython's description of one thing that a type has."""
+
+    _fields_ = (("number", ctypes.c_int), ("function", ctypes.c_void_p))
+
+
+class PyTypeSpec(ctypes.Structure):
+    """CPython's description of a type."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("size", ctypes.c_int),
+        ("item_size", ctypes.c_int),
+        ("flags", ctypes.c_uint),
+        ("slots", ctypes.c_void_p),
+    )
 
 
 class PyGetSetDef(ctypes.Structure):
@@ -472,12 +595,14 @@ class PyGetSetDef(ctypes.Structure):
     )
 
 
-ENTRIES = {f.__name__: Entry(f) for f in (_allocate, _enter, _exit, _free, _del, _get, _set, _getattro, _setattro)}
+C_FUNCTIONS: list[Any] = [_allocate, _adopt, _enter, _exit, _free, _forget, _own, _finalize]
+C_FUNCTIONS += [_get, _set, _guard_getattro, _guard_setattro, _getattro, _setattro]
+ENTRIES = {f.__name__: Entry(f) for f in C_FUNCTIONS}
 METHODS = {
     "__enter__": ("_enter", METH_NOARGS, "($self, /)"),
     "__exit__": ("_exit", METH_FASTCALL, "($self, /, *args)"),
     "free": ("_free", METH_NOARGS, "($self, /)"),
-    "__del__": ("_del", METH_NOARGS, "($self, /)"),
+    "_forget": ("_forget", METH_NOARGS, "($self, /)"),
 }
 _kept: list[Any] = []  # CPython keeps pointers to these for as long as it runs
 
@@ -487,6 +612,28 @@ def keep(*objects: Any) -> None:
     _kept.extend(objects)
     for obj in objects:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(obj))
+
+
+def make_memory() -> type:
+    """Return the base class of guards: its objects have memory, zeroed, that Python does not see; where that cannot be, none."""
+    make = getattr(ctypes.pythonapi, "PyType_FromSpec", None)
+    if make is None:
+        return type("Memory", (), {"__slots__": ()})
+    make.restype, make.argtypes = ctypes.py_object, [ctypes.c_void_p]
+    slots = PyTypeSlot(0, None)  # no more of them: all is as of `object`
+    spec = PyTypeSpec(b"jitslab._fields.Memory", MEMORY_END, 0, BASETYPE | VERSION_TAG, ctypes.addressof(slots))
+    keep(slots, spec)
+    return make(ctypes.addressof(spec))
+
+
+Memory: Any = make_memory()
+
+
+def slot_of(cls: type, number: int) -> int:
+    """Return the address of a function that a type has; 0: none."""
+    get = ctypes.pythonapi.PyType_GetSlot
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_int]
+    return get(cls, number) or 0
 
 
 def can_install(guard: type, view: type) -> bool:
@@ -501,9 +648,29 @@ def can_install(guard: type, view: type) -> bool:
     slots.append((view.__dict__["_guard"], "_guard", HEAD))
     if any(slot_offset(descriptor, name) != at for descriptor, name, at in slots):
         return False
-    generic = [(GETATTRO, "PyObject_GenericGetAttr"), (SETATTRO, "PyObject_GenericSetAttr")]
-    addresses = [(at, ctypes.cast(getattr(ctypes.pythonapi, symbol), ctypes.c_void_p).value) for at, symbol in generic]
-    return all(ctypes.c_void_p.from_address(id(object) + at).value == address for at, address in addresses)
+
+    class Kind:
+        """A class as Python makes it."""
+
+        __slots__ = ()
+
+        def __del__(self) -> None:
+            """Do nothing."""
+
+    places = {PY_TP_GETATTRO: GETATTRO, PY_TP_SETATTRO: SETATTRO, PY_TP_FINALIZE: FINALIZE}
+    found = {number: slot_of(Kind, number) for number in places}
+    if any(not found[number] or pointer_at(id(Kind) + at) != found[number] for number, at in places.items()):
+        return False
+    generic = [(PY_TP_GETATTRO, "PyObject_GenericGetAttr"), (PY_TP_SETATTRO, "PyObject_GenericSetAttr")]
+    if any(ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value != found[number] for number, name in generic):
+        return False
+    add_symbol("jitslab.call_finalizer", found[PY_TP_FINALIZE])
+    return True
+
+
+def pointer_at(address: int) -> int:
+    """Return the pointer that stands at an address."""
+    return ctypes.c_void_p.from_address(address).value or 0
 
 
 def new_method(cls: type, name: str, entry: str, flags: int, parameters: str) -> None:
@@ -517,37 +684,68 @@ def new_method(cls: type, name: str, entry: str, flags: int, parameters: str) ->
 
 
 def install_guard(cls: type) -> None:
-    """Give the base class of all guards its C methods."""
+    """Give the base class of all guards its C methods, and have what a guard owns read from its memory."""
     for name, (entry, flags, parameters) in METHODS.items():
         new_method(cls, name, entry, flags, parameters)
+    for name, at in (("_handle", HANDLE), ("_epoch", EPOCH)):
+        new_attribute(cls, name, ENTRIES["_own"], None, at, "")
 
 
-def install_allocate(cache: type) -> None:
-    """Give `SlabCache` the C method `allocate`."""
+def install_cache(cache: type) -> None:
+    """Give `SlabCache` the C methods that make guards."""
     new_method(cache, "allocate", "_allocate", METH_NOARGS, "($self, /)")
+    new_method(cache, "adopt", "_adopt", METH_O, "($self, handle, /)")
 
 
-def install_field(cls: type, name: str, kind: int, offset: int, nested: bool, view: type | None, doc: str) -> None:
-    """Give a class the C attribute of one field."""
+def new_attribute(cls: type, name: str, get: Entry, set_: Entry | None, closure: int, doc: str) -> None:
+    """Give a class a C attribute; `closure` is what the two functions are told."""
+    writer = None if set_ is None else set_.address
+    row = PyGetSetDef(name.encode("utf-8", "replace"), get.address, writer, doc.encode("utf-8", "replace"), closure)
+    make = ctypes.pythonapi.PyDescr_NewGetSet
+    make.restype, make.argtypes = ctypes.py_object, [ctypes.py_object, ctypes.c_void_p]
+    keep(get.compile(), row)
+    if set_ is not None:
+        keep(set_.compile())
+    setattr(cls, name, make(cls, ctypes.addressof(row)))
+
+
+def install_field(cls: type, name: str, kind: int, offset: int, nested: bool, view: type | None, doc: str) -> int:
+    """Give a class the C attribute of one field; returns the address of its FIELD."""
     row = np.zeros(1, FIELD)
     least, most = 0, 0
     if I1 <= kind <= U8:
         limits = np.iinfo(next(code for code, it in KINDS.items() if it == kind))
         least, most = int(limits.min), min(int(limits.max), (1 << 63) - 1)
     row[0] = (kind, offset, least, most, id(name), 0 if view is None else id(view), int(nested))
-    get, set_ = ENTRIES["_get"], ENTRIES["_set"]
-    writer = None if kind == OWN_HANDLE else set_.address
-    field = PyGetSetDef(name.encode("utf-8", "replace"), get.address, writer, doc.encode("utf-8", "replace"), row.ctypes.data)
-    make = ctypes.pythonapi.PyDescr_NewGetSet
-    make.restype, make.argtypes = ctypes.py_object, [ctypes.py_object, ctypes.c_void_p]
-    keep(get.compile(), set_.compile(), field, row, name, view)
-    setattr(cls, name, make(cls, ctypes.addressof(field)))
+    keep(row, name, view)
+    writer = None if kind == OWN_HANDLE else ENTRIES["_set"]
+    new_attribute(cls, name, ENTRIES["_get"], writer, row.ctypes.data, doc)
+    return int(row.ctypes.data)
 
 
-def install_attributes(cls: type) -> None:
-    """Have a class answer for attributes that it does not have, without a cost for those that it has."""
-    get, set_ = ENTRIES["_getattro"], ENTRIES["_setattro"]
-    keep(get.compile(), set_.compile())
-    ctypes.c_void_p.from_address(id(cls) + GETATTRO).value = get.address
-    ctypes.c_void_p.from_address(id(cls) + SETATTRO).value = set_.address
+def install_view(cls: type) -> None:
+    """Have a class of views answer for attributes that it does not have, without a cost for those that it has."""
+    put_slots(cls, {GETATTRO: ENTRIES["_getattro"], SETATTRO: ENTRIES["_setattro"]})
+
+
+def install_guards(cls: type, fields: dict[str, int]) -> Any:
+    """Do the same for a class of guards, find its fields by a table, and look at its end; returns the table."""
+    entries = {GETATTRO: ENTRIES["_guard_getattro"], SETATTRO: ENTRIES["_guard_setattro"], FINALIZE: ENTRIES["_finalize"]}
+    put_slots(cls, entries)
+    table = np.zeros(T_FIRST + 2 * TABLE_SIZE, np.int64)
+    found = [(sys.intern(name), at) for name, at in fields.items()][:TABLE_SIZE]
+    keep(table, *(name for name, _ in found))
+    for i, (name, at) in enumerate(found):
+        table[T_FIRST + 2 * i : T_FIRST + 2 * i + 2] = id(name), at
+        getattr(cls, name)  # CPython gives a class its version when something is looked up in it
+    table[T_VERSION] = ctypes.c_uint.from_address(id(cls) + 4 * VERSION).value
+    table[T_COUNT] = len(found) if table[T_VERSION] != 0 else 0
+    return table
+
+
+def put_slots(cls: type, entries: dict[int, Entry]) -> None:
+    """Set what CPython calls for objects of a class."""
+    for at, entry in entries.items():
+        keep(entry.compile())
+        ctypes.c_void_p.from_address(id(cls) + at).value = entry.address
     ctypes.pythonapi.PyType_Modified(ctypes.py_object(cls))

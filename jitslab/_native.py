@@ -679,26 +679,6 @@ def call_table(typing: Any, control: Any, field: Any, args: Any) -> Any:
     return types.int64(types.int64, field, args), emit
 
 
-@intrinsic
-def thread_row(typing: Any) -> Any:
-    """
-    Row of a table of heaps where the calling thread's usually stands.
-
-    LLVM is told what `my_heap` tells it: one call serves a whole function, outside its loops.
-    """
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pure = ("noinline", "nounwind", "readnone", "willreturn", "speculatable")
-        thunk, is_new = _linkonce(builder, f"jitslab.thread_row.{SOURCE_HASH}", ir.FunctionType(I64, []), pure)
-        if is_new:
-            inner = ir.IRBuilder(thunk.append_basic_block())
-            me = inner.ptrtoint(_thread_pointer(inner), I64)
-            inner.ret(inner.lshr(inner.mul(me, I64(MIX)), I64(HASH_SHIFT)))
-        return builder.call(thunk, [])
-
-    return types.int64(), emit
-
-
 HASH_SHIFT = 64 - 8
 MIX = -7046029254386353131  # 2**64 / golden ratio, odd: thread pointers differ in their high bits only
 assert HEAPS == 1 << 8

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from . import numa
+from . import compiled, numa
 from .cache import CLOSED, SlabCache
 from .cast import as_count, as_integer, make_template
 from .errors import (
@@ -571,6 +571,7 @@ def warmup() -> None:
     >>> import jitslab
     >>> jitslab.warmup()
     """
+    compiled.warm()
     dtype = np.dtype([("x", "i8")])
     for init in (None, "zero"):
         with SlabCache("warmup", dtype, capacity=1000, init=init) as cache:

@@ -71,15 +71,15 @@ REST_TRIES = 3  # a thread that was joined may still be giving its magazines bac
 
 
 class _Base:
-    """The first slots of a cache: the ndarray of the control block, and the class of guards, where compiled code finds them."""
+    """The first slots of a cache: ndarray of the control block, class of guards and its table, where compiled code finds them."""
 
-    __slots__ = ("_control", "_guard_class")
+    __slots__ = ("_control", "_guard_class", "_guard_table")
 
 
 _control_slot: Any = _Base.__dict__["_control"]
-_guard_slot: Any = _Base.__dict__["_guard_class"]
-delattr(_Base, "_control")  # nothing but this module sets them, and only once for each cache
-delattr(_Base, "_guard_class")
+_guard_slots: Any = _Base.__dict__["_guard_class"], _Base.__dict__["_guard_table"]
+for _name in _Base.__slots__:
+    delattr(_Base, _name)  # nothing but this module sets them, and only once for each cache
 
 
 class SlabCache(_Base, Generic[R]):
@@ -368,17 +368,18 @@ class SlabCache(_Base, Generic[R]):
     def _allocate_slow(self) -> SlabObjectGuard[R]:
         """`allocate` where the C method did not succeed, or there is none yet."""
         self._need_open()
-        cls = self._guards()
-        return wrap(cls, self, self.alloc())  # type: ignore[no-any-return]  # a class that was made for the dtype
+        self._guards()
+        return SlabCache.adopt(self, self.alloc())
 
     def _guards(self) -> Any:
         """Return the class of this cache's guards, made for the dtype when it is first wanted."""
         try:
-            return _guard_slot.__get__(self)
+            return _guard_slots[0].__get__(self)
         except AttributeError:
-            in_c = can_be_in_c(SlabCache, _guard_slot)
-            _guard_slot.__set__(self, guard_class(self._dtype, self._declared, in_c))
-            return _guard_slot.__get__(self)
+            cls, table = guard_class(self._dtype, self._declared, can_be_in_c(SlabCache, *_guard_slots))
+            _guard_slots[1].__set__(self, table)  # first: who finds the class takes the table
+            _guard_slots[0].__set__(self, cls)
+            return cls
 
     def adopt(self, handle: int) -> SlabObjectGuard[R]:
         """
@@ -404,8 +405,15 @@ class SlabCache(_Base, Generic[R]):
         ...     h in cache
         False
         """
+        return self._adopt_slow(handle)
+
+    def _adopt_slow(self, handle: int) -> SlabObjectGuard[R]:
+        """`adopt` where the C method did not succeed, or there is none."""
         self._slot(handle)
-        return wrap(self._guards(), self, as_integer(handle))  # type: ignore[no-any-return]  # likewise
+        cls = self._guards()
+        if can_be_in_c(SlabCache, *_guard_slots):
+            return SlabCache.adopt(self, as_integer(handle))  # a record that was freed meanwhile is refused above
+        return wrap(cls, self, as_integer(handle))  # type: ignore[no-any-return]  # a class that was made for the dtype
 
     def allocate_many(self, n: int) -> SlabBatchGuard[R]:
         """

@@ -23,17 +23,13 @@ from numba.core import cgutils
 from numba.core.errors import NumbaTypeError
 from numba.core.imputils import RefType, iternext_impl, lower_builtin
 from numba.core.typing import templates
-from numba.extending import (
-    models,
-    overload,
-    overload_attribute,
-    overload_method,
-    register_model,
-)
+from numba.extending import models, register_model
 
-from ._native import I64, call_table, copy_bytes, frozen, int64, intrinsic, kernel, load8_relaxed, my_heap, slow, unlikely
+from . import calls
+from ._native import I64, HeapPointer, copy_bytes, frozen, kernel, load8_relaxed, slow, unlikely
 from .batch import alloc_few, free_few, next_live, next_record, scan_end
 from .blocktype import register
+from .calls import Site
 from .heap import C_RECORDS, F_ADDRESS, H_RECORDS, SLOT_MASK, Heap, address, alloc, alloc_filled, free, free_near, is_live
 from .layout import BLOCK, LINE, NO_INIT, NULL, SOURCE_HASH, C
 
@@ -75,49 +71,7 @@ def cache_type(dtype: np.dtype[Any], stride: int, init: int, has_nodes: bool) ->
 register(CacheType, "SlabCache")
 
 
-# --- What the type knows ---
-
-
-@intrinsic
-def stride_of(typing: Any, cache: Any) -> Any:
-    """Bytes from slot to slot, a constant."""
-    stride = cache.stride
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return I64(stride)
-
-    return types.int64(cache), emit
-
-
-@intrinsic
-def itemsize_of(typing: Any, cache: Any) -> Any:
-    """Bytes of a record, a constant."""
-    itemsize = cache.itemsize
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return I64(itemsize)
-
-    return types.int64(cache), emit
-
-
-@intrinsic
-def as_record(typing: Any, cache: Any, at: Any) -> Any:
-    """The record at an address."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[1], context.get_value_type(signature.return_type))
-
-    return cache.record(cache, types.int64), emit
-
-
-@intrinsic
-def record_address(typing: Any, record: Any) -> Any:
-    """The address of a record."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ptrtoint(args[0], I64)
-
-    return types.int64(record), emit
+# --- What is refused ---
 
 
 def need_integer(handle: Any, what: str) -> None:
@@ -140,157 +94,180 @@ def need_handles(array: Any, what: str, writable: bool) -> None:
         raise NumbaTypeError(f"jitslab: {what} takes {kind} contiguous 1-d int64 array, got {array}")
 
 
-# --- Methods ---
+# --- Calls ---
 
 
-def _plain(decorator: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a Numba overload decorator see a function without annotations: it compares them with the lambda's."""
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        function.__annotations__.clear()
-        return decorator(function)
-
-    return decorate
-
-
-def method(name: str, **options: Any) -> Callable[..., Any]:
-    """Implement a method of the cache."""
-    return _plain(overload_method(CacheType, name, jit_options=options))
+def method(name: str) -> Callable[..., Any]:
+    """Describe a method of the cache."""
+    return calls.method(CacheType, name)
 
 
 def attribute(name: str) -> Callable[..., Any]:
-    """Implement an attribute of the cache."""
-    return _plain(overload_attribute(CacheType, name))
+    """Describe an attribute of the cache."""
+    return calls.attribute(CacheType, name)
 
 
 def function(operation: Callable[..., Any]) -> Callable[..., Any]:
-    """Implement a function or operator of the cache."""
-    return _plain(overload(operation))
+    """Describe a function or operator of the cache."""
+    return calls.function(CacheType, operation)
+
+
+def stride_of(cache: CacheType) -> Any:
+    """Bytes from slot to slot, a constant."""
+    return I64(cache.stride)
+
+
+def array_of(site: Site, of: Any, value: Any) -> tuple[Any, Any]:
+    """Address and size of a lowered array."""
+    array = site.context.make_array(of)(site.context, site.builder, value)
+    return site.builder.ptrtoint(array.data, I64), array.nitems
+
+
+def emit_address(site: Site, cache: CacheType, c: Any, handle: Any) -> Any:
+    """Emit the look-up of a record, checked."""
+    return site.call(address, site.heap(c), handle, stride_of(cache))
 
 
 @method("alloc")
-def SlabCache_alloc(cache: Any) -> Callable[..., Any]:
+def SlabCache_alloc(cache: CacheType) -> Any:
     """Take a slot: its handle, or NULL when the cache is full."""
-    if cache.init != NO_INIT:
-        return lambda cache: alloc_filled(cache._ptr, my_heap(cache._ptr), stride_of(cache), itemsize_of(cache))
-    return lambda cache: alloc(my_heap(cache._ptr))
+
+    def lower(site: Site, c: Any) -> Any:
+        if cache.init != NO_INIT:
+            return site.call(alloc_filled, c, site.heap(c), stride_of(cache), I64(cache.itemsize))
+        return site.call(alloc, site.heap(c))
+
+    return types.int64, lower
 
 
 @method("free")
-def SlabCache_free(cache: Any, handle: Any) -> Callable[..., Any]:
+def SlabCache_free(cache: CacheType, handle: Any) -> Any:
     """Free a record; False if the handle is refused."""
     need_integer(handle, "free(handle)")
-    if cache.has_nodes:
-        return lambda cache, handle: free_near(cache._ptr, my_heap(cache._ptr), int64(handle))
-    return lambda cache, handle: free(my_heap(cache._ptr), int64(handle))
+
+    def lower(site: Site, c: Any, handle: Any) -> Any:
+        return site.call(free_near, c, site.heap(c), handle) if cache.has_nodes else site.call(free, site.heap(c), handle)
+
+    return types.boolean, lower
 
 
 @method("record")
-def SlabCache_record(cache: Any, handle: Any) -> Callable[..., Any]:
+def SlabCache_record(cache: CacheType, handle: Any) -> Any:
     """The record of a handle; never moved out of a prange."""
     need_integer(handle, "record(handle)")
     need_record(cache)
-    return lambda cache, handle: as_record(cache, address(my_heap(cache._ptr), int64(handle), stride_of(cache)))
+    return cache.record, lambda site, c, handle: site.record(cache.record, emit_address(site, cache, c, handle))
 
 
 @method("is_live")
-def SlabCache_is_live(cache: Any, handle: Any) -> Callable[..., Any]:
+def SlabCache_is_live(cache: CacheType, handle: Any) -> Any:
     """Whether a handle's record is live; never moved out of a prange."""
     need_integer(handle, "is_live(handle)")
-    return lambda cache, handle: is_live(my_heap(cache._ptr), int64(handle))
+    return types.boolean, lambda site, c, handle: site.call(is_live, site.heap(c), handle)
 
 
 @method("at_slot")
-def SlabCache_at_slot(cache: Any, slot: Any) -> Callable[..., Any]:
+def SlabCache_at_slot(cache: CacheType, slot: Any) -> Any:
     """The record at a slot number, unchecked: the slot must be below `slot_limit`."""
     need_integer(slot, "at_slot(slot)")
     need_record(cache)
-    return lambda cache, slot: as_record(cache, frozen(my_heap(cache._ptr), H_RECORDS) + int64(slot) * stride_of(cache))
+
+    def lower(site: Site, c: Any, slot: Any) -> Any:
+        records = site.frozen(site.heap(c), H_RECORDS)
+        return site.record(cache.record, site.builder.add(records, site.builder.mul(slot, stride_of(cache))))
+
+    return cache.record, lower
 
 
-@method("alloc_many", forceinline=True)
-def SlabCache_alloc_many(cache: Any, out: Any) -> Callable[..., Any]:
+@method("alloc_many")
+def SlabCache_alloc_many(cache: CacheType, out: Any) -> Any:
     """Take as many slots as `out` has room for, all or none: how many."""
     need_handles(out, "alloc_many(out)", writable=True)
-    if cache.init == NO_INIT:
-        return lambda cache, out: alloc_few(cache._ptr, my_heap(cache._ptr), int64(out.ctypes.data), int64(out.size))
-    return lambda cache, out: call_table(cache._ptr, F_ALLOC_MANY, (int64(out.ctypes.data), int64(out.size)))
+
+    def lower(site: Site, c: Any, array: Any) -> Any:
+        data, size = array_of(site, out, array)
+        if cache.init == NO_INIT:
+            return site.call(alloc_few, c, site.heap(c), data, size)
+        return site.table(c, F_ALLOC_MANY, data, size)
+
+    return types.int64, lower
 
 
-@method("free_many", forceinline=True)
-def SlabCache_free_many(cache: Any, handles: Any) -> Callable[..., Any]:
+@method("free_many")
+def SlabCache_free_many(cache: CacheType, handles: Any) -> Any:
     """Free the valid ones of the handles: how many."""
     need_handles(handles, "free_many(handles)", writable=False)
-    zero = int64(0)
-    if not cache.has_nodes:
-        return lambda cache, handles: free_few(cache._ptr, my_heap(cache._ptr), int64(handles.ctypes.data), int64(handles.size))
-    return lambda cache, handles: call_table(cache._ptr, F_FREE_MANY, (int64(handles.ctypes.data), int64(handles.size), zero))
+
+    def lower(site: Site, c: Any, array: Any) -> Any:
+        data, size = array_of(site, handles, array)
+        if not cache.has_nodes:
+            return site.call(free_few, c, site.heap(c), data, size)
+        return site.table(c, F_FREE_MANY, data, size, I64(0))
+
+    return types.int64, lower
 
 
 @method("clear")
-def SlabCache_clear(cache: Any) -> Callable[..., Any]:
+def SlabCache_clear(cache: CacheType) -> Any:
     """Free every live record: how many."""
-    return lambda cache: call_table(cache._ptr, F_CLEAR, ())
+    return types.int64, lambda site, c: site.table(c, F_CLEAR)
 
 
 @function(len)
-def SlabCache_len(cache: Any) -> Callable[..., Any] | None:
+def SlabCache_len(cache: CacheType) -> Any:
     """How many records are live."""
-    return (lambda cache: call_table(cache._ptr, F_LEN, ())) if isinstance(cache, CacheType) else None
+    return types.int64, lambda site, c: site.table(c, F_LEN)
 
 
 @function(operator.getitem)
-def SlabCache_getitem(cache: Any, handle: Any) -> Callable[..., Any] | None:
+def SlabCache_getitem(cache: CacheType, handle: Any) -> Any:
     """The record of a handle."""
-    if not isinstance(cache, CacheType):
-        return None
     need_integer(handle, "cache[handle]")
     need_record(cache)
-    return lambda cache, handle: as_record(cache, address(my_heap(cache._ptr), int64(handle), stride_of(cache)))
+    return cache.record, lambda site, c, handle: site.record(cache.record, emit_address(site, cache, c, handle))
 
 
 @function(operator.setitem)
-def SlabCache_setitem(cache: Any, handle: Any, value: Any) -> Callable[..., Any] | None:
+def SlabCache_setitem(cache: CacheType, handle: Any, value: Any) -> Any:
     """Copy a record of the same dtype into the record of a handle."""
-    if not isinstance(cache, CacheType):
-        return None
     need_integer(handle, "cache[handle] = record")
     need_record(cache)
     if value != cache.record:
         raise NumbaTypeError(f"jitslab: cache[handle] = record takes a record of the cache's dtype, got {value}")
-    return lambda cache, handle, value: copy_bytes(
-        address(my_heap(cache._ptr), int64(handle), stride_of(cache)), record_address(value), itemsize_of(cache)
-    )
+
+    def lower(site: Site, c: Any, handle: Any, record: Any) -> None:
+        to, source = emit_address(site, cache, c, handle), site.builder.ptrtoint(record, I64)
+        site.emit(copy_bytes, (types.int64,) * 3, to, source, I64(cache.itemsize))
+
+    return types.void, lower
 
 
 @function(operator.contains)
-def SlabCache_contains(cache: Any, handle: Any) -> Callable[..., Any] | None:
+def SlabCache_contains(cache: CacheType, handle: Any) -> Any:
     """Whether a handle's record is live."""
-    if not isinstance(cache, CacheType):
-        return None
     need_integer(handle, "handle in cache")
-    return lambda cache, handle: is_live(my_heap(cache._ptr), int64(handle))
+    return types.boolean, lambda site, c, handle: site.call(is_live, site.heap(c), handle)
 
 
 @attribute("capacity")
-def SlabCache_capacity(cache: Any) -> Callable[..., Any]:
+def SlabCache_capacity(cache: CacheType) -> Any:
     """Records that one thread can always have."""
-    return lambda cache: frozen(cache._ptr, C_CAPACITY)
+    return types.int64, lambda site, c: site.frozen(c, C_CAPACITY)
 
 
 @attribute("slot_limit")
-def SlabCache_slot_limit(cache: Any) -> Callable[..., Any]:
+def SlabCache_slot_limit(cache: CacheType) -> Any:
     """Slots in use so far; every slot number is below."""
-    return lambda cache: scan_end(cache._ptr)
+    return types.int64, lambda site, c: site.call(scan_end, c)
 
 
 @attribute("faults")
-def SlabCache_faults(cache: Any) -> Callable[..., Any]:
+def SlabCache_faults(cache: CacheType) -> Any:
     """Faults since the last report."""
-    return lambda cache: load8_relaxed(cache._ptr + C_FAULTS, 0)
+    return types.int64, lambda site, c: site.emit(load8_relaxed, (types.int64,) * 2, c, I64(C_FAULTS // 8))
 
 
-# --- new() and items(): tuples with a Record cannot be returned from a function, so these are lowered in place ---
+# --- new() and iteration ---
 
 
 @kernel
@@ -311,6 +288,27 @@ def alloc_filled_address(c: int, heap: Heap, stride: int, itemsize: int) -> Any:
     return handle, frozen(heap, H_RECORDS) + (handle & SLOT_MASK) * stride
 
 
+def as_item(site: Site, cache: CacheType, handle: Any, at: Any) -> Any:
+    """(handle, record) of a handle and an address."""
+    record = site.record(cache.record, at)
+    return site.context.make_tuple(site.builder, types.Tuple((types.int64, cache.record)), [handle, record])
+
+
+@method("new")
+def SlabCache_new(cache: CacheType) -> Any:
+    """Take a slot: its handle and its record; NULL and a scratch record when the cache is full."""
+    need_record(cache)
+
+    def lower(site: Site, c: Any) -> Any:
+        if cache.init != NO_INIT:
+            pair = site.call(alloc_filled_address, c, site.heap(c), stride_of(cache), I64(cache.itemsize))
+        else:
+            pair = site.call(alloc_address, site.heap(c), stride_of(cache))
+        return as_item(site, cache, *cgutils.unpack_tuple(site.builder, pair))
+
+    return types.Tuple((types.int64, cache.record)), lower
+
+
 class CacheIterType(types.SimpleIteratorType):  # type: ignore[misc]  # numba has no types
     """Iterator over the handles of the live records, or over (handle, record)."""
 
@@ -328,19 +326,22 @@ class _CacheIterModel(models.StructModel):  # type: ignore[misc]  # numba has no
         super().__init__(manager, it, members)
 
 
-@templates.infer_getattr
-class _CacheAttributes(templates.AttributeTemplate):  # type: ignore[misc]  # numba has no types
-    key = CacheType
+def start_scan(site: Site, iterator: CacheIterType, c: Any) -> Any:
+    """Start a scan of the live records."""
+    it = cgutils.create_struct_proxy(iterator)(site.context, site.builder)
+    it.ptr, it.end = c, site.call(scan_end, c)
+    it.base = cgutils.alloca_once_value(site.builder, I64(-BLOCK))
+    it.mask = cgutils.alloca_once_value(site.builder, I64(0))
+    it.ahead = cgutils.alloca_once_value(site.builder, I64(0))
+    return it._getvalue()
 
-    @templates.bound_function("jitslab.SlabCache.new")
-    def resolve_new(self, cache: CacheType, args: Any, kws: Any) -> Any:
-        need_record(cache)
-        return templates.signature(types.Tuple((types.int64, cache.record)), recvr=cache)
 
-    @templates.bound_function("jitslab.SlabCache.items")
-    def resolve_items(self, cache: CacheType, args: Any, kws: Any) -> Any:
-        need_record(cache)
-        return templates.signature(CacheIterType(cache, True), recvr=cache)
+@method("items")
+def SlabCache_items(cache: CacheType) -> Any:
+    """Iterate over (handle, record)."""
+    need_record(cache)
+    iterator = CacheIterType(cache, True)
+    return iterator, lambda site, c: start_scan(site, iterator, c)
 
 
 @templates.infer
@@ -353,63 +354,25 @@ class _CacheGetIter(templates.AbstractTemplate):  # type: ignore[misc]  # numba 
         return None
 
 
-def _pointer_of(context: Any, builder: Any, cache: CacheType, value: Any) -> Any:
-    """int64 address of the control block of a lowered cache."""
-    return cgutils.create_struct_proxy(cache)(context, builder, value=value).ptr
-
-
-def _as_item(context: Any, builder: Any, cache: CacheType, handle: Any, at: Any) -> Any:
-    """(handle, record) of a handle and an address."""
-    record = builder.inttoptr(at, context.get_value_type(cache.record))
-    return context.make_tuple(builder, types.Tuple((types.int64, cache.record)), [handle, record])
-
-
-@lower_builtin("jitslab.SlabCache.new", CacheType)
-def lower_new(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    """Lower ``handle, record = cache.new()``."""
-    cache = sig.args[0]
-    values = [_pointer_of(context, builder, cache, args[0]), I64(cache.stride), I64(cache.itemsize)]
-    if cache.init != NO_INIT:
-        new = lambda c, stride, itemsize: alloc_filled_address(c, my_heap(c), stride, itemsize)  # noqa: E731  # numba wants a function of its own
-    else:
-        new = lambda c, stride, itemsize: alloc_address(my_heap(c), stride)  # noqa: E731  # likewise
-    i = types.int64
-    pair = context.compile_internal(builder, new, types.UniTuple(i, 2)(i, i, i), values)
-    handle, at = cgutils.unpack_tuple(builder, pair)
-    return _as_item(context, builder, cache, handle, at)
-
-
-def _lower_scan(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    """Start a scan of the live records."""
-    it = cgutils.create_struct_proxy(sig.return_type)(context, builder)
-    it.ptr = _pointer_of(context, builder, sig.args[0], args[0])
-    it.end = context.compile_internal(builder, lambda c: scan_end(c), types.int64(types.int64), [it.ptr])
-    it.base = cgutils.alloca_once_value(builder, I64(-BLOCK))
-    it.mask = cgutils.alloca_once_value(builder, I64(0))
-    it.ahead = cgutils.alloca_once_value(builder, I64(0))
-    return it._getvalue()
-
-
-lower_builtin("getiter", CacheType)(_lower_scan)
-lower_builtin("jitslab.SlabCache.items", CacheType)(_lower_scan)
+@lower_builtin("getiter", CacheType)
+def lower_getiter(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """Iterate over the handles."""
+    site = Site(context, builder)
+    return start_scan(site, sig.return_type, calls.block_of(site, sig.args[0], args[0]))
 
 
 @lower_builtin("iternext", CacheIterType)
 @iternext_impl(RefType.UNTRACKED)
 def lower_iternext(context: Any, builder: Any, sig: Any, args: Any, result: Any) -> None:
     """Go on to the next live record."""
-    typ = sig.args[0]
+    typ, site = sig.args[0], Site(context, builder)
     it = cgutils.create_struct_proxy(typ)(context, builder, value=args[0])
-    i = types.int64
-    values = [it.ptr, it.end, builder.load(it.base), builder.load(it.mask), builder.load(it.ahead)]
-    ahead = values[4]
+    base, mask, ahead = builder.load(it.base), builder.load(it.mask), builder.load(it.ahead)
     if typ.with_records and typ.cache.stride > LINE:
-        step = lambda c, end, base, mask, ahead: next_record(c, end, base, mask, ahead)  # noqa: E731  # numba wants a function of its own
-        found = context.compile_internal(builder, step, types.UniTuple(i, 4)(i, i, i, i, i), values)
+        found = site.call(next_record, it.ptr, it.end, base, mask, ahead)
         base, mask, ahead, handle = cgutils.unpack_tuple(builder, found)
     else:  # the CPU sees short records coming: asking for them takes longer
-        short = lambda c, end, base, mask: next_live(c, end, base, mask)  # noqa: E731  # likewise
-        found = context.compile_internal(builder, short, types.UniTuple(i, 3)(i, i, i, i), values[:4])
+        found = site.call(next_live, it.ptr, it.end, base, mask)
         base, mask, handle = cgutils.unpack_tuple(builder, found)
     is_valid = builder.icmp_signed("!=", handle, I64(NULL))
     result.set_valid(is_valid)
@@ -420,7 +383,25 @@ def lower_iternext(context: Any, builder: Any, sig: Any, args: Any, result: Any)
         if not typ.with_records:
             result.yield_(handle)
             return
-        records = context.compile_internal(builder, lambda c: frozen(c, C_RECORDS), i(i), [it.ptr])
         slot = builder.and_(handle, I64(SLOT_MASK))
-        at = builder.add(records, builder.mul(slot, I64(typ.cache.stride)))
-        result.yield_(_as_item(context, builder, typ.cache, handle, at))
+        at = builder.add(site.frozen(it.ptr, C_RECORDS), builder.mul(slot, stride_of(typ.cache)))
+        result.yield_(as_item(site, typ.cache, handle, at))
+
+
+# --- Ahead of time ---
+
+
+def warm() -> None:
+    """Compile the kernels that user code calls, or read them from the disk cache."""
+    i, heap = types.int64, HeapPointer
+    for kernel_, arguments in (
+        (alloc, (heap,)),
+        (free, (heap, i)),
+        (address, (heap, i, i)),
+        (alloc_address, (heap, i)),
+        (is_live, (heap, i)),
+        (next_live, (i, i, i, i)),
+        (scan_end, (i,)),
+    ):
+        dispatcher: Any = kernel_
+        dispatcher.compile(arguments)

@@ -240,7 +240,7 @@ def epoch() -> int:
     return int(this_process().block["epoch"][0])
 
 
-class SlabObjectGuard(Fields, Generic[R]):
+class SlabObjectGuard(Fields, _fields.Memory, Generic[R]):  # type: ignore[misc]  # made by CPython
     """
     The owner of one record: its fields are attributes, and leaving the `with` block frees it.
 
@@ -393,11 +393,17 @@ class SlabObjectGuard(Fields, Generic[R]):
     def _take(self) -> int:
         """Return the handle, to one caller only."""
         handle = self._owned()
-        try:
-            _slots["_handle"].__delete__(self)  # of two threads one finds nothing
-        except AttributeError:
+        if not self._forget():
             self._owned()
         return handle
+
+    def _forget(self) -> bool:
+        """Give the handle up; False if there is none: of two threads one finds nothing."""
+        try:
+            _slots["_handle"].__delete__(self)
+        except AttributeError:
+            return False
+        return True
 
     def _live_slot(self) -> int:
         return self._cache._slot(self._owned())
@@ -514,21 +520,22 @@ def _seal() -> None:
 
 # --- A class for each dtype ---
 
-_classes: dict[tuple[Any, ...], Any] = {}
+_classes: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
 
 @cached
-def can_be_in_c(cache: type, cache_slot: Any) -> bool:
+def can_be_in_c(cache: type, class_slot: Any, table_slot: Any) -> bool:
     """Give guards and the class of caches their C methods, before the first guard; whether that could be done."""
-    can = _can_install and slot_offset(cache_slot, "_guard_class") == _fields.GUARD_CLASS
+    can = _can_install and slot_offset(class_slot, "_guard_class") == _fields.GUARD_CLASS
+    can &= slot_offset(table_slot, "_guard_table") == _fields.GUARD_TABLE
     if can:
         _fields.install_guard(SlabObjectGuard)
-        _fields.install_allocate(cache)
+        _fields.install_cache(cache)
     return can
 
 
-def guard_class(dtype: np.dtype[Any], declared: Any, in_c: bool) -> Any:
-    """Return the class of the guards of a dtype, or of a declared class: made once."""
+def guard_class(dtype: np.dtype[Any], declared: Any, in_c: bool) -> tuple[Any, Any]:
+    """Return the class of the guards of a dtype, or of a declared class, and its table: made once."""
     key = dtype, declared, in_c
     if key not in _classes:  # of two threads, both take what the first one made
         _fields.write_one.compile()  # now: when the interpreter ends, it cannot be done any more
@@ -536,9 +543,9 @@ def guard_class(dtype: np.dtype[Any], declared: Any, in_c: bool) -> Any:
     return _classes[key]
 
 
-def make_class(base: type, dtype: np.dtype[Any], declared: Any, path: tuple[str, ...], start: int, in_c: bool) -> Any:
+def make_class(base: type, dtype: np.dtype[Any], declared: Any, path: tuple[str, ...], start: int, in_c: bool) -> tuple[Any, Any]:
     """
-    Make a class whose fields are attributes.
+    Make a class whose fields are attributes; returns it and, of guards in C, the table of its fields.
 
     Parameters
     ----------
@@ -564,14 +571,18 @@ def make_class(base: type, dtype: np.dtype[Any], declared: Any, path: tuple[str,
         of, offset = dtype.fields[field_name][:2]
         view = None
         if of.names is not None:
-            view = make_class(SlabRecordView, of, nested.get(field_name), (*path, field_name), start + offset, in_c)
+            view, _ = make_class(SlabRecordView, of, nested.get(field_name), (*path, field_name), start + offset, in_c)
         fields[field_name] = Field(field_name, (*path, field_name), of, start + offset, view)
     cls._fields, cls._path, cls._readers, cls._writers = fields, path, {}, {}
+    rows = {}
     for field in fields.values():
         if is_free(base, field.name):
             doc = f"field {field.name!r}: {field.dtype}"
             if in_c:
-                _fields.install_field(cls, field.name, kind_of(field), field.offset, base is SlabRecordView, field.view, doc)
+                kind = kind_of(field)
+                row = _fields.install_field(cls, field.name, kind, field.offset, base is SlabRecordView, field.view, doc)
+                if kind != _fields.SLOW:
+                    rows[field.name] = row
                 attribute = vars(cls)[field.name]
                 cls._readers[field.name], cls._writers[field.name] = attribute.__get__, attribute.__set__
             else:
@@ -579,8 +590,9 @@ def make_class(base: type, dtype: np.dtype[Any], declared: Any, path: tuple[str,
     if in_c:
         if base is SlabObjectGuard:
             _fields.install_field(cls, "handle", _fields.OWN_HANDLE, 0, False, None, base.handle.__doc__ or "")
-        _fields.install_attributes(cls)
-    return cls
+            return cls, _fields.install_guards(cls, rows)
+        _fields.install_view(cls)
+    return cls, None
 
 
 def kind_of(field: Field) -> int:
@@ -603,7 +615,7 @@ def is_free(base: type, name: str) -> bool:
 
 
 def wrap(cls: Any, cache: Any, handle: int) -> Any:
-    """Return the guard that owns a live record from now on."""
+    """Return the guard that owns a live record from now on, where it is not made in C."""
     guard = object.__new__(cls)
     _slots["_cache"].__set__(guard, cache)
     _slots["_epoch"].__set__(guard, epoch())

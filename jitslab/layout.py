@@ -274,6 +274,7 @@ SOURCES = (
     "events.py",
     "entry.py",
     "blocktype.py",
+    "calls.py",
     "compiled.py",
     "_methods.py",
     "_fields.py",

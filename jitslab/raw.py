@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 from ._native import (
+    HASH_SHIFT,
     Entry,
     advance,
     call_table,
@@ -37,11 +38,12 @@ from ._native import (
     load8,
     load8_acquire,
     load8_relaxed,
+    mixed,
     my_heap,
+    shift_right,
     slow,
     store4,
     thread_pointer,
-    thread_row,
     zero_bytes,
 )
 from .heap import BELOW_TOP, H_RECORDS, H_WORDS, SLOT_MASK, Heap, alloc, free_any, is_live, push
@@ -89,9 +91,9 @@ _place_of: Any = kernel(place_of)
 
 
 @kernel
-def my_heap_of(s: int, size: int) -> Heap:
-    """Where the calling thread's heap of a size stands, if nobody else's does."""
-    first = s + HEAPS_AT + thread_row() * THREAD_BYTES
+def my_heap_of(s: int, me: int, size: int) -> Heap:
+    """Where the heap of a size and of the calling thread, `me`, stands, if nobody else's does."""
+    first = s + HEAPS_AT + shift_right(mixed(me), HASH_SHIFT) * THREAD_BYTES
     return heap_pointer(first + (load2(s + MAP, _place_of(size)) << 6))
 
 
@@ -99,7 +101,7 @@ def my_heap_of(s: int, size: int) -> Heap:
 def allocate_at(s: int, size: int) -> Any:
     """Take memory: (its ptr, its address); (NULL, 0) if the size is out of bounds or there is no memory."""
     me = thread_pointer()
-    heap = my_heap_of(s, size)
+    heap = my_heap_of(s, me, size)
     if likely(load8_relaxed(heap, 0) == me):
         h = heap_at(heap)
         top = h.top
@@ -125,7 +127,7 @@ def allocate(s: int, size: int) -> int:
 def release(s: int, ptr: int, size: int) -> bool:
     """Free memory; False, and nothing changed, if the ptr is refused or is of another size."""
     me = thread_pointer()
-    heap = my_heap_of(s, size)
+    heap = my_heap_of(s, me, size)
     if likely(load8_relaxed(heap, 0) == me):
         if likely(frozen(s, S_NODES) == 1):
             if likely(push(heap, ptr - frozen(heap, H_BASE))):
@@ -137,7 +139,7 @@ def release(s: int, ptr: int, size: int) -> bool:
 def address(s: int, ptr: int, size: int) -> int:
     """Return the address of live memory; 0 if the ptr is refused."""
     me = thread_pointer()
-    heap = my_heap_of(s, size)
+    heap = my_heap_of(s, me, size)
     if likely(load8_relaxed(heap, 0) == me):
         handle = ptr - frozen(heap, H_BASE)
         if likely(is_live(heap, handle)):
@@ -166,7 +168,7 @@ def allocate_at_out_of_line(s: int, size: int) -> Any:
 def release_out_of_line(s: int, ptr: int, size: int) -> bool:
     """`release` of what is unusual: by a full magazine, or with several array sets, still in the thread's own heap."""
     me = thread_pointer()
-    heap = my_heap_of(s, size)
+    heap = my_heap_of(s, me, size)
     if load8_relaxed(heap, 0) == me and free_any(heap_at(heap).control, heap, ptr - frozen(heap, H_BASE)):
         return True
     return call_table(s, F_FREE, (ptr, size)) != 0

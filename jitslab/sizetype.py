@@ -11,13 +11,12 @@ from typing import Any
 
 from numba import types
 from numba.core.errors import NumbaTypeError
-from numba.extending import overload_method
 from numba.np.arrayobj import populate_array
 
-from . import raw
-from ._native import I64, call_table, int64, intrinsic, kernel
+from . import calls, raw
+from ._native import I64, int64, intrinsic, kernel
 from .blocktype import register
-from .compiled import _plain
+from .calls import Site
 from .layout import SOURCE_HASH
 from .rawlayout import F_REALLOC
 
@@ -31,6 +30,8 @@ class SizeClassesType(types.Type):  # type: ignore[misc]  # numba has no types
 
 size_classes_type = SizeClassesType()
 
+BYTES = types.Array(types.uint8, 1, "C")
+
 
 register(SizeClassesType, "SlabAllocator")
 
@@ -38,15 +39,14 @@ register(SizeClassesType, "SlabAllocator")
 @intrinsic
 def bytes_at(typing: Any, address: Any, n: Any) -> Any:
     """The n bytes at an address, as an array that owns nothing."""
-    kind = types.Array(types.uint8, 1, "C")
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array = context.make_array(kind)(context, builder)
+        array = context.make_array(BYTES)(context, builder)
         data = builder.inttoptr(args[0], array.data.type)
         populate_array(array, data, [args[1]], [context.get_constant(types.intp, 1)], I64(1), None)
         return array._getvalue()
 
-    return kind(types.int64, types.int64), emit
+    return BYTES(types.int64, types.int64), emit
 
 
 @kernel
@@ -63,50 +63,52 @@ def need_integers(what: str, *values: Any) -> None:
 
 
 def method(name: str) -> Callable[..., Any]:
-    """Implement a method of the allocator."""
-    return _plain(overload_method(SizeClassesType, name))
+    """Describe a method of the allocator."""
+    return calls.method(SizeClassesType, name)
+
+
+def emit_lean(site: Site, kernel: Any, *values: Any) -> Any:
+    """Emit a lean call."""
+    return site.emit(kernel, (types.int64,) * len(values), *values)
 
 
 @method("allocate")
-def SizeClasses_allocate(alloc: Any, size: Any) -> Callable[..., Any]:
+def SizeClasses_allocate(alloc: Any, size: Any) -> Any:
     """Memory of a size: its ptr, or NULL."""
     need_integers("allocate(size)", size)
-    return lambda alloc, size: raw.allocate(alloc._ptr, int64(size))
+    return types.int64, lambda site, s, size: site.builder.extract_value(emit_lean(site, raw.allocate_at, s, size), 0)
 
 
 @method("new")
-def SizeClasses_new(alloc: Any, size: Any) -> Callable[..., Any]:
+def SizeClasses_new(alloc: Any, size: Any) -> Any:
     """Memory of a size: (its ptr, its address), which needs no second look-up; (NULL, 0) if there is none."""
     need_integers("new(size)", size)
-    return lambda alloc, size: raw.allocate_at(alloc._ptr, int64(size))
+    return types.UniTuple(types.int64, 2), lambda site, s, size: emit_lean(site, raw.allocate_at, s, size)
 
 
 @method("free")
-def SizeClasses_free(alloc: Any, ptr: Any, size: Any) -> Callable[..., Any]:
+def SizeClasses_free(alloc: Any, ptr: Any, size: Any) -> Any:
     """Free memory; False if the ptr is refused."""
     need_integers("free(ptr, size)", ptr, size)
-    return lambda alloc, ptr, size: raw.release(alloc._ptr, int64(ptr), int64(size))
+    return types.boolean, lambda site, s, ptr, size: emit_lean(site, raw.release, s, ptr, size)
 
 
 @method("realloc")
-def SizeClasses_realloc(alloc: Any, ptr: Any, old_size: Any, new_size: Any) -> Callable[..., Any]:
+def SizeClasses_realloc(alloc: Any, ptr: Any, old_size: Any, new_size: Any) -> Any:
     """Another size: the ptr from now on, or NULL and nothing changed."""
     need_integers("realloc(ptr, old_size, new_size)", ptr, old_size, new_size)
-    return lambda alloc, ptr, old_size, new_size: call_table(
-        alloc._ptr, F_REALLOC, (int64(ptr), int64(old_size), int64(new_size))
-    )
+    return types.int64, lambda site, s, ptr, old_size, new_size: site.table(s, F_REALLOC, ptr, old_size, new_size)
 
 
 @method("address")
-def SizeClasses_address(alloc: Any, ptr: Any, size: Any) -> Callable[..., Any]:
+def SizeClasses_address(alloc: Any, ptr: Any, size: Any) -> Any:
     """The address of live memory, 0 if the ptr is refused."""
     need_integers("address(ptr, size)", ptr, size)
-    return lambda alloc, ptr, size: raw.address(alloc._ptr, int64(ptr), int64(size))
+    return types.int64, lambda site, s, ptr, size: emit_lean(site, raw.address, s, ptr, size)
 
 
 @method("bytes")  # Numba lets nothing but an array have a method `view`
-def SizeClasses_bytes(alloc: Any, ptr: Any, size: Any) -> Callable[..., Any]:
+def SizeClasses_bytes(alloc: Any, ptr: Any, size: Any) -> Any:
     """The bytes of live memory; of zeroed scratch memory, with a fault set, if the ptr is refused."""
     need_integers("bytes(ptr, size)", ptr, size)
-
-    return lambda alloc, ptr, size: raw_bytes(raw.address_or_scratch(alloc._ptr, int64(ptr), int64(size)), int64(size))
+    return BYTES, lambda site, s, ptr, size: site.call(raw_bytes, site.call(raw.address_or_scratch, s, ptr, size), size)
