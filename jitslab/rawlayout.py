@@ -79,6 +79,7 @@ MOVING = -1  # number of no array: a realloc has the pages
 assert (CLASS.itemsize, LARGE.itemsize) == (CLASS_BYTES, LARGE_BYTES)
 # What follows the block.
 ROWS = SIZES.itemsize  # the CLASS rows
+COARSE = (FINE >> 3) + 1 - (FINE >> 7)  # places of the map before those of two lines each
 PLACES = 8 * 1024 + 128  # of the map, at least: see `place_of`
 ROWS_AT = ROWS + MAX_CLASSES * CLASS_BYTES  # u1 a place: the row of a size
 MAP = ROWS_AT + round_up(PLACES, LINE)  # u2 a place: lines from a thread's first heap to the size's; 0 while sizes are counted
@@ -94,5 +95,5 @@ def place_of(size: int) -> int:
     if (size >= 0) & (size <= FINE):  # one compare, compiled
         return (size + (GRANULE - 1)) >> 3
     if (size >= 0) & (size <= LARGEST):
-        return ((size + (LINE - 1)) >> 7) + ((FINE >> 3) + 1 - (FINE >> 7))
+        return ((size + (LINE - 1)) >> 7) + COARSE
     return 0
