@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import allocators
 import floor
 import loops
 import measure
@@ -268,7 +269,7 @@ def test_speed(benchmark: Any, operation: str, contender: str) -> None:
     measure.speed(benchmark, table, operation, contender)
 
 
-@pytest.mark.parametrize("allocator", peer.ALLOCATORS)
+@pytest.mark.parametrize("allocator", allocators.ALLOCATORS)
 def test_answer_of_c_allocator_is_right(allocator: str) -> None:
     """Every C allocator runs its rows, at the smallest sizes, and answers rightly."""
     try:

@@ -1,5 +1,5 @@
 """
-The C allocators beside a cache, each in a process of its own, where LD_PRELOAD puts it in the place of `malloc`.
+The C allocators beside a cache, each in a process of its own that has it for its `malloc` (see `allocators`).
 
 A cache is measured in the same process, round by round.  As a script: the rows of a table, measured with the process's own
 `malloc`, as JSON.
@@ -7,13 +7,10 @@ A cache is measured in the same process, round by round.  As a script: the rows 
 
 from __future__ import annotations
 
-import ctypes.util
 import importlib
 import json
-import os
 import subprocess
 import sys
-import sysconfig
 import threading
 from functools import partial
 from pathlib import Path
@@ -21,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+import allocators
 import loops
 import malloc
 import measure
@@ -28,43 +26,15 @@ import ring
 from jitslab import SlabCache
 from measure import RECORD, SIZES, Case, Row, Sizes, Table, speed_ratio
 
-PACKAGES = {"mimalloc": "libmimalloc2.0", "jemalloc": "libjemalloc2", "tcmalloc_minimal": "libtcmalloc-minimal4"}
-ALLOCATORS = ("mimalloc", "jemalloc", "tcmalloc_minimal", "glibc")
-SNMALLOC = "snmallocshim"  # the library that it preloads
 SPARE = 100
-
-
-def library(allocator: str) -> str:
-    """Return the shared library of an allocator; raises `SkippedError` if it is not installed."""
-    folder = Path("/usr/lib") / (sysconfig.get_config_var("MULTIARCH") or "")
-    found = sorted(folder.glob(f"lib{allocator}.so*"), key=lambda path: len(path.name))
-    if found:
-        return str(found[0])
-    if name := ctypes.util.find_library(allocator):
-        return name
-    if allocator not in PACKAGES:
-        raise measure.SkippedError(f"not installed, and no package of Debian 12: lib{allocator}.so in {folder} would be measured")
-    raise measure.SkippedError(f"not installed: apt install {PACKAGES[allocator]}")
-
-
-def environment(allocator: str) -> dict[str, str]:
-    """Return the environment of a process where an allocator stands in the place of `malloc`."""
-    around = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    return around if allocator == "glibc" else around | {"LD_PRELOAD": library(allocator)}
-
-
-def check_preloaded(allocator: str, libraries: list[str]) -> None:
-    """Raise unless the allocator is among a process's libraries."""
-    if allocator != "glibc" and not any(f"lib{allocator}" in name for name in libraries):
-        raise measure.WrongAnswerError(f"{allocator} was not preloaded")
 
 
 def run_with(allocator: str, size: str, module: str = "peer", function: str = "table") -> list[dict[str, Any]]:
     """Return the rows of a table of a module of bench, measured in a new process that has the allocator as its `malloc`."""
     command = [sys.executable, str(Path(__file__)), size, module, function]
-    done = subprocess.run(command, env=environment(allocator), stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, env=allocators.environment(allocator), stdout=subprocess.PIPE, text=True, check=True)
     answer = json.loads(done.stdout)
-    check_preloaded(allocator, answer["libraries"])
+    allocators.check(allocator, answer["malloc"])
     return [named(row, allocator) for row in answer["rows"]]
 
 
@@ -72,12 +42,6 @@ def named(row: dict[str, Any], allocator: str) -> dict[str, Any]:
     """Return a row with the allocator's name wherever it says "malloc"."""
     row = json.loads(json.dumps(row).replace("malloc /", f"{allocator} /").replace('"malloc"', f'"{allocator}"'))
     return row | {"operation": f"{row['operation']}, beside {allocator}"}
-
-
-def loaded_libraries() -> list[str]:
-    """Return the names of the shared libraries of this process."""
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    return sorted({Path(line.split()[-1]).name for line in lines if ".so" in line})
 
 
 # --- Contenders: these set up and tear down within the run, as the C allocators must ---
@@ -231,4 +195,4 @@ if __name__ == "__main__":
         measured = [measure.measure(operation, row, chosen).as_json() for operation, row in found.items()]
     else:
         measured = list(found)
-    sys.stdout.write(json.dumps({"libraries": loaded_libraries(), "rows": measured}))
+    sys.stdout.write(json.dumps({"malloc": allocators.serving(), "rows": measured}))
