@@ -29,7 +29,7 @@ ROWS = (
     ("kernels", "prod-con, *", "*", "remote frees"),
     ("kernels", "geometric mean *", "*", "means"),
     ("kernels", "*", "*", "sized frees"),
-    ("replay", "made-malloc*", "*", "sized frees"),
+    ("replay", "*malloc*", "*", "sized frees"),
     ("replay", "kernel*", "*", "replayed caches"),
     ("memory", "peak, kernel*", "*", "open caches"),
     ("memory", "peak, *malloc*", "*", "size classes"),
