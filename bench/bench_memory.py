@@ -151,13 +151,13 @@ def curves() -> list[dict[str, Any]]:
 def table(sizes: Sizes) -> Table:
     """Return all operations."""
     rows: Table = {}
-    for name, path in traces.paths(sizes.batch).items():
+    for name, path in traces.paths(sizes.batch, sizes.least > 2).items():
         ours = ["jitslab", TUNED] if traces.load(path).is_malloc else ["jitslab"]
         figures = tuple(ratio(one, other, 1.0) for one in ours for other in ALLOCATORS)
         for threads in traces.threads_of(path) if sizes.least > 2 else (1,):
             of = f"{name}, {traces.named(threads)}"
             contenders = {one: partial(peak_of, one, of, path, threads) for one in (*ours, *ALLOCATORS)}
-            rows[f"peak, {of}"] = Row(contenders, figures, unit="MiB", most=1)
+            rows[f"peak, {of}"] = Row(contenders, figures, unit="MiB", most=3 if sizes.least > 2 else 1)
     return rows
 
 

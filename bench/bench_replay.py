@@ -70,7 +70,7 @@ def beside_malloc(sizes: Sizes) -> Table:
             beside,
             seconds=min(SECONDS, sizes.seconds),
         )
-        for name, path in traces.paths(sizes.batch).items()
+        for name, path in traces.paths(sizes.batch, sizes.least > 2).items()
         for threads in traces.threads_of(path)
     }
 

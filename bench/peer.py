@@ -167,8 +167,8 @@ def handed_over_by_malloc(sizes: Sizes) -> Case:
 
 def table(sizes: Sizes) -> Table:
     """Return all operations; "malloc" is whatever this process has under that name."""
-    beside = (speed_ratio("cache", "malloc", 1.0),)
-    rows = {"pair": Row({"malloc": pair_of_malloc, "cache": pair_of_cache}, beside)}
+    beside, seconds = (speed_ratio("cache", "malloc", 1.0),), sizes.seconds / 2
+    rows = {"pair": Row({"malloc": pair_of_malloc, "cache": pair_of_cache}, beside, seconds=seconds)}
     for live in sizes.peer_lives:
         rows[f"churn {live:,}, set-up counted in"] = Row(
             {
@@ -177,13 +177,16 @@ def table(sizes: Sizes) -> Table:
                 "new()": partial(churn_of_cache, loops.churn_new, live),
             },
             (*beside, speed_ratio("new()", "malloc", 1.0)),
+            seconds=seconds,
         )
-    rows[f"{sizes.batch:,} allocs in order"] = Row({"malloc": allocs_of_malloc, "cache": allocs_of_cache}, beside)
+    rows[f"{sizes.batch:,} allocs in order"] = Row(
+        {"malloc": allocs_of_malloc, "cache": allocs_of_cache}, beside, seconds=seconds
+    )
     for text, order in (("in order", in_order), ("in random order", at_random)):
         contenders = {"malloc": partial(frees_of_malloc, order), "cache": partial(frees_of_cache, order)}
-        rows[f"{sizes.batch:,} frees {text}"] = Row(contenders, beside)
+        rows[f"{sizes.batch:,} frees {text}"] = Row(contenders, beside, seconds=seconds)
     contenders = {"malloc": handed_over_by_malloc, "cache": handed_over_by_cache}
-    rows["each record freed by the other thread"] = Row(contenders, beside)
+    rows["each record freed by the other thread"] = Row(contenders, beside, seconds=seconds)
     return rows
 
 

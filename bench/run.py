@@ -71,6 +71,7 @@ def measured(suite: str, sizes: Sizes, console: Console) -> Content:
     content: Content = {"suite": suite, "sizes": sizes.name, "machine": hardware.describe(), "rows": [], "skipped": {}}
     if suite in (*BESIDE_MALLOC, charts.MEMORY):
         content["allocators"] = allocators.versions()
+        traces.paths(sizes.batch, sizes.least > 2)  # got here, for all processes that this one starts
     if suite in BESIDE_MALLOC:
         for allocator in allocators.ALLOCATORS:
             try:

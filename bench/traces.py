@@ -2,7 +2,8 @@
 The traces that are replayed: the kernel's that the package carries, those that are named, and one of malloc.
 
 JITSLAB_TRACES names files, separated as in PATH (`run.py --traces` sets it); JITSLAB_MALLOC_TRACE one of malloc.  Without a
-trace of malloc one is recorded here: of Python itself, which compiles with two threads (`compiles`).
+trace of malloc one is recorded here: of Python itself, which compiles with two threads (`compiles`); and one made, of sizes that
+vary more.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,6 @@ import native
 from jitslab import trace
 from measure import SkippedError
 
-RECORDED = "JITSLAB_RECORDED_TRACE"  # where the processes that this one starts find the recorded one
 NOTED = np.dtype([("at", "i8"), ("bytes", "i8"), ("thread", "i8")])  # an event of foreign/record.c
 
 
@@ -47,29 +48,36 @@ def load(path: str) -> trace.Trace:
     return trace.load(path)
 
 
-def malloc_path(n: int) -> str:
-    """Return the file of a trace of malloc: one that is named, or one of n allocs or so, recorded here."""
-    named = [os.environ.get("JITSLAB_MALLOC_TRACE", ""), *os.environ.get("JITSLAB_TRACES", "").split(os.pathsep)]
-    for path in filter(None, named):
-        if load(path).is_malloc:
-            return path
-    path = os.environ.get(f"{RECORDED}_{n}", "")
-    if not path:
-        path = os.environ[f"{RECORDED}_{n}"] = str(Path(folder()) / f"python-malloc-{n}.npz")
-        trace.save(path, record(2 * n))
-    return path
+def named_paths() -> list[str]:
+    """Return the files that are named."""
+    of_malloc = os.environ.get("JITSLAB_MALLOC_TRACE", "")
+    return [path for path in (of_malloc, *os.environ.get("JITSLAB_TRACES", "").split(os.pathsep)) if path]
 
 
-def paths(n: int) -> dict[str, str]:
-    """Return {name: file} of all traces; n allocs are in one that is made."""
-    named = filter(None, os.environ.get("JITSLAB_TRACES", "").split(os.pathsep))
-    found = {"kernel, packaged": str(trace.packaged())} | {Path(path).stem: path for path in named}
-    try:
-        malloc = malloc_path(n)
-    except SkippedError as why:
-        sys.stderr.write(f"no trace of malloc: {why}\n")
+def once(kind: str, n: int, get: Callable[[], trace.Trace]) -> str:
+    """Return the file of a trace of some n allocs; got and saved once, here or by the process that started this one."""
+    variable = f"JITSLAB_{kind.upper()}_TRACE_{n}"
+    if variable not in os.environ:
+        path = str(Path(folder()) / f"{kind}-malloc-{n}.npz")
+        trace.save(path, get())
+        os.environ[variable] = path
+    return os.environ[variable]
+
+
+def paths(n: int, made: bool) -> dict[str, str]:
+    """
+    Return {name: file} of all traces.
+
+    If none of malloc is named, one of n allocs or so is recorded, and one made, too, if it is asked for.
+    """
+    found = {"kernel, packaged": str(trace.packaged())} | {Path(path).stem: path for path in named_paths()}
+    if any(load(path).is_malloc for path in named_paths()):
         return found
-    return found if malloc in found.values() else found | {Path(malloc).stem.removesuffix(f"-{n}"): malloc}
+    try:
+        found["python-malloc"] = once("python", n, partial(record, 2 * n))
+    except SkippedError as why:
+        sys.stderr.write(f"no trace of malloc is recorded: {why}\n")
+    return found | ({"made-malloc": once("made", n, partial(make, n))} if made else {})
 
 
 def threads_of(path: str) -> tuple[int, ...]:
@@ -104,3 +112,20 @@ def of_notes(notes: Any) -> trace.Trace:
         events[kept] = (trace.FREE if size < 0 else trace.ALLOC, thread, trace.NO_CACHE, max(size, 0), obj)
         kept += 1
     return trace.Trace(np.zeros(0, trace.CACHE), events[:kept])
+
+
+# --- A trace of malloc, made ---
+
+
+def make(n: int, seed: int = 7) -> trace.Trace:
+    """Return a trace of n allocs: sizes are log-normal, every other object dies young."""
+    rng = np.random.default_rng(seed)
+    sizes = np.clip(np.exp(rng.normal(4, 1.2, n)), 1, 1 << 17).astype(np.uint32)
+    life = np.where(rng.random(n) < 0.6, rng.integers(1, 20, n), rng.integers(1, 60_000, n))
+    when = np.concatenate([np.arange(n) * 1.0, np.arange(n) + life + 0.5])
+    events = np.zeros(2 * n, trace.EVENT)
+    events["obj"] = np.tile(np.arange(n, dtype=np.uint32), 2)
+    events["op"][n:] = trace.FREE
+    events["size"][:n] = sizes
+    events["cache"] = trace.NO_CACHE
+    return trace.Trace(np.zeros(0, trace.CACHE), events[np.argsort(when, kind="stable")])
