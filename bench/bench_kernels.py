@@ -9,6 +9,7 @@ Shapes and parameters are those of mimalloc-bench and Ralloc, the number of turn
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import statistics
@@ -344,6 +345,11 @@ class Ready:
         self.work = self.kernel.set_up(self.heaps, self.threads, self.scale)
         return self
 
+    @property
+    def opened(self) -> list[Any]:
+        """Heaps that are ours; those of malloc are the number 0, as empty ones would be false, too."""
+        return self.heaps if self.side == "jitslab" else []
+
     def run(self, laps: Laps | None = None) -> Found:
         """Run once; carefully the first time."""
         self.runs += 1
@@ -351,11 +357,10 @@ class Ready:
 
     def is_right(self, answer: int) -> bool:
         """Whether all was right, nothing is left, and no access was refused."""
-        if self.side == "jitslab":
-            for heap in self.heaps:
-                heap.raise_faults()
-                if len(heap) != 0:
-                    return False
+        for heap in self.opened:
+            heap.raise_faults()
+            if len(heap) != 0:
+                return False
         return answer == self.work.right
 
     def checked(self, laps: Laps | None = None) -> float:
@@ -369,12 +374,17 @@ class Ready:
         """Return it as a contender."""
         return Case(self.run, self.work.turns, self.is_right, measures=True)
 
+    def shrink(self) -> None:
+        """Ask back what is free, on both sides."""
+        purge()
+        for heap in self.opened:
+            heap.shrink()
+
     def close(self) -> None:
         """End the threads and close the heaps."""
         self.team.close()
-        for heap in self.heaps:
-            if heap:
-                heap.close()
+        for heap in self.opened:
+            heap.close()
 
 
 def contender(kernel: Kernel, side: str, threads: int, sizes: Sizes) -> Case:
@@ -450,9 +460,24 @@ def purge() -> None:
         process.malloc_trim(ctypes.c_size_t(0))
 
 
+def warm_up(kernel: Kernel, side: str, threads: int) -> None:
+    """Run once, and ask back what is free; compiled now, and short, so that malloc has few bytes that it might use again."""
+    ready = Ready(kernel, side, threads, SCALE["smoke"]).open()
+    ready.checked()
+    ready.shrink()
+    ready.close()
+
+
 def memory_of(kernel: Kernel, side: str, threads: int, scale: float) -> dict[str, float]:
-    """Return MiB that one run takes in this process: at most, when all is freed, and when what is free was asked back."""
+    """
+    Return MiB that one run takes in this process: at most, when all is freed, and when what is free was asked back.
+
+    A short run comes first, for this process to have looked at its code: ours opens its heaps in Python, whose pages would count.
+    The threads have ended when free memory is asked back, and so have their magazines and caches.
+    """
+    warm_up(kernel, side, threads)
     ready = Ready(kernel, side, threads, scale)
+    gc.collect()
     purge()
     peak.start_peak()
     before = peak.memory_now("VmRSS")
@@ -460,10 +485,8 @@ def memory_of(kernel: Kernel, side: str, threads: int, scale: float) -> dict[str
     opened = peak.memory_now("VmRSS")
     ready.checked()
     most, settled = peak.memory_now("VmHWM"), peak.memory_now("VmRSS")
-    purge()
-    for heap in ready.heaps:
-        if heap:
-            heap.shrink()
+    ready.team.close()
+    ready.shrink()
     trimmed = peak.memory_now("VmRSS")
     ready.close()
     found = {"opened": opened, "peak": most, "settled": settled, "trimmed": trimmed}
@@ -500,10 +523,8 @@ def rows(sizes: Sizes) -> Iterator[dict[str, Any]]:
             scale, about = SCALE[sizes.name], f"{threads} thread{'s' * (threads > 1)}"
             memory = None
             if sizes.name == "full":
-                for side in SIDES:  # compiles, and has few bytes that malloc might use again
-                    warm = Ready(kernel, side, threads, SCALE["smoke"]).open()
-                    warm.checked()
-                    warm.close()
+                for side in SIDES:
+                    warm_up(kernel, side, threads)
                 memory = {side: in_child(partial(memory_of, kernel, side, threads, scale)) for side in SIDES}
             ready = {side: Ready(kernel, side, threads, scale).open() for side in SIDES}
             try:

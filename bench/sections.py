@@ -6,6 +6,7 @@ Above `figures`, `tails` and `behind`, below `run`; nobody types a number.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,13 +82,10 @@ def peers_of(results: dict[str, Content]) -> list[str]:
     return [f"C allocators: {', '.join(found)}.", ""] if found else []
 
 
-def reasons(results: dict[str, Content], full: str) -> str:
-    """Return the reasons of what was missed, each with how many figures have it and a link."""
-    counted: dict[str, int] = {}
-    for one in missed(results):
-        key = behind.key_of(one.suite, one.operation, one.figure["figure"]) or UNKNOWN
-        counted[key] = counted.get(key, 0) + 1
-    return ", ".join(f"[{key}]({full}#why-{anchor(key)}) {n}" for key, n in counted.items())
+def reasons(results: dict[str, Content]) -> str:
+    """Return the reasons of what was missed, and how many figures have each, the most frequent first."""
+    keys = [behind.key_of(one.suite, one.operation, one.figure["figure"]) or UNKNOWN for one in missed(results)]
+    return ", ".join(f"{key} ({n})" for key, n in Counter(keys).most_common())
 
 
 def section(results: dict[str, Content], command: str, pictures: list[tuple[str, str]], full: str) -> str:
@@ -106,8 +104,9 @@ def section(results: dict[str, Content], command: str, pictures: list[tuple[str,
         "",
         *table("|".join(PEERS_HEAD[:2]) + "|> " + "|> ".join(PEERS_HEAD[2:]), summary(found)),
         *peers_of(results),
-        f"{lost} of {judged} figures with a target miss it: [all of them, with medians, spread and charts]({full}#missed)."
-        + (f" Why, and what was tried: {reasons(results, full)}." if lost else ""),
+        f"{lost} of {judged} figures with a target miss it: [which, why, and what was tried]({full}#missed)"
+        + (f"; by reason: {reasons(results)}." if lost else "."),
+        f"Medians, spread, latency, memory and charts of all rows stand there, too: [all figures]({full}).",
         "",
     ]
     for alternative, path in pictures:

@@ -95,7 +95,10 @@ def test_a_miss_has_its_reason_beside_it_and_what_was_tried_below(monkeypatch):
 
     assert "| glibc / cache | 0.50 | at least 1 | [two words](#why-two-words) |" in text
     assert '<a id="why-two-words"></a>**two words**: it is slow.\n  - Tried: this: 5 %.\n  - Tried: that: nothing.' in text
-    assert "[two words](FIGURES.md#why-two-words) 1." in sections.section(content, "run", [], "FIGURES.md")
+    assert (
+        "1 of 2 figures with a target miss it: [which, why, and what was tried](FIGURES.md#missed); by reason: two words (1)."
+        in (sections.section(content, "run", [], "FIGURES.md"))
+    )
 
 
 def test_every_miss_has_a_reason():
