@@ -35,7 +35,6 @@ UNKNOWN = "unknown"  # the key of what has no reason yet
 NOTES = {
     "bulk": "For context, published and not measured here: [bulks of the Linux kernel](../README.md#published).",
 }  # below the heading of a suite
-VERDICT = {True: "", False: "**missed**", None: ""}
 SPREAD = ("min", "lower", "median", "upper")
 
 
@@ -146,9 +145,9 @@ def why(results: dict[str, Content]) -> list[str]:
             one.figure["figure"],
             shown(one.figure),
             wanted(one.figure),
-            f"[{key}](#why-{anchor(key)})",
+            link(one.suite, one.operation, one.figure),
         )
-        for one, key in zip(missed(results), keys, strict=True)
+        for one in missed(results)
     ]
     lines = ['## <a id="missed"></a>What misses its target', ""]
     lines += table("suite|operation|figure|> measured|> to reach|why", found)
@@ -165,6 +164,12 @@ def anchor(key: str) -> str:
     return key.replace(" ", "-")
 
 
+def link(suite: str, operation: str, figure: dict[str, Any]) -> str:
+    """Return a link to the reason of a figure that was missed."""
+    key = behind.key_of(suite, operation, figure["figure"]) or UNKNOWN
+    return f"[{key}](#why-{anchor(key)})"
+
+
 def suite_of(suite: str, content: Content, pictures: dict[str, str]) -> list[str]:
     """Return the section of a suite."""
     machine, title = content["machine"], TITLES.get(suite, suite)
@@ -178,7 +183,15 @@ def suite_of(suite: str, content: Content, pictures: dict[str, str]) -> list[str
         lines += [f"![{title}]({pictures[suite]})", ""]
     lines += of_tails(content)
     found = [
-        (row["operation"], f["figure"], shown(f), number(f["of_rounds"]), quartiles(f), wanted(f), VERDICT[f["met"]])
+        (
+            row["operation"],
+            f["figure"],
+            shown(f),
+            number(f["of_rounds"]),
+            quartiles(f),
+            wanted(f),
+            f"**missed**: {link(suite, row['operation'], f)}" if f["met"] is False else "",
+        )
         for row in content["rows"]
         for f in row["figures"]
     ]

@@ -94,6 +94,7 @@ def test_a_miss_has_its_reason_beside_it_and_what_was_tried_below(monkeypatch):
     text = sections.everything(content, "run", {})
 
     assert "| glibc / cache | 0.50 | at least 1 | [two words](#why-two-words) |" in text
+    assert "| ab | glibc / cache | 0.50 | 0.50 |  | at least 1 | **missed**: [two words](#why-two-words) |" in text
     assert '<a id="why-two-words"></a>**two words**: it is slow.\n  - Tried: this: 5 %.\n  - Tried: that: nothing.' in text
     assert (
         "1 of 2 figures with a target miss it: [which, why, and what was tried](FIGURES.md#missed); by reason: two words (1)."
