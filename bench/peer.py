@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -126,9 +127,74 @@ def in_order(_: Any, n: int) -> Any:
     return np.arange(n)
 
 
+def in_reverse(_: Any, n: int) -> Any:
+    """Positions from the last to the first."""
+    return np.arange(n)[::-1]
+
+
 def at_random(rng: Any, n: int) -> Any:
     """Positions in random order."""
     return rng.permutation(n)
+
+
+def by_two(jobs: Sequence[Callable[[], Any]], ops: int, is_right: Callable[[Any], bool], close: Any = measure.nothing) -> Case:
+    """Two threads that share nothing but the allocator."""
+    team = ring.Team()
+
+    def run() -> tuple[float, bool]:
+        seconds, answers = team.run(*jobs)
+        return seconds, all(map(is_right, answers))
+
+    def stop() -> None:
+        team.close()
+        close()
+
+    return Case(run, 2 * ops, close=stop, measures=True)
+
+
+def pairs_of_malloc(sizes: Sizes) -> Case:
+    """Alloc, write and free of one record, by two threads."""
+    return by_two([partial(malloc.pair, sizes.ops)] * 2, sizes.ops, bool)
+
+
+def pairs_of_cache(sizes: Sizes) -> Case:
+    """Alloc, write and free of one record, by two threads on one cache."""
+    cache = SlabCache("pairs", RECORD, capacity=SPARE)
+    return by_two([partial(loops.pair, sizes.ops, cache)] * 2, sizes.ops, bool, cache.close)
+
+
+def churns(fill: Any, churn: Any, drain: Any, live: int, sizes: Sizes, close: Any = measure.nothing) -> Case:
+    """Fill, churn, drain, by two threads: each its own records."""
+    order = sizes.rng().integers(0, live, sizes.ops)
+
+    def job(held: Any) -> int:
+        fill(held)
+        churn(held, order)
+        return int(drain(held))
+
+    jobs = [partial(job, np.empty(live, np.int64)) for _ in range(2)]
+    return by_two(jobs, order.size, partial(int.__eq__, loops.last_writes(live, order)), close)
+
+
+def churns_of_malloc(live: int, sizes: Sizes) -> Case:
+    """Fill, churn, drain, by two threads."""
+    return churns(malloc.fill, malloc.churn, malloc.drain, live, sizes)
+
+
+def churns_of_cache(live: int, sizes: Sizes) -> Case:
+    """Fill, churn, drain, by two threads on one cache."""
+    cache = SlabCache("churns", RECORD, capacity=2 * live + SPARE)
+
+    def fill(held: Any) -> None:
+        loops.fill(held, cache)
+
+    def churn(held: Any, order: Any) -> None:
+        loops.churn(held, cache, order)
+
+    def drain(held: Any) -> Any:
+        return loops.drain(held, cache)
+
+    return churns(fill, churn, drain, live, sizes, cache.close)
 
 
 def handed_over(give: Any, take: Any, close: Any, sizes: Sizes) -> Case:
@@ -167,7 +233,7 @@ def handed_over_by_malloc(sizes: Sizes) -> Case:
 
 def table(sizes: Sizes) -> Table:
     """Return all operations; "malloc" is whatever this process has under that name."""
-    beside, seconds = (speed_ratio("cache", "malloc", 1.0),), sizes.seconds / 2
+    beside, seconds = (speed_ratio("cache", "malloc", 1.0),), sizes.seconds * 0.4
     rows = {"pair": Row({"malloc": pair_of_malloc, "cache": pair_of_cache}, beside, seconds=seconds)}
     for live in sizes.peer_lives:
         rows[f"churn {live:,}, set-up counted in"] = Row(
@@ -182,9 +248,13 @@ def table(sizes: Sizes) -> Table:
     rows[f"{sizes.batch:,} allocs in order"] = Row(
         {"malloc": allocs_of_malloc, "cache": allocs_of_cache}, beside, seconds=seconds
     )
-    for text, order in (("in order", in_order), ("in random order", at_random)):
+    for text, order in (("in order", in_order), ("in reverse", in_reverse), ("in random order", at_random)):
         contenders = {"malloc": partial(frees_of_malloc, order), "cache": partial(frees_of_cache, order)}
         rows[f"{sizes.batch:,} frees {text}"] = Row(contenders, beside, seconds=seconds)
+    rows["pair, by two threads"] = Row({"malloc": pairs_of_malloc, "cache": pairs_of_cache}, beside, seconds=seconds)
+    live = sizes.churn_live
+    contenders = {"malloc": partial(churns_of_malloc, live), "cache": partial(churns_of_cache, live)}
+    rows[f"churn {live:,}, by two threads, set-up counted in"] = Row(contenders, beside, seconds=seconds)
     contenders = {"malloc": handed_over_by_malloc, "cache": handed_over_by_cache}
     rows["each record freed by the other thread"] = Row(contenders, beside, seconds=seconds)
     return rows
