@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import allocators
+import floor
 import loops
 import malloc
 import measure
@@ -28,6 +29,7 @@ from jitslab import SlabCache
 from measure import RECORD, SIZES, Case, Row, Sizes, Table, speed_ratio
 
 SPARE = 100
+FLOOR = "bare stack"  # in times only: its ratios are those of the rows of `bench_alloc`
 
 
 def run_with(allocator: str, size: str, module: str = "peer", function: str = "table") -> list[dict[str, Any]]:
@@ -53,6 +55,12 @@ def pair_of_malloc(sizes: Sizes) -> Case:
     return Case(lambda: malloc.pair(sizes.ops), sizes.ops)
 
 
+def pair_of_stack(sizes: Sizes) -> Case:
+    """Pop, write and push of one slot: always slot 0."""
+    (stack, top), data = floor.bare_stack(SPARE), floor.record_array(SPARE)
+    return Case(lambda: floor.pair(sizes.ops, stack, top, data), sizes.ops, lambda s: s == 0 and top[0] == SPARE)
+
+
 def pair_of_cache(sizes: Sizes) -> Case:
     """Alloc, write and free of one record."""
     cache = SlabCache("pair", RECORD, capacity=SPARE)
@@ -67,6 +75,19 @@ def churn_of_malloc(live: int, sizes: Sizes) -> Case:
         malloc.fill(held)
         malloc.churn(held, order)
         return int(malloc.drain(held))
+
+    return Case(run, order.size, partial(int.__eq__, loops.last_writes(live, order)))
+
+
+def churn_of_stack(live: int, sizes: Sizes) -> Case:
+    """Fill, churn, drain; counted as the turns of the churn."""
+    held, order = np.empty(live, np.int32), sizes.rng().integers(0, live, sizes.far_ops)
+    (stack, top), data = floor.bare_stack(live + SPARE), floor.record_array(live + SPARE)
+
+    def run() -> int:
+        floor.fill(held, stack, top, data)
+        floor.churn(held, stack, top, data, order)
+        return int(floor.drain(held, stack, top, data))
 
     return Case(run, order.size, partial(int.__eq__, loops.last_writes(live, order)))
 
@@ -91,6 +112,13 @@ def allocs_of_malloc(sizes: Sizes) -> Case:
     return Case(run, sizes.batch, lambda _: np.unique(held).size == held.size, after=after)
 
 
+def allocs_of_stack(sizes: Sizes) -> Case:
+    """Pop a batch."""
+    (stack, top), held = floor.bare_stack(sizes.batch), np.empty(sizes.batch, np.int32)
+    run, after = partial(floor.pop, held, stack, top), partial(floor.push, held, stack, top)
+    return Case(run, sizes.batch, lambda _: np.unique(held).size == held.size, after=after)
+
+
 def allocs_of_cache(sizes: Sizes) -> Case:
     """Alloc a batch."""
     cache, held = SlabCache("allocs", RECORD, capacity=sizes.batch), np.empty(sizes.batch, np.int64)
@@ -107,6 +135,18 @@ def frees_of_malloc(order: Any, sizes: Sizes) -> Case:
         np.take(held, at, out=shuffled)
 
     return Case(lambda: malloc.free_each(shuffled), sizes.batch, partial(int.__eq__, sizes.batch), before)
+
+
+def frees_of_stack(order: Any, sizes: Sizes) -> Case:
+    """Push a batch, in the order that the generator gives."""
+    held, shuffled, at = np.empty(sizes.batch, np.int32), np.empty(sizes.batch, np.int32), order(sizes.rng(), sizes.batch)
+    stack, top = floor.bare_stack(sizes.batch)
+
+    def before() -> None:
+        floor.pop(held, stack, top)
+        np.take(held, at, out=shuffled)
+
+    return Case(lambda: floor.push(shuffled, stack, top), sizes.batch, lambda _: top[0] == sizes.batch, before)
 
 
 def frees_of_cache(order: Any, sizes: Sizes) -> Case:
@@ -234,22 +274,24 @@ def handed_over_by_malloc(sizes: Sizes) -> Case:
 def table(sizes: Sizes) -> Table:
     """Return all operations; "malloc" is whatever this process has under that name."""
     beside, seconds = (speed_ratio("cache", "malloc", 1.0),), sizes.seconds * 0.4
-    rows = {"pair": Row({"malloc": pair_of_malloc, "cache": pair_of_cache}, beside, seconds=seconds)}
+    rows = {"pair": Row({"malloc": pair_of_malloc, "cache": pair_of_cache, FLOOR: pair_of_stack}, beside, seconds=seconds)}
     for live in sizes.peer_lives:
         rows[f"churn {live:,}, set-up counted in"] = Row(
             {
                 "malloc": partial(churn_of_malloc, live),
                 "cache": partial(churn_of_cache, loops.churn, live),
                 "new()": partial(churn_of_cache, loops.churn_new, live),
+                FLOOR: partial(churn_of_stack, live),
             },
             (*beside, speed_ratio("new()", "malloc", 1.0)),
             seconds=seconds,
         )
     rows[f"{sizes.batch:,} allocs in order"] = Row(
-        {"malloc": allocs_of_malloc, "cache": allocs_of_cache}, beside, seconds=seconds
+        {"malloc": allocs_of_malloc, "cache": allocs_of_cache, FLOOR: allocs_of_stack}, beside, seconds=seconds
     )
+    sides = {"malloc": frees_of_malloc, "cache": frees_of_cache, FLOOR: frees_of_stack}
     for text, order in (("in order", in_order), ("in reverse", in_reverse), ("in random order", at_random)):
-        contenders = {"malloc": partial(frees_of_malloc, order), "cache": partial(frees_of_cache, order)}
+        contenders = {side: partial(frees, order) for side, frees in sides.items()}
         rows[f"{sizes.batch:,} frees {text}"] = Row(contenders, beside, seconds=seconds)
     rows["pair, by two threads"] = Row({"malloc": pairs_of_malloc, "cache": pairs_of_cache}, beside, seconds=seconds)
     live = sizes.churn_live
