@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+import allocators
 import floor
 import loops
 import measure
@@ -268,7 +270,7 @@ def test_speed(benchmark: Any, operation: str, contender: str) -> None:
     measure.speed(benchmark, table, operation, contender)
 
 
-@pytest.mark.parametrize("allocator", peer.ALLOCATORS)
+@pytest.mark.parametrize("allocator", allocators.ALLOCATORS)
 def test_answer_of_c_allocator_is_right(allocator: str) -> None:
     """Every C allocator runs its rows, at the smallest sizes, and answers rightly."""
     try:
@@ -276,4 +278,27 @@ def test_answer_of_c_allocator_is_right(allocator: str) -> None:
     except measure.SkippedError as why:
         pytest.skip(f"{allocator}: {why}")
 
-    assert [row["operation"] for row in rows] == list(peer.table(measure.SMOKE))
+    assert [row["operation"] for row in rows] == [f"{name}, beside {allocator}" for name in peer.table(measure.SMOKE)]
+
+
+@pytest.mark.parametrize(
+    ("allocator", "file", "version"),
+    [("jemalloc", "libc.so.6", "2.36"), ("mimalloc 3", "libmimalloc.so.3", "2.0.9"), ("glibc", "libjemalloc.so.2", "5.3.0")],
+)
+def test_another_malloc_than_was_asked_for_is_a_wrong_answer(allocator: str, file: str, version: str) -> None:
+    """The loader only warns of a library that it cannot load."""
+    with pytest.raises(measure.WrongAnswerError, match=f"{allocator} was to be measured"):
+        allocators.check(allocator, {"file": file, "version": version})
+
+
+@pytest.mark.parametrize(("number", "version"), [(209, "2.0.9"), (223, "2.2.3"), (30403, "3.4.3"), (30412, "3.4.12")])
+def test_version_of_mimalloc_is_read_from_its_number(number: int, version: str) -> None:
+    """It has three digits up to version 2, five from version 3 on."""
+    assert allocators.of_mimalloc(SimpleNamespace(mi_version=lambda: number)) == version
+
+
+def test_a_library_that_is_named_and_missing_is_skipped_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else is measured in its place."""
+    monkeypatch.setenv(allocators.SNMALLOC, "/nowhere/libsnmallocshim.so")
+    with pytest.raises(measure.SkippedError, match=r"SNMALLOC names .*, which is no file"):
+        allocators.environment("snmalloc")

@@ -11,7 +11,7 @@ import pytest
 import measure
 from bench_python import SPARE, statement
 from jitslab import SlabCache
-from measure import Figure, Row, Sizes, Table, ratio, speed_ratio
+from measure import Case, Figure, Row, Sizes, Table, ratio, speed_ratio
 
 RECORD = np.dtype([("id", "i8"), ("weight", "f8"), ("flags", "u1"), ("data", "f4", (4,)), ("at", [("x", "f8"), ("y", "f8")])])
 
@@ -46,12 +46,14 @@ def nothing() -> Any:
     return {"open_nothing": open_nothing}, lambda: True
 
 
-def guard() -> Any:
-    """A guard of a record, and values to write."""
+def of_guard(text: str, sizes: Sizes) -> Case:
+    """A statement about a guard of a record, which is freed in the end."""
     cache = SlabCache("guards", RECORD, capacity=SPARE, init="zero")
     o = cache.allocate()
     o.id = 5
-    return {"o": o}, lambda: o.id == 5 and o.weight in (0.0, 0.5) and o.at.x in (0.0, 0.5)
+    case = statement(text, lambda: ({"o": o}, lambda: o.id == 5 and o.weight in (0.0, 0.5) and o.at.x in (0.0, 0.5)), sizes)
+    case.close = o.free
+    return case
 
 
 def rows() -> Any:
@@ -83,8 +85,8 @@ def table(sizes: Sizes) -> Table:
         ),
         "field read": Row(
             {
-                "o.id": partial(statement, "o.id", guard),
-                "o.weight": partial(statement, "o.weight", guard),
+                "o.id": partial(of_guard, "o.id"),
+                "o.weight": partial(of_guard, "o.weight"),
                 "rec[5].id": partial(statement, "rec[5].id", rows),
                 "row.id": partial(statement, "row.id", rows),
                 "p.id": partial(statement, "p.id", plain),
@@ -93,8 +95,8 @@ def table(sizes: Sizes) -> Table:
         ),
         "field write": Row(
             {
-                "o.id = 5": partial(statement, "o.id = 5", guard),
-                "o.weight = 0.5": partial(statement, "o.weight = 0.5", guard),
+                "o.id = 5": partial(of_guard, "o.id = 5"),
+                "o.weight = 0.5": partial(of_guard, "o.weight = 0.5"),
                 "rec[5].id = 5": partial(statement, "rec[5].id = 5", rows),
                 "p.id = 5": partial(statement, "p.id = 5", plain),
             },
@@ -105,8 +107,8 @@ def table(sizes: Sizes) -> Table:
         ),
         "nested field, sub-array": Row(
             {
-                "o.at.x": partial(statement, "o.at.x", guard),
-                "o.data": partial(statement, "o.data", guard),
+                "o.at.x": partial(of_guard, "o.at.x"),
+                "o.data": partial(of_guard, "o.data"),
                 "rec[5].at.x": partial(statement, "rec[5].at.x", rows),
                 "rec[5].data": partial(statement, "rec[5].data", rows),
             },

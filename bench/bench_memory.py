@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+import allocators
 import measure
 import native
-import peer
 import traces
+from allocators import ALLOCATORS
 from jitslab import peak, replay, trace
 from measure import Case, Row, Sizes, SkippedError, Table, WrongAnswerError, ratio
 
@@ -98,9 +99,8 @@ def program() -> str:
 
 def sample_malloc(allocator: str, path: str, threads: int) -> list[int]:
     """Run a trace once on an allocator; returns as `sample`."""
-    library = "libc" if allocator == "glibc" else f"lib{allocator}"
-    command = [program(), words_of(path, threads), str(SAMPLES), library]
-    done = subprocess.run(command, env=peer.environment(allocator), stdout=subprocess.PIPE, text=True, check=True)
+    command = [program(), words_of(path, threads), str(SAMPLES), ALLOCATORS[allocator].file]
+    done = subprocess.run(command, env=allocators.environment(allocator), stdout=subprocess.PIPE, text=True, check=True)
     is_there, *found = map(int, done.stdout.split())
     if not is_there:
         raise WrongAnswerError(f"{allocator} was not preloaded")
@@ -117,7 +117,7 @@ def peak_of(contender: str, name: str, path: str, threads: int, sizes: Sizes) ->
     is_ours = contender.startswith("jitslab")
     if not is_ours:
         program()
-        peer.environment(contender)
+        allocators.environment(contender)
 
     def run() -> tuple[float, bool]:
         if is_ours:
@@ -151,13 +151,13 @@ def curves() -> list[dict[str, Any]]:
 def table(sizes: Sizes) -> Table:
     """Return all operations."""
     rows: Table = {}
-    for name, path in traces.paths(sizes.batch).items():
+    for name, path in traces.paths(sizes.batch, sizes.least > 2).items():
         ours = ["jitslab", TUNED] if traces.load(path).is_malloc else ["jitslab"]
-        figures = tuple(ratio(one, other, 1.0) for one in ours for other in peer.ALLOCATORS)
+        figures = tuple(ratio(one, other, 1.0) for one in ours for other in ALLOCATORS)
         for threads in traces.threads_of(path) if sizes.least > 2 else (1,):
             of = f"{name}, {traces.named(threads)}"
-            contenders = {one: partial(peak_of, one, of, path, threads) for one in (*ours, *peer.ALLOCATORS)}
-            rows[f"peak, {of}"] = Row(contenders, figures, unit="MiB", most=1)
+            contenders = {one: partial(peak_of, one, of, path, threads) for one in (*ours, *ALLOCATORS)}
+            rows[f"peak, {of}"] = Row(contenders, figures, unit="MiB", most=3 if sizes.least > 2 else 1)
     return rows
 
 

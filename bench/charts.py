@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from figures import RESULTS, SAME, TITLES, Content, Ratio, by_peer, load, number, ratios, typical
+from figures import RESULTS, TITLES, Content, Ratio, by_peer, load, number, ratios, typical
 
 NO_MATPLOTLIB = "charts are drawn with matplotlib, which is not installed: pip install matplotlib"
 QUICK_END = "-quick"
@@ -26,10 +26,12 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, GREY = (
 )  # fmt: skip
 COLOURS = {
     "jitslab": BLUE,
-    "mimalloc": ORANGE,
-    "jemalloc": GREEN,
     "jitslab, tuned": "#003A5D",
+    "mimalloc 2": ORANGE,
+    "mimalloc 3": "#8B5A2B",
+    "jemalloc": GREEN,
     "tcmalloc": PURPLE,
+    "snmalloc": "#B8A200",
     "glibc": SKY,
     "bare stack": GREY,
     "generations": "#666666",
@@ -204,6 +206,7 @@ def draw_memory(plt: Any, content: Content) -> Any:
     """Draw what the events of every trace took of memory, sampled, for each allocator; below them what was live."""
     curves = content["curves"]
     traces = list(dict.fromkeys(curve["trace"] for curve in curves))
+    colours = colours_of(list(dict.fromkeys(curve["name"] for curve in curves)))
     columns = 2 if len(traces) > 1 else 1
     rows = -(-len(traces) // columns)
     figure, grid = plt.subplots(rows, columns, figsize=(4.3 * columns, 2.9 * rows), squeeze=False)
@@ -215,8 +218,8 @@ def draw_memory(plt: Any, content: Content) -> Any:
         axes.fill_between(events, [n / 2**20 for n in of[0]["live"][EVERY]], color="#E4E4E4", lw=0, label="bytes live")
         end = events[-1] * 1.04
         for curve in of:
-            name = SAME.get(curve["name"], curve["name"])
-            colour, is_ours = COLOURS[name], name.startswith("jitslab")
+            name = curve["name"]
+            colour, is_ours = colours[name], name.startswith("jitslab")
             memory = [n / 2**20 for n in curve["memory"][EVERY]]
             axes.plot(events, memory, color=colour, lw=2 if is_ours else 1.1, zorder=4 if is_ours else 3, label=name)
             axes.plot([end], [curve["freed"] / 2**20], "o", color=colour, ms=4 if is_ours else 3, zorder=4, clip_on=False)

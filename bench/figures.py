@@ -1,7 +1,8 @@
 """
-What the results say: ratios of one direction, a summary by peer, and the markdown that holds them.
+What the results say: ratios of one direction, a summary by peer, what is behind.
 
-Below `charts` and `run`.  Everything comes from the files of bench/results; nothing is measured here, and nobody types a number.
+Below `sections`, `charts` and `run`.  Everything comes from the files of bench/results; nothing is measured here, and nobody
+types a number.
 The text of a figure "A / B" is a ratio of times: where it is to be at least something, B is ours; otherwise A is.
 """
 
@@ -10,14 +11,11 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-FIGURES = "FIGURES.md"
-BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 
 TITLES = {
     "alloc": "One cache, in compiled code",
@@ -62,7 +60,6 @@ SAME = {
     "pool.give(pool.take())": "pool on a list",
     "two object()": "object()",
     "glibc malloc": "glibc",
-    "tcmalloc_minimal": "tcmalloc",
     "the faster rte_mempool": "rte_mempool",
     "rec[5].id": "np.recarray",
     "rec[5].id = 5": "np.recarray",
@@ -91,6 +88,16 @@ class Ratio:
     met: bool | None
     unit: str  # of the row
     is_floor: bool  # the other side does less work: only how far behind counts
+    is_mean: bool = False  # of other rows, which count already
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A figure that did not reach its target."""
+
+    suite: str
+    operation: str
+    figure: dict[str, Any]
 
 
 def load(sizes: str = "full", folder: Path = RESULTS) -> dict[str, Content]:
@@ -120,7 +127,7 @@ def ratio_of(suite: str, row: dict[str, Any], figure: dict[str, Any]) -> Ratio |
     target = limit if limit is None or at_least else 1 / limit
     is_floor = target is None or target < 1
     place = suite, row["operation"].split(", beside ")[0], SAME.get(peer, peer), ours
-    return Ratio(*place, *values, target, figure["met"], row["unit"], is_floor)
+    return Ratio(*place, *values, target, figure["met"], row["unit"], is_floor, not row["contenders"])
 
 
 def ratios(results: dict[str, Content]) -> list[Ratio]:
@@ -139,11 +146,11 @@ def group_of(ratio: Ratio) -> str:
 
 
 def by_peer(found: list[Ratio]) -> dict[tuple[str, str], list[Ratio]]:
-    """Return the ratios of each (group, peer), floors apart and last."""
+    """Return the ratios of each (group, peer), but for floors and means."""
     table: dict[tuple[str, str], list[Ratio]] = {}
     for group in dict.fromkeys([*GROUPS, *map(group_of, found)]):
         for ratio in found:
-            if not ratio.is_floor and group_of(ratio) == group:
+            if not ratio.is_floor and not ratio.is_mean and group_of(ratio) == group:
                 table.setdefault((group, ratio.peer), []).append(ratio)
     return table
 
@@ -166,46 +173,6 @@ def shown(figure: dict[str, Any]) -> str:
 def wanted(figure: dict[str, Any]) -> str:
     """Return what is to be reached."""
     return "shown only" if figure["target"] is None else f"{figure['sense']} {figure['target']:,g}"
-
-
-# --- Markdown ---
-
-
-def table(heads: str, lines: list[tuple[str, ...]]) -> list[str]:
-    """Return a markdown table; heads are separated by bars, and ">" aligns right."""
-    names = heads.split("|")
-    align = ["--:" if name.startswith(">") else "---" for name in names]
-    cells = [
-        [name.lstrip("> ").strip() for name in names],
-        align,
-        *([cell.replace("|", "\\|") for cell in line] for line in lines),
-    ]
-    return [f"| {' | '.join(line)} |" for line in cells] + [""]
-
-
-def about(results: dict[str, Content], describe: Callable[[dict[str, Any]], str]) -> str:
-    """Return a sentence about the machine, or one about each if there were several."""
-    by_text: dict[str, list[str]] = {}
-    for suite, content in results.items():
-        by_text.setdefault(describe(content["machine"]), []).append(suite)
-    if len(by_text) == 1:
-        return next(iter(by_text))
-    return "; ".join(f"{text} ({', '.join(suites)})" for text, suites in by_text.items())
-
-
-def briefly(machine: dict[str, Any]) -> str:
-    """Return what README says of a machine."""
-    versions = (f"{label} {machine[key]}" for key, label in (("python", "Python"), ("numba", "Numba"), ("numpy", "NumPy")))
-    return ", ".join([machine["cpu"], f"{machine['cores']} cores", *versions])
-
-
-def fully(machine: dict[str, Any]) -> str:
-    """Return all that is known of a machine but for its load."""
-    if "caches" not in machine:  # of an older run
-        return briefly(machine)
-    of = [f"{machine['memory_gib']:g} GiB", f"NUMA nodes: {machine['numa_nodes']}", f"huge pages: {machine['huge_pages']}"]
-    system = [f"{machine['system']} {machine['kernel']}", machine["libc"], f"LLVM {machine['llvm']}"]
-    return ", ".join([briefly(machine), *machine["caches"], *of, *system])
 
 
 def headlines(results: dict[str, Content]) -> list[tuple[str, ...]]:
@@ -253,10 +220,10 @@ def floors(found: list[Ratio]) -> list[tuple[str, ...]]:
     ]
 
 
-def missed(results: dict[str, Content]) -> list[tuple[str, ...]]:
-    """Return (suite, operation, figure, measured, to reach) of all that did not reach their targets."""
+def missed(results: dict[str, Content]) -> list[Missed]:
+    """Return all figures that did not reach their targets."""
     return [
-        (TITLES.get(suite, suite), row["operation"], figure["figure"], shown(figure), wanted(figure))
+        Missed(suite, row["operation"], figure)
         for suite, content in results.items()
         for row in content["rows"]
         for figure in row["figures"]
@@ -264,87 +231,13 @@ def missed(results: dict[str, Content]) -> list[tuple[str, ...]]:
     ]
 
 
+def allocators(results: dict[str, Content]) -> dict[str, str]:
+    """Return the versions of the C allocators that were measured."""
+    return {name: version for content in results.values() for name, version in content.get("allocators", {}).items()}
+
+
 def skipped(results: dict[str, Content]) -> list[str]:
     """Return a line for every contender that the machine did not have."""
     found = {f"{name}: {why}" for content in results.values() for row in content["rows"] for name, why in row["skipped"].items()}
     found |= {f"{name}: {why}" for content in results.values() for name, why in content.get("skipped", {}).items()}
     return sorted(found)
-
-
-def section(results: dict[str, Content], command: str, pictures: list[tuple[str, str]], full: str) -> str:
-    """Return the figures section of README: headlines, summary, pictures, what was missed."""
-    found, behind = ratios(results), missed(results)
-    judged = sum(
-        figure["met"] is not None for content in results.values() for row in content["rows"] for figure in row["figures"]
-    )
-    lines = [
-        f"Measured by `{command}` on {about(results, briefly)}.",
-        "Ratios are of the best of interleaved rounds.",
-        "",
-        *table("what|> best|> median", headlines(results)),
-        "How many times as fast (for memory: as small) as what you could use instead. *Typical* is the geometric mean of the"
-        " operations; below 1 the other side is ahead:",
-        "",
-        *table("|".join(PEERS_HEAD[:2]) + "|> " + "|> ".join(PEERS_HEAD[2:]), summary(found)),
-        f"{len(behind)} of {judged} figures with a target miss it: [all figures]({full}#missed), medians, spread and charts.",
-        "",
-    ]
-    for alternative, path in pictures:
-        lines += [f"![{alternative}]({path})", ""]
-    lines += [
-        "How many times as long as a floor, which does less work: it checks no handle, or finds nothing:",
-        "",
-        *table("suite|floor|> operations|> typical|> range", floors(found)),
-    ]
-    if names := skipped(results):
-        lines += ["Not measured, because this machine does not have it: " + "; ".join(names) + ".", ""]
-    return "\n".join(lines)
-
-
-def everything(results: dict[str, Content], command: str, pictures: dict[str, str]) -> str:
-    """Return the file of all figures: a suite a section, times and figures of every row."""
-    lines = ["# Figures", "", f"Written by `{command}`; do not edit. Measured on {about(results, fully)}.", ""]
-    lines += ["Times are best, median and quartiles of the rounds; figures are computed from the best, or by rounds.", ""]
-    lines += [f"- [{TITLES.get(suite, suite)}](#{suite})" for suite in results] + [""]
-    lines += ['## <a id="missed"></a>What misses its target', "", "README of bench/ says why, where the reason is known.", ""]
-    lines += table("suite|operation|figure|> measured|> to reach", missed(results))
-    for suite, content in results.items():
-        machine = content["machine"]
-        lines += [f'## <a id="{suite}"></a>{TITLES.get(suite, suite)}', ""]
-        if "date" in machine:
-            lines += [f"{machine['date']}, load {machine['load_at_start']} at the start, governor {machine['governor']}.", ""]
-        if suite in pictures:
-            lines += [f"![{TITLES.get(suite, suite)}]({pictures[suite]})", ""]
-        figures = [
-            (row["operation"], f["figure"], shown(f), number(f["of_rounds"]), wanted(f), VERDICT[f["met"]])
-            for row in content["rows"]
-            for f in row["figures"]
-        ]
-        if figures:
-            lines += table("operation|figure|> measured|> by rounds|> to reach| ", figures)
-        times = [
-            (row["operation"], name, *(f"{of[key]:.4g}" if key in of else "" for key in SPREAD), row["unit"], str(of["rounds"]))
-            for row in content["rows"]
-            for name, of in row["contenders"].items()
-        ]
-        heads = "operation|contender|> best|> lower quartile|> median|> upper quartile|unit|> rounds"
-        lines += ["<details><summary>times</summary>", "", *table(heads, times), "</details>", ""]
-    return "\n".join(lines)
-
-
-VERDICT = {True: "", False: "**missed**", None: ""}
-SPREAD = ("min", "lower", "median", "upper")
-
-
-def replace_between(path: Path, text: str) -> None:
-    """Replace what stands between the markers of a markdown file."""
-    before = path.read_text()
-    if before.count(BEGIN) != 1 or before.count(END) != 1:
-        raise SystemExit(f"{path.name} must have {BEGIN} and {END} once each")
-    head, rest = before.split(BEGIN)
-    path.write_text(f"{head}{BEGIN}\n{text}{END}{rest.split(END)[1]}")
-
-
-def between(path: Path) -> str:
-    """Return what stands between the markers."""
-    return path.read_text().split(BEGIN + "\n")[1].split(END)[0]

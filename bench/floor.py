@@ -71,6 +71,18 @@ def churn(held, stack, top, data, order):
 
 
 @njit
+def drain(held, stack, top, data):
+    """Push all held slots: the sum of what their records held."""
+    s = 0
+    for i in range(held.size):
+        s += data[held[i]].x
+        t = top[0]
+        stack[t] = held[i]
+        top[0] = t + 1
+    return s
+
+
+@njit
 def pop(out, stack, top):
     """Pop a batch."""
     for i in range(out.size):

@@ -273,9 +273,25 @@ def end(heap, ref, size, value, careful):
 
 
 @njit
-def take_one(heap, size):
-    """Take memory: its ref."""
-    return take(heap, size)[0]
+def take_neighbours(heap, size, refs, many):
+    """Take memory until the last ones that were taken lie on one line of the CPU's cache: how many were taken."""
+    line = together = 0
+    for i in range(refs.size):
+        refs[i], address = take(heap, size)
+        together = together + 1 if address >> 6 == line else 1
+        line = address >> 6
+        if together == many:
+            return i + 1
+    return refs.size
+
+
+@njit
+def give_all(heap, refs, size):
+    """Free memory: how often it was accepted."""
+    right = 0
+    for ref in refs:
+        right += give(heap, ref, size)
+    return right
 
 
 # --- One thread's work, or that of several who share nothing ---
@@ -461,9 +477,11 @@ def turns_of_halving(rounds):
 
 
 @njit
-def scratch(heap, given, rounds, writes, size, laps):
+def scratch(heap, given, held, rounds, writes, size, laps):
     """cache-scratch, cache-thrash: free what was given, if anything; then take, write again and again, free."""
-    right = 0
+    right = -held.size
+    for k in range(held.size):
+        held[k] = take(heap, size)[0]
     if given != 0:
         right += give(heap, given, size)
     for r in range(rounds):
@@ -474,7 +492,7 @@ def scratch(heap, given, rounds, writes, size, laps):
             store_byte(address, load_byte(address) + 1)
         is_right = load_byte(address) == writes & 0xFF
         right += give(heap, ref, size) and is_right
-    return right
+    return right + give_all(heap, held, size)
 
 
 # --- What one thread takes the other frees ---

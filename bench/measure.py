@@ -8,7 +8,6 @@ test of the answers (`check_answer`), pytest-benchmark (`speed`) and `run.py` (`
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -136,13 +135,14 @@ class Figure:
         """Return the figure as JSON; None if a contender is missing."""
         try:
             of_best = self.compute({name: min(values) for name, values in times.items()})
-            rounds = zip(*times.values(), strict=True)
-            of_rounds = statistics.median(self.compute(dict(zip(times, one, strict=True))) for one in rounds)
+            rounds = [self.compute(dict(zip(times, one, strict=True))) for one in zip(*times.values(), strict=True)]
         except KeyError:
             return None
+        lower, of_rounds, upper = np.percentile(rounds, (25, 50, 75)).tolist()
         value = of_rounds if self.by_round else of_best
         met = None if self.limit is None else bool(value >= self.limit if self.at_least else value <= self.limit)
-        found = {"figure": self.text, "measured": value, "of_best": of_best, "of_rounds": of_rounds, "unit": self.unit}
+        found = {"figure": self.text, "measured": value, "of_best": of_best, "unit": self.unit}
+        found |= {"of_rounds": of_rounds, "lower": lower, "upper": upper}
         return found | {"sense": "at least" if self.at_least else "at most", "target": self.limit, "met": met}
 
 
@@ -151,9 +151,9 @@ def ratio(over: str, under: str, limit: float | None = None, **more: Any) -> Fig
     return Figure(f"{over} / {under}", lambda t: t[over] / t[under], limit, **more)
 
 
-def speed_ratio(fast: str, slow: str, limit: float | None = None) -> Figure:
+def speed_ratio(fast: str, slow: str, limit: float | None = None, **more: Any) -> Figure:
     """How many times as fast `fast` is as `slow`; at least the limit."""
-    return Figure(f"{slow} / {fast}", lambda t: t[slow] / t[fast], limit, at_least=True)
+    return Figure(f"{slow} / {fast}", lambda t: t[slow] / t[fast], limit, at_least=True, **more)
 
 
 @dataclass(frozen=True)

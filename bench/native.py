@@ -86,9 +86,9 @@ def folder_of(command: Sequence[str], sources: Sequence[Path]) -> Path:
     return BUILT / digest.hexdigest()[:16]
 
 
-def build(name: str, command: Sequence[str], sources: Sequence[Path], why: str) -> Path:
-    """Return a program that a C or C++ compiler makes of its sources; `why` says how to get what they include."""
-    folder = folder_of(command, sources)
+def build(name: str, command: Sequence[str], sources: Sequence[Path], why: str, headers: Sequence[Path] = ()) -> Path:
+    """Return a program that a C or C++ compiler makes of its sources and headers; `why` says how to get what they include."""
+    folder = folder_of(command, [*sources, *headers])
     program = folder / name
     if not program.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -118,10 +118,12 @@ def plf(container: str) -> Path:
     install = colony if container == "colony" else hive
     gxx, extra = compiler("g++", "apt install g++"), os.environ.get("PLF_HIVE", "")
     folders = [Path(extra)] if extra else []
-    if not any((folder / header).exists() for folder in (*folders, Path("/usr/include"), Path("/usr/local/include"))):
+    headers = [folder / header for folder in (*folders, Path("/usr/include"), Path("/usr/local/include"))]
+    there = [path for path in headers if path.exists()][:1]
+    if not there:
         raise SkippedError(f"not installed: {install}")
     command = [gxx, "-std=c++20", *(f"-I{folder}" for folder in folders), *(["-DCOLONY"] if container == "colony" else [])]
-    return build(container, command, [SOURCES / "containers.cpp"], install)
+    return build(container, command, [SOURCES / "containers.cpp"], install, there)
 
 
 def crates() -> Path:

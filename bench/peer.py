@@ -1,5 +1,5 @@
 """
-The C allocators beside a cache, each in a process of its own, where LD_PRELOAD puts it in the place of `malloc`.
+The C allocators beside a cache, each in a process of its own that has it for its `malloc` (see `allocators`).
 
 A cache is measured in the same process, round by round.  As a script: the rows of a table, measured with the process's own
 `malloc`, as JSON.
@@ -7,20 +7,20 @@ A cache is measured in the same process, round by round.  As a script: the rows 
 
 from __future__ import annotations
 
-import ctypes.util
 import importlib
 import json
-import os
 import subprocess
 import sys
-import sysconfig
 import threading
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import allocators
+import floor
 import loops
 import malloc
 import measure
@@ -28,43 +28,16 @@ import ring
 from jitslab import SlabCache
 from measure import RECORD, SIZES, Case, Row, Sizes, Table, speed_ratio
 
-PACKAGES = {"mimalloc": "libmimalloc2.0", "jemalloc": "libjemalloc2", "tcmalloc_minimal": "libtcmalloc-minimal4"}
-ALLOCATORS = ("mimalloc", "jemalloc", "tcmalloc_minimal", "glibc")
-SNMALLOC = "snmallocshim"  # the library that it preloads
 SPARE = 100
-
-
-def library(allocator: str) -> str:
-    """Return the shared library of an allocator; raises `SkippedError` if it is not installed."""
-    folder = Path("/usr/lib") / (sysconfig.get_config_var("MULTIARCH") or "")
-    found = sorted(folder.glob(f"lib{allocator}.so*"), key=lambda path: len(path.name))
-    if found:
-        return str(found[0])
-    if name := ctypes.util.find_library(allocator):
-        return name
-    if allocator not in PACKAGES:
-        raise measure.SkippedError(f"not installed, and no package of Debian 12: lib{allocator}.so in {folder} would be measured")
-    raise measure.SkippedError(f"not installed: apt install {PACKAGES[allocator]}")
-
-
-def environment(allocator: str) -> dict[str, str]:
-    """Return the environment of a process where an allocator stands in the place of `malloc`."""
-    around = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    return around if allocator == "glibc" else around | {"LD_PRELOAD": library(allocator)}
-
-
-def check_preloaded(allocator: str, libraries: list[str]) -> None:
-    """Raise unless the allocator is among a process's libraries."""
-    if allocator != "glibc" and not any(f"lib{allocator}" in name for name in libraries):
-        raise measure.WrongAnswerError(f"{allocator} was not preloaded")
+FLOOR = "bare stack"  # in times only: its ratios are those of the rows of `bench_alloc`
 
 
 def run_with(allocator: str, size: str, module: str = "peer", function: str = "table") -> list[dict[str, Any]]:
     """Return the rows of a table of a module of bench, measured in a new process that has the allocator as its `malloc`."""
     command = [sys.executable, str(Path(__file__)), size, module, function]
-    done = subprocess.run(command, env=environment(allocator), stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, env=allocators.environment(allocator), stdout=subprocess.PIPE, text=True, check=True)
     answer = json.loads(done.stdout)
-    check_preloaded(allocator, answer["libraries"])
+    allocators.check(allocator, answer["malloc"])
     return [named(row, allocator) for row in answer["rows"]]
 
 
@@ -74,18 +47,18 @@ def named(row: dict[str, Any], allocator: str) -> dict[str, Any]:
     return row | {"operation": f"{row['operation']}, beside {allocator}"}
 
 
-def loaded_libraries() -> list[str]:
-    """Return the names of the shared libraries of this process."""
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    return sorted({Path(line.split()[-1]).name for line in lines if ".so" in line})
-
-
 # --- Contenders: these set up and tear down within the run, as the C allocators must ---
 
 
 def pair_of_malloc(sizes: Sizes) -> Case:
     """Alloc, write and free of one record."""
     return Case(lambda: malloc.pair(sizes.ops), sizes.ops)
+
+
+def pair_of_stack(sizes: Sizes) -> Case:
+    """Pop, write and push of one slot: always slot 0."""
+    (stack, top), data = floor.bare_stack(SPARE), floor.record_array(SPARE)
+    return Case(lambda: floor.pair(sizes.ops, stack, top, data), sizes.ops, lambda s: s == 0 and top[0] == SPARE)
 
 
 def pair_of_cache(sizes: Sizes) -> Case:
@@ -102,6 +75,19 @@ def churn_of_malloc(live: int, sizes: Sizes) -> Case:
         malloc.fill(held)
         malloc.churn(held, order)
         return int(malloc.drain(held))
+
+    return Case(run, order.size, partial(int.__eq__, loops.last_writes(live, order)))
+
+
+def churn_of_stack(live: int, sizes: Sizes) -> Case:
+    """Fill, churn, drain; counted as the turns of the churn."""
+    held, order = np.empty(live, np.int32), sizes.rng().integers(0, live, sizes.far_ops)
+    (stack, top), data = floor.bare_stack(live + SPARE), floor.record_array(live + SPARE)
+
+    def run() -> int:
+        floor.fill(held, stack, top, data)
+        floor.churn(held, stack, top, data, order)
+        return int(floor.drain(held, stack, top, data))
 
     return Case(run, order.size, partial(int.__eq__, loops.last_writes(live, order)))
 
@@ -126,6 +112,13 @@ def allocs_of_malloc(sizes: Sizes) -> Case:
     return Case(run, sizes.batch, lambda _: np.unique(held).size == held.size, after=after)
 
 
+def allocs_of_stack(sizes: Sizes) -> Case:
+    """Pop a batch."""
+    (stack, top), held = floor.bare_stack(sizes.batch), np.empty(sizes.batch, np.int32)
+    run, after = partial(floor.pop, held, stack, top), partial(floor.push, held, stack, top)
+    return Case(run, sizes.batch, lambda _: np.unique(held).size == held.size, after=after)
+
+
 def allocs_of_cache(sizes: Sizes) -> Case:
     """Alloc a batch."""
     cache, held = SlabCache("allocs", RECORD, capacity=sizes.batch), np.empty(sizes.batch, np.int64)
@@ -142,6 +135,18 @@ def frees_of_malloc(order: Any, sizes: Sizes) -> Case:
         np.take(held, at, out=shuffled)
 
     return Case(lambda: malloc.free_each(shuffled), sizes.batch, partial(int.__eq__, sizes.batch), before)
+
+
+def frees_of_stack(order: Any, sizes: Sizes) -> Case:
+    """Push a batch, in the order that the generator gives."""
+    held, shuffled, at = np.empty(sizes.batch, np.int32), np.empty(sizes.batch, np.int32), order(sizes.rng(), sizes.batch)
+    stack, top = floor.bare_stack(sizes.batch)
+
+    def before() -> None:
+        floor.pop(held, stack, top)
+        np.take(held, at, out=shuffled)
+
+    return Case(lambda: floor.push(shuffled, stack, top), sizes.batch, lambda _: top[0] == sizes.batch, before)
 
 
 def frees_of_cache(order: Any, sizes: Sizes) -> Case:
@@ -162,9 +167,74 @@ def in_order(_: Any, n: int) -> Any:
     return np.arange(n)
 
 
+def in_reverse(_: Any, n: int) -> Any:
+    """Positions from the last to the first."""
+    return np.arange(n)[::-1]
+
+
 def at_random(rng: Any, n: int) -> Any:
     """Positions in random order."""
     return rng.permutation(n)
+
+
+def by_two(jobs: Sequence[Callable[[], Any]], ops: int, is_right: Callable[[Any], bool], close: Any = measure.nothing) -> Case:
+    """Two threads that share nothing but the allocator."""
+    team = ring.Team()
+
+    def run() -> tuple[float, bool]:
+        seconds, answers = team.run(*jobs)
+        return seconds, all(map(is_right, answers))
+
+    def stop() -> None:
+        team.close()
+        close()
+
+    return Case(run, 2 * ops, close=stop, measures=True)
+
+
+def pairs_of_malloc(sizes: Sizes) -> Case:
+    """Alloc, write and free of one record, by two threads."""
+    return by_two([partial(malloc.pair, sizes.ops)] * 2, sizes.ops, bool)
+
+
+def pairs_of_cache(sizes: Sizes) -> Case:
+    """Alloc, write and free of one record, by two threads on one cache."""
+    cache = SlabCache("pairs", RECORD, capacity=SPARE)
+    return by_two([partial(loops.pair, sizes.ops, cache)] * 2, sizes.ops, bool, cache.close)
+
+
+def churns(fill: Any, churn: Any, drain: Any, live: int, sizes: Sizes, close: Any = measure.nothing) -> Case:
+    """Fill, churn, drain, by two threads: each its own records."""
+    order = sizes.rng().integers(0, live, sizes.ops)
+
+    def job(held: Any) -> int:
+        fill(held)
+        churn(held, order)
+        return int(drain(held))
+
+    jobs = [partial(job, np.empty(live, np.int64)) for _ in range(2)]
+    return by_two(jobs, order.size, partial(int.__eq__, loops.last_writes(live, order)), close)
+
+
+def churns_of_malloc(live: int, sizes: Sizes) -> Case:
+    """Fill, churn, drain, by two threads."""
+    return churns(malloc.fill, malloc.churn, malloc.drain, live, sizes)
+
+
+def churns_of_cache(live: int, sizes: Sizes) -> Case:
+    """Fill, churn, drain, by two threads on one cache."""
+    cache = SlabCache("churns", RECORD, capacity=2 * live + SPARE)
+
+    def fill(held: Any) -> None:
+        loops.fill(held, cache)
+
+    def churn(held: Any, order: Any) -> None:
+        loops.churn(held, cache, order)
+
+    def drain(held: Any) -> Any:
+        return loops.drain(held, cache)
+
+    return churns(fill, churn, drain, live, sizes, cache.close)
 
 
 def handed_over(give: Any, take: Any, close: Any, sizes: Sizes) -> Case:
@@ -203,23 +273,32 @@ def handed_over_by_malloc(sizes: Sizes) -> Case:
 
 def table(sizes: Sizes) -> Table:
     """Return all operations; "malloc" is whatever this process has under that name."""
-    beside = (speed_ratio("cache", "malloc", 1.0),)
-    rows = {"pair": Row({"malloc": pair_of_malloc, "cache": pair_of_cache}, beside)}
+    beside, seconds = (speed_ratio("cache", "malloc", 1.0),), sizes.seconds * 0.4
+    rows = {"pair": Row({"malloc": pair_of_malloc, "cache": pair_of_cache, FLOOR: pair_of_stack}, beside, seconds=seconds)}
     for live in sizes.peer_lives:
         rows[f"churn {live:,}, set-up counted in"] = Row(
             {
                 "malloc": partial(churn_of_malloc, live),
                 "cache": partial(churn_of_cache, loops.churn, live),
                 "new()": partial(churn_of_cache, loops.churn_new, live),
+                FLOOR: partial(churn_of_stack, live),
             },
             (*beside, speed_ratio("new()", "malloc", 1.0)),
+            seconds=seconds,
         )
-    rows[f"{sizes.batch:,} allocs in order"] = Row({"malloc": allocs_of_malloc, "cache": allocs_of_cache}, beside)
-    for text, order in (("in order", in_order), ("in random order", at_random)):
-        contenders = {"malloc": partial(frees_of_malloc, order), "cache": partial(frees_of_cache, order)}
-        rows[f"{sizes.batch:,} frees {text}"] = Row(contenders, beside)
+    rows[f"{sizes.batch:,} allocs in order"] = Row(
+        {"malloc": allocs_of_malloc, "cache": allocs_of_cache, FLOOR: allocs_of_stack}, beside, seconds=seconds
+    )
+    sides = {"malloc": frees_of_malloc, "cache": frees_of_cache, FLOOR: frees_of_stack}
+    for text, order in (("in order", in_order), ("in reverse", in_reverse), ("in random order", at_random)):
+        contenders = {side: partial(frees, order) for side, frees in sides.items()}
+        rows[f"{sizes.batch:,} frees {text}"] = Row(contenders, beside, seconds=seconds)
+    rows["pair, by two threads"] = Row({"malloc": pairs_of_malloc, "cache": pairs_of_cache}, beside, seconds=seconds)
+    live = sizes.churn_live
+    contenders = {"malloc": partial(churns_of_malloc, live), "cache": partial(churns_of_cache, live)}
+    rows[f"churn {live:,}, by two threads, set-up counted in"] = Row(contenders, beside, seconds=seconds)
     contenders = {"malloc": handed_over_by_malloc, "cache": handed_over_by_cache}
-    rows["each record freed by the other thread"] = Row(contenders, beside)
+    rows["each record freed by the other thread"] = Row(contenders, beside, seconds=seconds)
     return rows
 
 
@@ -231,4 +310,4 @@ if __name__ == "__main__":
         measured = [measure.measure(operation, row, chosen).as_json() for operation, row in found.items()]
     else:
         measured = list(found)
-    sys.stdout.write(json.dumps({"libraries": loaded_libraries(), "rows": measured}))
+    sys.stdout.write(json.dumps({"malloc": allocators.serving(), "rows": measured}))

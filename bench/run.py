@@ -27,10 +27,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+import allocators
 import charts
 import figures
 import hardware
 import peer
+import sections
 import traces
 from figures import RESULTS, TITLES, Content, number, shown, wanted
 from jitslab import SlabError
@@ -67,8 +69,11 @@ IN_README = {
 def measured(suite: str, sizes: Sizes, console: Console) -> Content:
     """Measure a suite, showing every row as it is there; returns its results."""
     content: Content = {"suite": suite, "sizes": sizes.name, "machine": hardware.describe(), "rows": [], "skipped": {}}
+    if suite in (*BESIDE_MALLOC, charts.MEMORY):
+        content["allocators"] = allocators.versions()
+        traces.paths(sizes.batch, sizes.least > 2)  # got here, for all processes that this one starts
     if suite in BESIDE_MALLOC:
-        for allocator in (*peer.ALLOCATORS, peer.SNMALLOC):
+        for allocator in allocators.ALLOCATORS:
             try:
                 rows = peer.run_with(allocator, sizes.name, *BESIDE_MALLOC[suite])
             except SkippedError as why:
@@ -138,7 +143,7 @@ def section(path: Path, results: dict[str, Content], drawn: dict[str, str], size
     """Return the figures section of a markdown file, with the charts that are drawn."""
     there = os.path.relpath(RESULTS, path.resolve().parent)
     pictures = [(text, f"{there}/{drawn[name]}") for name, text in IN_README.items() if name in drawn]
-    return figures.section(results, command(sizes), pictures, f"{there}/{figures.FIGURES}")
+    return sections.section(results, command(sizes), pictures, f"{there}/{sections.FIGURES}")
 
 
 def command(sizes: Sizes) -> str:
@@ -151,9 +156,9 @@ def write(path: Path | None, results: dict[str, Content], sizes: Sizes, console:
     drawn = charts.draw(results)
     if path is None:
         return
-    (RESULTS / figures.FIGURES).write_text(figures.everything(results, f"{command(sizes)} --figures {path.name}", drawn))
-    figures.replace_between(path, section(path, results, drawn, sizes))
-    console.print(f"figures written to {path.name} and {RESULTS.name}/{figures.FIGURES}")
+    (RESULTS / sections.FIGURES).write_text(sections.everything(results, f"{command(sizes)} --figures {path.name}", drawn))
+    sections.replace_between(path, section(path, results, drawn, sizes))
+    console.print(f"figures written to {path.name} and {RESULTS.name}/{sections.FIGURES}")
 
 
 def main() -> None:
@@ -177,7 +182,9 @@ def main() -> None:
     console, start = Console(), time.perf_counter()
     results: dict[str, Content] = {}
     for suite in () if chosen.from_results else chosen.only:
+        begun = time.perf_counter()
         results[suite] = measured(suite, sizes, console)
+        results[suite]["seconds"] = round(time.perf_counter() - begun)
         if sizes is not SMOKE:
             RESULTS.mkdir(exist_ok=True)
             path = RESULTS / f"{suite}{'' if sizes is FULL else '-' + sizes.name}.json"

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "bench"))  # files of bench import each other by name
 
-import figures  # noqa: E402  # found there only
+import behind  # noqa: E402  # found there only
+import figures  # noqa: E402
+import sections  # noqa: E402
+import tails  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not figures.RESULTS.exists(), reason="a package without its benchmarks")
 
@@ -75,24 +79,101 @@ def test_the_summary_counts_where_a_peer_is_ahead():
 def test_everything_that_misses_its_target_is_listed():
     """A loss is said as plainly as a win, and what a machine lacks by name."""
     content = results(row("a", figure("glibc / cache", 0.5)), skipped={"jemalloc": "not installed: apt install libjemalloc2"})
-    text = figures.everything(content, "run", {})
+    text = sections.everything(content, "run", {})
 
-    assert "| C allocators | a | glibc / cache | 0.50 | at least 1 |" in text
-    assert "jemalloc: not installed: apt install libjemalloc2" in figures.section(content, "run", [], "FIGURES.md")
-    assert "1 of 1 figures with a target miss it" in figures.section(content, "run", [], "FIGURES.md")
+    assert "| C allocators | a | glibc / cache | 0.50 | at least 1 | [unknown](#why-unknown) |" in text
+    assert "jemalloc: not installed: apt install libjemalloc2" in sections.section(content, "run", [], "FIGURES.md")
+    assert "1 of 1 figures with a target miss it" in sections.section(content, "run", [], "FIGURES.md")
+
+
+def test_a_miss_has_its_reason_beside_it_and_what_was_tried_below(monkeypatch):
+    """The first line that a figure matches names its reason; README counts the figures of each."""
+    monkeypatch.setattr(behind, "ROWS", (("peers", "a*", "glibc / *", "two words"), ("peers", "*", "*", "other")))
+    monkeypatch.setattr(behind, "REASONS", {"two words": behind.Reason("it is slow.", ("this: 5 %.", "that: nothing."))})
+    content = results(row("ab", figure("glibc / cache", 0.5)), row("ab", figure("glibc / cache", 2.0)))
+    text = sections.everything(content, "run", {})
+
+    assert "| glibc / cache | 0.50 | at least 1 | [two words](#why-two-words) |" in text
+    assert "| ab | glibc / cache | 0.50 | 0.50 |  | at least 1 | **missed**: [two words](#why-two-words) |" in text
+    assert '<a id="why-two-words"></a>**two words**: it is slow.\n  - Tried: this: 5 %.\n  - Tried: that: nothing.' in text
+    assert (
+        "1 of 2 figures with a target miss it: [which, why, and what was tried](FIGURES.md#missed); by reason: two words (1)."
+        in (sections.section(content, "run", [], "FIGURES.md"))
+    )
+
+
+def test_every_miss_has_a_reason():
+    """Ahead in every row, or the row says why not."""
+    lost = figures.missed(figures.load())
+
+    assert [] == [one for one in lost if behind.key_of(one.suite, one.operation, one.figure["figure"]) is None]
+
+
+def test_every_reason_is_of_a_row_and_tells_of_two_attempts():
+    """A reason whose row is gone goes, too."""
+    found = {(suite, row["operation"]) for suite, content in figures.load().items() for row in content["rows"]}
+
+    assert [] == [
+        line for line in behind.ROWS if not any(suite == line[0] and fnmatchcase(name, line[1]) for suite, name in found)
+    ]
+    assert {key for *_, key in behind.ROWS} == set(behind.REASONS)
+    assert [] == [key for key, reason in behind.REASONS.items() if len(set(reason.tried)) < 2]
+
+
+def loop(operation, ours, its):
+    """Return a row of a stress loop: latencies of its laps, and memory at all times."""
+    sides = {"jitslab": ours, "glibc": its}
+    latency = {"lap": "64 turns"} | {side: dict.fromkeys(tails.SHARES, ns) for side, (ns, _) in sides.items()}
+    memory = {side: dict.fromkeys(tails.MEMORY, mib) for side, (_, mib) in sides.items()}
+    return row(operation, figure("glibc / jitslab", 2.0)) | {"latency": latency, "memory": memory}
+
+
+def test_latency_and_memory_of_the_stress_loops_are_shown_and_summed_up():
+    """Latencies by their geometric mean, below 1 in bold; memory by its sum."""
+    content = results(
+        loop("a, 1 thread, beside glibc", (10, 1), (20, 4)),
+        loop("b, 1 thread, beside glibc", (10, 1), (80, 1)),
+        loop("b, 2 threads, beside glibc", (10, 3), (5, 2)),
+        suite="kernels",
+    )
+    text = sections.everything(content, "run", {})
+
+    assert "| glibc | 1 | 2 | 4.00 | 4.00 | 4.00 | 4.00 | 2 / 5 | 2 / 5 | 2 / 5 |" in text
+    assert "| glibc | 2 | 1 | **0.50** | **0.50** | **0.50** | **0.50** | 3 / 2 | 3 / 2 | 3 / 2 |" in text
+    assert "| b, 2 threads, beside glibc | 64 turns | jitslab | 10 | 10 | 10 | 10 |" in text
+    assert "| a, 1 thread, beside glibc | glibc | 4.00 | 4.00 | 4.00 | 4.00 |" in text
+
+
+def test_a_mean_of_rows_is_not_counted_with_them():
+    """It is a row without contenders."""
+    mean = row("mean, beside glibc", figure("glibc / cache", 3.0)) | {"contenders": {}}
+
+    assert ["1"] == [line[2] for line in figures.summary(figures.ratios(results(row("a", figure("glibc / cache", 3.0)), mean)))]
+
+
+def test_versions_of_allocators_and_quartiles_are_shown():
+    """What was measured, and how much it scattered."""
+    content = results(
+        row("a", figure("mimalloc 3 / cache", 2.0) | {"lower": 1.8, "upper": 2.25}),
+        allocators={"mimalloc 3": "3.4.3", "snmalloc": ""},
+        seconds=17,
+    )
+
+    assert "C allocators: mimalloc 3 (3.4.3), snmalloc." in sections.everything(content, "run", {})
+    assert "| a | mimalloc 3 / cache | 2.00 | 2.00 | 1.80 to 2.25 | at least 1 |" in sections.everything(content, "run", {})
 
 
 def test_only_what_is_between_the_markers_is_replaced(tmp_path):
     """The rest of a file stays; a file without markers is refused."""
     path = tmp_path / "a.md"
-    path.write_text(f"before\n{figures.BEGIN}\nold\n{figures.END}\nafter\n")
-    figures.replace_between(path, "new\n")
+    path.write_text(f"before\n{sections.BEGIN}\nold\n{sections.END}\nafter\n")
+    sections.replace_between(path, "new\n")
 
-    assert f"before\n{figures.BEGIN}\nnew\n{figures.END}\nafter\n" == path.read_text()
-    assert "new\n" == figures.between(path)
+    assert f"before\n{sections.BEGIN}\nnew\n{sections.END}\nafter\n" == path.read_text()
+    assert "new\n" == sections.between(path)
     path.write_text("nothing")
     with pytest.raises(SystemExit, match="once each"):
-        figures.replace_between(path, "new")
+        sections.replace_between(path, "new")
 
 
 def test_readme_holds_what_the_results_say():
@@ -104,7 +185,7 @@ def test_readme_holds_what_the_results_say():
     drawn = {path.stem: path.name for path in figures.RESULTS.glob("*.svg")}
     path = ROOT / "README.md"
 
-    assert run.section(path, figures.load(), drawn, run.FULL) == figures.between(path)
+    assert run.section(path, figures.load(), drawn, run.FULL) == sections.between(path)
 
 
 def test_charts_are_small_and_the_same_for_the_same_results(tmp_path):
