@@ -73,11 +73,13 @@ CACHE, ENTERED = MEMORY_END, MEMORY_END + 8
 GUARD_SLOTS = {"_cache": CACHE, "_entered": ENTERED, "_epoch": MEMORY_END + 16, "_handle": MEMORY_END + 24}  # CPython sorts them
 GUARD_CLASS, GUARD_TABLE = HEAD + 8, HEAD + 16  # of a cache: the class of its guards, and the ndarray of the class's table
 TYPE = HEAD - 8  # of any object: its type
-GETATTRO, SETATTRO = 144, 152  # of a type, verified: what reads and writes attributes of its objects
+DEALLOC, GETATTRO, SETATTRO = 48, 144, 152  # of a type, verified: what ends its objects; reads, writes their attributes
 FINALIZE = 392  # likewise: what is called before an object is collected
 VERSION = 384 // 4  # of a type: a number that it has as long as it, and its bases, are not changed; 0: none
 TABLE_SIZE = 12  # most fields in a table: those after them are found as attributes of any class are
-T_VERSION, T_COUNT, T_FIRST = range(3)  # of a table, i8: then (address of the name, address of its FIELD) for each field
+# Of a table, i8; then (address of the name, address of its FIELD) for each field.
+T_CLASS, T_VERSION, T_COUNT, T_FIRST = range(4)
+SPARE = 64  # most ended guards whose memory is kept for the next ones
 C_STRIDE, C_WORDS, C_RECORDS = C["stride"], C["words"], C["records"]
 C_PROCESS, P_EPOCH = C["process"] // 8, offsets(PROCESS)["epoch"] // 8
 
@@ -105,6 +107,13 @@ PyType_GenericAlloc = _external("PyType_GenericAlloc", _ptr(_ptr, _ptr))
 PyObject_GenericGetAttr = _external("PyObject_GenericGetAttr", _ptr(_ptr, _ptr))
 PyObject_GenericSetAttr = _external("PyObject_GenericSetAttr", types.int32(_ptr, _ptr, _ptr))
 PyErr_ExceptionMatches = _external("PyErr_ExceptionMatches", types.int32(_ptr))
+PyObject_Init = _external("PyObject_Init", _ptr(_ptr, _ptr))
+PyObject_GC_Track = _external("PyObject_GC_Track", types.void(_ptr))
+PyObject_GC_UnTrack = _external("PyObject_GC_UnTrack", types.void(_ptr))
+PyObject_GC_IsFinalized = _external("PyObject_GC_IsFinalized", types.int32(_ptr))
+PyObject_GC_Del = _external("PyObject_GC_Del", types.void(_ptr))
+PyObject_ClearWeakRefs = _external("PyObject_ClearWeakRefs", types.void(_ptr))
+PyObject_CallFinalizerFromDealloc = _external("PyObject_CallFinalizerFromDealloc", types.int32(_ptr))
 PyErr_SetNone = _external("PyErr_SetNone", types.void(_ptr))
 call_finalizer = _external("jitslab.call_finalizer", types.void(_ptr))  # CPython's call of `__del__`
 NEEDED = [
@@ -118,6 +127,13 @@ NEEDED = [
     "PyObject_GenericSetAttr",
     "PyErr_ExceptionMatches",
     "PyErr_SetNone",
+    "PyObject_Init",
+    "PyObject_GC_Track",
+    "PyObject_GC_UnTrack",
+    "PyObject_GC_IsFinalized",
+    "PyObject_GC_Del",
+    "PyObject_ClearWeakRefs",
+    "PyObject_CallFinalizerFromDealloc",
     "PyType_GetSlot",
     "PyDescr_NewGetSet",
     "PyType_Modified",
@@ -129,7 +145,10 @@ NEEDED = [
 ]
 
 
-add_symbol("jitslab.AttributeError", id(AttributeError))  # where the machine code is linked, so that it can be kept on disk
+_spare = np.zeros(1 + SPARE, np.int64)  # how many, and their addresses
+# Where the machine code is linked, so that it can be kept on disk.
+add_symbol("jitslab.AttributeError", id(AttributeError))
+add_symbol("jitslab.spare_guards", _spare.ctypes.data)
 
 
 def _ir_type(code: str) -> Any:
@@ -242,17 +261,55 @@ def record_of(guard: int) -> int:
 
 @kernel
 def make_guard(cache: int, cls: int, c: int, handle: int) -> int:
-    """Return a guard that owns the record of a handle; 0 with an exception set."""
-    guard = PyType_GenericAlloc(cls, 0)
+    """Return a guard that owns the record of a handle; 0 with an exception set.  In the memory of one that ended, if there is."""
+    spare, table = c_object("jitslab.spare_guards"), load8(load8(cache, GUARD_TABLE // 8), HEAD // 8)
+    left = load8(spare, 0) if load8(table, T_CLASS) == cls else int64(0)
+    if left > 0:
+        store8(spare, 0, left - 1)
+        guard = PyObject_Init(load8(spare, left), cls)
+    else:
+        guard = PyType_GenericAlloc(cls, 0)
     if guard != 0:
         slot = handle & SLOT_MASK
         store8(guard, HANDLE // 8, handle)
         store8(guard, WORD // 8, frozen(c, C_WORDS) + 4 * slot)
         store8(guard, AT // 8, frozen(c, C_RECORDS) + slot * frozen(c, C_STRIDE))
         store8(guard, EPOCH // 8, load8(load8(c, C_PROCESS), P_EPOCH))
-        store8(guard, TABLE // 8, load8(load8(cache, GUARD_TABLE // 8), HEAD // 8))
+        store8(guard, TABLE // 8, table)
         store8(guard, CACHE // 8, new_reference(cache))
+        if left > 0:
+            PyObject_GC_Track(guard)
     return guard
+
+
+@kernel
+def drop(obj: int, offset: int) -> None:
+    """Empty a slot of an object."""
+    held = load8(obj, offset // 8)
+    store8(obj, offset // 8, 0)
+    if held != 0:
+        Py_DecRef(held)
+
+
+def _dealloc(self: int, unused: int) -> int:
+    PyObject_GC_UnTrack(self)
+    if load8(self, HANDLE // 8) != 0:  # as CPython's own function does for any object with a `__del__`
+        PyObject_GC_Track(self)
+        if PyObject_CallFinalizerFromDealloc(self) < 0:
+            return 0  # somebody has it again
+        PyObject_GC_UnTrack(self)
+    PyObject_ClearWeakRefs(self)
+    drop(self, CACHE)
+    drop(self, ENTERED)
+    cls, table, spare = load8(self, TYPE // 8), load8(self, TABLE // 8), c_object("jitslab.spare_guards")
+    n = load8(spare, 0)
+    if n < SPARE and table != 0 and load8(table, T_CLASS) == cls and PyObject_GC_IsFinalized(self) == 0:
+        store8(spare, n + 1, self)
+        store8(spare, 0, n + 1)
+    else:
+        PyObject_GC_Del(self)
+    Py_DecRef(cls)
+    return 0
 
 
 @kernel
@@ -561,7 +618,7 @@ def set_attribute(self: int, name: int, value: int) -> int:
 # --- Installing ---
 
 
-PY_TP_FINALIZE, PY_TP_GETATTRO, PY_TP_SETATTRO = 80, 58, 69  # CPython's numbers of what a type has
+PY_TP_DEALLOC, PY_TP_FINALIZE, PY_TP_GETATTRO, PY_TP_SETATTRO = 52, 80, 58, 69  # CPython's numbers of what a type has
 BASETYPE, VERSION_TAG = 1 << 10, 1 << 18  # flags of a type: of classes that Python makes, too
 
 
@@ -595,7 +652,7 @@ class PyGetSetDef(ctypes.Structure):
     )
 
 
-C_FUNCTIONS: list[Any] = [_allocate, _adopt, _enter, _exit, _free, _forget, _own, _finalize]
+C_FUNCTIONS: list[Any] = [_allocate, _adopt, _enter, _exit, _free, _forget, _own, _finalize, _dealloc]
 C_FUNCTIONS += [_get, _set, _guard_getattro, _guard_setattro, _getattro, _setattro]
 ENTRIES = {f.__name__: Entry(f) for f in C_FUNCTIONS}
 METHODS = {
@@ -657,7 +714,7 @@ def can_install(guard: type, view: type) -> bool:
         def __del__(self) -> None:
             """Do nothing."""
 
-    places = {PY_TP_GETATTRO: GETATTRO, PY_TP_SETATTRO: SETATTRO, PY_TP_FINALIZE: FINALIZE}
+    places = {PY_TP_DEALLOC: DEALLOC, PY_TP_GETATTRO: GETATTRO, PY_TP_SETATTRO: SETATTRO, PY_TP_FINALIZE: FINALIZE}
     found = {number: slot_of(Kind, number) for number in places}
     if any(not found[number] or pointer_at(id(Kind) + at) != found[number] for number, at in places.items()):
         return False
@@ -731,8 +788,12 @@ def install_view(cls: type) -> None:
 def install_guards(cls: type, fields: dict[str, int]) -> Any:
     """Do the same for a class of guards, find its fields by a table, and look at its end; returns the table."""
     entries = {GETATTRO: ENTRIES["_guard_getattro"], SETATTRO: ENTRIES["_guard_setattro"], FINALIZE: ENTRIES["_finalize"]}
-    put_slots(cls, entries)
     table = np.zeros(T_FIRST + 2 * TABLE_SIZE, np.int64)
+    size = MEMORY_END + 8 * (len(GUARD_SLOTS) + (cls.__weakrefoffset__ > 0))
+    if cls.__basicsize__ == size and cls.__dictoffset__ == 0:  # so their memory serves any of them
+        entries[DEALLOC] = ENTRIES["_dealloc"]
+        table[T_CLASS] = id(cls)
+    put_slots(cls, entries)
     found = [(sys.intern(name), at) for name, at in fields.items()][:TABLE_SIZE]
     keep(table, *(name for name, _ in found))
     for i, (name, at) in enumerate(found):
