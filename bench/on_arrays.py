@@ -174,13 +174,12 @@ def delete(records, free, root, keys):
 
 
 @njit
-def table(records, free, buckets, operations, keys):
-    """Do all operations: their answer."""
-    first = np.zeros(buckets, np.int64)
+def table(records, free, first, operations, keys):
+    """Do all operations, from empty chains: their answer."""
     answer = 0
     for i in range(keys.size):
         key, operation = keys[i], operations[i]
-        bucket = key & (buckets - 1)
+        bucket = key & (first.size - 1)
         before, at = 0, first[bucket]
         while at != 0:
             entry = records[at]
@@ -211,7 +210,7 @@ def table(records, free, buckets, operations, keys):
                 records[before].next = entry.next
             give(free, at)
     left = 0
-    for bucket in range(buckets):
+    for bucket in range(first.size):
         at = first[bucket]
         while at != 0:
             left += 1
@@ -221,10 +220,8 @@ def table(records, free, buckets, operations, keys):
 
 
 @njit
-def book(records, free, kinds, levels, quantities):
+def book(records, free, first, last, tops, slots, kinds, levels, quantities):
     """Match all messages: the answer.  A slot of 0 is an order that was filled or cancelled."""
-    first, last = np.zeros(2 * PRICES, np.int64), np.zeros(2 * PRICES, np.int64)
-    tops, slots = np.full(2, -1), np.zeros(kinds.size, np.int64)
     digest, cancelled = 0, 0
     for number in range(kinds.size):
         side, level = kinds[number], levels[number]
@@ -460,7 +457,7 @@ class HashTable(OnArrays):
     def run(self) -> int:
         """Do all operations."""
         work = workload.mix(self.sizes)
-        return int(table(self.records, self.free, work.buckets, work.operations, work.keys))
+        return int(table(self.records, self.free, np.zeros(work.buckets, np.int64), work.operations, work.keys))
 
 
 class Book(OnArrays):
@@ -471,7 +468,7 @@ class Book(OnArrays):
     def run(self) -> int:
         """Match all messages."""
         work = workload.messages(self.sizes)
-        return int(book(self.records, self.free, work.kinds, work.levels, work.quantities))
+        return int(book(self.records, self.free, *workload.queues(work), work.kinds, work.levels, work.quantities))
 
 
 class Bank(OnArrays):

@@ -117,13 +117,12 @@ def delete(cache, root, keys):
 
 
 @njit
-def table(cache, buckets, operations, keys):
-    """Do all operations: their answer."""
-    first = np.zeros(buckets, np.int64)
+def table(cache, first, operations, keys):
+    """Do all operations, from empty chains: their answer."""
     answer = 0
     for i in range(keys.size):
         key, operation = keys[i], operations[i]
-        bucket = key & (buckets - 1)
+        bucket = key & (first.size - 1)
         before, at = 0, first[bucket]
         while at != 0:
             entry = cache[at]
@@ -156,10 +155,8 @@ def table(cache, buckets, operations, keys):
 
 
 @njit
-def book(cache, kinds, levels, quantities):
+def book(cache, first, last, tops, handles, kinds, levels, quantities):
     """Match all messages: the answer.  A handle that is stale is an order that was filled or cancelled."""
-    first, last = np.zeros(2 * PRICES, np.int64), np.zeros(2 * PRICES, np.int64)
-    tops, handles = np.full(2, -1), np.zeros(kinds.size, np.int64)
     digest, cancelled = 0, 0
     for number in range(kinds.size):
         side, level = kinds[number], levels[number]
@@ -349,7 +346,7 @@ class HashTable(OnCache):
     def run(self) -> int:
         """Do all operations."""
         work = workload.mix(self.sizes)
-        return int(table(self.cache, work.buckets, work.operations, work.keys))
+        return int(table(self.cache, np.zeros(work.buckets, np.int64), work.operations, work.keys))
 
 
 class Book(OnCache):
@@ -360,7 +357,7 @@ class Book(OnCache):
     def run(self) -> int:
         """Match all messages."""
         work = workload.messages(self.sizes)
-        return int(book(self.cache, work.kinds, work.levels, work.quantities))
+        return int(book(self.cache, *workload.queues(work), work.kinds, work.levels, work.quantities))
 
 
 class Bank(OnCache):

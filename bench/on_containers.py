@@ -78,13 +78,12 @@ def table_of_dict(operations, keys):
 
 
 @njit
-def book(kinds, levels, quantities):
+def book(firsts, tops, kinds, levels, quantities):
     """Match all messages: the answer.  A cancelled order leaves its queue when its turn comes."""
     orders = TypedDict.empty(integer, integer)
-    queues, firsts = TypedList(), np.zeros(2 * PRICES, np.int64)
+    queues = TypedList()
     for _ in range(2 * PRICES):
         queues.append(TypedList.empty_list(integer))
-    tops = np.full(2, -1)
     digest, cancelled = 0, 0
     for number in range(kinds.size):
         side, level = kinds[number], levels[number]
@@ -270,7 +269,8 @@ class Book(OfContainers):
     def run(self) -> int:
         """Match all messages."""
         work = workload.messages(self.sizes)
-        return int(book(work.kinds, work.levels, work.quantities))
+        firsts, _, tops, _ = workload.queues(work)
+        return int(book(firsts, tops, work.kinds, work.levels, work.quantities))
 
 
 class ListBank(OfContainers):

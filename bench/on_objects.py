@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import numba
-import numpy as np
 from numba import types
 from numba.experimental import jitclass, structref
 from numba.typed import List as TypedList
@@ -295,7 +294,7 @@ def unlink(order):
 
 
 @njit
-def book(kinds, levels, quantities):
+def book(tops, kinds, levels, quantities):
     """Match all messages: the answer."""
     queues = [Order(-1, 0) for _ in range(2 * PRICES)]
     for queue in queues:
@@ -303,7 +302,6 @@ def book(kinds, levels, quantities):
         queue.after = queue
     none = Order(-1, 0)
     orders = [none] * kinds.size
-    tops = np.full(2, -1)
     digest, cancelled = 0, 0
     for number in range(kinds.size):
         side, level = kinds[number], levels[number]
@@ -495,7 +493,7 @@ class Book(OfObjects):
     def run(self) -> int:
         """Match all messages."""
         work = workload.messages(self.sizes)
-        return int(book(work.kinds, work.levels, work.quantities))
+        return int(book(workload.queues(work)[2], work.kinds, work.levels, work.quantities))
 
 
 class Bank(OfObjects):

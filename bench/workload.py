@@ -105,6 +105,12 @@ def messages(sizes: Sizes) -> Messages:
     return Messages(kinds, levels, quantities, book_of_python(kinds.tolist(), levels.tolist(), quantities.tolist()))
 
 
+def queues(work: Messages) -> tuple[Any, Any, Any, Any]:
+    """Return the arrays of an order book without orders: first and last of each queue, best prices, handle of each message."""
+    size = 2 * PRICES
+    return np.zeros(size, np.int64), np.zeros(size, np.int64), np.full(2, -1), np.zeros(work.kinds.size, np.int64)
+
+
 def book_of_python(kinds: list[int], levels: list[int], quantities: list[int]) -> int:
     """Match all messages, in dictionaries: digest of the trades, the cancels, and what rests in the end."""
     queues: list[list[OrderedDict[int, int]]] = [[OrderedDict() for _ in range(PRICES)] for _ in (BID, ASK)]

@@ -19,6 +19,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import sysconfig
+from functools import cache as cached
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,9 @@ from ._native import (
     Entry,
     copy_bytes,
     frozen,
+    inlined,
     int64,
+    intrinsic,
     kernel,
     literal_intrinsic,
     load4,
@@ -73,11 +76,13 @@ CACHE, ENTERED = MEMORY_END, MEMORY_END + 8
 GUARD_SLOTS = {"_cache": CACHE, "_entered": ENTERED, "_epoch": MEMORY_END + 16, "_handle": MEMORY_END + 24}  # CPython sorts them
 GUARD_CLASS, GUARD_TABLE = HEAD + 8, HEAD + 16  # of a cache: the class of its guards, and the ndarray of the class's table
 TYPE = HEAD - 8  # of any object: its type
-GETATTRO, SETATTRO = 144, 152  # of a type, verified: what reads and writes attributes of its objects
+DEALLOC, GETATTRO, SETATTRO = 48, 144, 152  # of a type, verified: what ends its objects; reads, writes their attributes
 FINALIZE = 392  # likewise: what is called before an object is collected
 VERSION = 384 // 4  # of a type: a number that it has as long as it, and its bases, are not changed; 0: none
 TABLE_SIZE = 12  # most fields in a table: those after them are found as attributes of any class are
-T_VERSION, T_COUNT, T_FIRST = range(3)  # of a table, i8: then (address of the name, address of its FIELD) for each field
+# Of a table, i8; then (address of the name, address of its FIELD) for each field.
+T_CLASS, T_VERSION, T_COUNT, T_FIRST = range(4)
+SPARE = 64  # most ended guards whose memory is kept for the next ones
 C_STRIDE, C_WORDS, C_RECORDS = C["stride"], C["words"], C["records"]
 C_PROCESS, P_EPOCH = C["process"] // 8, offsets(PROCESS)["epoch"] // 8
 
@@ -105,6 +110,13 @@ PyType_GenericAlloc = _external("PyType_GenericAlloc", _ptr(_ptr, _ptr))
 PyObject_GenericGetAttr = _external("PyObject_GenericGetAttr", _ptr(_ptr, _ptr))
 PyObject_GenericSetAttr = _external("PyObject_GenericSetAttr", types.int32(_ptr, _ptr, _ptr))
 PyErr_ExceptionMatches = _external("PyErr_ExceptionMatches", types.int32(_ptr))
+PyObject_Init = _external("PyObject_Init", _ptr(_ptr, _ptr))
+PyObject_GC_Track = _external("PyObject_GC_Track", types.void(_ptr))
+PyObject_GC_UnTrack = _external("PyObject_GC_UnTrack", types.void(_ptr))
+PyObject_GC_IsFinalized = _external("PyObject_GC_IsFinalized", types.int32(_ptr))
+PyObject_GC_Del = _external("PyObject_GC_Del", types.void(_ptr))
+PyObject_ClearWeakRefs = _external("PyObject_ClearWeakRefs", types.void(_ptr))
+PyObject_CallFinalizerFromDealloc = _external("PyObject_CallFinalizerFromDealloc", types.int32(_ptr))
 PyErr_SetNone = _external("PyErr_SetNone", types.void(_ptr))
 call_finalizer = _external("jitslab.call_finalizer", types.void(_ptr))  # CPython's call of `__del__`
 NEEDED = [
@@ -118,6 +130,13 @@ NEEDED = [
     "PyObject_GenericSetAttr",
     "PyErr_ExceptionMatches",
     "PyErr_SetNone",
+    "PyObject_Init",
+    "PyObject_GC_Track",
+    "PyObject_GC_UnTrack",
+    "PyObject_GC_IsFinalized",
+    "PyObject_GC_Del",
+    "PyObject_ClearWeakRefs",
+    "PyObject_CallFinalizerFromDealloc",
     "PyType_GetSlot",
     "PyDescr_NewGetSet",
     "PyType_Modified",
@@ -129,7 +148,10 @@ NEEDED = [
 ]
 
 
-add_symbol("jitslab.AttributeError", id(AttributeError))  # where the machine code is linked, so that it can be kept on disk
+_spare = np.zeros(1 + SPARE, np.int64)  # how many, and their addresses
+# Where the machine code is linked, so that it can be kept on disk.
+add_symbol("jitslab.AttributeError", id(AttributeError))
+add_symbol("jitslab.spare_guards", _spare.ctypes.data)
 
 
 def _ir_type(code: str) -> Any:
@@ -172,6 +194,25 @@ def poke(typing: Any, at: Any, value: Any, code: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, takes, code), emit
+
+
+@intrinsic
+def c_function(typing: Any, function: Any) -> Any:
+    """The address of a C function of int64s that calls a kernel."""
+    arguments = (types.int64,) * function.dispatcher.py_func.__code__.co_argcount
+    function.get_call_type(typing, arguments, {})
+    compiled = function.dispatcher.overloads[arguments]
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        shape = ir.FunctionType(I64, [I64] * len(arguments))
+        c_function = ir.Function(builder.module, shape, f"jitslab.{compiled.fndesc.mangled_name}")
+        c_function.linkage = "internal"
+        inner = ir.IRBuilder(c_function.append_basic_block())
+        context.add_linking_libs([compiled.library])
+        inner.ret(context.call_internal_no_propagate(inner, compiled.fndesc, compiled.signature, c_function.args)[1])
+        return builder.ptrtoint(c_function, I64)
+
+    return types.int64(function), emit
 
 
 # --- Calls of Python ---
@@ -242,17 +283,56 @@ def record_of(guard: int) -> int:
 
 @kernel
 def make_guard(cache: int, cls: int, c: int, handle: int) -> int:
-    """Return a guard that owns the record of a handle; 0 with an exception set."""
-    guard = PyType_GenericAlloc(cls, 0)
+    """Return a guard that owns the record of a handle; 0 with an exception set.  In the memory of one that ended, if there is."""
+    spare, table = c_object("jitslab.spare_guards"), load8(load8(cache, GUARD_TABLE // 8), HEAD // 8)
+    left = load8(spare, 0) if load8(table, T_CLASS) == cls else int64(0)
+    if left > 0:
+        store8(spare, 0, left - 1)
+        guard = PyObject_Init(load8(spare, left), cls)
+    else:
+        guard = PyType_GenericAlloc(cls, 0)
     if guard != 0:
         slot = handle & SLOT_MASK
         store8(guard, HANDLE // 8, handle)
         store8(guard, WORD // 8, frozen(c, C_WORDS) + 4 * slot)
         store8(guard, AT // 8, frozen(c, C_RECORDS) + slot * frozen(c, C_STRIDE))
         store8(guard, EPOCH // 8, load8(load8(c, C_PROCESS), P_EPOCH))
-        store8(guard, TABLE // 8, load8(load8(cache, GUARD_TABLE // 8), HEAD // 8))
+        store8(guard, TABLE // 8, table)
         store8(guard, CACHE // 8, new_reference(cache))
+        if left > 0:
+            PyObject_GC_Track(guard)
     return guard
+
+
+@kernel
+def drop(obj: int, offset: int) -> None:
+    """Empty a slot of an object."""
+    held = load8(obj, offset // 8)
+    store8(obj, offset // 8, 0)
+    if held != 0:
+        Py_DecRef(held)
+
+
+@inlined
+def _dealloc(self: int, unused: int) -> int:
+    PyObject_GC_UnTrack(self)
+    if load8(self, HANDLE // 8) != 0:  # as CPython's own function does for any object with a `__del__`
+        PyObject_GC_Track(self)
+        if PyObject_CallFinalizerFromDealloc(self) < 0:
+            return 0  # somebody has it again
+        PyObject_GC_UnTrack(self)
+    PyObject_ClearWeakRefs(self)
+    drop(self, CACHE)
+    drop(self, ENTERED)
+    cls, table, spare = load8(self, TYPE // 8), load8(self, TABLE // 8), c_object("jitslab.spare_guards")
+    n = load8(spare, 0)
+    if n < SPARE and table != 0 and load8(table, T_CLASS) == cls and PyObject_GC_IsFinalized(self) == 0:
+        store8(spare, n + 1, self)
+        store8(spare, 0, n + 1)
+    else:
+        PyObject_GC_Del(self)
+    Py_DecRef(cls)
+    return 0
 
 
 @kernel
@@ -266,6 +346,7 @@ def give_back(guard: int) -> bool:
     return True
 
 
+@inlined
 def _allocate(self: int, unused: int) -> int:
     array = load8(self, HEAD // 8)
     cls = load8(self, GUARD_CLASS // 8)
@@ -282,6 +363,7 @@ def _allocate(self: int, unused: int) -> int:
     return call(method_of(self, "_allocate_slow"))
 
 
+@inlined
 def _adopt(self: int, obj: int) -> int:
     array = load8(self, HEAD // 8)
     cls = load8(self, GUARD_CLASS // 8)
@@ -293,6 +375,7 @@ def _adopt(self: int, obj: int) -> int:
     return call_with(method_of(self, "_adopt_slow"), obj, 0)
 
 
+@inlined
 def _enter(self: int, unused: int) -> int:
     if load8(self, ENTERED // 8) == 0 and record_of(self) != 0:
         store8(self, ENTERED // 8, new_reference(c_object("_Py_TrueStruct")))
@@ -300,6 +383,7 @@ def _enter(self: int, unused: int) -> int:
     return call(method_of(self, "_enter_slow"))
 
 
+@inlined
 def _exit(self: int, arguments: int, n: int) -> int:
     c = control_of(self)
     if c != 0 and load8(self, EPOCH // 8) == load8(load8(c, C_PROCESS), P_EPOCH) and give_back(self):
@@ -308,18 +392,21 @@ def _exit(self: int, arguments: int, n: int) -> int:
     return call_with(method_of(self, "_exit_slow"), kind, 0)
 
 
+@inlined
 def _free(self: int, unused: int) -> int:
     if give_back(self):
         return new_reference(c_object("_Py_NoneStruct"))
     return call(method_of(self, "_free_slow"))
 
 
+@inlined
 def _forget(self: int, unused: int) -> int:
     owned = load8(self, HANDLE // 8) != 0
     store8(self, HANDLE // 8, 0)
     return new_reference(c_object("_Py_TrueStruct") if owned else c_object("_Py_FalseStruct"))
 
 
+@inlined
 def _own(self: int, offset: int) -> int:
     number = load8(self + offset, 0)
     if number == 0 and offset == HANDLE:
@@ -328,6 +415,7 @@ def _own(self: int, offset: int) -> int:
     return PyLong_FromLongLong(number)
 
 
+@inlined
 def _finalize(self: int, unused: int) -> int:
     if load8(self, HANDLE // 8) != 0:
         call_finalizer(self)
@@ -377,6 +465,7 @@ def read_field(guard: int, field: int, at: int) -> int:
     return view
 
 
+@inlined
 def _get(self: int, field: int) -> int:
     guard = guard_of(self, field)
     if guard != 0:
@@ -434,6 +523,7 @@ def write_field(field: int, at: int, obj: int) -> bool:
     return False
 
 
+@inlined
 def _set(self: int, obj: int, field: int) -> int:
     guard = guard_of(self, field)
     if obj != 0 and guard != 0:
@@ -509,6 +599,7 @@ def field_of(guard: int, name: int) -> int:
     return int64(0)
 
 
+@inlined
 def _guard_getattro(self: int, name: int) -> int:
     field = field_of(self, name)
     if field != 0:
@@ -518,6 +609,7 @@ def _guard_getattro(self: int, name: int) -> int:
     return attribute_of(self, name)
 
 
+@inlined
 def _guard_setattro(self: int, name: int, value: int) -> int:
     field = field_of(self, name)
     if field != 0 and value != 0:
@@ -527,10 +619,12 @@ def _guard_setattro(self: int, name: int, value: int) -> int:
     return set_attribute(self, name, value)
 
 
+@inlined
 def _getattro(self: int, name: int) -> int:
     return attribute_of(self, name)
 
 
+@inlined
 def _setattro(self: int, name: int, value: int) -> int:
     return set_attribute(self, name, value)
 
@@ -561,7 +655,7 @@ def set_attribute(self: int, name: int, value: int) -> int:
 # --- Installing ---
 
 
-PY_TP_FINALIZE, PY_TP_GETATTRO, PY_TP_SETATTRO = 80, 58, 69  # CPython's numbers of what a type has
+PY_TP_DEALLOC, PY_TP_FINALIZE, PY_TP_GETATTRO, PY_TP_SETATTRO = 52, 80, 58, 69  # CPython's numbers of what a type has
 BASETYPE, VERSION_TAG = 1 << 10, 1 << 18  # flags of a type: of classes that Python makes, too
 
 
@@ -595,9 +689,60 @@ class PyGetSetDef(ctypes.Structure):
     )
 
 
-C_FUNCTIONS: list[Any] = [_allocate, _adopt, _enter, _exit, _free, _forget, _own, _finalize]
-C_FUNCTIONS += [_get, _set, _guard_getattro, _guard_setattro, _getattro, _setattro]
-ENTRIES = {f.__name__: Entry(f) for f in C_FUNCTIONS}
+FUNCTIONS = (
+    "_allocate",
+    "_adopt",
+    "_enter",
+    "_exit",
+    "_free",
+    "_forget",
+    "_own",
+    "_finalize",
+    "_dealloc",
+    "_get",
+    "_set",
+    "_guard_getattro",
+    "_guard_setattro",
+    "_getattro",
+    "_setattro",
+)
+
+
+@Entry
+def write_addresses(out: int) -> int:
+    """
+    Write the addresses of the C functions, in the order of `FUNCTIONS`, to the array at `out`.
+
+    They are one piece of machine code.  In pieces of their own, all would start where a page does, in the same sets of the CPU's
+    cache, and be there in turns: a record's life took 15 % longer.
+    """
+    store8(out, 0, c_function(_allocate))
+    store8(out, 1, c_function(_adopt))
+    store8(out, 2, c_function(_enter))
+    store8(out, 3, c_function(_exit))
+    store8(out, 4, c_function(_free))
+    store8(out, 5, c_function(_forget))
+    store8(out, 6, c_function(_own))
+    store8(out, 7, c_function(_finalize))
+    store8(out, 8, c_function(_dealloc))
+    store8(out, 9, c_function(_get))
+    store8(out, 10, c_function(_set))
+    store8(out, 11, c_function(_guard_getattro))
+    store8(out, 12, c_function(_guard_setattro))
+    store8(out, 13, c_function(_getattro))
+    store8(out, 14, c_function(_setattro))
+    return int64(15)
+
+
+@cached
+def c_functions() -> dict[str, int]:
+    """Return the addresses of the C functions by their names."""
+    addresses = np.zeros(len(FUNCTIONS), np.int64)
+    write_addresses(addresses.ctypes.data)
+    keep(write_addresses.compile())
+    return dict(zip(FUNCTIONS, addresses.tolist(), strict=True))
+
+
 METHODS = {
     "__enter__": ("_enter", METH_NOARGS, "($self, /)"),
     "__exit__": ("_exit", METH_FASTCALL, "($self, /, *args)"),
@@ -657,7 +802,7 @@ def can_install(guard: type, view: type) -> bool:
         def __del__(self) -> None:
             """Do nothing."""
 
-    places = {PY_TP_GETATTRO: GETATTRO, PY_TP_SETATTRO: SETATTRO, PY_TP_FINALIZE: FINALIZE}
+    places = {PY_TP_DEALLOC: DEALLOC, PY_TP_GETATTRO: GETATTRO, PY_TP_SETATTRO: SETATTRO, PY_TP_FINALIZE: FINALIZE}
     found = {number: slot_of(Kind, number) for number in places}
     if any(not found[number] or pointer_at(id(Kind) + at) != found[number] for number, at in places.items()):
         return False
@@ -676,10 +821,10 @@ def pointer_at(address: int) -> int:
 def new_method(cls: type, name: str, entry: str, flags: int, parameters: str) -> None:
     """Give a class a C method in the place of its Python method, with its docstring."""
     doc = f"{name}{parameters}\n--\n\n{getattr(cls, name).__doc__}"
-    method = PyMethodDef(name.encode(), ENTRIES[entry].address, flags, doc.encode())
+    method = PyMethodDef(name.encode(), c_functions()[entry], flags, doc.encode())
     make = ctypes.pythonapi.PyDescr_NewMethod
     make.restype, make.argtypes = ctypes.py_object, [ctypes.py_object, ctypes.c_void_p]
-    keep(ENTRIES[entry].compile(), method)
+    keep(method)
     setattr(cls, name, make(cls, ctypes.addressof(method)))
 
 
@@ -688,7 +833,7 @@ def install_guard(cls: type) -> None:
     for name, (entry, flags, parameters) in METHODS.items():
         new_method(cls, name, entry, flags, parameters)
     for name, at in (("_handle", HANDLE), ("_epoch", EPOCH)):
-        new_attribute(cls, name, ENTRIES["_own"], None, at, "")
+        new_attribute(cls, name, "_own", None, at, "")
 
 
 def install_cache(cache: type) -> None:
@@ -697,15 +842,13 @@ def install_cache(cache: type) -> None:
     new_method(cache, "adopt", "_adopt", METH_O, "($self, handle, /)")
 
 
-def new_attribute(cls: type, name: str, get: Entry, set_: Entry | None, closure: int, doc: str) -> None:
+def new_attribute(cls: type, name: str, get: str, set_: str | None, closure: int, doc: str) -> None:
     """Give a class a C attribute; `closure` is what the two functions are told."""
-    writer = None if set_ is None else set_.address
-    row = PyGetSetDef(name.encode("utf-8", "replace"), get.address, writer, doc.encode("utf-8", "replace"), closure)
+    writer = None if set_ is None else c_functions()[set_]
+    row = PyGetSetDef(name.encode("utf-8", "replace"), c_functions()[get], writer, doc.encode("utf-8", "replace"), closure)
     make = ctypes.pythonapi.PyDescr_NewGetSet
     make.restype, make.argtypes = ctypes.py_object, [ctypes.py_object, ctypes.c_void_p]
-    keep(get.compile(), row)
-    if set_ is not None:
-        keep(set_.compile())
+    keep(row)
     setattr(cls, name, make(cls, ctypes.addressof(row)))
 
 
@@ -718,21 +861,25 @@ def install_field(cls: type, name: str, kind: int, offset: int, nested: bool, vi
         least, most = int(limits.min), min(int(limits.max), (1 << 63) - 1)
     row[0] = (kind, offset, least, most, id(name), 0 if view is None else id(view), int(nested))
     keep(row, name, view)
-    writer = None if kind == OWN_HANDLE else ENTRIES["_set"]
-    new_attribute(cls, name, ENTRIES["_get"], writer, row.ctypes.data, doc)
+    writer = None if kind == OWN_HANDLE else "_set"
+    new_attribute(cls, name, "_get", writer, row.ctypes.data, doc)
     return int(row.ctypes.data)
 
 
 def install_view(cls: type) -> None:
     """Have a class of views answer for attributes that it does not have, without a cost for those that it has."""
-    put_slots(cls, {GETATTRO: ENTRIES["_getattro"], SETATTRO: ENTRIES["_setattro"]})
+    put_slots(cls, {GETATTRO: "_getattro", SETATTRO: "_setattro"})
 
 
 def install_guards(cls: type, fields: dict[str, int]) -> Any:
     """Do the same for a class of guards, find its fields by a table, and look at its end; returns the table."""
-    entries = {GETATTRO: ENTRIES["_guard_getattro"], SETATTRO: ENTRIES["_guard_setattro"], FINALIZE: ENTRIES["_finalize"]}
-    put_slots(cls, entries)
+    entries = {GETATTRO: "_guard_getattro", SETATTRO: "_guard_setattro", FINALIZE: "_finalize"}
     table = np.zeros(T_FIRST + 2 * TABLE_SIZE, np.int64)
+    size = MEMORY_END + 8 * (len(GUARD_SLOTS) + (cls.__weakrefoffset__ > 0))
+    if cls.__basicsize__ == size and cls.__dictoffset__ == 0:  # so their memory serves any of them
+        entries[DEALLOC] = "_dealloc"
+        table[T_CLASS] = id(cls)
+    put_slots(cls, entries)
     found = [(sys.intern(name), at) for name, at in fields.items()][:TABLE_SIZE]
     keep(table, *(name for name, _ in found))
     for i, (name, at) in enumerate(found):
@@ -743,9 +890,8 @@ def install_guards(cls: type, fields: dict[str, int]) -> Any:
     return table
 
 
-def put_slots(cls: type, entries: dict[int, Entry]) -> None:
+def put_slots(cls: type, entries: dict[int, str]) -> None:
     """Set what CPython calls for objects of a class."""
     for at, entry in entries.items():
-        keep(entry.compile())
-        ctypes.c_void_p.from_address(id(cls) + at).value = entry.address
+        ctypes.c_void_p.from_address(id(cls) + at).value = c_functions()[entry]
     ctypes.pythonapi.PyType_Modified(ctypes.py_object(cls))

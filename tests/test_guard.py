@@ -1312,3 +1312,82 @@ def test_batch_collected_warns_and_frees(cache):
         for copying in (copy.copy, copy.deepcopy, pickle.dumps):
             with pytest.raises(jitslab.CopyError):
                 copying(batch)
+
+
+# --- What is behind the attributes in C ---
+
+
+def test_class_that_was_changed_is_seen(cache):
+    """A field is found fast as long as its class is as it was; what is put in its place is what is read from then on."""
+    with cache.allocate() as it:
+        cls, field = type(it), type(it).__dict__["count"]
+        it.count = 5
+        try:
+            cls.count = property(lambda self: "mine")
+            assert "mine" == it.count
+            with pytest.raises(jitslab.FieldNameError):
+                it.count = 6
+        finally:
+            cls.count = field
+        assert 5 == it.count
+        it.count = 7
+        assert (7, 7) == (it.count, it["count"])
+
+
+def test_memory_of_ended_guards_is_like_new(cache):
+    """Guards that come after others know nothing of them: not their block, their references, nor that they were collected."""
+    for _ in range(3):
+        guards = [cache.allocate() for _ in range(20)]
+        references = [weakref.ref(it) for it in guards]
+        for i, it in enumerate(guards):
+            with it:
+                assert gc.is_tracked(it)
+                it.count = i
+                assert i == it.count
+        del it
+        guards.clear()
+        assert [None] * 20 == [reference() for reference in references]
+
+    for _ in range(3):  # a guard that the collector ended warns, and so does the next one in its place
+        cycle = [cache.allocate()]
+        cycle.append(cycle)
+        with pytest.warns(ResourceWarning):
+            del cycle
+            gc.collect()
+    assert 0 == len(cache)
+
+
+def test_guard_that_is_collected_can_come_back(cache, monkeypatch):
+    """Whoever takes hold of it in its last moment has it, freed; and it ends once more, in silence."""
+    kept = []
+    monkeypatch.setattr(guard_module.warnings, "warn", lambda *arguments, source, **named: kept.append(source))
+    it = cache.allocate()
+    del it
+    gc.collect()
+    refused(jitslab.StaleHandleError, gone(), lambda: kept[0].count)
+    kept.clear()
+    assert 0 == len(cache)
+
+
+def test_adopt_takes_what_is_a_handle(cache):
+    """Integers of any kind that are the handle of a live record; nothing else, and nothing is changed."""
+    handle = cache.alloc()
+    for same in (handle, np.int64(handle), jitslab.SlabPtr(handle, cache)):
+        it = cache.adopt(same)
+        assert handle == it.release()
+    for wrong in (0, -1, True, 1 << 63, 1 << 70, handle ^ 1 << 40):
+        with pytest.raises(jitslab.HandleError):
+            cache.adopt(wrong)
+    for wrong in (None, 1.0, "x", float(handle)):
+        with pytest.raises(jitslab.HandleTypeError):
+            cache.adopt(wrong)
+    assert 1 == len(cache)
+    cache.free(handle)
+    refused(
+        jitslab.StaleHandleError,
+        f"slot 0 of handle {handle:#x} is free (handle cycle {handle >> 32}, slot cycle {(handle >> 32) + 1})",
+        cache.adopt,
+        handle,
+    )
+    cache.close()
+    refused(jitslab.ClosedError, "cache 'packets' is closed", cache.adopt, handle)
