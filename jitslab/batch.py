@@ -68,11 +68,11 @@ from .slab import (
     C_WORDS,
     MUST_GROW,
     ONE,
+    RUN_MASK,
     RUN_SHIFT,
     ZERO,
     end_of_interval,
     lock,
-    lowest_run,
     put_block,
     set_at,
     set_of,
@@ -102,18 +102,17 @@ def make_block_live(c: int, block: int, mask: int, out: int) -> int:
     if plain and mask == ALL and make_row_live(words, block, out, BLOCK):
         return int64(BLOCK)
     n = int64(0)
-    while mask != 0:
-        slot = block + lowest_bit(mask)
-        run = lowest_run(mask) if plain else ZERO
-        if run != 0 and make_row_live(words, slot, out + n * 8, RUN):
+    for k in range(0, BLOCK, RUN):
+        part = mask & (int64(RUN_MASK) << k)
+        if plain and part == int64(RUN_MASK) << k and make_row_live(words, block + k, out + n * 8, RUN):
             n += RUN
-        else:
-            run = mask & -mask
-            handle = make_live(c, slot)
+            continue
+        while part != 0:
+            handle = make_live(c, block + lowest_bit(part))
+            part &= part - 1
             if handle != NULL:
                 handles[n] = handle
                 n += 1
-        mask ^= run
     return n
 
 
