@@ -87,7 +87,7 @@ AHEAD = 24  # handles that a batch of frees looks ahead, to have their generatio
 F_ALLOC_MANY, F_ALLOC_FEW, F_FREE_FEW = C["f_alloc_many"], C["f_alloc_few"], C["f_free_few"]
 F_FREE_MANY, F_GROW, F_RELEASE = C["f_free_many"], C["f_grow"], C["f_release"]
 F_REFILL, F_FLUSH = C["f_refill"], C["f_flush"]
-C_RECORDS, C_STRIDE = C["records"], C["stride"]
+C_RECORDS = C["records"]
 
 
 # --- Alloc ---
@@ -499,42 +499,48 @@ def note_refused(refused: int, p: int) -> None:
 
 
 @kernel
-def next_live(c: int, end: int, base: int, mask: int) -> Any:
-    """
-    Return (base, mask, handle) of the next live record of a scan by blocks of 64; handle NULL at the end.
+def mask_at(words: int, end: int, base: int) -> int:
+    """Return the mask of live slots of the block at `base`; 0 at the end."""
+    return live_mask(words + base * 4) if base < end else ZERO
 
-    Starts with base -64 and mask 0.  Slabs that are FREE are passed over.
+
+@inlined
+def next_live(c: int, words: int, end: int, base: int, mask: int, after: int, ahead: int) -> Any:
+    """
+    Return (base, mask, after, ahead, handle, 1) of the next live record of a scan by blocks of 64; NULL and 0 at the end.
+
+    after  int64   mask of the block after `base`
+    ahead  int64   the same without the slots whose records were asked for already
+
+    Starts with base -64, mask 0, and twice `mask_at` 0.  Slabs that are FREE are passed over.
     """
     while True:
         while mask == 0:
             base += BLOCK
             if base >= end:
-                return base, mask, int64(NULL)
-            mask = live_mask(frozen(c, C_WORDS) + base * 4)
+                return base, mask, after, ahead, int64(NULL), ZERO
+            mask = after
             if unlikely(mask == 0):
                 base = skip_free(c, base)
+            after = mask_at(words, end, base + BLOCK)
+            ahead = after
         slot = base + lowest_bit(mask)
         mask &= mask - 1
-        word = load4(frozen(c, C_WORDS), slot)
+        word = load4(words, slot)
         if likely(word & 1 == 1):
-            return base, mask, word >> 1 << 32 | slot
+            return base, mask, after, ahead, word >> 1 << 32 | slot, ONE
 
 
-@kernel
-def next_record(c: int, end: int, base: int, mask: int, ahead: int) -> Any:
+@inlined
+def next_record(c: int, words: int, end: int, base: int, mask: int, after: int, ahead: int, records: int, stride: int) -> Any:
     """
-    Return (base, mask, ahead, handle): `next_live`, and one record of the block after asked for with each of this one.
+    `next_live`, and one record of the block after asked for with each of this one.
 
-    ahead  int64   live slots of the next block whose records were not asked for yet; 0 to start with
+    Without a branch, which the CPU would guess wrong once a block: of none ahead, a place is asked for that is not used.
     """
-    before = base
-    base, mask, handle = next_live(c, end, base, mask)
-    if base != before:
-        ahead = live_mask(frozen(c, C_WORDS) + (base + BLOCK) * 4) if base + BLOCK < end else int64(0)
-    if ahead != 0:
-        prefetch_read(frozen(c, C_RECORDS) + (base + BLOCK + lowest_bit(ahead)) * frozen(c, C_STRIDE))
-        ahead &= ahead - 1
-    return base, mask, ahead, handle
+    base, mask, after, ahead, handle, is_found = next_live(c, words, end, base, mask, after, ahead)
+    prefetch_read(records + (base + BLOCK + lowest_bit(ahead)) * stride)
+    return base, mask, after, ahead & (ahead - 1), handle, is_found
 
 
 @kernel
@@ -549,6 +555,13 @@ def skip_free(c: int, base: int) -> int:
     if slots > BLOCK and base & (slots - 1) == 0 and slab_at(c, base >> control.shift).state == FREE:
         return base + slots - BLOCK
     return base
+
+
+@kernel
+def start_scan(c: int) -> Any:
+    """Return what a scan starts with: where it ends, addresses of generations and of records, mask of the first block."""
+    end, words = scan_end(c), frozen(c, C_WORDS)
+    return end, words, frozen(c, C_RECORDS), mask_at(words, end, ZERO)
 
 
 @kernel
@@ -574,12 +587,14 @@ def live_handles(c: int, out: int, most: int) -> int:
     handles = i8_array(out)
     n = int64(0)
     end = scan_end(c)
-    base, mask, handle = next_live(c, end, int64(-BLOCK), int64(0))
-    while handle != NULL:
+    words = frozen(c, C_WORDS)
+    first = mask_at(words, end, ZERO)
+    base, mask, after, ahead, handle, is_found = next_live(c, words, end, int64(-BLOCK), ZERO, first, first)
+    while is_found != 0:
         if n < most:
             handles[n] = handle
         n += 1
-        base, mask, handle = next_live(c, end, base, mask)
+        base, mask, after, ahead, handle, is_found = next_live(c, words, end, base, mask, after, ahead)
     return n
 
 

@@ -32,9 +32,9 @@ from numba.extending import (
 )
 
 from ._native import I64, call_table, copy_bytes, frozen, int64, intrinsic, kernel, load8_relaxed, my_heap, slow, unlikely
-from .batch import alloc_few, free_few, next_live, next_record, scan_end
+from .batch import alloc_few, free_few, next_live, next_record, scan_end, start_scan
 from .blocktype import register
-from .heap import C_RECORDS, F_ADDRESS, H_RECORDS, SLOT_MASK, Heap, address, alloc, alloc_filled, free, free_near, is_live
+from .heap import F_ADDRESS, H_RECORDS, SLOT_MASK, Heap, address, alloc, alloc_filled, free, free_near, is_live
 from .layout import BLOCK, LINE, NO_INIT, NULL, SOURCE_HASH, C
 
 F_ALLOC_MANY, F_FREE_MANY, F_LEN, F_CLEAR = (C[name] for name in ("f_alloc_many", "f_free_many", "f_len", "f_clear"))
@@ -323,8 +323,8 @@ class CacheIterType(types.SimpleIteratorType):  # type: ignore[misc]  # numba ha
 @register_model(CacheIterType)
 class _CacheIterModel(models.StructModel):  # type: ignore[misc]  # numba has no types
     def __init__(self, manager: Any, it: CacheIterType) -> None:
-        members = [("ptr", types.int64), ("end", types.int64), ("base", int64_pointer), ("mask", int64_pointer)]
-        members += [("ahead", int64_pointer)]
+        members = [(name, types.int64) for name in ("ptr", "words", "records", "end")]
+        members += [(name, int64_pointer) for name in ("base", "mask", "after", "ahead")]
         super().__init__(manager, it, members)
 
 
@@ -383,10 +383,13 @@ def _lower_scan(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     """Start a scan of the live records."""
     it = cgutils.create_struct_proxy(sig.return_type)(context, builder)
     it.ptr = _pointer_of(context, builder, sig.args[0], args[0])
-    it.end = context.compile_internal(builder, lambda c: scan_end(c), types.int64(types.int64), [it.ptr])
-    it.base = cgutils.alloca_once_value(builder, I64(-BLOCK))
-    it.mask = cgutils.alloca_once_value(builder, I64(0))
-    it.ahead = cgutils.alloca_once_value(builder, I64(0))
+    i = types.int64
+    start = lambda c: start_scan(c)  # noqa: E731  # numba wants a function of its own
+    it.end, it.words, it.records, first = cgutils.unpack_tuple(
+        builder, context.compile_internal(builder, start, types.UniTuple(i, 4)(i), [it.ptr])
+    )
+    for name, value in (("base", I64(-BLOCK)), ("mask", I64(0)), ("after", first), ("ahead", I64(0))):
+        setattr(it, name, cgutils.alloca_once_value(builder, value))
     return it._getvalue()
 
 
@@ -401,26 +404,22 @@ def lower_iternext(context: Any, builder: Any, sig: Any, args: Any, result: Any)
     typ = sig.args[0]
     it = cgutils.create_struct_proxy(typ)(context, builder, value=args[0])
     i = types.int64
-    values = [it.ptr, it.end, builder.load(it.base), builder.load(it.mask), builder.load(it.ahead)]
-    ahead = values[4]
-    if typ.with_records and typ.cache.stride > LINE:
-        step = lambda c, end, base, mask, ahead: next_record(c, end, base, mask, ahead)  # noqa: E731  # numba wants a function of its own
-        found = context.compile_internal(builder, step, types.UniTuple(i, 4)(i, i, i, i, i), values)
-        base, mask, ahead, handle = cgutils.unpack_tuple(builder, found)
+    state = it.base, it.mask, it.after, it.ahead
+    stride = typ.cache.stride
+    values = [it.ptr, it.words, it.end, *map(builder.load, state), it.records, I64(stride)]
+    if typ.with_records and stride >= LINE:
+        step = lambda c, w, end, base, m, after, ahead, r, s: next_record(c, w, end, base, m, after, ahead, r, s)  # noqa: E731  # likewise
     else:  # the CPU sees short records coming: asking for them takes longer
-        short = lambda c, end, base, mask: next_live(c, end, base, mask)  # noqa: E731  # likewise
-        found = context.compile_internal(builder, short, types.UniTuple(i, 3)(i, i, i, i), values[:4])
-        base, mask, handle = cgutils.unpack_tuple(builder, found)
-    is_valid = builder.icmp_signed("!=", handle, I64(NULL))
+        step = lambda c, w, end, base, m, after, ahead, r, s: next_live(c, w, end, base, m, after, ahead)  # noqa: E731  # likewise
+    found = context.compile_internal(builder, step, types.UniTuple(i, 6)(*[i] * len(values)), values)
+    *new, handle, is_found = cgutils.unpack_tuple(builder, found)
+    is_valid = builder.icmp_signed("!=", is_found, I64(0))
     result.set_valid(is_valid)
-    builder.store(base, it.base)
-    builder.store(mask, it.mask)
-    builder.store(ahead, it.ahead)
+    for value, at in zip(new, state, strict=True):
+        builder.store(value, at)
     with builder.if_then(is_valid):
         if not typ.with_records:
             result.yield_(handle)
             return
-        records = context.compile_internal(builder, lambda c: frozen(c, C_RECORDS), i(i), [it.ptr])
-        slot = builder.and_(handle, I64(SLOT_MASK))
-        at = builder.add(records, builder.mul(slot, I64(typ.cache.stride)))
+        at = builder.add(it.records, builder.mul(builder.and_(handle, I64(SLOT_MASK)), I64(stride)))
         result.yield_(_as_item(context, builder, typ.cache, handle, at))
