@@ -448,7 +448,8 @@ def free_many_of(c: int, hs: int, n: int, refused: int) -> int:
                 p += 1
                 continue
             got = int64(0)
-            if slot & (RUN - 1) == 0 and shift >= RUN_SHIFT:
+            last = handles[p + RUN - 1] & SLOT_MASK if p + RUN <= stop else ZERO
+            if last == slot + RUN - 1 and slot & (RUN - 1) == 0 and shift >= RUN_SHIFT:
                 same = (ONE << shift) - (slot & ((ONE << shift) - 1))  # slots up to the end of the block, or of a smaller slab
                 got = free_rows(words, slot, hs + p * 8, min(same, min(stop - p, limit - slot)))
             bits = (ONE << got) - 1 if got < BLOCK else int64(ALL)
