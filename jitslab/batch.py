@@ -68,11 +68,11 @@ from .slab import (
     C_WORDS,
     MUST_GROW,
     ONE,
+    RUN_MASK,
     RUN_SHIFT,
     ZERO,
     end_of_interval,
     lock,
-    lowest_run,
     put_block,
     set_at,
     set_of,
@@ -87,7 +87,7 @@ AHEAD = 24  # handles that a batch of frees looks ahead, to have their generatio
 F_ALLOC_MANY, F_ALLOC_FEW, F_FREE_FEW = C["f_alloc_many"], C["f_alloc_few"], C["f_free_few"]
 F_FREE_MANY, F_GROW, F_RELEASE = C["f_free_many"], C["f_grow"], C["f_release"]
 F_REFILL, F_FLUSH = C["f_refill"], C["f_flush"]
-C_RECORDS, C_STRIDE = C["records"], C["stride"]
+C_RECORDS = C["records"]
 
 
 # --- Alloc ---
@@ -102,18 +102,17 @@ def make_block_live(c: int, block: int, mask: int, out: int) -> int:
     if plain and mask == ALL and make_row_live(words, block, out, BLOCK):
         return int64(BLOCK)
     n = int64(0)
-    while mask != 0:
-        slot = block + lowest_bit(mask)
-        run = lowest_run(mask) if plain else ZERO
-        if run != 0 and make_row_live(words, slot, out + n * 8, RUN):
+    for k in range(0, BLOCK, RUN):
+        part = mask & (int64(RUN_MASK) << k)
+        if plain and part == int64(RUN_MASK) << k and make_row_live(words, block + k, out + n * 8, RUN):
             n += RUN
-        else:
-            run = mask & -mask
-            handle = make_live(c, slot)
+            continue
+        while part != 0:
+            handle = make_live(c, block + lowest_bit(part))
+            part &= part - 1
             if handle != NULL:
                 handles[n] = handle
                 n += 1
-        mask ^= run
     return n
 
 
@@ -449,7 +448,8 @@ def free_many_of(c: int, hs: int, n: int, refused: int) -> int:
                 p += 1
                 continue
             got = int64(0)
-            if slot & (RUN - 1) == 0 and shift >= RUN_SHIFT:
+            last = handles[p + RUN - 1] & SLOT_MASK if p + RUN <= stop else ZERO
+            if last == slot + RUN - 1 and slot & (RUN - 1) == 0 and shift >= RUN_SHIFT:
                 same = (ONE << shift) - (slot & ((ONE << shift) - 1))  # slots up to the end of the block, or of a smaller slab
                 got = free_rows(words, slot, hs + p * 8, min(same, min(stop - p, limit - slot)))
             bits = (ONE << got) - 1 if got < BLOCK else int64(ALL)
@@ -500,42 +500,48 @@ def note_refused(refused: int, p: int) -> None:
 
 
 @kernel
-def next_live(c: int, end: int, base: int, mask: int) -> Any:
-    """
-    Return (base, mask, handle) of the next live record of a scan by blocks of 64; handle NULL at the end.
+def mask_at(words: int, end: int, base: int) -> int:
+    """Return the mask of live slots of the block at `base`; 0 at the end."""
+    return live_mask(words + base * 4) if base < end else ZERO
 
-    Starts with base -64 and mask 0.  Slabs that are FREE are passed over.
+
+@inlined
+def next_live(c: int, words: int, end: int, base: int, mask: int, after: int, ahead: int) -> Any:
+    """
+    Return (base, mask, after, ahead, handle, 1) of the next live record of a scan by blocks of 64; NULL and 0 at the end.
+
+    after  int64   mask of the block after `base`
+    ahead  int64   the same without the slots whose records were asked for already
+
+    Starts with base -64, mask 0, and twice `mask_at` 0.  Slabs that are FREE are passed over.
     """
     while True:
         while mask == 0:
             base += BLOCK
             if base >= end:
-                return base, mask, int64(NULL)
-            mask = live_mask(frozen(c, C_WORDS) + base * 4)
+                return base, mask, after, ahead, int64(NULL), ZERO
+            mask = after
             if unlikely(mask == 0):
                 base = skip_free(c, base)
+            after = mask_at(words, end, base + BLOCK)
+            ahead = after
         slot = base + lowest_bit(mask)
         mask &= mask - 1
-        word = load4(frozen(c, C_WORDS), slot)
+        word = load4(words, slot)
         if likely(word & 1 == 1):
-            return base, mask, word >> 1 << 32 | slot
+            return base, mask, after, ahead, word >> 1 << 32 | slot, ONE
 
 
-@kernel
-def next_record(c: int, end: int, base: int, mask: int, ahead: int) -> Any:
+@inlined
+def next_record(c: int, words: int, end: int, base: int, mask: int, after: int, ahead: int, records: int, stride: int) -> Any:
     """
-    Return (base, mask, ahead, handle): `next_live`, and one record of the block after asked for with each of this one.
+    `next_live`, and one record of the block after asked for with each of this one.
 
-    ahead  int64   live slots of the next block whose records were not asked for yet; 0 to start with
+    Without a branch, which the CPU would guess wrong once a block: of none ahead, a place is asked for that is not used.
     """
-    before = base
-    base, mask, handle = next_live(c, end, base, mask)
-    if base != before:
-        ahead = live_mask(frozen(c, C_WORDS) + (base + BLOCK) * 4) if base + BLOCK < end else int64(0)
-    if ahead != 0:
-        prefetch_read(frozen(c, C_RECORDS) + (base + BLOCK + lowest_bit(ahead)) * frozen(c, C_STRIDE))
-        ahead &= ahead - 1
-    return base, mask, ahead, handle
+    base, mask, after, ahead, handle, is_found = next_live(c, words, end, base, mask, after, ahead)
+    prefetch_read(records + (base + BLOCK + lowest_bit(ahead)) * stride)
+    return base, mask, after, ahead & (ahead - 1), handle, is_found
 
 
 @kernel
@@ -550,6 +556,13 @@ def skip_free(c: int, base: int) -> int:
     if slots > BLOCK and base & (slots - 1) == 0 and slab_at(c, base >> control.shift).state == FREE:
         return base + slots - BLOCK
     return base
+
+
+@kernel
+def start_scan(c: int) -> Any:
+    """Return what a scan starts with: where it ends, addresses of generations and of records, mask of the first block."""
+    end, words = scan_end(c), frozen(c, C_WORDS)
+    return end, words, frozen(c, C_RECORDS), mask_at(words, end, ZERO)
 
 
 @kernel
@@ -575,12 +588,14 @@ def live_handles(c: int, out: int, most: int) -> int:
     handles = i8_array(out)
     n = int64(0)
     end = scan_end(c)
-    base, mask, handle = next_live(c, end, int64(-BLOCK), int64(0))
-    while handle != NULL:
+    words = frozen(c, C_WORDS)
+    first = mask_at(words, end, ZERO)
+    base, mask, after, ahead, handle, is_found = next_live(c, words, end, int64(-BLOCK), ZERO, first, first)
+    while is_found != 0:
         if n < most:
             handles[n] = handle
         n += 1
-        base, mask, handle = next_live(c, end, base, mask)
+        base, mask, after, ahead, handle, is_found = next_live(c, words, end, base, mask, after, ahead)
     return n
 
 

@@ -27,10 +27,10 @@ from numba.extending import models, register_model
 
 from . import calls
 from ._native import I64, HeapPointer, copy_bytes, frozen, kernel, load8_relaxed, slow, unlikely
-from .batch import alloc_few, free_few, next_live, next_record, scan_end
+from .batch import alloc_few, free_few, next_live, next_record, scan_end, start_scan
 from .blocktype import register
 from .calls import Site
-from .heap import C_RECORDS, F_ADDRESS, H_RECORDS, SLOT_MASK, Heap, address, alloc, alloc_filled, free, free_near, is_live
+from .heap import F_ADDRESS, H_RECORDS, SLOT_MASK, Heap, address, alloc, alloc_filled, free, free_near, is_live
 from .layout import BLOCK, LINE, NO_INIT, NULL, SOURCE_HASH, C
 
 F_ALLOC_MANY, F_FREE_MANY, F_LEN, F_CLEAR = (C[name] for name in ("f_alloc_many", "f_free_many", "f_len", "f_clear"))
@@ -321,18 +321,18 @@ class CacheIterType(types.SimpleIteratorType):  # type: ignore[misc]  # numba ha
 @register_model(CacheIterType)
 class _CacheIterModel(models.StructModel):  # type: ignore[misc]  # numba has no types
     def __init__(self, manager: Any, it: CacheIterType) -> None:
-        members = [("ptr", types.int64), ("end", types.int64), ("base", int64_pointer), ("mask", int64_pointer)]
-        members += [("ahead", int64_pointer)]
+        members = [(name, types.int64) for name in ("ptr", "words", "records", "end")]
+        members += [(name, int64_pointer) for name in ("base", "mask", "after", "ahead")]
         super().__init__(manager, it, members)
 
 
-def start_scan(site: Site, iterator: CacheIterType, c: Any) -> Any:
+def start(site: Site, iterator: CacheIterType, c: Any) -> Any:
     """Start a scan of the live records."""
     it = cgutils.create_struct_proxy(iterator)(site.context, site.builder)
-    it.ptr, it.end = c, site.call(scan_end, c)
-    it.base = cgutils.alloca_once_value(site.builder, I64(-BLOCK))
-    it.mask = cgutils.alloca_once_value(site.builder, I64(0))
-    it.ahead = cgutils.alloca_once_value(site.builder, I64(0))
+    it.ptr = c
+    it.end, it.words, it.records, first = cgutils.unpack_tuple(site.builder, site.call(start_scan, c))
+    for name, value in (("base", I64(-BLOCK)), ("mask", I64(0)), ("after", first), ("ahead", I64(0))):
+        setattr(it, name, cgutils.alloca_once_value(site.builder, value))
     return it._getvalue()
 
 
@@ -341,7 +341,7 @@ def SlabCache_items(cache: CacheType) -> Any:
     """Iterate over (handle, record)."""
     need_record(cache)
     iterator = CacheIterType(cache, True)
-    return iterator, lambda site, c: start_scan(site, iterator, c)
+    return iterator, lambda site, c: start(site, iterator, c)
 
 
 @templates.infer
@@ -358,7 +358,7 @@ class _CacheGetIter(templates.AbstractTemplate):  # type: ignore[misc]  # numba 
 def lower_getiter(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     """Iterate over the handles."""
     site = Site(context, builder)
-    return start_scan(site, sig.return_type, calls.block_of(site, sig.args[0], args[0]))
+    return start(site, sig.return_type, calls.block_of(site, sig.args[0], args[0]))
 
 
 @lower_builtin("iternext", CacheIterType)
@@ -367,24 +367,22 @@ def lower_iternext(context: Any, builder: Any, sig: Any, args: Any, result: Any)
     """Go on to the next live record."""
     typ, site = sig.args[0], Site(context, builder)
     it = cgutils.create_struct_proxy(typ)(context, builder, value=args[0])
-    base, mask, ahead = builder.load(it.base), builder.load(it.mask), builder.load(it.ahead)
-    if typ.with_records and typ.cache.stride > LINE:
-        found = site.call(next_record, it.ptr, it.end, base, mask, ahead)
-        base, mask, ahead, handle = cgutils.unpack_tuple(builder, found)
+    state = it.base, it.mask, it.after, it.ahead
+    values = [it.ptr, it.words, it.end, *map(builder.load, state)]
+    if typ.with_records and typ.cache.stride >= LINE:
+        found = site.call(next_record, *values, it.records, stride_of(typ.cache))
     else:  # the CPU sees short records coming: asking for them takes longer
-        found = site.call(next_live, it.ptr, it.end, base, mask)
-        base, mask, handle = cgutils.unpack_tuple(builder, found)
-    is_valid = builder.icmp_signed("!=", handle, I64(NULL))
+        found = site.call(next_live, *values)
+    *new, handle, is_found = cgutils.unpack_tuple(builder, found)
+    is_valid = builder.icmp_signed("!=", is_found, I64(0))
     result.set_valid(is_valid)
-    builder.store(base, it.base)
-    builder.store(mask, it.mask)
-    builder.store(ahead, it.ahead)
+    for value, at in zip(new, state, strict=True):
+        builder.store(value, at)
     with builder.if_then(is_valid):
         if not typ.with_records:
             result.yield_(handle)
             return
-        slot = builder.and_(handle, I64(SLOT_MASK))
-        at = builder.add(site.frozen(it.ptr, C_RECORDS), builder.mul(slot, stride_of(typ.cache)))
+        at = builder.add(it.records, builder.mul(builder.and_(handle, I64(SLOT_MASK)), stride_of(typ.cache)))
         result.yield_(as_item(site, typ.cache, handle, at))
 
 
@@ -400,8 +398,8 @@ def warm() -> None:
         (address, (heap, i, i)),
         (alloc_address, (heap, i)),
         (is_live, (heap, i)),
-        (next_live, (i, i, i, i)),
-        (scan_end, (i,)),
+        (next_live, (i,) * 7),
+        (start_scan, (i,)),
     ):
         dispatcher: Any = kernel_
         dispatcher.compile(arguments)

@@ -72,11 +72,11 @@ from .slab import (
     C_FRONT,
     C_NODES,
     MUST_GROW,
+    RUN_MASK,
     ZERO,
     end_of_interval,
     is_drawn_by_other,
     lock,
-    lowest_run,
     pick,
     put_slots,
     set_at,
@@ -456,19 +456,7 @@ def refill(c: int, at: int) -> int:
         block, mask, n = slab_draw(c, i, left)
         slab_lost(c, i, n)
         left -= n
-        if mask == ALL:
-            store_row(at + MAGAZINE + left * 4, block, BLOCK)
-            mask = ZERO
-        while mask != 0:
-            run = lowest_run(mask)
-            if run != 0:
-                n -= RUN
-                store_row(at + MAGAZINE + (left + n) * 4, block + lowest_bit(mask), RUN)
-            else:
-                n -= 1
-                slots[left + n] = np.uint32(block + lowest_bit(mask))
-                run = mask & -mask
-            mask ^= run
+        store_slots(at + MAGAZINE + left * 4, block, mask, n)
         if left < RUN and left < want:
             break  # a run is not torn for a few slots
     got = max(want - left, int64(0))
@@ -484,6 +472,25 @@ def refill(c: int, at: int) -> int:
     if unlikely(surplus > 0):
         call_table(c, F_RELEASE, (surplus,))
     return got
+
+
+@kernel
+def store_slots(to: int, block: int, mask: int, n: int) -> None:
+    """Write the n slots of a mask in block `block` to the u4 array at `to`, the lowest last."""
+    if mask == ALL:
+        store_row(to, block, BLOCK)
+        return
+    slots = u4_array(to)
+    for k in range(0, BLOCK, RUN):
+        part = mask & (int64(RUN_MASK) << k)
+        if part == int64(RUN_MASK) << k:
+            n -= RUN
+            store_row(to + n * 4, block + k, RUN)
+            continue
+        while part != 0:
+            n -= 1
+            slots[n] = np.uint32(block + lowest_bit(part))
+            part &= part - 1
 
 
 @kernel

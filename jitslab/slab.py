@@ -28,7 +28,6 @@ from ._native import (
     lowest_bit,
     pause,
     popcount,
-    prefetch_write,
     slab_view,
     store8,
     store8_release,
@@ -64,7 +63,6 @@ ALL = int64(-1)  # a block whose 64 slots are all meant
 RUN_MASK = (1 << RUN) - 1
 RUN_SHIFT = RUN.bit_length() - 1
 NO_SLAB, MUST_GROW = -1, -2  # answers of `pick` that are no slab
-AHEAD = 8  # slots that `put_slots` looks ahead, to have their bits and rows at hand
 WORN = 0x60000000  # a slab with a generation from here on is not released: its other slots would end with that one
 LOOKS = 8  # slabs of other heaps that `pick` passes over before it takes a new one
 
@@ -339,14 +337,6 @@ def slab_draw(c: int, i: int, room: int) -> Any:
 
 
 @kernel
-def lowest_run(mask: int) -> int:
-    """Return the 16 bits from the lowest one set in a mask, or 0 if they are not all set."""
-    bit = lowest_bit(mask)
-    run = int64(RUN_MASK) << bit
-    return run if bit <= BLOCK - RUN and mask & run == run else ZERO
-
-
-@kernel
 def fitting(free: int, room: int) -> int:
     """Return the part of a mask that has at most `room` bits: whole runs of 16, or the lowest bits where no run fits."""
     taken = int64(0)
@@ -389,7 +379,7 @@ def put_block(c: int, block: int, mask: int) -> int:
 @kernel
 def put_slots(c: int, source: int, count: int) -> None:
     """
-    Give back the slots in the u4 array at `source`; whole runs of 16, and neighbours of one block and slab, together.
+    Give back the slots in the u4 array at `source`, together those of a line of generations that stand together.
 
     Needs   the lock, and even generations.
     """
@@ -404,10 +394,6 @@ def put_slots(c: int, source: int, count: int) -> None:
             bits, got = int64(RUN_MASK) << (slot & (BLOCK - RUN)), int64(RUN)
         else:
             bits, got = ONE << (slot & (BLOCK - 1)), ONE
-            if j + AHEAD < count:
-                ahead = int64(slots[j + AHEAD])
-                prefetch_write(frozen(c, C_BITS) + (ahead >> 6 << 3))
-                prefetch_write(frozen(c, C_SLABS) + (ahead >> control_at(c).shift) * ROW)
         if slot >> shift != key:
             given += put_block(c, key << shift >> 6, mask)
             key, mask = slot >> shift, int64(0)
