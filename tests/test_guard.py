@@ -1385,7 +1385,7 @@ def test_adopt_takes_what_is_a_handle(cache):
     cache.free(handle)
     refused(
         jitslab.StaleHandleError,
-        f"slot 0 of handle {handle:#x} is free (handle cycle {handle >> 32}, slot cycle {(handle >> 32) + 1})",
+        f"slot {handle & 0xFFFFFFFF} of handle {handle:#x} is free (handle cycle {handle >> 32}, slot cycle {(handle >> 32) + 1})",
         cache.adopt,
         handle,
     )
