@@ -195,6 +195,11 @@ if CAN_GROW:
         return _mprotect(address, n, PROT_RW) == 0  # type: ignore[no-any-return]  # a C function has no types
 
     @kernel
+    def let_read(address: int, n: int) -> bool:
+        """Make n bytes from a page-aligned address readable, as `make_readable` does; whether the system granted it."""
+        return _mprotect(address, n, PROT_READ) == 0  # type: ignore[no-any-return]  # a C function has no types
+
+    @kernel
     def give_back(address: int, n: int) -> None:
         """Give back the memory of n bytes, whole pages both; they read as zeros or as before."""
         _madvise(address, n, _advice)
@@ -209,6 +214,11 @@ else:
 
     @kernel
     def commit(address: int, n: int) -> bool:
+        """All is usable from the start."""
+        return True
+
+    @kernel
+    def let_read(address: int, n: int) -> bool:
         """All is usable from the start."""
         return True
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _methods, _os, batch, layout, numa, recover, slab
-from .block import Block, ClassPlace
+from .block import Block, NewBlock
 from .cast import as_count, as_handles, as_integer, check_out, make_template, shown
 from .compiled import CacheType, cache_type
 from .declare import declared_class
@@ -188,34 +188,32 @@ class SlabCache(_Base, Generic[R]):
         if not isinstance(keep_empty, bool):
             raise CapacityError(f"keep_empty is True or False, got {keep_empty!r}")
         prepare()
-        self._name = name
-        self._dtype = layout.check_dtype(dtype)
-        self._declared = declared_class(dtype)
-        block = Block(
-            self._dtype,
+        own = layout.check_dtype(dtype)
+        block = NewBlock(
+            own,
             None if capacity is None else as_count(capacity, "capacity", 1),
             bool(colouring),
-            make_template(init, self._dtype),
+            make_template(init, own),
             numa.resolve(policy, strict, nodes),
-            self._class_place(),
         )
         weakref.finalize(self, block.leave).atexit = False  # the memory goes with the last array on it
+        if keep_empty:
+            block.control["interval_end"] = NEVER
+        self._open(name, own, declared_class(dtype), block)
+        _made[next(_serials)] = self
+
+    def _open(self, name: str, dtype: np.dtype[Any], declared: Any, block: Block) -> None:
+        """Be the cache that a block is of."""
+        self._name, self._dtype, self._declared = name, dtype, declared
         self._block = block
         self._address = block.address
         self._all, self._words = block.records, block.words
         self._columns: dict[tuple[str, ...], Any] = {}  # of sub-arrays, as guards ask for them
         self._c = block.control.data.cast("B").cast("q")
         _control_slot.__set__(self, block.control)
-        if keep_empty:
-            block.control["interval_end"] = NEVER
         # Last: who has it is open.
         sizes = block.geometry
-        self._numba_type_: CacheType = cache_type(self._dtype, sizes.stride, int(block.control["init"][0]), sizes.nodes > 1)
-        _made[next(_serials)] = self
-
-    def _class_place(self) -> ClassPlace | None:
-        """Where the heaps are, of a size class."""
-        return None
+        self._numba_type_: CacheType = cache_type(dtype, sizes.stride, int(block.control["init"][0]), sizes.nodes > 1)
 
     # --- One record ---
 

@@ -34,8 +34,9 @@ Read first: the words, the ladders, the data and the laws of a cache.
 6. Space
    One reservation a cache: heaps | template, scratch | control block, slab rows | free bits | generations | records, each
    part reserved for the largest size and made usable in steps.  Nothing ever moves.  Slot i of the cache is at
-   ``records + i * stride`` over all slabs.  The heaps of a size class are not its own: an allocator by size has those of all its
-   classes in one region, a thread's side by side (rawlayout).
+   ``records + i * stride`` over all slabs.  The size classes of an allocator share one: each has its part of it, laid out as
+   this but for the heaps, and is opened in it when it is first used (opening).  The heaps of all classes lie in one region, a
+   thread's side by side (rawlayout).
 
 7. Nodes
    On a machine with several NUMA nodes a cache has one *array set* for each: a CONTROL row, and the slabs whose slots
@@ -281,6 +282,7 @@ SOURCES = (
     "_pages.py",
     "rawlayout.py",
     "large.py",
+    "opening.py",
     "raw.py",
     "sizetype.py",
 )
@@ -378,8 +380,9 @@ def geometry(dtype: np.dtype[Any], capacity: int, colouring: bool, page: int, no
     scratch_step = scratch if scratch <= PAGE else 0
     rows = max_slabs * SLAB.itemsize  # of one set they follow its control block: the first ones share its page
     offset, at = {}, 0
+    n_heaps = (int(has_heaps) + (0 if nodes == 1 else nodes)) * HEAP_ROWS
     for name, size in (
-        ("heaps", (int(has_heaps) + (0 if nodes == 1 else nodes)) * HEAP_ROWS * HEAP_BYTES + page),
+        ("heaps", n_heaps * HEAP_BYTES + page if n_heaps else 0),
         ("template", scratch),
         ("scratch", HEAP_ROWS * scratch_step if scratch_step else scratch),
         ("cpus", 0 if nodes == 1 else CPUS),
