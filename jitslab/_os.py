@@ -49,11 +49,18 @@ class Reservation:
 
     NumPy sees it as an array of bytes, ``np.asarray(reservation)``, that keeps it alive.
 
+    Attributes
+    ----------
+    address : int
+        Of its first byte.
+
     Raises
     ------
     CacheFullError
         If the address space, or its limit (RLIMIT_AS), does not hold it.
     """
+
+    __slots__ = ("_memory", "address")
 
     def __init__(self, n: int, *, usable: bool = False) -> None:
         try:
@@ -64,9 +71,13 @@ class Reservation:
                 memory = mmap.mmap(-1, n)
         except (OSError, OverflowError, ValueError) as error:
             raise CacheFullError(f"cannot reserve {n} bytes of address space: {error}") from error
-        self._memory = np.frombuffer(memory, np.uint8)  # read-only where nothing is usable yet
-        self.address = int(self._memory.ctypes.data)
-        self.__array_interface__ = {"shape": (n,), "typestr": "|u1", "data": (self.address, False), "version": 3}
+        self._memory = memory
+        self.address = int(np.frombuffer(memory, np.uint8).ctypes.data)
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """As NumPy asks for it: to be written to, though nothing may be usable yet."""
+        return {"shape": (len(self._memory),), "typestr": "|u1", "data": (self.address, False), "version": 3}
 
 
 def address_space_left() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+from functools import cache as cached
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,12 @@ def first_cycle(serial: int) -> int:
     """Return where a cache starts its cycles: each elsewhere, so that caches do not take each other's handles."""
     reversed_ = int(f"{serial:0{layout.START_BITS}b}"[::-1][: layout.START_BITS], 2)
     return (reversed_ ^ _process_random) or 1
+
+
+@cached
+def entry_points() -> dict[str, int]:
+    """Return the addresses of the slow paths, by field of the control block."""
+    return {field: entry.address for field, entry in TABLE.items()}
 
 
 class ClassPlace(NamedTuple):
@@ -99,13 +106,26 @@ class Block:
         All of the memory; only what the control block says is usable may be touched.
     control : ndarray of CONTROL, shape (n array sets,)
         The control block: a row for each array set.
+    control_words : memoryview of int64
+        The same, for quick looks.
     words : memoryview of uint32
         The generations.
     records : ndarray of the cache's dtype
         Every slot of the reservation.
     """
 
-    __slots__ = ("_base", "_place", "address", "bytes", "control", "geometry", "placement", "records", "words")
+    __slots__ = (
+        "_base",
+        "_place",
+        "address",
+        "bytes",
+        "control",
+        "control_words",
+        "geometry",
+        "placement",
+        "records",
+        "words",
+    )
     geometry: Geometry
     placement: numa.Placement
     bytes: npt.NDArray[np.uint8]
@@ -130,8 +150,11 @@ class Block:
         """Make the views, from where in the memory the control block and the generations start."""
         sizes = self.geometry
         self.address = self._base + at_control
-        self.control = self.bytes[at_control : at_control + sizes.nodes * CONTROL.itemsize].view(CONTROL)
-        self.words = self.bytes.data[at_words : at_words + 4 * sizes.slots].cast("I")
+        end_control = at_control + sizes.nodes * CONTROL.itemsize
+        data = self.bytes.data
+        self.control = self.bytes[at_control:end_control].view(CONTROL)
+        self.control_words = data[at_control:end_control].cast("q")
+        self.words = data[at_words : at_words + 4 * sizes.slots].cast("I")
         self.records = np.ndarray((sizes.slots,), dtype, self.bytes, sizes.offset["records"], (sizes.stride,))
 
     @property
@@ -216,8 +239,7 @@ class NewBlock(Block):
     def _fill(self, place: ClassPlace, words: int, start: int, colouring: bool, template: bytes | None) -> None:
         """Fill the control block in."""
         sizes = self.geometry
-        values = {region: self._base + sizes.offset[region] for region in ("records", "scratch", "template")}
-        values |= {field: entry.address for field, entry in TABLE.items()}
+        values = entry_points() | {region: self._base + sizes.offset[region] for region in ("records", "scratch", "template")}
         values |= {
             "heaps": place.heaps,
             "heap_step": place.step,
@@ -238,11 +260,11 @@ class NewBlock(Block):
             "init": NO_INIT if template is None else TEMPLATE,
             "scratch_step": sizes.scratch_step,
             "process": this_process().address,
-            "heads": NIL,
-            "tails": NIL,
         }
-        for field, value in values.items():
-            self.control[field] = value
+        for row in range(0, len(self.control_words), CONTROL.itemsize // 8):
+            for field, value in values.items():
+                self.control_words[row + layout.C[field] // 8] = value
+        self.control["heads"] = self.control["tails"] = NIL
         if template is not None:
             at = sizes.offset["template"]
             self.bytes[at : at + len(template)] = np.frombuffer(template, np.uint8)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache as cached
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn
@@ -196,11 +197,12 @@ class SlabCache(_Base, Generic[R]):
             make_template(init, own),
             numa.resolve(policy, strict, nodes),
         )
-        weakref.finalize(self, block.leave).atexit = False  # the memory goes with the last array on it
+        known = _Known(self, _leave)
+        known.block, known.serial = block, next(_serials)
+        _known[known.serial] = known
         if keep_empty:
             block.control["interval_end"] = NEVER
         self._open(name, own, declared_class(dtype), block)
-        _made[next(_serials)] = self
 
     def _open(self, name: str, dtype: np.dtype[Any], declared: Any, block: Block) -> None:
         """Be the cache that a block is of."""
@@ -209,7 +211,7 @@ class SlabCache(_Base, Generic[R]):
         self._address = block.address
         self._all, self._words = block.records, block.words
         self._columns: dict[tuple[str, ...], Any] = {}  # of sub-arrays, as guards ask for them
-        self._c = block.control.data.cast("B").cast("q")
+        self._c = block.control_words
         _control_slot.__set__(self, block.control)
         # Last: who has it is open.
         sizes = block.geometry
@@ -992,14 +994,31 @@ class SlabCache(_Base, Generic[R]):
         )
 
 
-_made: weakref.WeakValueDictionary[int, SlabCache] = weakref.WeakValueDictionary()
+class _Known(weakref.ref[SlabCache]):
+    """A cache of the process, and its block, which leaves the registry when the cache goes."""
+
+    __slots__ = ("block", "serial")
+    block: Block
+    serial: int
+
+
+_known: dict[int, _Known] = {}
 _serials = itertools.count(1)
+
+
+def _leave(known: weakref.ref[SlabCache], is_over: Callable[[], bool] = sys.is_finalizing) -> None:
+    """Have the block of a cache that is gone leave the registry; its memory goes with the last array on it."""
+    if not is_over() and isinstance(known, _Known):
+        del _known[known.serial]
+        known.block.leave()
 
 
 def open_caches() -> list[tuple[int, SlabCache]]:
     """Return every open cache of the process with its number, in the order they were made."""
-    made = [(reference.key, reference()) for reference in _made.valuerefs()]
-    return [(serial, cache) for serial, cache in made if cache is not None and not cache.closed]
+    made = [(known.serial, known()) for known in list(_known.values())]
+    return [
+        (serial, cache) for serial, cache in made if cache is not None and hasattr(cache, "_numba_type_") and not cache.closed
+    ]
 
 
 @cached
