@@ -76,18 +76,13 @@ def staggered(serial: Any) -> tuple[Any, Any, Any]:
     The same rows of many caches would fall into the same sets of the CPU's caches.  The same goes for slot 0 and its
     generation: two lines of one set can exclude each other (AMD's way prediction: 22 ns a pair, not 2.5).
     """
-    return (
-        serial * 5 * layout.LINE % layout.STAGGER,
-        serial * 11 % 32 * layout.LINE,
-        (17 + serial * 3 % 8) * layout.LINE,
-    )
+    control = (layout.FIRST_ROWS + serial * 5 % layout.STAGGERS) * layout.LINE
+    return control, serial * 11 % 32 * layout.LINE, control + CONTROL.itemsize
 
 
-def eager_end(offset: dict[str, int]) -> int:
-    """Return where in a cache with one array set ends what is usable from the start: all metadata of a small one."""
-    if offset["records"] <= EAGER_BYTES:
-        return offset["records"]
-    return offset["control"] + layout.round_up(CONTROL.itemsize + layout.STAGGER, _os.page_bytes)
+def head_end(offset: dict[str, int]) -> int:
+    """Return where in a cache with one array set the pages of its control block end."""
+    return offset["control"] + layout.round_up(layout.HEAD_BYTES, _os.page_bytes)
 
 
 class Block:
@@ -167,9 +162,11 @@ class Block:
         slots = self.leave() << self.geometry.shift
         if slots < 0:
             return
-        words, records = self.geometry.offset["words"], self.geometry.offset["records"]
-        if not _os.drop(self._base + words, self.geometry.total - words) and slots > 0:  # no generation may stay odd
-            self.bytes[words : min(words + 4 * slots + _os.page_bytes, records)] = 0
+        offset, words = self.geometry.offset, int(self.control["words"][0]) - self._base
+        first = head_end(offset) if self.geometry.nodes == 1 else offset["words"]
+        end = words if _os.drop(self._base + first, self.geometry.total - first) else words + 4 * slots
+        if slots > 0:
+            self.bytes[words : min(max(first, end), offset["records"])] = 0  # no generation may stay odd
 
     def leave(self) -> int:
         """Have the cache refuse everything and leave the registry; returns the slabs that were usable, NIL: it had left."""
@@ -228,12 +225,13 @@ class NewBlock(Block):
                 )
             this_process().heaps_are_wiped &= _os.wipe_on_fork(self._base, offset["template"])
             return
-        eager = eager_end(offset)
-        if not _os.make_usable(self._base, eager):
-            raise CacheFullError(f"the system gives no {eager} bytes for the metadata of a cache")
-        n_words = offset["records"] - offset["words"]
-        if eager < offset["words"] and not _os.make_readable(self._base + offset["words"], n_words):
-            raise CacheFullError(f"the system lets {n_words} bytes of generations not be read")  # a handle may name any slot
+        control, head, end = offset["control"], head_end(offset), offset["records"]
+        is_eager = end <= EAGER_BYTES
+        for first, n in ((0, end),) if is_eager else ((0, offset["bits"]), (control, head - control)):
+            if not _os.make_usable(self._base + first, n):
+                raise CacheFullError(f"the system gives no {n} bytes for the metadata of a cache")
+        if not is_eager and not _os.make_readable(self._base + head, end - head):  # a handle may name any slot
+            raise CacheFullError(f"the system lets {end - head} bytes of generations not be read")
         this_process().heaps_are_wiped &= _os.wipe_on_fork(self._base, offset["template"])
 
     def _fill(self, place: ClassPlace, words: int, start: int, colouring: bool, template: bytes | None) -> None:
@@ -282,11 +280,12 @@ class NewBlock(Block):
         for number, control in enumerate(self.control):
             first_slot = number << sizes.node_shift if number else 0
             first = first_slot >> sizes.shift
-            rows = self._base + sizes.offset["slabs"] + number * row_bytes if sizes.nodes > 1 else self.address + CONTROL.itemsize
+            rows = self._base + sizes.offset["slabs"] + number * row_bytes
+            end_rows = rows + row_bytes if sizes.nodes > 1 else self.address
             bits = self._base + sizes.offset["bits"] + number * bit_bytes
             control["node"] = number
             control["first_slab"], control["first_slot"] = first, first_slot
-            control["slabs"] = rows - first * layout.SLAB.itemsize  # indexed by the slab's number in the cache
+            control["slabs"] = end_rows + (first - 1) * layout.SLAB.itemsize  # indexed by the slab's number in the cache
             control["bits"] = bits - first_slot // layout.BLOCK * 8
             control["own_heaps"], control["own_step"] = control["heaps"], control["heap_step"]
             if sizes.nodes > 1:
@@ -297,7 +296,7 @@ class NewBlock(Block):
             control["max_slabs"] = first + sizes.max_slabs
             control["committed"] = first + sizes.max_slabs if everything_usable else first
             if sizes.nodes == 1:  # heaps stay with their threads
-                numa.bind(self._base + sizes.offset["control"], sizes.total - sizes.offset["control"], self.placement, 0)
+                numa.bind(self._base + sizes.offset["bits"], sizes.total - sizes.offset["bits"], self.placement, 0)
                 continue
             records, n_slots = int(control["records"]) + first_slot * sizes.stride, sizes.max_slabs << sizes.shift
             for start, n in (

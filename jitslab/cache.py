@@ -734,7 +734,7 @@ class SlabCache(_Base, Generic[R]):
     def _row(self, i: int) -> Any:
         """Row of slab i."""
         control = self._block.control[i << self._block.geometry.shift >> self._block.geometry.node_shift]
-        at = int(control["slabs"]) - int(self._block.bytes.ctypes.data) + i * layout.SLAB.itemsize
+        at = int(control["slabs"]) - int(self._block.bytes.ctypes.data) - i * layout.SLAB.itemsize
         return self._block.bytes[at : at + layout.SLAB.itemsize].view(layout.SLAB)[0]
 
     def _sets(self) -> list[int]:

@@ -7,7 +7,6 @@ class's control block and finds none.
 
 from __future__ import annotations
 
-from . import _os
 from ._native import (
     Entry,
     call_table,
@@ -36,9 +35,8 @@ from .rawlayout import (
     P_CONTROL,
     P_INTERVAL_END,
     P_READABLE,
-    P_SCRATCH,
+    P_START,
     P_USABLE,
-    P_WORDS,
     PLAN_BYTES,
     PLANS,
     ROWS,
@@ -49,7 +47,6 @@ from .rawlayout import (
 from .slab import C_HEADS, C_LOCK, C_TAILS, lock_word
 
 C_PROCESS = C["process"] // 8
-page_bytes = _os.page_bytes
 
 
 @kernel
@@ -89,9 +86,8 @@ def open_class(s: int, row: int) -> int:
 @kernel
 def make_usable(plan: int) -> bool:
     """Make usable what a cache needs from the start, and let all its generations be read; whether the system granted it."""
-    n = load8(plan, P_READABLE)
-    words = load8(plan, P_WORDS) & -page_bytes
-    return commit(load8(plan, P_SCRATCH), load8(plan, P_USABLE)) and (n == 0 or let_read(words, n))
+    start, n, n_read = load8(plan, P_START), load8(plan, P_USABLE), load8(plan, P_READABLE)
+    return commit(start, n) and (n_read == 0 or let_read(start + n, n_read))
 
 
 @kernel

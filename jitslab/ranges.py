@@ -15,12 +15,10 @@ import numpy.typing as npt
 
 from . import numa
 from ._os import Reservation, page_bytes
-from .block import Block, ClassPlace, eager_end, first_cycle, serials, staggered
-from .layout import CONTROL, NO_INIT, Geometry, geometry
+from .block import EAGER_BYTES, Block, ClassPlace, first_cycle, head_end, serials, staggered
+from .layout import NO_INIT, PAGE, SLAB, Geometry, geometry
 from .process import close_caches_in, this_process
-from .rawlayout import CLASS, PLAN
-
-ADDRESSES = ("words", "records", "bits", "slabs", "scratch", "template")  # fields of a plan that are addresses
+from .rawlayout import CLASS, LARGER_SCRATCH, PLAN, SCRATCH
 
 
 class Wanted(NamedTuple):
@@ -48,7 +46,7 @@ def dtype_of(high: int) -> np.dtype[Any]:
 
 def geometry_of(high: int, capacity: int, is_aligned: bool) -> Geometry:
     """Return the geometry of a class with one array set."""
-    return geometry(dtype_of(high), capacity, not is_aligned, page_bytes, has_heaps=False)
+    return geometry(dtype_of(high), capacity, not is_aligned, page_bytes, has_heaps=False, is_part=True)
 
 
 @lru_cache(maxsize=4)
@@ -58,17 +56,17 @@ def lay_out(wanted: tuple[Wanted, ...]) -> Layout:
     at = slot = 0
     for i, (each, plan) in enumerate(zip(wanted, plans, strict=True)):
         sizes = geometry_of(each.high, each.capacity, each.is_aligned)
-        offset, own, eager = sizes.offset, plan["own"], eager_end(sizes.offset)
-        is_eager = eager == offset["records"]
-        plan["control"] = at + offset["control"]
-        plan["usable"] = eager - offset["scratch"]
-        plan["readable"] = 0 if is_eager else offset["records"] - offset["words"]
-        own["slabs"] = plan["control"] + CONTROL.itemsize
-        own["template"] = at + offset["scratch"]
-        for region in ("scratch", "bits", "words", "records"):
+        offset, own = sizes.offset, plan["own"]
+        is_eager = offset["records"] <= EAGER_BYTES
+        start = 0 if is_eager else offset["control"]
+        end = offset["records"] if is_eager else head_end(offset)
+        plan["control"], plan["start"], plan["usable"] = at + offset["control"], at + start, end - start
+        plan["readable"] = offset["records"] - end
+        for region in ("bits", "words", "records"):
             own[region] = at + offset[region]
-        for field in ("stride", "itemsize", "shift", "max_slabs", "capacity", "rounds", "scratch_step"):
+        for field in ("stride", "itemsize", "shift", "max_slabs", "capacity", "rounds"):
             own[field] = getattr(sizes, field)
+        own["scratch_step"] = PAGE if sizes.scratch_step else 0
         own["colours"], own["init"] = int(not each.is_aligned), NO_INIT
         end = slot + sizes.slots
         rows[i] = (slot, sizes.stride, 0, end, each.low, each.high, int(each.is_aligned), 0)
@@ -95,17 +93,19 @@ class ClassRange:
         self._memory = np.asarray(memory)
         numa.bind(self._base, self._memory.size, placement, 0)
 
-    def plans(self, interval_end: int) -> npt.NDArray[np.void]:
+    def plans(self, interval_end: int, allocator: int) -> npt.NDArray[np.void]:
         """Return the plans of the classes, with places of their own in the CPU's caches, and cycles of their own."""
         plans = self._layout.plans.copy()
         numbers = np.array([next(serials) for _ in self.rows])
         control, _, words = staggered(numbers)
         own = plans["own"]
-        for field in ADDRESSES:
-            own[field] += self._base
+        plans["start"] += self._base
         plans["control"] += self._base + control
-        own["slabs"] += control
-        own["words"] += words
+        own["slabs"] = plans["control"] - SLAB.itemsize
+        own["words"] += self._base + words
+        own["bits"] += self._base
+        own["records"] += self._base
+        own["scratch"] = own["template"] = allocator + np.where(own["scratch_step"] > 0, SCRATCH, LARGER_SCRATCH)
         own["start"] = [2 * first_cycle(number) for number in numbers.tolist()]
         plans["interval_end"] = interval_end
         return plans
@@ -121,7 +121,7 @@ class ClassRange:
         """Return the block of a class that was opened by its plan."""
         own, high = plan["own"], int(row["high"])
         sizes = geometry_of(high, int(own["capacity"]), bool(row["is_aligned"]))
-        start = int(own["scratch"]) - sizes.offset["scratch"] - self._base
+        start = int(own["bits"]) - sizes.offset["bits"] - self._base
         memory = self._memory[start : start + sizes.total]
         return Block(memory, sizes, dtype_of(high), self._placement, int(row["control"]), int(own["words"]), place)
 

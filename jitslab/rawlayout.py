@@ -39,12 +39,13 @@ OWN_BYTES = C["process"]  # what a control block begins with: the fields that ar
 OWN_FIELDS = [(name, "i8") for name in C if C[name] < OWN_BYTES]
 PLAN = record(
     # Frozen: how a class is opened.
-    ("control", "i8"),  # where its control block is to be; the slab rows follow it
-    ("usable", "i8"),  # bytes to make usable, from the scratch records on
-    ("readable", "i8"),  # bytes of generations to make readable, 0: they are usable
+    ("control", "i8"),  # where its control block is to be
+    ("start", "i8"),  # from where on memory is made usable
+    ("usable", "i8"),  # bytes of that
+    ("readable", "i8"),  # bytes of generations after it to make readable, 0: they are usable
     ("interval_end", "i8"),  # ticks at which the first interval of the working set ends
     ("own", OWN_FIELDS),  # of the control block
-    ("pad", "i8", (3,)),
+    ("pad", "i8", (2,)),
 )
 SIZES = record(
     ("f_allocate", "i8"),  # entry points of the slow paths
@@ -85,9 +86,10 @@ F_ALLOCATE, F_FREE, F_ADDRESS, F_REALLOC, F_SCRATCH, F_OPEN = (
 K_BASE, K_STRIDE, K_CONTROL, K_END, K_LOW, K_HIGH, K_ALIGNED = (
     K[name] // 8 for name in ("base", "stride", "control", "end", "low", "high", "is_aligned")
 )
-P_CONTROL, P_USABLE, P_READABLE, P_INTERVAL_END = (P[name] // 8 for name in ("control", "usable", "readable", "interval_end"))
+P_CONTROL, P_START, P_USABLE, P_READABLE, P_INTERVAL_END = (
+    P[name] // 8 for name in ("control", "start", "usable", "readable", "interval_end")
+)
 AT_OWN = P["own"]
-P_SCRATCH, P_WORDS = ((AT_OWN + C[name]) // 8 for name in ("scratch", "words"))
 L_ADDRESS, L_BYTES, L_ASKED, L_HOLD = (L[name] // 8 for name in ("address", "bytes", "asked", "hold"))
 AT_HOLD, AT_LARGE_BYTES, AT_MASK, AT_SCRATCH, AT_PARKED, AT_PARKED_BYTES, AT_HAND = (
     L["hold"],
@@ -103,7 +105,9 @@ ROWS_AT = ROWS + MAX_CLASSES * CLASS_BYTES  # u1 a place: the row of a size
 MAP = ROWS_AT + round_up(PLACES, LINE)  # u2 a place: lines from a thread's first heap to the size's; 0 while sizes are counted
 COUNTS = MAP + round_up(2 * PLACES, LINE)  # i8 a size: how often it was asked for
 PLANS = COUNTS + 8 * (LARGEST + LINE)  # of the classes, by row
-HEAPS_AT = round_up(PLANS + MAX_CLASSES * PLAN_BYTES, 64 * 1024)  # the heaps: those of a thread side by side, one a row
+SCRATCH = round_up(PLANS + MAX_CLASSES * PLAN_BYTES, PAGE)  # scratch records: a page for each heap, of classes up to that size
+LARGER_SCRATCH = SCRATCH + HEAP_ROWS * PAGE  # of larger classes, which share it
+HEAPS_AT = round_up(LARGER_SCRATCH + 2 * LARGEST, 64 * 1024)  # the heaps: those of a thread side by side, one a row
 HEAP_LINES = HEAP_BYTES // LINE
 THREAD_BYTES = MAX_CLASSES * HEAP_BYTES
 SIZES_BYTES = HEAPS_AT + HEAP_ROWS * THREAD_BYTES

@@ -233,8 +233,8 @@ class SizeClasses(_Base):
     of what is given out was not asked for.  Addresses are multiples of 16, of tuned classes of 8, or of `align`.  Larger
     memory is pages of its own: some microseconds.  All else costs O(1): some 2 ns in compiled code.
 
-    An allocator takes 0.5 ms to make, and 80 KiB.  A class is opened when it is first used, by compiled code or Python: that
-    takes some 10 us and two or three pages besides its records', and is seen from Python, at its first use there, in 50 us.
+    An allocator takes 0.5 ms to make, and 75 KiB.  A class is opened when it is first used, by compiled code or Python: that
+    takes some 10 us and one or two pages besides its records', and is seen from Python, at its first use there, in 50 us.
 
     Examples
     --------
@@ -618,7 +618,7 @@ class SizeClasses(_Base):
         first = len(self._caches)
         rows = range(first, first + len(wanted))
         shared = ClassRange(rows, wanted, self._placement)
-        self._parts.plans[first : rows.stop] = shared.plans(NEVER if self._of_caches["keep_empty"] else 0)
+        self._parts.plans[first : rows.stop] = shared.plans(NEVER if self._of_caches["keep_empty"] else 0, self._address)
         self._rows[first : rows.stop] = shared.class_rows(self._free_slots()[0])
         self._parts.ranges.append(shared)
         self._bases += self._rows["base"][first : rows.stop].tolist()

@@ -81,7 +81,7 @@ assert ROW == LINE
 @kernel
 def slab_at(c: int, i: int) -> Any:
     """Row of slab `i`."""
-    return slab_view(frozen(c, C_SLABS) + i * ROW)
+    return slab_view(frozen(c, C_SLABS) - i * ROW)
 
 
 @kernel
@@ -407,7 +407,7 @@ def put_slots(c: int, source: int, count: int) -> None:
             if j + AHEAD < count:
                 ahead = int64(slots[j + AHEAD])
                 prefetch_write(frozen(c, C_BITS) + (ahead >> 6 << 3))
-                prefetch_write(frozen(c, C_SLABS) + (ahead >> control_at(c).shift) * ROW)
+                prefetch_write(frozen(c, C_SLABS) - (ahead >> control_at(c).shift) * ROW)
         if slot >> shift != key:
             given += put_block(c, key << shift >> 6, mask)
             key, mask = slot >> shift, int64(0)
@@ -425,8 +425,9 @@ def commit_slabs(c: int, n_slabs: int) -> bool:
     """Make the memory of the first n slabs usable; whether the system granted it."""
     control = control_at(c)
     slots = n_slabs << control.shift
+    rows = (control.slabs - n_slabs * ROW) & -page_bytes
     return (
-        commit(control.slabs & -page_bytes, n_slabs * ROW + page_bytes)
+        commit(rows, control.slabs + ROW - rows)
         and commit(control.bits, (slots + BLOCK - 1) // BLOCK * 8)
         and commit(control.words & -page_bytes, (slots + BLOCK) * 4 + page_bytes)
         and commit(control.records, slots * control.stride)

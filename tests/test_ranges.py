@@ -13,7 +13,7 @@ from numba import njit
 from worker import Worker
 
 import jitslab
-from jitslab import NULL, _os, classes
+from jitslab import NULL, _os, classes, layout
 from jitslab.process import close_caches_in, this_process
 from jitslab.sizes import SizeClasses
 
@@ -97,8 +97,9 @@ def test_classes_start_on_lines_and_cycles_of_their_own():
     with SizeClasses("apart") as memory:
         plans = memory._parts.plans[1 : int(memory._block["n_rows"])]
 
-        assert len(set((plans["control"] % 4096).tolist())) > 20
-        assert len(set((plans["own"]["words"] % 4096).tolist())) == 8
+        assert len(set((plans["control"] % 4096).tolist())) == 16
+        assert len(set((plans["own"]["words"] % 4096).tolist())) == 16
+        assert (plans["own"]["words"] % 4096 >= 17 * 64).all()
         assert len(set(plans["own"]["start"].tolist())) == len(plans)
 
 
@@ -107,11 +108,15 @@ def test_parts_of_a_range_do_not_overlap():
     with SizeClasses("parts") as memory:
         plans = memory._parts.plans[1 : int(memory._block["n_rows"])]
         own = plans["own"]
-        starts = [own["scratch"], plans["control"], own["slabs"], own["bits"], own["words"], own["records"]]
-        ends = own["records"] + (own["max_slabs"] << own["shift"]) * own["stride"]
+        slots = own["max_slabs"] << own["shift"]
+        first_row = own["slabs"] - (own["max_slabs"] - 1) * layout.SLAB.itemsize
+        starts = [own["bits"], first_row, plans["control"], own["words"], own["records"]]
+        ends = [own["bits"] + slots // 8, own["slabs"] + layout.SLAB.itemsize]
+        ends += [plans["control"] + layout.CONTROL.itemsize, own["words"] + 4 * slots, own["records"] + slots * own["stride"]]
 
-        assert (np.diff(np.array(starts), axis=0) > 0).all()
-        assert (ends[:-1] <= own["scratch"][1:]).all()
+        for end, start in zip(ends, starts[1:], strict=False):
+            assert (end <= start).all()
+        assert (ends[-1][:-1] <= own["bits"][1:]).all()
 
 
 # --- Opened by compiled code ---
