@@ -82,6 +82,21 @@ def test_class_costs_nothing_until_it_is_used():
             assert (opened(memory), seen(memory)) == ([64], [64])
 
 
+@LINUX
+def test_three_hundred_allocators_fit():
+    """Each takes less of the address space than the ones before it; in all of them every class holds a GiB."""
+    run(
+        "import jitslab\n"
+        "all = [jitslab.SlabAllocator(f'a{i}') for i in range(300)]\n"
+        "for a in (all[0], all[-1]):\n"
+        "    ptrs = [a.allocate(n) for n in (64, 5000, 1 << 20)]\n"
+        "    assert len(a) == 3\n"
+        "    cache = a._cache(4)\n"
+        "    assert cache.capacity * 64 >= 1 << 30\n"
+        "print('ok')\n"
+    )
+
+
 def test_caches_of_classes_are_listed_nowhere():
     """They are the allocator's."""
     with jitslab.SlabAllocator("hidden") as memory:
