@@ -30,6 +30,7 @@ from kernels import LAP, SPAN
 from measure import Case, Figure, Row, Sizes, Table, speed_ratio
 
 SIDES = ("malloc", "jitslab")
+LAST_STEPS = 0.02  # seconds: a thread that was joined gives its magazines back in its last steps
 HOLES, CACHED = 10_000, 1_000  # most that are filled before neighbours come; what a thread takes of its cache
 CAPACITY = 1 << 21  # records of a cache: reserved, not used
 NO_LAPS = np.empty(0, np.int64)
@@ -486,6 +487,7 @@ def memory_of(kernel: Kernel, side: str, threads: int, scale: float) -> dict[str
     ready.checked()
     most, settled = peak.memory_now("VmHWM"), peak.memory_now("VmRSS")
     ready.team.close()
+    time.sleep(LAST_STEPS)
     ready.shrink()
     trimmed = peak.memory_now("VmRSS")
     ready.close()

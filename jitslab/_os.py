@@ -49,11 +49,18 @@ class Reservation:
 
     NumPy sees it as an array of bytes, ``np.asarray(reservation)``, that keeps it alive.
 
+    Attributes
+    ----------
+    address : int
+        Of its first byte.
+
     Raises
     ------
     CacheFullError
         If the address space, or its limit (RLIMIT_AS), does not hold it.
     """
+
+    __slots__ = ("_memory", "address")
 
     def __init__(self, n: int, *, usable: bool = False) -> None:
         try:
@@ -64,9 +71,13 @@ class Reservation:
                 memory = mmap.mmap(-1, n)
         except (OSError, OverflowError, ValueError) as error:
             raise CacheFullError(f"cannot reserve {n} bytes of address space: {error}") from error
-        self._memory = np.frombuffer(memory, np.uint8)  # read-only where nothing is usable yet
-        self.address = int(self._memory.ctypes.data)
-        self.__array_interface__ = {"shape": (n,), "typestr": "|u1", "data": (self.address, False), "version": 3}
+        self._memory = memory
+        self.address = int(np.frombuffer(memory, np.uint8).ctypes.data)
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """As NumPy asks for it: to be written to, though nothing may be usable yet."""
+        return {"shape": (len(self._memory),), "typestr": "|u1", "data": (self.address, False), "version": 3}
 
 
 def address_space_left() -> int:
@@ -195,6 +206,11 @@ if CAN_GROW:
         return _mprotect(address, n, PROT_RW) == 0  # type: ignore[no-any-return]  # a C function has no types
 
     @kernel
+    def let_read(address: int, n: int) -> bool:
+        """Make n bytes from a page-aligned address readable, as `make_readable` does; whether the system granted it."""
+        return _mprotect(address, n, PROT_READ) == 0  # type: ignore[no-any-return]  # a C function has no types
+
+    @kernel
     def give_back(address: int, n: int) -> None:
         """Give back the memory of n bytes, whole pages both; they read as zeros or as before."""
         _madvise(address, n, _advice)
@@ -209,6 +225,11 @@ else:
 
     @kernel
     def commit(address: int, n: int) -> bool:
+        """All is usable from the start."""
+        return True
+
+    @kernel
+    def let_read(address: int, n: int) -> bool:
         """All is usable from the start."""
         return True
 

@@ -440,18 +440,11 @@ class SlabAllocator(SizeClasses):
         """Return the open caches of records."""
         return [cache for cache in list(self._own) if not cache.closed]
 
-    def _raw_caches(self) -> list[SlabCache]:
-        """Return the caches of raw memory: of the size classes, and of what is larger."""
-        return [cache for cache in (*self._caches, self._parts.large) if cache is not None]
-
     def _count_raw(self) -> list[LiveCache]:
         """Count what is live of raw memory, class by class."""
-        parts = [
-            (cache, base, f"{cache.dtype.itemsize} bytes")
-            for cache, base in zip(self._caches, self._bases, strict=False)
-            if cache is not None
+        found = [
+            live_in(self._name, cache, f"{cache.dtype.itemsize} bytes", self._bases[row]) for row, cache in self._open_caches()
         ]
-        found = [live_in(self._name, cache, what, base) for cache, base, what in parts]
         large = live_in(self._name, self._parts.large, "larger memory", int(self._block["large_base"]))
         return [*found, replace(large, bytes=int(self._block["large_bytes"]))]
 

@@ -2,13 +2,14 @@
 The memory of one cache: its reservation, and the control block filled in.
 
 Above `entry`, below `cache`.  The control block is where kernels start: whatever holds its address must keep the `Block`, or an
-array of its `bytes`.
+array of its `bytes`.  A `Block` is what Python sees of that memory, a `NewBlock` is one that lays it out.
 """
 
 from __future__ import annotations
 
 import itertools
 import secrets
+from functools import cache as cached
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +22,9 @@ from .layout import CONTROL, NIL, NO_INIT, TEMPLATE, Geometry
 from .process import close_cache, this_process
 
 EAGER_BYTES = 2 << 20  # metadata up to this is made usable at once, so that a small cache has few mappings
+STAGGERED = ("control", "heaps", "words")  # regions, in the order of `staggered`
 
-_serials = itertools.count()
+serials = itertools.count()  # of all caches of the process
 _process_random = secrets.randbits(layout.START_BITS)
 
 
@@ -30,6 +32,12 @@ def first_cycle(serial: int) -> int:
     """Return where a cache starts its cycles: each elsewhere, so that caches do not take each other's handles."""
     reversed_ = int(f"{serial:0{layout.START_BITS}b}"[::-1][: layout.START_BITS], 2)
     return (reversed_ ^ _process_random) or 1
+
+
+@cached
+def entry_points() -> dict[str, int]:
+    """Return the addresses of the slow paths, by field of the control block."""
+    return {field: entry.address for field, entry in TABLE.items()}
 
 
 class ClassPlace(NamedTuple):
@@ -61,27 +69,114 @@ def reserve(
             space //= 2
 
 
+def staggered(serial: Any) -> tuple[Any, Any, Any]:
+    """
+    Return how far into their regions the control block, the heaps and the generations of a cache start, by its number.
+
+    The same rows of many caches would fall into the same sets of the CPU's caches.  The same goes for slot 0 and its
+    generation: two lines of one set can exclude each other (AMD's way prediction: 22 ns a pair, not 2.5).
+    """
+    control = (layout.FIRST_ROWS + serial * 5 % layout.STAGGERS) * layout.LINE
+    return control, serial * 11 % 32 * layout.LINE, control + CONTROL.itemsize
+
+
+def head_end(offset: dict[str, int]) -> int:
+    """Return where in a cache with one array set the pages of its control block end."""
+    return offset["control"] + layout.round_up(layout.HEAD_BYTES, _os.page_bytes)
+
+
 class Block:
     """
-    Reservation and control block of one cache, entered in the process's registry.
+    Views of the memory of one cache, which is entered in the process's registry, and its end.
 
     Attributes
     ----------
     geometry : Geometry
         Sizes and offsets.
+    placement : Placement
+        Where the memory shall lie.
     address : int
         Of the control block.
     bytes : ndarray of uint8
-        The whole reservation; only what the control block says is usable may be touched.
+        All of the memory; only what the control block says is usable may be touched.
     control : ndarray of CONTROL, shape (n array sets,)
         The control block: a row for each array set.
+    control_words : memoryview of int64
+        The same, for quick looks.
     words : memoryview of uint32
         The generations.
     records : ndarray of the cache's dtype
         Every slot of the reservation.
-    first_cycle : int
-        The cycle that each slot starts with.
     """
+
+    __slots__ = (
+        "_base",
+        "_place",
+        "address",
+        "bytes",
+        "control",
+        "control_words",
+        "geometry",
+        "placement",
+        "records",
+        "words",
+    )
+    geometry: Geometry
+    placement: numa.Placement
+    bytes: npt.NDArray[np.uint8]
+    _base: int
+    _place: ClassPlace | None
+
+    def __init__(
+        self,
+        memory: npt.NDArray[np.uint8],
+        sizes: Geometry,
+        dtype: np.dtype[Any],
+        placement: numa.Placement,
+        control: int,
+        words: int,
+        place: ClassPlace,
+    ) -> None:
+        self.bytes, self.geometry, self.placement, self._place = memory, sizes, placement, place
+        self._base = int(memory.ctypes.data)
+        self._view(dtype, control - self._base, words - self._base)
+
+    def _view(self, dtype: np.dtype[Any], at_control: int, at_words: int) -> None:
+        """Make the views, from where in the memory the control block and the generations start."""
+        sizes = self.geometry
+        self.address = self._base + at_control
+        end_control = at_control + sizes.nodes * CONTROL.itemsize
+        data = self.bytes.data
+        self.control = self.bytes[at_control:end_control].view(CONTROL)
+        self.control_words = data[at_control:end_control].cast("q")
+        self.words = data[at_words : at_words + 4 * sizes.slots].cast("I")
+        self.records = np.ndarray((sizes.slots,), dtype, self.bytes, sizes.offset["records"], (sizes.stride,))
+
+    @property
+    def first_cycle(self) -> int:
+        """The cycle that each slot starts with."""
+        return int(self.control["start"][0]) >> 1
+
+    def close(self) -> None:
+        """Have the cache refuse everything from now on and give the memory back; the addresses stay mapped."""
+        slots = self.leave() << self.geometry.shift
+        if slots < 0:
+            return
+        offset, words = self.geometry.offset, int(self.control["words"][0]) - self._base
+        first = head_end(offset) if self.geometry.nodes == 1 else offset["words"]
+        end = words if _os.drop(self._base + first, self.geometry.total - first) else words + 4 * slots
+        if slots > 0:
+            self.bytes[words : min(max(first, end), offset["records"])] = 0  # no generation may stay odd
+
+    def leave(self) -> int:
+        """Have the cache refuse everything and leave the registry; returns the slabs that were usable, NIL: it had left."""
+        return close_cache(this_process().address, self.address)
+
+
+class NewBlock(Block):
+    """The block of a new cache, in a reservation of its own: laid out, filled in, and entered in the registry."""
+
+    __slots__ = ()
 
     def __init__(
         self,
@@ -99,22 +194,12 @@ class Block:
             if len(placement.sets) == 1 or placement.is_simulated:
                 raise
             self._reserve(dtype, capacity, colouring, placement.undivided())  # one set needs less
-        n_sets = self.geometry.nodes
-        serial = next(_serials)
-        self.first_cycle = first_cycle(serial)
-        sizes = self.geometry
-        # The same rows of many caches would fall into the same sets of the CPU's caches: stagger them.  The same goes for
-        # slot 0 and its generation: two lines of one set can exclude each other (AMD's way prediction: 22 ns a pair, not 2.5).
-        at_control = sizes.offset["control"] + serial * 5 * layout.LINE % layout.STAGGER
-        at_heaps = sizes.offset["heaps"] + serial * 11 % 32 * 64
-        at_words = sizes.offset["words"] + (17 + serial * 3 % 8) * 64
-        self.address = self._base + at_control
-        self.control = self.bytes[at_control : at_control + n_sets * CONTROL.itemsize].view(CONTROL)
-        self.words = self.bytes.data[at_words : at_words + 4 * sizes.slots].cast("I")
-        at_records = sizes.offset["records"]
-        self.records = np.ndarray((sizes.slots,), dtype, self.bytes, at_records, (sizes.stride,))
+        serial = next(serials)
+        offset, stagger = self.geometry.offset, staggered(serial)
+        at_control, at_heaps, at_words = (offset[region] + n for region, n in zip(STAGGERED, stagger, strict=True))
+        self._view(dtype, at_control, at_words)
         own = ClassPlace(self.bytes, self._base + at_heaps, layout.HEAP_BYTES, 0)
-        self._fill(place or own, self._base + at_words, colouring, template)
+        self._fill(place or own, self._base + at_words, 2 * first_cycle(serial), colouring, template)
         self._fill_sets(own)
         self.control["row"] = this_process().enter(self.address)
 
@@ -122,8 +207,8 @@ class Block:
         """Reserve the address range, for an array set on each node of the placement."""
         self.placement = placement
         self.geometry, memory = reserve(dtype, capacity, colouring, len(placement.sets), self._place is None)
-        self.bytes: npt.NDArray[np.uint8] = np.asarray(memory)
-        self._base = int(self.bytes.ctypes.data)
+        self.bytes = np.asarray(memory)
+        self._base = memory.address
         self._make_metadata_usable()
 
     def _make_metadata_usable(self) -> None:
@@ -140,21 +225,19 @@ class Block:
                 )
             this_process().heaps_are_wiped &= _os.wipe_on_fork(self._base, offset["template"])
             return
-        eager = offset["records"]
-        if eager > EAGER_BYTES:
-            eager = offset["control"] + layout.round_up(CONTROL.itemsize + layout.STAGGER, _os.page_bytes)
-        if not _os.make_usable(self._base, eager):
-            raise CacheFullError(f"the system gives no {eager} bytes for the metadata of a cache")
-        n_words = offset["records"] - offset["words"]
-        if eager < offset["words"] and not _os.make_readable(self._base + offset["words"], n_words):
-            raise CacheFullError(f"the system lets {n_words} bytes of generations not be read")  # a handle may name any slot
+        control, head, end = offset["control"], head_end(offset), offset["records"]
+        is_eager = end <= EAGER_BYTES
+        for first, n in ((0, end),) if is_eager else ((0, offset["bits"]), (control, head - control)):
+            if not _os.make_usable(self._base + first, n):
+                raise CacheFullError(f"the system gives no {n} bytes for the metadata of a cache")
+        if not is_eager and not _os.make_readable(self._base + head, end - head):  # a handle may name any slot
+            raise CacheFullError(f"the system lets {end - head} bytes of generations not be read")
         this_process().heaps_are_wiped &= _os.wipe_on_fork(self._base, offset["template"])
 
-    def _fill(self, place: ClassPlace, words: int, colouring: bool, template: bytes | None) -> None:
+    def _fill(self, place: ClassPlace, words: int, start: int, colouring: bool, template: bytes | None) -> None:
         """Fill the control block in."""
         sizes = self.geometry
-        values = {region: self._base + sizes.offset[region] for region in ("records", "scratch", "template")}
-        values |= {field: entry.address for field, entry in TABLE.items()}
+        values = entry_points() | {region: self._base + sizes.offset[region] for region in ("records", "scratch", "template")}
         values |= {
             "heaps": place.heaps,
             "heap_step": place.step,
@@ -170,16 +253,16 @@ class Block:
             "shift": sizes.shift,
             "capacity": sizes.capacity,
             "rounds": sizes.rounds,
-            "start": 2 * self.first_cycle,
+            "start": start,
             "colours": int(colouring),
             "init": NO_INIT if template is None else TEMPLATE,
             "scratch_step": sizes.scratch_step,
             "process": this_process().address,
-            "heads": NIL,
-            "tails": NIL,
         }
-        for field, value in values.items():
-            self.control[field] = value
+        for row in range(0, len(self.control_words), CONTROL.itemsize // 8):
+            for field, value in values.items():
+                self.control_words[row + layout.C[field] // 8] = value
+        self.control["heads"] = self.control["tails"] = NIL
         if template is not None:
             at = sizes.offset["template"]
             self.bytes[at : at + len(template)] = np.frombuffer(template, np.uint8)
@@ -197,11 +280,12 @@ class Block:
         for number, control in enumerate(self.control):
             first_slot = number << sizes.node_shift if number else 0
             first = first_slot >> sizes.shift
-            rows = self._base + sizes.offset["slabs"] + number * row_bytes if sizes.nodes > 1 else self.address + CONTROL.itemsize
+            rows = self._base + sizes.offset["slabs"] + number * row_bytes
+            end_rows = rows + row_bytes if sizes.nodes > 1 else self.address
             bits = self._base + sizes.offset["bits"] + number * bit_bytes
             control["node"] = number
             control["first_slab"], control["first_slot"] = first, first_slot
-            control["slabs"] = rows - first * layout.SLAB.itemsize  # indexed by the slab's number in the cache
+            control["slabs"] = end_rows + (first - 1) * layout.SLAB.itemsize  # indexed by the slab's number in the cache
             control["bits"] = bits - first_slot // layout.BLOCK * 8
             control["own_heaps"], control["own_step"] = control["heaps"], control["heap_step"]
             if sizes.nodes > 1:
@@ -212,7 +296,7 @@ class Block:
             control["max_slabs"] = first + sizes.max_slabs
             control["committed"] = first + sizes.max_slabs if everything_usable else first
             if sizes.nodes == 1:  # heaps stay with their threads
-                numa.bind(self._base + sizes.offset["control"], sizes.total - sizes.offset["control"], self.placement, 0)
+                numa.bind(self._base + sizes.offset["bits"], sizes.total - sizes.offset["bits"], self.placement, 0)
                 continue
             records, n_slots = int(control["records"]) + first_slot * sizes.stride, sizes.max_slabs << sizes.shift
             for start, n in (
@@ -224,16 +308,3 @@ class Block:
                 numa.bind(start, n, self.placement, number)
             beyond = layout.round_up(layout.HUGE_BYTES, page)
             _os.advise_huge_pages(records + beyond, n_slots * sizes.stride // page * page - beyond)
-
-    def close(self) -> None:
-        """Have the cache refuse everything from now on and give the memory back; the addresses stay mapped."""
-        slots = self.leave() << self.geometry.shift
-        if slots < 0:
-            return
-        words, records = self.geometry.offset["words"], self.geometry.offset["records"]
-        if not _os.drop(self._base + words, self.geometry.total - words) and slots > 0:  # no generation may stay odd
-            self.bytes[words : min(words + 4 * slots + _os.page_bytes, records)] = 0
-
-    def leave(self) -> int:
-        """Have the cache refuse everything and leave the registry; returns the slabs that were usable, NIL: it had left."""
-        return close_cache(this_process().address, self.address)

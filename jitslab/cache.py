@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache as cached
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _methods, _os, batch, layout, numa, recover, slab
-from .block import Block, ClassPlace
+from .block import Block, NewBlock
 from .cast import as_count, as_handles, as_integer, check_out, make_template, shown
 from .compiled import CacheType, cache_type
 from .declare import declared_class
@@ -188,34 +189,33 @@ class SlabCache(_Base, Generic[R]):
         if not isinstance(keep_empty, bool):
             raise CapacityError(f"keep_empty is True or False, got {keep_empty!r}")
         prepare()
-        self._name = name
-        self._dtype = layout.check_dtype(dtype)
-        self._declared = declared_class(dtype)
-        block = Block(
-            self._dtype,
+        own = layout.check_dtype(dtype)
+        block = NewBlock(
+            own,
             None if capacity is None else as_count(capacity, "capacity", 1),
             bool(colouring),
-            make_template(init, self._dtype),
+            make_template(init, own),
             numa.resolve(policy, strict, nodes),
-            self._class_place(),
         )
-        weakref.finalize(self, block.leave).atexit = False  # the memory goes with the last array on it
+        known = _Known(self, _leave)
+        known.block, known.serial = block, next(_serials)
+        _known[known.serial] = known
+        if keep_empty:
+            block.control["interval_end"] = NEVER
+        self._open(name, own, declared_class(dtype), block)
+
+    def _open(self, name: str, dtype: np.dtype[Any], declared: Any, block: Block) -> None:
+        """Be the cache that a block is of."""
+        self._name, self._dtype, self._declared = name, dtype, declared
         self._block = block
         self._address = block.address
         self._all, self._words = block.records, block.words
         self._columns: dict[tuple[str, ...], Any] = {}  # of sub-arrays, as guards ask for them
-        self._c = block.control.data.cast("B").cast("q")
+        self._c = block.control_words
         _control_slot.__set__(self, block.control)
-        if keep_empty:
-            block.control["interval_end"] = NEVER
         # Last: who has it is open.
         sizes = block.geometry
-        self._numba_type_: CacheType = cache_type(self._dtype, sizes.stride, int(block.control["init"][0]), sizes.nodes > 1)
-        _made[next(_serials)] = self
-
-    def _class_place(self) -> ClassPlace | None:
-        """Where the heaps are, of a size class."""
-        return None
+        self._numba_type_: CacheType = cache_type(dtype, sizes.stride, int(block.control["init"][0]), sizes.nodes > 1)
 
     # --- One record ---
 
@@ -734,7 +734,7 @@ class SlabCache(_Base, Generic[R]):
     def _row(self, i: int) -> Any:
         """Row of slab i."""
         control = self._block.control[i << self._block.geometry.shift >> self._block.geometry.node_shift]
-        at = int(control["slabs"]) - int(self._block.bytes.ctypes.data) + i * layout.SLAB.itemsize
+        at = int(control["slabs"]) - int(self._block.bytes.ctypes.data) - i * layout.SLAB.itemsize
         return self._block.bytes[at : at + layout.SLAB.itemsize].view(layout.SLAB)[0]
 
     def _sets(self) -> list[int]:
@@ -994,14 +994,31 @@ class SlabCache(_Base, Generic[R]):
         )
 
 
-_made: weakref.WeakValueDictionary[int, SlabCache] = weakref.WeakValueDictionary()
+class _Known(weakref.ref[SlabCache]):
+    """A cache of the process, and its block, which leaves the registry when the cache goes."""
+
+    __slots__ = ("block", "serial")
+    block: Block
+    serial: int
+
+
+_known: dict[int, _Known] = {}
 _serials = itertools.count(1)
+
+
+def _leave(known: weakref.ref[SlabCache], is_over: Callable[[], bool] = sys.is_finalizing) -> None:
+    """Have the block of a cache that is gone leave the registry; its memory goes with the last array on it."""
+    if not is_over() and isinstance(known, _Known):
+        del _known[known.serial]
+        known.block.leave()
 
 
 def open_caches() -> list[tuple[int, SlabCache]]:
     """Return every open cache of the process with its number, in the order they were made."""
-    made = [(reference.key, reference()) for reference in _made.valuerefs()]
-    return [(serial, cache) for serial, cache in made if cache is not None and not cache.closed]
+    made = [(known.serial, known()) for known in list(_known.values())]
+    return [
+        (serial, cache) for serial, cache in made if cache is not None and hasattr(cache, "_numba_type_") and not cache.closed
+    ]
 
 
 @cached

@@ -32,10 +32,12 @@ Read first: the words, the ladders, the data and the laws of a cache.
    cache's lock; under the registry's, the end of a thread may give empty slabs back to the system.
 
 6. Space
-   One reservation a cache: heaps | template, scratch | control block, slab rows | free bits | generations | records, each
-   part reserved for the largest size and made usable in steps.  Nothing ever moves.  Slot i of the cache is at
-   ``records + i * stride`` over all slabs.  The heaps of a size class are not its own: an allocator by size has those of all its
-   classes in one region, a thread's side by side (rawlayout).
+   One reservation a cache: heaps | template, scratch | free bits | slab rows, control block, generations | records, each
+   part reserved for the largest size and made usable in steps.  Nothing ever moves.  The slab rows grow downwards: so the first
+   of them share a page with the control block and the first generations.  Slot i of the cache is at
+   ``records + i * stride`` over all slabs.  The size classes of an allocator share one: each has its part of it, laid out as
+   this but for heaps and scratch, and is opened in it when it is first used (opening).  The heaps of all classes lie in one
+   region, a thread's side by side (rawlayout).
 
 7. Nodes
    On a machine with several NUMA nodes a cache has one *array set* for each: a CONTROL row, and the slabs whose slots
@@ -67,6 +69,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +132,7 @@ CONTROL = record(
     ("words", "i8"),  # address of the generations, u4 a slot
     ("records", "i8"),  # address of slot 0
     ("bits", "i8"),  # address of the free bits, one a slot, in words of 64
-    ("slabs", "i8"),  # address of the slab rows
+    ("slabs", "i8"),  # address of the row of slab 0; the others are before it
     ("scratch", "i8"),  # address of the scratch records that refused handles are answered with
     ("template", "i8"),  # address of the record that is copied into a new one
     ("stride", "i8"),  # bytes from slot to slot
@@ -249,7 +252,10 @@ assert HEAP.itemsize == 2 * LINE
 
 MAGAZINE = HEAP.itemsize  # offset of a heap's magazine
 HEAP_BYTES = (MAGAZINE + 4 * ROUNDS) | LINE  # an odd number of lines: equal tops of two heaps fall into different sets
-STAGGER = 32 * LINE  # the control blocks of caches start on different lines, up to this far into their region
+FIRST_ROWS = 8  # slab rows, at least, that share the page of the control block
+STAGGERS = 16  # lines that the control blocks of caches start on
+STAGGER = (FIRST_ROWS + STAGGERS) * LINE  # the last of them
+HEAD_BYTES = STAGGER + CONTROL.itemsize  # what is usable, from a page border on, of the region of a cache's control block
 MAX_ROWS = 1 << 20  # caches open at once in one process
 
 
@@ -281,6 +287,7 @@ SOURCES = (
     "_pages.py",
     "rawlayout.py",
     "large.py",
+    "opening.py",
     "raw.py",
     "sizetype.py",
 )
@@ -290,9 +297,9 @@ SOURCE_HASH = hashlib.sha256(b"".join((Path(__file__).parent / f).read_bytes() f
 # --- Geometry ---
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Geometry:
-    """Sizes of one cache: all from the dtype, the capacity and whether it is coloured."""
+    """Sizes of one cache, shared by those laid out alike: all from the dtype, the capacity and whether it is coloured."""
 
     itemsize: int
     stride: int
@@ -319,8 +326,12 @@ def record_stride(dtype: np.dtype[Any], colouring: bool) -> int:
     A stride of 1 KiB or more that is a multiple of 256 bytes puts the first lines of the records into a quarter of
     the cache's sets or fewer; an odd number of lines uses them all.
     """
-    align = max(1, dtype.alignment)
-    stride = -(-dtype.itemsize // align) * align
+    return stride_of(dtype.itemsize, max(1, dtype.alignment), colouring)
+
+
+def stride_of(itemsize: int, align: int, colouring: bool) -> int:
+    """Return `record_stride` of a dtype of such a size and alignment."""
+    stride = round_up(itemsize, align)
     if colouring and stride >= 1024 and stride % 256 == 0:
         stride += LINE if LINE % align == 0 else align
     return stride
@@ -344,7 +355,23 @@ def check_dtype(value: Any) -> np.dtype[Any]:
         if offset < end:
             raise LayoutError(f"fields overlap at byte {offset} ({name!r})")
         end = offset + field.itemsize
-    return copy.deepcopy(dtype)  # its names can be assigned: not those of a cache, by way of the caller's dtype
+    return own_copy(dtype)
+
+
+def own_copy(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Copy a dtype: its names can be assigned, and those of a cache are not to be, by way of the caller's dtype."""
+    if has_titles(dtype):
+        return copy.deepcopy(dtype)
+    return dtype.newbyteorder("|")  # the order stays; a copy by NumPy itself, in 0.2 us instead of 20 to 100, but without titles
+
+
+def has_titles(dtype: np.dtype[Any]) -> bool:
+    """Whether a field, at any depth, has a title, by which it is found as by its name."""
+    if dtype.subdtype is not None:
+        return has_titles(dtype.base)
+    if dtype.names is None or dtype.fields is None:
+        return False
+    return len(dtype.fields) != len(dtype.names) or any(has_titles(dtype[name]) for name in dtype.names)
 
 
 def round_up(n: int, to: int) -> int:
@@ -352,14 +379,35 @@ def round_up(n: int, to: int) -> int:
     return -(-n // to) * to
 
 
-def geometry(dtype: np.dtype[Any], capacity: int, colouring: bool, page: int, nodes: int = 1, has_heaps: bool = True) -> Geometry:
+def geometry(
+    dtype: np.dtype[Any],
+    capacity: int,
+    colouring: bool,
+    page: int,
+    nodes: int = 1,
+    has_heaps: bool = True,
+    is_part: bool = False,
+) -> Geometry:
     """
-    Lay out one cache; with the heaps of threads, or without: those of a size class lie among its allocator's.
+    Lay out one cache.
+
+    With the heaps of threads, or without: those of a size class lie among its allocator's.  A part of a range that several
+    classes share has no scratch records, either.
+    """
+    return lay_out(dtype.itemsize, max(1, dtype.alignment), capacity, colouring, page, nodes, has_heaps, is_part)
+
+
+@lru_cache(maxsize=128)
+def lay_out(
+    itemsize: int, align: int, capacity: int, colouring: bool, page: int, nodes: int, has_heaps: bool, is_part: bool
+) -> Geometry:
+    """
+    Return the `geometry` of a dtype of such a size and alignment.
 
     Each node's range alone holds the capacity.  The reservation is larger than the capacity, so that slots parked in other
     threads' magazines, and retired ones, do not make `alloc` fail before `capacity` records are live.
     """
-    stride = record_stride(dtype, colouring)
+    stride = stride_of(itemsize, align, colouring)
     shift = min(max(round(np.log2(SLAB_BYTES / stride)), 0), MAX_SLAB_SHIFT)
     rounds = min(max(ROUNDS_BYTES // stride, 1), ROUNDS)
     slots = min(capacity + HEAPS * rounds, MAX_SLOTS)
@@ -376,19 +424,19 @@ def geometry(dtype: np.dtype[Any], capacity: int, colouring: bool, page: int, no
         raise CapacityError(f"{capacity} records{where} are more than the 2**32 slots of a cache")
     scratch = round_up(stride, LINE)
     scratch_step = scratch if scratch <= PAGE else 0
-    rows = max_slabs * SLAB.itemsize  # of one set they follow its control block: the first ones share its page
     offset, at = {}, 0
+    n_heaps = (int(has_heaps) + (0 if nodes == 1 else nodes)) * HEAP_ROWS
     for name, size in (
-        ("heaps", (int(has_heaps) + (0 if nodes == 1 else nodes)) * HEAP_ROWS * HEAP_BYTES + page),
-        ("template", scratch),
-        ("scratch", HEAP_ROWS * scratch_step if scratch_step else scratch),
+        ("heaps", n_heaps * HEAP_BYTES + page if n_heaps else 0),
+        ("template", 0 if is_part else scratch),
+        ("scratch", 0 if is_part else HEAP_ROWS * scratch_step if scratch_step else scratch),
         ("cpus", 0 if nodes == 1 else CPUS),
-        ("control", nodes * CONTROL.itemsize + STAGGER + (rows if nodes == 1 else 0)),
-        ("slabs", 0 if nodes == 1 else nodes * round_up(rows, page)),
         ("bits", nodes * round_up(-(-(max_slabs << shift) // BLOCK) * 8, page)),
+        ("slabs", nodes * round_up(max_slabs * SLAB.itemsize, page)),
+        ("control", 0 if nodes == 1 else STAGGER + nodes * CONTROL.itemsize),  # of one set: on the first page of the words
         ("words", n_slots * 4 + BLOCK * 4 + page),
         ("records", n_slots * stride),
     ):
         offset[name] = at
         at = round_up(at + size, page)
-    return Geometry(dtype.itemsize, stride, shift, capacity, max_slabs, rounds, nodes, node_shift, scratch_step, offset, at)
+    return Geometry(itemsize, stride, shift, capacity, max_slabs, rounds, nodes, node_shift, scratch_step, offset, at)

@@ -175,7 +175,7 @@ def resolve(policy: Any, strict: Any, simulated: Any) -> Placement:
         for number in wish:
             _check_node(number, machine)
     if len(machine) == 1:
-        return Placement((machine[0].id,))
+        return _on(machine[0].id)
     if wish == "local":
         return _place_locally(machine, _os.MPOL_BIND if strict else _os.MPOL_PREFERRED)
     chosen = tuple(node.id for node in machine) if wish == "interleave" else wish
@@ -208,6 +208,12 @@ def _check_node(number: int, machine: tuple[NumaNode, ...]) -> None:
     usable = ", ".join(str(node.id) for node in machine)
     why = "has no memory" if any(node.id == number for node in nodes()) else "does not exist, or is not allowed to this process"
     raise NodeError(f"node {shown(number)} {why}; usable: {usable}")
+
+
+@lru_cache(maxsize=8)
+def _on(node: int) -> Placement:
+    """One array set, of which nothing is asked: the same object for all such caches."""
+    return Placement((node,))
 
 
 def _place_locally(machine: tuple[NumaNode, ...], mode: int) -> Placement:

@@ -45,11 +45,14 @@ def unlock_registry(p: int) -> None:
     store8_release(p, 0, 0)
 
 
-@Entry
-def enter_cache(p: int, c: int) -> int:
-    """Enter an open cache; returns its row, or NIL when the registry is full."""
+@kernel
+def enter_row(p: int, c: int) -> int:
+    """
+    Enter the address of a control block; returns its row, or NIL when the registry is full.
+
+    Needs   the registry's lock.
+    """
     process = process_at(p)
-    lock_word(p)
     row = int64(process.n_rows)
     if process.n_holes > 0:
         row = int64(0)
@@ -62,8 +65,16 @@ def enter_cache(p: int, c: int) -> int:
         row = int64(NIL)
     if row != NIL:
         store8(p + ROWS, row, c)
-        for node in range(frozen(c, C_NODES)):
-            control_at(set_at(c, node)).epoch = process.epoch
+    return row
+
+
+@Entry
+def enter_cache(p: int, c: int) -> int:
+    """Enter an open cache; returns its row, or NIL when the registry is full."""
+    lock_word(p)
+    for node in range(frozen(c, C_NODES)):
+        control_at(set_at(c, node)).epoch = process_at(p).epoch
+    row = enter_row(p, c)
     unlock_registry(p)
     return row
 
@@ -76,16 +87,45 @@ def close_cache(p: int, c: int) -> int:
     Its memory stays where it is: other threads may be in the middle of an operation.  Returns the number of slabs, from the
     cache's first on, whose memory was usable, or NIL if the cache was closed.
     """
-    process = process_at(p)
     row = int64(control_at(c).row)
     answer = int64(NIL)
     lock_word(p)
     if load8(p + ROWS, row) == c:  # it may be closed: by the parent of this process, which was not done yet
-        for node in range(frozen(c, C_NODES)):
-            answer = max(answer, close_set(set_at(c, node)))
-        store8(p + ROWS, row, 0)  # last: until here a child of fork finds it, and frees its locks
-        process.n_holes += 1
+        answer = close_row(p, row)
     unlock_registry(p)
+    return answer
+
+
+@Entry
+def close_caches_in(p: int, start: int, end: int) -> int:
+    """
+    Close every cache whose control block lies in a range of addresses, which is about to go; returns how many.
+
+    A child of `fork` may have one there that its parent was about to open, and that only the registry knows.
+    """
+    n = int64(0)
+    lock_word(p)
+    for row in range(process_at(p).n_rows):
+        if start <= load8(p + ROWS, row) < end:
+            close_row(p, row)
+            n += 1
+    unlock_registry(p)
+    return n
+
+
+@kernel
+def close_row(p: int, row: int) -> int:
+    """
+    Close the cache in a row of the registry, as `close_cache` does.
+
+    Needs   the registry's lock.
+    """
+    c = load8(p + ROWS, row)
+    answer = int64(NIL)
+    for node in range(frozen(c, C_NODES)):
+        answer = max(answer, close_set(set_at(c, node)))
+    store8(p + ROWS, row, 0)  # last: until here a child of fork finds it, and frees its locks
+    process_at(p).n_holes += 1
     return answer
 
 

@@ -1,7 +1,7 @@
 """
 Raw memory by size, in kernels: from a size to its class, from a ptr to its memory.
 
-Above `heap` and `large`, below `sizetype`.  A *class* is a cache whose records are bytes; it serves the sizes from
+Above `heap`, `large` and `opening`, below `sizetype`.  A *class* is a cache whose records are bytes; it serves the sizes from
 ``low + 1`` to ``high``.  A *ptr* is a handle of its cache, with the slots of all classes numbered through: class k has the
 slot numbers ``base`` to ``end``, nobody else's.  So a ptr alone tells its class, and a ptr in the wrong class is out of range
 there: it is refused for sure, by the compare that the cache makes anyway.
@@ -50,6 +50,7 @@ from .heap import BELOW_TOP, H_RECORDS, H_WORDS, SLOT_MASK, Heap, alloc, free_an
 from .heap import F_ADDRESS as CACHE_ADDRESS
 from .large import allocate_large, free_large, large_at, large_scratch, realloc_large
 from .layout import NULL, TAKEN, C, H
+from .opening import control_of, open_class
 from .rawlayout import (
     CLASS_BYTES,
     COUNTS,
@@ -243,8 +244,7 @@ def allocate_slow(s: int, size: int) -> int:
         return allocate_large(s, size, int64(0))
     if load8(s, S_OBSERVE) != 0:
         fetch_add(s + COUNTS + size * 8, 1)
-    row = row_of(s, size)
-    return take_from(row)
+    return take_from(s, row_of(s, size))
 
 
 @Entry
@@ -254,15 +254,15 @@ def allocate_zeros(s: int, size: int) -> int:
 
 
 @Entry
-def allocate_in(row: int) -> int:
+def allocate_in(s: int, row: int) -> int:
     """Take memory of a class; returns a ptr or NULL."""
-    return take_from(row)
+    return take_from(s, row)
 
 
 @kernel
-def take_from(row: int) -> int:
-    """Take memory of a class; returns a ptr or NULL."""
-    handle = alloc(my_heap(load8(row, K_CONTROL)))
+def take_from(s: int, row: int) -> int:
+    """Take memory of a class, opened now if need be; returns a ptr or NULL."""
+    handle = alloc(my_heap(control_of(s, row)))
     return handle + load8(row, K_BASE) if handle != NULL else int64(NULL)
 
 
@@ -276,8 +276,8 @@ def free_slow(s: int, ptr: int, size: int) -> int:
         return free_large(s, ptr, size)
     if not serves(row, size):
         return int64(0)
-    c = load8(row, K_CONTROL)
-    return int64(1) if free_any(c, my_heap(c), ptr - load8(row, K_BASE)) else int64(0)
+    c = load8_acquire(row, K_CONTROL)
+    return int64(1) if c != 0 and free_any(c, my_heap(c), ptr - load8(row, K_BASE)) else int64(0)
 
 
 @Entry
@@ -290,19 +290,20 @@ def address_slow(s: int, ptr: int, size: int) -> int:
         at = large_at(s, ptr, size)
         return load8_acquire(at, L_ADDRESS) if at != 0 else int64(0)
     handle = ptr - load8(row, K_BASE)
-    if (size != 0 and not serves(row, size)) or not is_live(my_heap(load8(row, K_CONTROL)), handle):
+    c = load8_acquire(row, K_CONTROL)
+    if c == 0 or (size != 0 and not serves(row, size)) or not is_live(my_heap(c), handle):
         return int64(0)
-    return load8(load8(row, K_CONTROL), C_RECORDS) + (handle & SLOT_MASK) * load8(row, K_STRIDE)
+    return load8(c, C_RECORDS) + (handle & SLOT_MASK) * load8(row, K_STRIDE)
 
 
 @Entry
 def scratch(s: int, ptr: int, size: int) -> int:
     """Set a fault, and zero scratch memory of the size for a ptr that was refused; 0 for what is no size."""
-    if not 0 < size <= LARGEST:
-        slow(my_heap(load8(s, S_LARGE)), CACHE_ADDRESS, (ptr,))
-        return large_scratch(s, size) if 0 < size <= MAX_BYTES else int64(0)
-    row = row_of(s, size)
-    return slow(my_heap(load8(row, K_CONTROL)), CACHE_ADDRESS, (ptr,))
+    c = control_of(s, row_of(s, size)) if 0 < size <= LARGEST else int64(0)
+    if c != 0:
+        return slow(my_heap(c), CACHE_ADDRESS, (ptr,))
+    slow(my_heap(load8(s, S_LARGE)), CACHE_ADDRESS, (ptr,))
+    return large_scratch(s, size) if 0 < size <= MAX_BYTES else int64(0)
 
 
 @Entry
@@ -343,4 +344,5 @@ TABLE: dict[str, Entry] = {
     "f_address": address_slow,
     "f_realloc": realloc,
     "f_scratch": scratch,
+    "f_open": open_class,
 }

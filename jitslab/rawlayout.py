@@ -3,12 +3,15 @@ The memory of an allocator by size: its block, its rows, the map from sizes to c
 
 Above `layout`, below `large` and `raw`.  All of it is one range; what follows the block lies at fixed distances, so that no fast
 path loads an address that it can compute.
+
+With one array set a class costs nothing until it is first used: its row has no control block, and a plan says where in a range
+of addresses, reserved for many classes together, `opening.open_class` is to make it.
 """
 
 from __future__ import annotations
 
 from ._os import MASK_BITS
-from .layout import HEAP_BYTES, HEAP_ROWS, LINE, PAGE, offsets, record, round_up
+from .layout import HEAP_BYTES, HEAP_ROWS, LINE, PAGE, C, offsets, record, round_up
 
 GRANULE = 8  # bytes: what the map tells apart up to FINE
 FINE = 1024  # above, classes are odd numbers of lines, which lie two lines apart
@@ -16,7 +19,7 @@ MAX_CLASSES = 256  # rows: a byte of the map names one
 NATURAL, MAX_ALIGN = 16, PAGE  # of every class of the fixed table; most that can be asked for
 MAX_BYTES = 1 << 46  # most bytes of one allocation
 LARGEST = (1 << 20) + LINE  # largest size of a class
-CLASS_BYTES, LARGE_BYTES = 64, 32  # of their rows
+CLASS_BYTES, LARGE_BYTES, PLAN_BYTES = 64, 32, 192  # of their rows
 PARKED = 8  # pieces of freed large memory that are kept
 PARKED_BYTES = 16 << 20  # bytes of them, at most
 PARKED_SHIFT, PARKED_PAGE = 16, 12  # a parked piece is (address >> 12) << 16 | bytes >> 12
@@ -25,12 +28,24 @@ CLASS = record(
     # Frozen while the class is used.
     ("base", "i8"),  # what is added to a handle to get a ptr: number of the first slot
     ("stride", "i8"),  # bytes from slot to slot
-    ("control", "i8"),  # address of the cache's control block
+    ("control", "i8"),  # address of the cache's control block, 0: the class was never used
     ("end", "i8"),  # number after the last slot's
     ("low", "i8"),  # the class serves sizes above this
     ("high", "i8"),  # and up to this
     ("is_aligned", "i8"),  # 1: it serves all sizes that alignments lead to it
     ("pad", "i8"),
+)
+OWN_BYTES = C["process"]  # what a control block begins with: the fields that are its cache's own
+OWN_FIELDS = [(name, "i8") for name in C if C[name] < OWN_BYTES]
+PLAN = record(
+    # Frozen: how a class is opened.
+    ("control", "i8"),  # where its control block is to be
+    ("start", "i8"),  # from where on memory is made usable
+    ("usable", "i8"),  # bytes of that
+    ("readable", "i8"),  # bytes of generations after it to make readable, 0: they are usable
+    ("interval_end", "i8"),  # ticks at which the first interval of the working set ends
+    ("own", OWN_FIELDS),  # of the control block
+    ("pad", "i8", (2,)),
 )
 SIZES = record(
     ("f_allocate", "i8"),  # entry points of the slow paths
@@ -38,6 +53,7 @@ SIZES = record(
     ("f_address", "i8"),
     ("f_realloc", "i8"),
     ("f_scratch", "i8"),
+    ("f_open", "i8"),
     ("n_rows", "i8"),
     ("large", "i8"),  # address of the control block of the cache of large memory
     ("large_base", "i8"),  # number of its first slot
@@ -58,25 +74,29 @@ LARGE = record(
     ("asked", "i8"),
     ("hold", "i8"),  # number of the array in Python that keeps the pages mapped, 0: none
 )
-S, K, L = offsets(SIZES), offsets(CLASS), offsets(LARGE)
+S, K, L, P = offsets(SIZES), offsets(CLASS), offsets(LARGE), offsets(PLAN)
 
 S_N_ROWS, S_LARGE, S_LARGE_BASE, S_OBSERVE, S_CLOSED, S_MODE = (
     S[name] // 8 for name in ("n_rows", "large", "large_base", "observe", "closed", "mode")
 )
 S_NODES = S["nodes"]
-F_ALLOCATE, F_FREE, F_ADDRESS, F_REALLOC, F_SCRATCH = (
-    S[name] for name in ("f_allocate", "f_free", "f_address", "f_realloc", "f_scratch")
+F_ALLOCATE, F_FREE, F_ADDRESS, F_REALLOC, F_SCRATCH, F_OPEN = (
+    S[name] for name in ("f_allocate", "f_free", "f_address", "f_realloc", "f_scratch", "f_open")
 )
 K_BASE, K_STRIDE, K_CONTROL, K_END, K_LOW, K_HIGH, K_ALIGNED = (
     K[name] // 8 for name in ("base", "stride", "control", "end", "low", "high", "is_aligned")
 )
+P_CONTROL, P_START, P_USABLE, P_READABLE, P_INTERVAL_END = (
+    P[name] // 8 for name in ("control", "start", "usable", "readable", "interval_end")
+)
+AT_OWN = P["own"]
 L_ADDRESS, L_BYTES, L_ASKED, L_HOLD = (L[name] // 8 for name in ("address", "bytes", "asked", "hold"))
 AT_HOLD, AT_LARGE_BYTES, AT_MASK, AT_SCRATCH, AT_PARKED, AT_PARKED_BYTES, AT_HAND = (
     L["hold"],
     *(S[name] for name in ("large_bytes", "mask", "scratch", "parked", "parked_bytes", "hand")),
 )
 MOVING = -1  # number of no array: a realloc has the pages
-assert (CLASS.itemsize, LARGE.itemsize) == (CLASS_BYTES, LARGE_BYTES)
+assert (CLASS.itemsize, LARGE.itemsize, PLAN.itemsize) == (CLASS_BYTES, LARGE_BYTES, PLAN_BYTES)
 # What follows the block.
 ROWS = SIZES.itemsize  # the CLASS rows
 COARSE = (FINE >> 3) + 1 - (FINE >> 7)  # places of the map before those of two lines each
@@ -84,7 +104,10 @@ PLACES = 8 * 1024 + 128  # of the map, at least: see `place_of`
 ROWS_AT = ROWS + MAX_CLASSES * CLASS_BYTES  # u1 a place: the row of a size
 MAP = ROWS_AT + round_up(PLACES, LINE)  # u2 a place: lines from a thread's first heap to the size's; 0 while sizes are counted
 COUNTS = MAP + round_up(2 * PLACES, LINE)  # i8 a size: how often it was asked for
-HEAPS_AT = round_up(COUNTS + 8 * (LARGEST + LINE), 64 * 1024)  # the heaps: those of a thread side by side, one a row
+PLANS = COUNTS + 8 * (LARGEST + LINE)  # of the classes, by row
+SCRATCH = round_up(PLANS + MAX_CLASSES * PLAN_BYTES, PAGE)  # scratch records: a page for each heap, of classes up to that size
+LARGER_SCRATCH = SCRATCH + HEAP_ROWS * PAGE  # of larger classes, which share it
+HEAPS_AT = round_up(LARGER_SCRATCH + 2 * LARGEST, 64 * 1024)  # the heaps: those of a thread side by side, one a row
 HEAP_LINES = HEAP_BYTES // LINE
 THREAD_BYTES = MAX_CLASSES * HEAP_BYTES
 SIZES_BYTES = HEAPS_AT + HEAP_ROWS * THREAD_BYTES

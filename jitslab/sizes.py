@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from . import classes, numa, raw, rawlayout
 from ._os import Reservation, address_space_left, node_mask, page_bytes, refuse_huge_pages, wipe_on_fork
-from .block import ClassPlace
-from .cache import SlabCache
+from .block import Block, ClassPlace, NewBlock
+from .cache import NEVER, SlabCache
 from .cast import as_integer, shown
 from .classes import Tuning
 from .errors import (
@@ -41,7 +41,8 @@ from .large import drop_parked, hold_pages, let_pages_go
 from .layout import HEAP_BYTES, HEAPS, NULL, ROUNDS, ROUNDS_BYTES, SLAB_BYTES, record_stride, round_up
 from .names import naming
 from .process import this_process
-from .rawlayout import CLASS, COARSE, FINE, LARGE, LARGEST, MAX_ALIGN, MAX_BYTES, MAX_CLASSES, NATURAL, SIZES, place_of
+from .ranges import ClassRange, Wanted, dtype_of
+from .rawlayout import CLASS, COARSE, FINE, LARGE, LARGEST, MAX_ALIGN, MAX_BYTES, MAX_CLASSES, NATURAL, PLAN, SIZES, place_of
 from .sizetype import size_classes_type
 
 Bytes = npt.NDArray[np.uint8]
@@ -50,6 +51,9 @@ SLOT_MASK = 0xFFFFFFFF
 SLOTS = 1 << 32
 RESERVED_SMALL = 8 << 30  # most bytes of a class of up to 1 KiB: more would leave no slot numbers for tuned classes
 RESERVED = 16 << 30  # most bytes of a larger one
+SHARE_OF_MANY = 1 << 12  # so much of the address space that is left is a class's, so that there is some for many allocators
+SHARE, ENOUGH = 1 << 8, 1 << 30  # or so much of it, up to so many bytes
+LEAST = 1 << 20  # bytes
 MOST_LARGE = 1 << 16  # mappings of a Linux process by default
 _numbers = itertools.count(1)  # of arrays that keep pages mapped
 
@@ -145,11 +149,26 @@ class _Pages:
 class _Parts:
     """What an allocator consists of; large memory goes back to the system when it is closed or collected."""
 
-    __slots__ = ("address", "caches", "large", "memory")
+    __slots__ = ("address", "caches", "large", "memory", "plans", "ranges", "rows")
 
     def __init__(self, memory: npt.NDArray[np.uint8], address: int, large: SlabCache) -> None:
         self.memory, self.address, self.large = memory, address, large
-        self.caches: list[SlabCache | None] = [None]  # by row of the class
+        self.rows = memory[rawlayout.ROWS : rawlayout.ROWS_AT].view(CLASS)
+        self.plans = memory[rawlayout.PLANS : rawlayout.PLANS + MAX_CLASSES * PLAN.itemsize].view(PLAN)
+        self.caches: list[ClassCache | None] = [None]  # by row of the class, those that Python has needed so far
+        self.ranges: list[ClassRange] = []
+
+    def place_of(self, row: int) -> ClassPlace:
+        """Where the heaps of a class are."""
+        heaps = self.address + rawlayout.HEAPS_AT + row * HEAP_BYTES
+        return ClassPlace(self.memory, heaps, rawlayout.THREAD_BYTES, int(self.rows[row]["base"]))
+
+    def open_block(self, row: int) -> Block | None:
+        """Return the block of a class that was opened by its plan; None: it was not."""
+        if self.rows[row]["control"] == 0:
+            return None
+        shared = next(each for each in self.ranges if row in each.rows)
+        return shared.block(self.rows[row], self.plans[row], self.place_of(row))
 
     def let_pages_go(self, slot: int, number: int, pages: int, n: int) -> None:
         """Give up the pages that an array kept mapped."""
@@ -163,24 +182,22 @@ class _Parts:
             for handle in self.large.live().tolist():
                 raw.free_slow(self.address, handle + int(block["large_base"][0]), int(self.large[handle]["asked"]))
         drop_parked(self.address)
-        for cache in (self.large, *self.caches):
-            if cache is not None:
-                cache.close()
+        self.large.close()  # by the registry's lock: who takes that afterwards opens no class any more
+        for row, cache in enumerate(self.caches):
+            opened = self.open_block(row) if cache is None else cache._block
+            if opened is not None:
+                opened.close()
+        for each in self.ranges:
+            each.leave()
 
 
 class ClassCache(SlabCache[Any]):
-    """The cache of a size class: its heaps lie among its allocator's."""
+    """The cache of a size class, as Python sees it; its allocator closes it."""
 
-    __slots__ = ("_place",)
+    __slots__ = ()
 
-    def __init__(
-        self, place: ClassPlace, name: str, dtype: np.dtype[Any], capacity: int, colouring: bool, options: dict[str, Any]
-    ) -> None:
-        self._place = place
-        super().__init__(name, dtype, capacity=capacity, colouring=colouring, **options)
-
-    def _class_place(self) -> ClassPlace:
-        return self._place
+    def __init__(self, name: str, block: Block) -> None:
+        self._open(name, block.records.dtype, None, block)
 
 
 class SizeClasses(_Base):
@@ -196,7 +213,7 @@ class SizeClasses(_Base):
         For messages and tables.
     capacity : int, optional
         Bytes of each class that can be live at once; without it 8 GiB, of classes above 1 KiB 16 GiB, or less where the
-        address space is small.
+        address space is small or holds many allocators.
     policy, strict, nodes, keep_empty
         Where the memory lies on a machine with several NUMA nodes, and whether empty slabs stay, as of `SlabCache`.  Large
         memory of the local policy lies where it is first written to.  With n nodes a class holds 1/(2 n) of the above on each.
@@ -214,8 +231,10 @@ class SizeClasses(_Base):
     -----
     60 classes: steps of 16 bytes up to 128, then four to a doubling, up to 1 MiB; at most 20 % (up to 128 bytes: 15 bytes)
     of what is given out was not asked for.  Addresses are multiples of 16, of tuned classes of 8, or of `align`.  Larger
-    memory is pages of its own: some microseconds.  All else costs O(1): some 2 ns in compiled code.  An
-    allocator takes some 15 ms to make and little memory until it is used.
+    memory is pages of its own: some microseconds.  All else costs O(1): some 2 ns in compiled code.
+
+    An allocator takes 0.5 ms to make, and 75 KiB.  A class is opened when it is first used, by compiled code or Python: that
+    takes some 10 us and one or two pages besides its records', and is seen from Python, at its first use there, in 50 us.
 
     Examples
     --------
@@ -296,7 +315,7 @@ class SizeClasses(_Base):
         heaps, n_heaps = self._address + rawlayout.HEAPS_AT, rawlayout.SIZES_BYTES - rawlayout.HEAPS_AT
         refuse_huge_pages(heaps, n_heaps)  # a thread needs some pages, far from the next one's
         this_process().heaps_are_wiped &= wipe_on_fork(heaps, n_heaps)
-        self._rows = memory[rawlayout.ROWS : rawlayout.ROWS_AT].view(CLASS)
+        self._rows = self._parts.rows
         self._real = memory[rawlayout.ROWS_AT : rawlayout.ROWS_AT + rawlayout.PLACES]
         self._map = memory[rawlayout.MAP : rawlayout.MAP + 2 * rawlayout.PLACES].view(np.uint16)
         self._table = self._real.tobytes()
@@ -444,7 +463,7 @@ class SizeClasses(_Base):
         self._need_open()
         number, n = as_integer(ptr), self._as_size(size)
         row, slot = self._locate(number, n)
-        cache = self._caches[row]
+        cache = self._cache(row)
         if cache is None:
             return np.asarray(self._pages(number, slot, n))
         offset = cache._block.geometry.offset["records"] + slot * cache.stride
@@ -486,16 +505,18 @@ class SizeClasses(_Base):
         n = self._as_size(size)
         alignment = NATURAL if align is None else as_alignment(align)
         row = int(self._real[place_of(n)]) if n <= LARGEST else 0
-        cache = self._caches[row] if row else self._parts.large
-        assert cache is not None
-        cache.raise_faults()
-        aligned = raw.quarter_size(n, alignment) if n <= LARGEST else 0
-        if align is None or row == 0 or cache.stride % alignment == 0:  # pages are aligned to themselves
+        cache = self._cache(row) if row else self._parts.large
+        if cache is not None:
+            cache.raise_faults()
+        if align is None or row == 0 or self._rows[row]["stride"] % alignment == 0:  # pages are aligned to themselves
             ptr = (raw.allocate_zeros if zero and n > LARGEST else raw.allocate_slow)(self._address, n)
         else:
-            ptr = raw.allocate_in(self._row_address(self._aligned_row(aligned)))
+            row = self._aligned_row(raw.quarter_size(n, alignment))
+            ptr = raw.allocate_in(self._address, self._row_address(row))
         if ptr == NULL:
             self._raise_full(n)
+        if cache is None:
+            self._cache(row)  # it is open: from now on `allocate` finds it
         if zero and n <= LARGEST:
             raw.zero(raw.address_slow(self._address, ptr, 0), n)
         return ptr
@@ -504,6 +525,8 @@ class SizeClasses(_Base):
         """`free` where the class of the size refused the ptr, or there is none."""
         self._need_open()
         number, n = as_integer(ptr), self._as_size(size)
+        if n <= LARGEST:
+            self._cache(int(self._real[place_of(n)]))  # where compiled code opened it: from now on `free` finds it
         if not 0 < number < 1 << 63 or not raw.free_slow(self._address, number, n):
             raise self._refusal(number, n)
 
@@ -525,22 +548,27 @@ class SizeClasses(_Base):
         """Address of a row."""
         return self._address + rawlayout.ROWS + row * CLASS.itemsize
 
+    def _cache(self, row: int) -> ClassCache | None:
+        """Return the cache of a class, which Python may see now for the first time; None: the class was never used."""
+        cache = self._caches[row]
+        if cache is None and (block := self._parts.open_block(row)) is not None:
+            cache = self._caches[row] = ClassCache(f"{self._name}-{self._rows[row]['high']}", block)
+        return cache
+
+    def _open_caches(self) -> list[tuple[int, ClassCache]]:
+        """Return the caches of the classes that were ever used, with their rows."""
+        found = ((row, self._cache(row)) for row in np.flatnonzero(self._rows["control"]).tolist())
+        return [(row, cache) for row, cache in found if cache is not None]
+
     def _use(self, table: list[tuple[int, int, bool]]) -> None:
         """Have new memory come from the classes of a table of (low, high, whether for alignments only), one thread at a time."""
         known = {int(row["high"]): i for i, row in enumerate(self._rows[: self._block["n_rows"]]) if i and not row["is_aligned"]}
         new = [each for each in table if each[2] or each[1] not in known]
         if len(new) + int(self._block["n_rows"]) > MAX_CLASSES:
             raise SizeError(f"allocator {self._name!r} cannot have more than {MAX_CLASSES - 1} classes, old ones among them")
-        part = 0.9 if self._block["n_rows"] == 1 else 0.3 if len(new) > 1 else 0.1  # of the slot numbers that are left
-        room = int(self._free_slots()[1] * part) // self._spread - sum(spare(high) for _, high, _ in new)
-        share = min(1.0, room / sum(self._wanted(high) for _, high, _ in new)) if new else 1.0
-        for _, high, _ in new:
-            if int(self._wanted(high) * share) < 1:
-                raise CacheFullError(f"allocator {self._name!r} has no slot numbers left for a class of {high} bytes")
-        for low, high, is_aligned in new:
-            row = self._make_row(low, high, is_aligned, share)
-            if not is_aligned:
-                known[high] = row
+        if new:
+            self._make_rows(new, fair_bytes())
+            known |= {high: i for i, (_, high, is_aligned) in enumerate(new, len(self._caches) - len(new)) if not is_aligned}
         real = self._real.copy()
         for low, high, is_aligned in table:
             if not is_aligned:
@@ -552,12 +580,18 @@ class SizeClasses(_Base):
         if not self._block["observe"]:
             self._map[:] = real.astype(np.uint16) * rawlayout.HEAP_LINES
 
-    def _wanted(self, high: int) -> int:
-        """How many pieces of a class can be live at once, if there are slot numbers enough."""
-        most = self._capacity
-        if most is None:
-            most = min(RESERVED_SMALL if high < classes.ODD_FROM else RESERVED, max(address_space_left() // 256, 1 << 20))
-        return max(most // high, 1)
+    def _wanted(self, new: list[tuple[int, int, bool]], space: int) -> tuple[Wanted, ...]:
+        """Return new classes with what they are to hold: up to `space` bytes each, or their share of the slot numbers."""
+        part = 0.9 if self._block["n_rows"] == 1 else 0.3 if len(new) > 1 else 0.1  # of the slot numbers that are left
+        room = int(self._free_slots()[1] * part) // self._spread - sum(spare(high) for _, high, _ in new)
+        most = (min(RESERVED_SMALL if high < classes.ODD_FROM else RESERVED, space) for _, high, _ in new)
+        pieces = [max((self._capacity or n) // high, 1) for n, (_, high, _) in zip(most, new, strict=True)]
+        share = min(1.0, room / sum(pieces))
+        wanted = tuple(Wanted(*each, int(n * share)) for each, n in zip(new, pieces, strict=True))
+        for each in wanted:
+            if each.capacity < 1:
+                raise CacheFullError(f"allocator {self._name!r} has no slot numbers left for a class of {each.high} bytes")
+        return wanted
 
     @property
     def _spread(self) -> int:
@@ -565,24 +599,48 @@ class SizeClasses(_Base):
         sets = len(self._placement.sets)
         return 1 if sets == 1 else 2 * sets
 
-    def _make_row(self, low: int, high: int, is_aligned: bool, share: float) -> int:
-        """Open the cache of a class with its share of the slots that it wants; returns its row."""
-        dtype = np.dtype([("bytes", "u1", (high,))])
-        stride = record_stride(dtype, not is_aligned)
-        capacity = max(int(self._wanted(high) * share), 1)
-        base = self._free_slots()[0]
-        i = len(self._caches)
-        place = ClassPlace(self._parts.memory, self._address + rawlayout.HEAPS_AT + i * HEAP_BYTES, rawlayout.THREAD_BYTES, base)
-        cache = ClassCache(place, f"{self._name}-{high}", dtype, capacity, not is_aligned, self._of_caches)
+    def _make_rows(self, new: list[tuple[int, int, bool]], space: int) -> None:
+        """Make the rows of new classes, in their order, of up to `space` bytes each: of less where that cannot be had."""
+        wanted = self._wanted(new, space)
+        if len(self._placement.sets) > 1:
+            for each in wanted:
+                self._open_row(each)
+            return
+        try:
+            self._plan_rows(wanted)
+        except CacheFullError:
+            if self._capacity is not None or space == LEAST:
+                raise
+            self._make_rows(new, max(space // 2, LEAST))
+
+    def _plan_rows(self, wanted: tuple[Wanted, ...]) -> None:
+        """Reserve a range for classes, each to be opened at its first use."""
+        first = len(self._caches)
+        rows = range(first, first + len(wanted))
+        shared = ClassRange(rows, wanted, self._placement)
+        self._parts.plans[first : rows.stop] = shared.plans(NEVER if self._of_caches["keep_empty"] else 0, self._address)
+        self._rows[first : rows.stop] = shared.class_rows(self._free_slots()[0])
+        self._parts.ranges.append(shared)
+        self._bases += self._rows["base"][first : rows.stop].tolist()
+        self._caches += [None] * len(wanted)
+        self._block["n_rows"] = rows.stop
+
+    def _open_row(self, wanted: Wanted) -> None:
+        """Open a class with several array sets, in a reservation of its own."""
+        row, base = len(self._caches), self._free_slots()[0]
+        self._rows[row]["base"] = base
+        place = self._parts.place_of(row)
+        dtype = dtype_of(wanted.high)
+        block = NewBlock(dtype, wanted.capacity, not wanted.is_aligned, None, self._placement, place)
+        if self._of_caches["keep_empty"]:
+            block.control["interval_end"] = NEVER
+        cache = ClassCache(f"{self._name}-{wanted.high}", block)
+        weakref.finalize(cache, block.leave).atexit = False
+        stride, end = record_stride(dtype, not wanted.is_aligned), base + block.geometry.slots
+        self._rows[row] = (base, stride, block.address, end, wanted.low, wanted.high, wanted.is_aligned, 0)
         self._caches.append(cache)
         self._bases.append(base)
-        row = self._rows[i]
-        values = {"base": base, "stride": stride, "control": cache._address, "end": base + cache._block.geometry.slots}
-        values |= {"low": low, "high": high, "is_aligned": int(is_aligned)}
-        for field, value in values.items():
-            row[field] = value
-        self._block["n_rows"] = i + 1
-        return i
+        self._block["n_rows"] = row + 1
 
     def _free_slots(self) -> tuple[int, int]:
         """Return the first slot number that no class has, and how many there are from there."""
@@ -651,7 +709,7 @@ class SizeClasses(_Base):
         -----
         Found by dynamic programming: no table of as many classes, with one at each doubling, gives out fewer bytes for the
         observed sizes.  If it would give out no fewer than the table in force, nothing changes.  Ptrs stay valid: memory of
-        a class that is no longer in force is freed as before.  Some milliseconds, and some more for each new class.
+        a class that is no longer in force is freed as before.  Some milliseconds.
 
         Examples
         --------
@@ -687,6 +745,10 @@ class SizeClasses(_Base):
 
     # --- The allocator as a whole ---
 
+    def _raw_caches(self) -> list[SlabCache]:
+        """Return the caches of the classes that were ever used, and of large memory."""
+        return [*(cache for _, cache in self._open_caches()), self._parts.large]
+
     @property
     def name(self) -> str:
         """Name, as given."""
@@ -704,10 +766,9 @@ class SizeClasses(_Base):
         """What is live now, and what was observed; exact while no other thread allocates or frees."""
         self._need_open()
         lines = []
-        for row, cache in zip(self._rows, self._caches, strict=False):
-            if cache is not None and cache.slot_limit:
-                slots = cache.slot_limit
-                memory = slots * (cache.stride + 4)
+        for i, cache in self._open_caches():
+            if slots := cache.slot_limit:
+                row, memory = self._rows[i], slots * (cache.stride + 4)
                 lines.append(ClassStats(int(row["low"]), int(row["high"]), len(cache), slots, len(cache.pages), memory))
         pages, n_large = int(self._block["large_bytes"]), len(self._parts.large)
         sizes, counts = self.observed()
@@ -726,13 +787,13 @@ class SizeClasses(_Base):
     def live(self) -> npt.NDArray[np.int64]:
         """Return the ptrs of all live memory."""
         self._need_open()
-        parts = [cache.live() + base for cache, base in zip(self._caches, self._bases, strict=True) if cache is not None]
+        parts = [cache.live() + self._bases[row] for row, cache in self._open_caches()]
         return np.concatenate([*parts, self._parts.large.live() + int(self._block["large_base"])])
 
     def __len__(self) -> int:
         """Return how many pieces of memory are live."""
         self._need_open()
-        return sum(len(cache) for cache in (self._parts.large, *self._caches) if cache is not None)
+        return sum(map(len, self._raw_caches()))
 
     def __contains__(self, ptr: object) -> bool:
         """Whether `ptr` is that of live memory."""
@@ -745,13 +806,13 @@ class SizeClasses(_Base):
         self._need_open()
         large, base = self._parts.large, int(self._block["large_base"])
         n = sum(raw.free_slow(self._address, h + base, int(large[h]["asked"])) for h in large.live().tolist())
-        return n + sum(cache.clear() for cache in self._caches if cache is not None)
+        return n + sum(cache.clear() for _, cache in self._open_caches())
 
     def shrink(self) -> int:
         """Give the memory of all empty slabs, and freed large memory, back to the system; returns how many slabs."""
         self._need_open()
         drop_parked(self._address)
-        return sum(cache.shrink() for cache in self._caches if cache is not None)
+        return sum(cache.shrink() for _, cache in self._open_caches())
 
     def raise_faults(self) -> None:
         """
@@ -763,9 +824,8 @@ class SizeClasses(_Base):
             With the number of faults and the first ptr, of one class.
         """
         self._need_open()
-        for cache in (*self._caches, self._parts.large):
-            if cache is not None:
-                cache.raise_faults()
+        for cache in self._raw_caches():
+            cache.raise_faults()
 
     def check(self) -> None:
         """
@@ -777,9 +837,8 @@ class SizeClasses(_Base):
             As `SlabCache.check`.
         """
         self._need_open()
-        for cache in (*self._caches, self._parts.large):
-            if cache is not None:
-                cache.check()
+        for cache in self._raw_caches():
+            cache.check()
 
     def close(self) -> None:
         """
@@ -870,8 +929,9 @@ class SizeClasses(_Base):
         row = self._find(ptr)
         if row == 0:
             return ForeignHandleError(f"allocator {self._name!r} never issued ptr {ptr:#x}")
-        cache = self._parts.large if row < 0 else self._caches[row]
-        assert cache is not None
+        cache = self._parts.large if row < 0 else self._cache(row)
+        if cache is None:
+            return ForeignHandleError(f"allocator {self._name!r} never issued ptr {ptr:#x}")
         handle = ptr - (int(self._block["large_base"]) if row < 0 else self._bases[row])
         if handle in cache:
             if row < 0:
@@ -890,6 +950,12 @@ class SizeClasses(_Base):
         """Raise because memory of n bytes could not be had."""
         self._need_open()
         raise CacheFullError(f"allocator {self._name!r} has no memory for {n} bytes more")
+
+
+def fair_bytes() -> int:
+    """Return the most bytes of a class as far as the address space goes: a share of what is left of it."""
+    left = address_space_left()
+    return max(left // SHARE_OF_MANY, min(left // SHARE, ENOUGH), LEAST)
 
 
 def spare(high: int) -> int:

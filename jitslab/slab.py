@@ -79,7 +79,7 @@ assert ROW == LINE
 @kernel
 def slab_at(c: int, i: int) -> Any:
     """Row of slab `i`."""
-    return slab_view(frozen(c, C_SLABS) + i * ROW)
+    return slab_view(frozen(c, C_SLABS) - i * ROW)
 
 
 @kernel
@@ -411,8 +411,9 @@ def commit_slabs(c: int, n_slabs: int) -> bool:
     """Make the memory of the first n slabs usable; whether the system granted it."""
     control = control_at(c)
     slots = n_slabs << control.shift
+    rows = (control.slabs - n_slabs * ROW) & -page_bytes
     return (
-        commit(control.slabs & -page_bytes, n_slabs * ROW + page_bytes)
+        commit(rows, control.slabs + ROW - rows)
         and commit(control.bits, (slots + BLOCK - 1) // BLOCK * 8)
         and commit(control.words & -page_bytes, (slots + BLOCK) * 4 + page_bytes)
         and commit(control.records, slots * control.stride)

@@ -26,7 +26,9 @@ class Inside:
     @property
     def slabs(self):
         """Rows of the slabs made so far."""
-        return self._region("slabs", layout.SLAB, int(self.control["n_slabs"]))
+        n, memory = int(self.control["n_slabs"]), self.cache._block.bytes
+        at = int(self.control["slabs"]) - int(memory.ctypes.data)
+        return np.ndarray((n,), layout.SLAB, memory, at, (-layout.SLAB.itemsize,))
 
     @property
     def bits(self):

@@ -1383,9 +1383,10 @@ def test_adopt_takes_what_is_a_handle(cache):
             cache.adopt(wrong)
     assert 1 == len(cache)
     cache.free(handle)
+    slot, cycle = handle & 0xFFFFFFFF, handle >> 32
     refused(
         jitslab.StaleHandleError,
-        f"slot {handle & 0xFFFFFFFF} of handle {handle:#x} is free (handle cycle {handle >> 32}, slot cycle {(handle >> 32) + 1})",
+        f"slot {slot} of handle {handle:#x} is free (handle cycle {cycle}, slot cycle {cycle + 1})",
         cache.adopt,
         handle,
     )

@@ -119,3 +119,39 @@ def test_alignment_of_the_dtype_is_kept():
             stride = record_stride(dtype, True)
             assert stride % min(align, dtype.alignment) == 0
             assert stride >= dtype.itemsize
+
+
+INNER = np.dtype([("a", "f8"), ("b", "<i4", (3,))], align=True, metadata={"unit": 1})
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        np.dtype([("x", "i8")]),
+        np.dtype([("i", INNER), ("j", "u1")], align=True),
+        np.dtype([("x", np.dtype("i8", metadata={"link": 1})), ("y", INNER, (2,))], metadata={"m": 2}),
+        np.dtype([("x", ">i8"), ("s", "S5"), ("u", ">U3"), ("d", "<M8[ns]"), ("v", "V7")]),
+        np.dtype({"names": ["b", "a"], "formats": [">i4", "f4"], "offsets": [8, 0], "itemsize": 40}),
+        np.dtype({"names": ["a", "b"], "formats": ["i4", "f8"], "titles": ["A", None]}),
+        np.dtype([("i", [(("T", "t"), "i4")], (2,)), ("j", "u1")]),
+    ],
+    ids=["plain", "nested", "metadata", "formats", "offsets", "titles", "titles inside"],
+)
+def test_copy_of_a_dtype_is_the_same_and_another(dtype):
+    """Fields, titles, order, alignment and metadata are kept, at any depth; its names are its own."""
+
+    def assert_copied(old, new):
+        assert (old, old.fields, old.metadata, old.flags) == (new, new.fields, new.metadata, new.flags)
+        assert (old.alignment, old.isalignedstruct, old.str) == (new.alignment, new.isalignedstruct, new.str)
+        if old.subdtype is not None:
+            assert_copied(old.base, new.base)
+        for name in old.names or ():
+            assert_copied(old[name], new[name])
+        assert old.names is None or old is not new
+
+    copied = layout.own_copy(dtype)
+
+    assert_copied(dtype, copied)
+    before = dtype.names
+    copied.names = tuple("pqrst"[: len(before)])
+    assert before == dtype.names

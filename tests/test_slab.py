@@ -11,7 +11,7 @@ from inside import Inside
 from program import run_python
 
 import jitslab
-from jitslab import SlabState, slab
+from jitslab import SlabState, layout, slab
 from jitslab._native import lowest_bit, popcount
 
 LINE = np.dtype([("a", "<i8", 8)])
@@ -103,6 +103,34 @@ def test_records_lie_where_the_layout_says():
             assert it.address % 8 == 0
             cache[h]["a"] = it.slot
             assert it.slot == cache.records["a"][it.slot]
+
+
+@pytest.mark.parametrize("capacity", [10, 100_000, 50_000_000])
+def test_first_rows_and_generations_share_the_page_of_the_control_block(capacity):
+    """Rows before it, the later ones on pages before; generations behind it."""
+    for _ in range(20):
+        with jitslab.SlabCache("tight", LINE, capacity=capacity) as cache:
+            handle = cache.alloc()
+            control, inside = cache._address, Inside(cache)
+            rows, words = int(inside.control["slabs"]), int(inside.control["words"])
+
+            assert control - layout.SLAB.itemsize == rows
+            assert control + layout.CONTROL.itemsize == words
+            assert (rows - 7 * layout.SLAB.itemsize) // 4096 == control // 4096 == words // 4096
+            assert inside.words[handle & 0xFFFFFFFF] & 1
+
+
+@pytest.mark.parametrize("capacity", [10, 50_000_000])
+def test_closed_cache_has_no_odd_generation(capacity):
+    """Nor on the page that it keeps."""
+    cache = jitslab.SlabCache("shut", LINE, capacity=capacity)
+    cache.alloc_many(5000 if capacity > 5000 else capacity)
+    words = np.frombuffer(cache._words, np.uint32, 10_000)
+    assert words.any()
+    cache.close()
+
+    assert not words.any()
+    assert cache.closed
 
 
 def test_reserve_makes_the_next_allocs_certain():

@@ -221,7 +221,7 @@ def test_metadata_lies_with_its_records():
         for node, control in zip((0, 1), cache._block.control, strict=True):
             first = int(control["first_slot"])
             words = int(control["words"]) + 4 * (first + 1500 * 1)
-            rows = int(control["slabs"]) + 64 * int(control["first_slab"])
+            rows = int(control["slabs"]) - 64 * int(control["first_slab"])
             bits = int(control["bits"]) + first // 8
             assert {node} == set(nodes_of_pages(np.array([words, rows, bits], np.uint64)).tolist())
 

@@ -1,0 +1,375 @@
+"""Size classes that share a range of addresses, each opened at its first use, from compiled code or from Python."""
+
+import gc
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numba import njit
+from worker import Worker
+
+import jitslab
+from jitslab import NULL, _os, classes, layout
+from jitslab.process import close_caches_in, this_process
+from jitslab.sizes import SizeClasses
+
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="as Linux tells it")
+
+
+@njit(nogil=True)
+def take(memory, size):
+    """Allocate, in compiled code."""
+    return memory.allocate(size)
+
+
+@njit(nogil=True)
+def give(memory, ptr, size):
+    """Free, in compiled code."""
+    return memory.free(ptr, size)
+
+
+@njit
+def look(memory, ptr, size):
+    """Return the address, how many bytes are shown, and their sum."""
+    shown = memory.bytes(ptr, size)
+    return memory.address(ptr, size), shown.size, shown.sum()
+
+
+def take_elsewhere(memory, size):
+    """Allocate by a thread that has no heap."""
+    worker = Worker()
+    ptr = worker.do(take, memory, size)
+    worker.end()
+    return ptr
+
+
+def opened(memory):
+    """Sizes of the classes that were opened."""
+    rows = memory._rows[: int(memory._block["n_rows"])]
+    return rows["high"][rows["control"] != 0].tolist()
+
+
+def seen(memory):
+    """Sizes of the classes whose caches Python has seen."""
+    return [cache.dtype.itemsize for cache in memory._caches if cache is not None]
+
+
+def run(program):
+    """Run a program in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("ok\n", 0), done.stderr
+
+
+# --- What an allocator costs ---
+
+
+@LINUX
+def test_class_costs_nothing_until_it_is_used():
+    """No mapping of its own, no row in the process's registry, no object."""
+    with SizeClasses("first") as first:
+        first.allocate(64)
+        maps, rows = Path("/proc/self/maps"), this_process().block
+        before, entered = len(maps.read_text().splitlines()), int(rows["n_rows"][0] - rows["n_holes"][0])
+        with SizeClasses("idle") as memory:
+            assert len(maps.read_text().splitlines()) - before < 15
+            assert int(rows["n_rows"][0] - rows["n_holes"][0]) == entered + 1  # large memory
+            assert (opened(memory), seen(memory), len(memory)) == ([], [], 0)
+            memory.allocate(64)
+            assert (opened(memory), seen(memory)) == ([64], [64])
+
+
+@LINUX
+def test_three_hundred_allocators_fit():
+    """Each takes less of the address space than the ones before it; in all of them every class holds a GiB."""
+    run(
+        "import jitslab\n"
+        "all = [jitslab.SlabAllocator(f'a{i}') for i in range(300)]\n"
+        "for a in (all[0], all[-1]):\n"
+        "    ptrs = [a.allocate(n) for n in (64, 5000, 1 << 20)]\n"
+        "    assert len(a) == 3\n"
+        "    cache = a._cache(4)\n"
+        "    assert cache.capacity * 64 >= 1 << 30\n"
+        "print('ok')\n"
+    )
+
+
+def test_caches_of_classes_are_listed_nowhere():
+    """They are the allocator's."""
+    with jitslab.SlabAllocator("hidden") as memory:
+        memory.allocate(64)
+        take(memory, 100)
+        memory.check()
+
+        assert not [name for name in jitslab.caches if name.startswith("hidden-")]
+
+
+def test_classes_start_on_lines_and_cycles_of_their_own():
+    """Control blocks and generations do not fall into the same sets of the CPU's caches; no class takes another's handles."""
+    with SizeClasses("apart") as memory:
+        plans = memory._parts.plans[1 : int(memory._block["n_rows"])]
+
+        assert len(set((plans["control"] % 4096).tolist())) == 16
+        assert len(set((plans["own"]["words"] % 4096).tolist())) == 16
+        assert (plans["own"]["words"] % 4096 >= 17 * 64).all()
+        assert len(set(plans["own"]["start"].tolist())) == len(plans)
+
+
+def test_parts_of_a_range_do_not_overlap():
+    """Each class has its own, in the order of the table."""
+    with SizeClasses("parts") as memory:
+        plans = memory._parts.plans[1 : int(memory._block["n_rows"])]
+        own = plans["own"]
+        slots = own["max_slabs"] << own["shift"]
+        first_row = own["slabs"] - (own["max_slabs"] - 1) * layout.SLAB.itemsize
+        starts = [own["bits"], first_row, plans["control"], own["words"], own["records"]]
+        ends = [own["bits"] + slots // 8, own["slabs"] + layout.SLAB.itemsize]
+        ends += [plans["control"] + layout.CONTROL.itemsize, own["words"] + 4 * slots, own["records"] + slots * own["stride"]]
+
+        for end, start in zip(ends, starts[1:], strict=False):
+            assert (end <= start).all()
+        assert (ends[-1][:-1] <= own["bits"][1:]).all()
+
+
+# --- Opened by compiled code ---
+
+
+def test_memory_that_only_compiled_code_knows_of_is_seen():
+    """Counted, listed, described, checked, viewed and freed from Python."""
+    with jitslab.SlabAllocator("unseen") as memory:
+        ptrs = [take(memory, size) for size in (10, 100, 100, 5000)]
+        assert (opened(memory), seen(memory)) == ([16, 112, 5184], [])
+
+        assert len(memory) == 4
+        assert sorted(memory.live().tolist()) == sorted(ptrs)
+        assert [(each.high, each.live) for each in memory.stats.classes] == [(16, 1), (112, 2), (5184, 1)]
+        assert {each.name: each.count for each in memory.report().caches} == {"16 bytes": 1, "112 bytes": 2, "5184 bytes": 1}
+        memory.check()
+        memory.view(ptrs[1], 100)[:] = 3
+        assert look(memory, ptrs[1], 100) == (memory.address(ptrs[1], 100), 100, 300)
+        memory.free(ptrs[0], 10)
+        with pytest.raises(jitslab.StaleHandleError):
+            memory.free(ptrs[0], 10)
+        assert give(memory, ptrs[3], 5000)
+        assert memory.clear() == 2
+        memory.check()
+
+
+@pytest.mark.parametrize("what", ["view", "free", "in", "realloc", "address", "clear", "shrink", "len", "live"])
+def test_python_may_see_a_class_first_by_anything(what):
+    """Whatever comes first after compiled code."""
+    with SizeClasses("seen") as memory:
+        ptr = take(memory, 100)
+        first = {
+            "view": lambda: memory.view(ptr, 100).size == 100,
+            "free": lambda: memory.free(ptr, 100) is None,
+            "in": lambda: ptr in memory,
+            "realloc": lambda: memory.realloc(ptr, 100, 112) == ptr,
+            "address": lambda: memory.address(ptr) % 16 == 0,
+            "clear": lambda: memory.clear() == 1,
+            "shrink": lambda: memory.shrink() == 0,
+            "len": lambda: len(memory) == 1,
+            "live": lambda: memory.live().tolist() == [ptr],
+        }
+        assert first[what]()
+        memory.check()
+
+
+def test_ptr_of_a_class_that_was_never_opened_is_refused():
+    """By compiled code and Python; the class stays as it is, until its scratch memory is asked for."""
+    with SizeClasses("never") as memory:
+        ptr = int(memory._rows[20]["base"]) + 5 + (7 << 32)
+        size = int(memory._rows[20]["high"])
+        assert (give(memory, ptr, size), take(memory, 0)) == (False, NULL)
+        assert ptr not in memory
+        for call in (lambda: memory.free(ptr, size), lambda: memory.view(ptr, size), lambda: memory.address(ptr)):
+            with pytest.raises(jitslab.ForeignHandleError, match="never issued ptr"):
+                call()
+        assert opened(memory) == []
+
+        assert look(memory, ptr, size) == (0, size, 0)
+        assert opened(memory) == [size]
+        with pytest.raises(jitslab.FaultError):
+            memory.raise_faults()
+        memory.check()
+
+
+def test_class_is_not_opened_after_close():
+    """Compiled code gets NULL, and scratch memory of the size."""
+    memory = SizeClasses("shut")
+    used = take(memory, 64)
+    memory.close()
+
+    assert (take(memory, 64), take(memory, 5000), give(memory, used, 64), opened(memory)) == (NULL, NULL, False, [64])
+    assert look(memory, used, 64) == (0, 64, 0)
+    assert look(memory, used, 5000) == (0, 5000, 0)
+    memory.close()
+
+
+def test_threads_that_use_a_class_first_at_once_open_it_once():
+    """Every piece is another, and all are of one cache."""
+    take(jitslab.SlabAllocator("compiled"), 64)
+    for _ in range(20):
+        with SizeClasses("at once") as memory:
+            barrier, found = threading.Barrier(4), [[] for _ in range(4)]
+
+            def work(mine, memory=memory, barrier=barrier):
+                barrier.wait()
+                mine += [take(memory, size) for size in (16, 64, 1000) for _ in range(10)]
+
+            threads = [threading.Thread(target=work, args=(mine,)) for mine in found]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            ptrs = [ptr for mine in found for ptr in mine]
+
+            assert NULL not in ptrs
+            assert len(set(ptrs)) == len(memory) == 120
+            memory.check()
+
+
+def test_ended_thread_gives_home_what_python_has_not_seen():
+    """The registry knows a class from the instant that compiled code opens it."""
+    with SizeClasses("ended") as memory:
+        thread = threading.Thread(target=lambda: give(memory, take(memory, 64), 64))
+        thread.start()
+        thread.join()
+        control = memory._parts.open_block(int(np.flatnonzero(memory._rows["high"] == 64)[0])).control
+        end = time.monotonic() + 10
+        while control["out"][0] and time.monotonic() < end:  # the thread may be in its last steps
+            time.sleep(0.001)
+
+        assert int(control["out"][0]) == 0
+        assert seen(memory) == []
+
+
+def test_keep_empty_holds_for_classes_opened_late():
+    """The interval of the working set never ends."""
+    with SizeClasses("kept", keep_empty=True) as memory:
+        take(memory, 64)
+        (_, cache), *_ = memory._open_caches()
+
+        assert int(cache._block.control["interval_end"][0]) == 1 << 62
+
+
+def test_dropped_allocator_leaves_the_registry():
+    """With all classes, seen by Python or not."""
+    rows = this_process().block
+    gc.collect()
+    before = int(rows["n_rows"][0] - rows["n_holes"][0])
+    memory = SizeClasses("dropped")
+    take(memory, 64)
+    memory.allocate(100)
+    assert int(rows["n_rows"][0] - rows["n_holes"][0]) == before + 3
+    del memory
+    gc.collect()
+
+    assert int(rows["n_rows"][0] - rows["n_holes"][0]) == before
+
+
+def test_class_that_only_the_registry_knows_is_opened_again_and_leaves_at_the_end():
+    """As in a child of a fork in the middle of an opening: entered, but in no row of the allocator."""
+    rows = this_process().block
+    gc.collect()
+    before = int(rows["n_rows"][0] - rows["n_holes"][0])
+    memory = SizeClasses("half")
+    ptr = take(memory, 64)
+    give(memory, ptr, 64)
+    row = int(np.flatnonzero(memory._rows["high"] == 64)[0])
+    address = int(memory._rows[row]["control"])
+    memory._rows[row]["control"] = 0
+    assert take_elsewhere(memory, 64) != NULL
+    assert int(memory._rows[row]["control"]) == address
+    with SizeClasses("other") as other:
+        take(other, 64)
+        shared = other._parts.ranges[0]
+        assert close_caches_in(this_process().address, address, address) == 0
+        memory.close()
+        assert int(rows["n_rows"][0] - rows["n_holes"][0]) == before + 2
+        assert close_caches_in(this_process().address, shared._base, shared._base + shared._memory.size) == 1
+
+    assert int(rows["n_rows"][0] - rows["n_holes"][0]) == before
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork")
+def test_child_of_fork_opens_classes_of_its_own():
+    """What the parent has open goes on in both; what neither had is opened by each, and threads may end in both."""
+    run(
+        "import os, threading, numba, jitslab\n"
+        "@numba.njit\n"
+        "def take(m, n): return m.allocate(n)\n"
+        "@numba.njit\n"
+        "def give(m, p, n): return m.free(p, n)\n"
+        "m = jitslab.SlabAllocator('m')\n"
+        "p = take(m, 100)\n"
+        "pid = os.fork()\n"
+        "q, r = take(m, 100), take(m, 5000)\n"
+        "assert p != q and r and give(m, r, 5000) and len(m) == 2\n"
+        "t = threading.Thread(target=lambda: give(m, take(m, 700), 700)); t.start(); t.join()\n"
+        "m.check(); m.free(p, 100); m.free(q, 100); m.check(); m.close()\n"
+        "if pid == 0: os._exit(0)\n"
+        "assert os.waitpid(pid, 0)[1] == 0\n"
+        "print('ok')\n"
+    )
+
+
+@LINUX
+def test_class_that_the_system_gives_no_memory_for_can_be_opened_later():
+    """`allocate` says so; nothing is lost."""
+    run(
+        "import resource, numba, jitslab\n"
+        "@numba.njit\n"
+        "def take(m, n): return m.allocate(n)\n"
+        "m = jitslab.SlabAllocator('m')\n"
+        "take(m, 64)\n"
+        "soft, hard = resource.getrlimit(resource.RLIMIT_DATA)\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (4096, hard))\n"
+        "none = take(m, 100)\n"
+        "try: m.allocate(5000)\n"
+        "except jitslab.CacheFullError as error: said = str(error)\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))\n"
+        "assert none == 0 and said == \"allocator 'm' has no memory for 5000 bytes more\", (none, said)\n"
+        "assert take(m, 100) and m.allocate(5000) and len(m) == 3\n"
+        "m.check(); print('ok')\n"
+    )
+
+
+# --- Where all is usable from the start ---
+
+
+def test_small_classes_are_usable_at_once():
+    """All metadata of a class that holds little, so that it has few mappings."""
+    with SizeClasses("little", capacity=1000) as memory:
+        ptr = take(memory, 64)
+        plan = memory._parts.plans[int(np.flatnonzero(memory._rows["high"] == 64)[0])]
+        assert int(plan["readable"]) == 0
+        memory.view(ptr, 64)[:] = 1
+        memory.check()
+
+
+def test_placement_is_asked_for_once_for_all_classes(monkeypatch):
+    """Of the whole range."""
+    asked = []
+    monkeypatch.setattr(_os, "bind_memory", lambda *args: asked.append(args) or 0)
+    with SizeClasses("placed", policy=jitslab.nodes()[0].id) as memory:
+        shared = memory._parts.ranges[0]
+        if asked:
+            assert (shared._base, shared._memory.size) in [args[:2] for args in asked]
+            assert len(asked) == 2  # large memory has a reservation of its own
+        take(memory, 64)
+        memory.check()
+
+
+def test_tuned_classes_share_a_range():
+    """One for each table."""
+    with SizeClasses("tuned") as memory:
+        memory.tune([1030] * 99 + [24] * 50)
+        ptrs = [take(memory, size) for size in (24, 1030, 100)]
+
+        assert [len(each.rows) for each in memory._parts.ranges] == [len(classes.fixed_table()), len(memory._caches) - 61]
+        assert len(set(ptrs)) == len(memory) == 3
+        memory.check()
