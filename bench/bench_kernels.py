@@ -514,26 +514,33 @@ def in_child(job: Callable[[], Any]) -> Any:
     return json.loads(text)
 
 
+def memories(scale: float) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return the memory of both sides for every loop and number of threads."""
+    found = {}
+    for name, kernel in KERNELS.items():
+        for threads in kernel.threads:
+            for side in SIDES:
+                warm_up(kernel, side, threads)
+            found[name, threads] = {side: in_child(partial(memory_of, kernel, side, threads, scale)) for side in SIDES}
+    return found
+
+
 # --- In a process of its own ---
 
 
 def rows(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """Measure everything beside this process's malloc; memory only at full size."""
+    memory = memories(SCALE["full"]) if sizes.name == "full" else {}  # before anything else was taken and freed
     figures: dict[str, list[dict[str, Any]]] = {}
     for name, kernel in KERNELS.items():
         for threads in kernel.threads:
-            scale, about = SCALE[sizes.name], f"{threads} thread{'s' * (threads > 1)}"
-            memory = None
-            if sizes.name == "full":
-                for side in SIDES:
-                    warm_up(kernel, side, threads)
-                memory = {side: in_child(partial(memory_of, kernel, side, threads, scale)) for side in SIDES}
-            ready = {side: Ready(kernel, side, threads, scale).open() for side in SIDES}
+            about = f"{threads} thread{'s' * (threads > 1)}"
+            ready = {side: Ready(kernel, side, threads, SCALE[sizes.name]).open() for side in SIDES}
             try:
                 contenders: dict[str, Any] = {side: (lambda _, each=each: each.case()) for side, each in ready.items()}
                 row = Row(contenders, (kernel.figure(),), seconds=SECONDS[sizes.name])
                 found = measure.measure(f"{name}, {about}", row, sizes).as_json()
-                found |= {"latency": latency(ready, LAP_RUNS[sizes.name]), "memory": memory}
+                found |= {"latency": latency(ready, LAP_RUNS[sizes.name]), "memory": memory.get((name, threads))}
             finally:
                 for each in ready.values():
                     each.close()
