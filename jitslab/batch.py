@@ -152,8 +152,10 @@ def _make_rows(n: int) -> tuple[Any, Any]:
     return pop_row, push_row
 
 
+HALF = RUN // 2
 FEW = 4  # slots in a row that vector instructions are worth while for
 pop_row, push_row = _make_rows(RUN)
+pop_half, push_half = _make_rows(HALF)
 pop_few, push_few = _make_rows(FEW)
 
 
@@ -249,6 +251,8 @@ def alloc_few(c: int, heap: Heap, out: int, n: int) -> int:
     if likely(n <= top):
         while done + RUN <= n and pop_row(heap, top - done, out + done * 8):
             done += RUN
+        while done + HALF <= n and pop_half(heap, top - done, out + done * 8):
+            done += HALF
         while done + FEW <= n and pop_few(heap, top - done, out + done * 8):
             done += FEW
         h.top = top - done
@@ -268,6 +272,8 @@ def free_few(c: int, heap: Heap, hs: int, n: int) -> int:
     if likely(n <= frozen(heap, H_ROUNDS) - top):
         while done + RUN <= n and push_row(heap, top + done, hs + done * 8):
             done += RUN
+        while done + HALF <= n and push_half(heap, top + done, hs + done * 8):
+            done += HALF
         while done + FEW <= n and push_few(heap, top + done, hs + done * 8):
             done += FEW
         h.top = top + done
