@@ -1,7 +1,7 @@
 """
 Batches and scans: many slots under one hold of the lock, 64 at a time; everything that is live.
 
-Above `heap`, below `entry`.  Small batches, below half a magazine, go through the caller's heap.
+Above `heap`, below `entry`.  Small batches, below a quarter of a magazine, go through the caller's heap.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def alloc_any(c: int, heap: Heap) -> int:
 
 @kernel
 def large_batch(heap: Heap) -> int:
-    """Return how many slots are so many that they go by the slab layer: half a magazine, which is one refill."""
-    return max(heap_at(heap).rounds >> 1, int64(2))
+    """Return how many slots are so many that they go by the slab layer: a quarter of a magazine."""
+    return max(heap_at(heap).rounds >> 2, int64(2))
 
 
 def _make_rows(n: int) -> tuple[Any, Any]:
