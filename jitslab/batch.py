@@ -1,7 +1,7 @@
 """
 Batches and scans: many slots under one hold of the lock, 64 at a time; everything that is live.
 
-Above `heap`, below `entry`.  Small batches, below half a magazine, go through the caller's heap.
+Above `heap`, below `entry`.  Small batches, below a quarter of a magazine, go through the caller's heap.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def alloc_any(c: int, heap: Heap) -> int:
 
 @kernel
 def large_batch(heap: Heap) -> int:
-    """Return how many slots are so many that they go by the slab layer: half a magazine, which is one refill."""
-    return max(heap_at(heap).rounds >> 1, int64(2))
+    """Return how many slots are so many that they go by the slab layer: a quarter of a magazine."""
+    return max(heap_at(heap).rounds >> 2, int64(2))
 
 
 def _make_rows(n: int) -> tuple[Any, Any]:
@@ -152,8 +152,10 @@ def _make_rows(n: int) -> tuple[Any, Any]:
     return pop_row, push_row
 
 
+HALF = RUN // 2
 FEW = 4  # slots in a row that vector instructions are worth while for
 pop_row, push_row = _make_rows(RUN)
+pop_half, push_half = _make_rows(HALF)
 pop_few, push_few = _make_rows(FEW)
 
 
@@ -249,6 +251,8 @@ def alloc_few(c: int, heap: Heap, out: int, n: int) -> int:
     if likely(n <= top):
         while done + RUN <= n and pop_row(heap, top - done, out + done * 8):
             done += RUN
+        while done + HALF <= n and pop_half(heap, top - done, out + done * 8):
+            done += HALF
         while done + FEW <= n and pop_few(heap, top - done, out + done * 8):
             done += FEW
         h.top = top - done
@@ -268,6 +272,8 @@ def free_few(c: int, heap: Heap, hs: int, n: int) -> int:
     if likely(n <= frozen(heap, H_ROUNDS) - top):
         while done + RUN <= n and push_row(heap, top + done, hs + done * 8):
             done += RUN
+        while done + HALF <= n and push_half(heap, top + done, hs + done * 8):
+            done += HALF
         while done + FEW <= n and push_few(heap, top + done, hs + done * 8):
             done += FEW
         h.top = top + done

@@ -9,7 +9,7 @@ import jitslab
 from jitslab import layout
 
 CYCLE = 1 << 32
-SIZES = [2, 4, 5, 15, 16, 40, 64, 200, 700]  # of a batch: single slots, rows of 4 and of 16, the slab layer
+SIZES = [2, 4, 5, 8, 12, 15, 16, 40, 64, 200, 700]  # of a batch: single slots, rows of 4, 8 and 16, the slab layer
 BYTES = [64, 1000, 2000, 4096, 9000, 65536]  # of a record: from 1,024 slots a slab to one
 
 CRIMES = {
