@@ -136,6 +136,7 @@ LIVES = {
     "cache[h]": "h = cache.alloc(); r = cache[h]; r['x'] = i; x = r['x']; cache.free(h)",
     "new()": "h, r = cache.new(); r['x'] = i; x = r['x']; cache.free(h)",
     "guard": "with cache.allocate() as r: r.x = i; x = r.x",
+    "guard, free()": "r = cache.allocate(); r.x = i; x = r.x; r.free()",
     "column": "h = cache.alloc(); records[h & mask] = i; x = records[h & mask]; cache.free(h)",
 }
 
@@ -239,6 +240,7 @@ def table(sizes: Sizes) -> Table:
             {name: partial(life, text) for name, text in LIVES.items()},
             (
                 *(speed_ratio("guard", name, 1.0) for name in list(LIVES)[:6]),
+                ratio("guard", "guard, free()"),
                 ratio("guard", "cache[h]"),
                 ratio("new()", "cache[h]"),
                 ratio("column", "cache[h]"),

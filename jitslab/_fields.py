@@ -809,8 +809,18 @@ def can_install(guard: type, view: type) -> bool:
     generic = [(PY_TP_GETATTRO, "PyObject_GenericGetAttr"), (PY_TP_SETATTRO, "PyObject_GenericSetAttr")]
     if any(ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value != found[number] for number, name in generic):
         return False
+    version = version_of(Kind) if hasattr(Kind, "__del__") else 0  # what is looked up in it gives it one
+    ctypes.pythonapi.PyType_Modified(ctypes.py_object(Kind))
+    if version == 0 or version_of(Kind) != 0:
+        return False
     add_symbol("jitslab.call_finalizer", found[PY_TP_FINALIZE])
+    keep(_spare)
     return True
+
+
+def version_of(cls: type) -> int:
+    """Return the version of a class; 0: it was changed since something was looked up in it."""
+    return ctypes.c_uint.from_address(id(cls) + 4 * VERSION).value
 
 
 def pointer_at(address: int) -> int:
@@ -885,7 +895,7 @@ def install_guards(cls: type, fields: dict[str, int]) -> Any:
     for i, (name, at) in enumerate(found):
         table[T_FIRST + 2 * i : T_FIRST + 2 * i + 2] = id(name), at
         getattr(cls, name)  # CPython gives a class its version when something is looked up in it
-    table[T_VERSION] = ctypes.c_uint.from_address(id(cls) + 4 * VERSION).value
+    table[T_VERSION] = version_of(cls)
     table[T_COUNT] = len(found) if table[T_VERSION] != 0 else 0
     return table
 

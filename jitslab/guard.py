@@ -264,7 +264,7 @@ class SlabObjectGuard(Fields, _fields.Memory, Generic[R]):  # type: ignore[misc]
 
     Notes
     -----
-    A number takes some 40 ns to read or write.  Any thread may use it and free it; of two that free it at once one
+    A number takes some 20 ns to read or write.  Any thread may use it and free it; of two that free it at once one
     gets the error.  In a child of `fork` it reads the child's copy; leaving the block and being collected do nothing there.
     Collected without having been freed, it frees its record with a `ResourceWarning`.  Views that were handed out keep the
     cache's memory mapped, and show whatever the slot holds next.  Equal to nothing but itself.

@@ -9,6 +9,7 @@ import pickle
 import random
 import re
 import sys
+import sysconfig
 import threading
 import warnings
 import weakref
@@ -812,6 +813,13 @@ def test_guards_are_in_c_where_they_can_be(cache, it):
     assert "free" in (type(it).free.__doc__ or "").lower()
 
 
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="guards are in C on CPython")
+@pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="guards in C need the GIL")
+def test_guards_can_be_in_c():
+    """What is verified before guards are made in C holds on every CPython with a GIL."""
+    assert "True\n" == run_python("from jitslab import guard\nprint(guard._can_install)")
+
+
 @pytest.mark.skipif(not guard_module._can_install, reason="this is the run without C methods")
 def test_everything_here_holds_without_c_methods():
     """Where C methods cannot be made, the same tests pass on the Python methods."""
@@ -1384,11 +1392,7 @@ def test_adopt_takes_what_is_a_handle(cache):
     assert 1 == len(cache)
     cache.free(handle)
     slot, cycle = handle & 0xFFFFFFFF, handle >> 32
-    refused(
-        jitslab.StaleHandleError,
-        f"slot {slot} of handle {handle:#x} is free (handle cycle {cycle}, slot cycle {cycle + 1})",
-        cache.adopt,
-        handle,
-    )
+    text = f"slot {slot} of handle {handle:#x} is free (handle cycle {cycle}, slot cycle {cycle + 1})"
+    refused(jitslab.StaleHandleError, text, cache.adopt, handle)
     cache.close()
     refused(jitslab.ClosedError, "cache 'packets' is closed", cache.adopt, handle)
