@@ -154,7 +154,7 @@ class SlabAllocatorManager:
         """
         allocators = open_allocators()
         found = [row for allocator in allocators for row in allocator._count_live()]
-        owned = {cache for allocator in allocators for cache in (*allocator._own, *allocator._raw_caches())}
+        owned = {cache for allocator in allocators for cache in (*allocator._own, allocator._parts.large)}
         return make_report(found + [live_in("", cache) for _, cache in open_caches() if cache not in owned])
 
     def shutdown(self, report: bool = True) -> LiveReport:
@@ -238,7 +238,7 @@ def find_cache(first: SlabAllocator | None, name: str) -> SlabCache | None:
 def list_caches(first: SlabAllocator | None) -> dict[str, SlabCache]:
     """Return every open cache of records of the process: those that the first allocator has by name, then the others."""
     listing = {} if first is None else first._list_named()
-    known = {*listing.values(), *(cache for allocator in open_allocators() for cache in allocator._raw_caches())}
+    known = {*listing.values(), *(allocator._parts.large for allocator in open_allocators())}
     others = [(serial, cache) for serial, cache in open_caches() if cache not in known]
     taken = Counter([*listing, *(cache.name for _, cache in others)])
     for serial, cache in others:
