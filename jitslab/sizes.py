@@ -41,7 +41,20 @@ from .large import drop_parked, hold_pages, let_pages_go
 from .layout import HEAP_BYTES, HEAPS, NULL, ROUNDS, ROUNDS_BYTES, SLAB_BYTES, record_stride, round_up
 from .names import naming
 from .process import this_process
-from .rawlayout import CLASS, COARSE, FINE, LARGE, LARGEST, MAX_ALIGN, MAX_BYTES, MAX_CLASSES, NATURAL, SIZES, place_of
+from .rawlayout import (
+    CLASS,
+    COARSE,
+    FINE,
+    LARGE,
+    LARGEST,
+    MAX_ALIGN,
+    MAX_BYTES,
+    MAX_CLASSES,
+    NATURAL,
+    SIZES,
+    parked_size,
+    place_of,
+)
 from .sizetype import size_classes_type
 
 Bytes = npt.NDArray[np.uint8]
@@ -136,10 +149,10 @@ class _Pages:
 
     __slots__ = ("__array_interface__", "__weakref__")
 
-    def __init__(self, parts: _Parts, slot: int, number: int, pages: int, size: int) -> None:
+    def __init__(self, parts: _Parts, ptr: int, number: int, pages: int, size: int) -> None:
         self.__array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (pages, False), "version": 3}
         n = round_up(size, page_bytes)
-        weakref.finalize(self, parts.let_pages_go, slot, number, pages, n).atexit = False
+        weakref.finalize(self, parts.let_pages_go, ptr, number, pages, n).atexit = False
 
 
 class _Parts:
@@ -151,9 +164,9 @@ class _Parts:
         self.memory, self.address, self.large = memory, address, large
         self.caches: list[SlabCache | None] = [None]  # by row of the class
 
-    def let_pages_go(self, slot: int, number: int, pages: int, n: int) -> None:
+    def let_pages_go(self, ptr: int, number: int, pages: int, n: int) -> None:
         """Give up the pages that an array kept mapped."""
-        let_pages_go(self.address, slot, number, pages, n)
+        let_pages_go(self.address, ptr, number, pages, n)
 
     def close(self) -> None:
         """Refuse everything from now on, and give all memory back."""
@@ -446,7 +459,7 @@ class SizeClasses(_Base):
         row, slot = self._locate(number, n)
         cache = self._caches[row]
         if cache is None:
-            return np.asarray(self._pages(number, slot, n))
+            return np.asarray(self._pages(number, n))
         offset = cache._block.geometry.offset["records"] + slot * cache.stride
         return cache._block.bytes[offset : offset + n]
 
@@ -507,7 +520,7 @@ class SizeClasses(_Base):
         if not 0 < number < 1 << 63 or not raw.free_slow(self._address, number, n):
             raise self._refusal(number, n)
 
-    def _pages(self, ptr: int, slot: int, size: int) -> _Pages:
+    def _pages(self, ptr: int, size: int) -> _Pages:
         """Return the object that keeps the pages of large memory mapped; one for all arrays on them."""
         with naming():
             owner = self._owners.get(ptr)
@@ -516,7 +529,7 @@ class SizeClasses(_Base):
                 pages = hold_pages(self._address, ptr, size, number)
                 if pages == 0:
                     raise self._refusal(ptr, size)
-                owner = self._owners[ptr] = _Pages(self._parts, slot, number, pages, size)
+                owner = self._owners[ptr] = _Pages(self._parts, ptr, number, pages, size)
             return owner
 
     # --- Classes ---
@@ -714,7 +727,7 @@ class SizeClasses(_Base):
         return SizeStats(
             live=sum(line.live for line in lines) + n_large,
             used=sum(line.live * line.high for line in lines) + pages,
-            memory=sum(line.memory for line in lines) + pages + int(self._block["parked_bytes"]),
+            memory=sum(line.memory for line in lines) + pages + sum(map(parked_size, self._block["parked"].tolist())),
             large=n_large,
             large_used=pages,
             observed=int(counts.sum()),
