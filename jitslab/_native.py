@@ -575,8 +575,9 @@ def is_row(typing: Any, at: Any, n: Any) -> Any:
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         slots = builder.load(_lanes(builder, args[0], 32, lanes), align=4)
-        row = _counted(builder, builder.extract_element(slots, I32(lanes - 1)), lanes, -1)
-        return _none(builder, builder.icmp_unsigned("!=", slots, row))
+        highest, lowest = (builder.extract_element(slots, I32(lane)) for lane in (0, lanes - 1))
+        row = _none(builder, builder.icmp_unsigned("!=", slots, _counted(builder, lowest, lanes, -1)))
+        return builder.and_(row, builder.icmp_unsigned(">", highest, lowest))  # a cache of 2**32 slots has a last one and 0
 
     return types.boolean(types.int64, n), emit
 

@@ -4,9 +4,15 @@ Memory above the largest size class: pages of its own, in kernels.
 Above `heap` and `_pages`, below `raw`.  A slot of the cache `large` describes each piece, so its ptr is checked as any other.
 Pages that are freed are *parked*, up to PARKED_BYTES of them, for the next piece that they fit: a system call and the faults of
 new pages cost more than most programs do with them.
+
+Pages that are parked come back at the same address, and often to the same slot.  So where a piece lies stands in its row as one
+*word* with the low bits of its ptr's cycle: who takes the word by compare and exchange has taken the pages of that ptr, not those
+of one that the slot was given to meanwhile.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from . import _os
 from ._native import (
@@ -21,6 +27,7 @@ from ._native import (
     load8,
     load8_acquire,
     my_heap,
+    shift_right,
     store8,
     store8_release,
 )
@@ -34,14 +41,13 @@ from .rawlayout import (
     AT_LARGE_BYTES,
     AT_MASK,
     AT_PARKED,
-    AT_PARKED_BYTES,
     AT_SCRATCH,
     F_ADDRESS,
     F_ALLOCATE,
-    L_ADDRESS,
     L_ASKED,
     L_BYTES,
     L_HOLD,
+    L_PAGES,
     LARGE_BYTES,
     LARGEST,
     MAX_BYTES,
@@ -55,13 +61,43 @@ from .rawlayout import (
     S_LARGE_BASE,
     S_MODE,
     S_NODES,
+    TAG_BITS,
+    TAG_MASK,
+    parked_size,
 )
 
 C_RECORDS = C["records"] // 8
 page_bytes = _os.page_bytes
+_parked_size: Any = kernel(parked_size)
 
 
 # --- Pieces ---
+
+
+@kernel
+def as_word(pages: int, ptr: int) -> int:
+    """Return what stands in the row of live memory."""
+    return pages >> 3 << TAG_BITS | (ptr >> 32) & TAG_MASK
+
+
+@kernel
+def is_of(word: int, ptr: int) -> bool:
+    """Whether a word, of pages or of an array that holds them, is of that ptr."""
+    return word != 0 and (word ^ (ptr >> 32)) & TAG_MASK == 0
+
+
+@kernel
+def pages_at(at: int, ptr: int) -> int:
+    """Return the address of the pages of a ptr whose row is at `at`; 0: they were taken."""
+    word = load8_acquire(at, L_PAGES)
+    return shift_right(word, TAG_BITS) << 3 if is_of(word, ptr) else int64(0)
+
+
+@kernel
+def take_pages(at: int, ptr: int) -> int:
+    """Take the pages of a ptr whose row is at `at`: their address; 0: somebody else did."""
+    pages = pages_at(at, ptr)
+    return pages if pages != 0 and compare_exchange(at, as_word(pages, ptr), 0) else int64(0)
 
 
 @kernel
@@ -72,7 +108,7 @@ def large_at(s: int, ptr: int, size: int) -> int:
     if not is_live(my_heap(control), handle):
         return int64(0)
     at = load8(control, C_RECORDS) + (handle & SLOT_MASK) * LARGE_BYTES
-    if load8_acquire(at, L_ADDRESS) == 0 or (size != 0 and load8(at, L_ASKED) != size):
+    if pages_at(at, ptr) == 0 or (size != 0 and load8(at, L_ASKED) != size):
         return int64(0)
     return at
 
@@ -93,6 +129,9 @@ def allocate_large(s: int, size: int, fresh: int) -> int:
     if pages == 0:
         pages = map_pages(n)
         if pages == 0:
+            give_up_all(s)
+            pages = map_pages(n)
+        if pages == 0:
             return int64(NULL)
         if load8(s, S_MODE) != 0:
             place_pages(pages, n, load8(s, S_MODE), s + AT_MASK)
@@ -104,24 +143,24 @@ def allocate_large(s: int, size: int, fresh: int) -> int:
     at = load8(control, C_RECORDS) + (handle & SLOT_MASK) * LARGE_BYTES
     store8(at, L_BYTES, n)
     store8(at, L_ASKED, size)
-    store8(at, L_HOLD, 0)
-    store8_release(at, L_ADDRESS, pages)
+    ptr = handle + load8(s, S_LARGE_BASE)
+    store8_release(at, L_PAGES, as_word(pages, ptr))
     fetch_add(s + AT_LARGE_BYTES, n)
-    return handle + load8(s, S_LARGE_BASE)
+    return ptr
 
 
 @kernel
 def free_large(s: int, ptr: int, size: int) -> int:
     """
-    Give pages back; 1: freed.  Of several at the same instant one gets them: who makes the address 0.
+    Give pages back; 1: freed.  Of several at the same instant one gets them: who makes the word 0.
 
     Pages that an array in Python shows lose their content, and stay mapped until the array is gone.
     """
     at = large_at(s, ptr, size)
     if at == 0:
         return int64(0)
-    pages = load8_acquire(at, L_ADDRESS)
-    if pages == 0 or not compare_exchange(at, pages, 0):
+    pages = take_pages(at, ptr)
+    if pages == 0:
         return int64(0)
     drop_large(s, ptr, at, pages)
     return int64(1)
@@ -129,13 +168,13 @@ def free_large(s: int, ptr: int, size: int) -> int:
 
 @kernel
 def drop_large(s: int, ptr: int, at: int, pages: int) -> None:
-    """Give back pages that the caller has taken: by making the address in their row, `at`, 0."""
+    """Give back pages that the caller has taken: by making the word in their row, `at`, 0."""
     n = load8(at, L_BYTES)
     fetch_add(s + AT_LARGE_BYTES, -n)
-    hold = load8_acquire(at, L_HOLD)
-    while not compare_exchange(at + AT_HOLD, hold, 0):
+    hold = fetch_add(at + AT_HOLD, 0)
+    while is_of(hold, ptr) and not compare_exchange(at + AT_HOLD, hold, 0):
         hold = load8_acquire(at, L_HOLD)
-    if hold != 0:
+    if is_of(hold, ptr):
         give_back(pages, n)
     elif not park(s, pages, n):
         unmap_pages(pages, n)
@@ -150,8 +189,8 @@ def realloc_large(s: int, ptr: int, old: int, new: int) -> int:
     Moved by the system where that can be; pages that an array in Python shows are copied.
     """
     at = large_at(s, ptr, old)
-    pages = load8_acquire(at, L_ADDRESS) if at != 0 else int64(0)
-    if pages == 0 or not compare_exchange(at, pages, 0):
+    pages = take_pages(at, ptr) if at != 0 else int64(0)
+    if pages == 0:
         return int64(NULL)
     is_mine = compare_exchange(at + AT_HOLD, 0, int64(MOVING))
     n = load8(at, L_BYTES)
@@ -164,13 +203,13 @@ def realloc_large(s: int, ptr: int, old: int, new: int) -> int:
             store8(at, L_ASKED, new)
             fetch_add(s + AT_LARGE_BYTES, size - n)
             store8_release(at, L_HOLD, 0)
-            store8_release(at, L_ADDRESS, moved)
+            store8_release(at, L_PAGES, as_word(moved, ptr))
             return ptr
     if is_mine:
         store8_release(at, L_HOLD, 0)
     to = call_table(s, F_ALLOCATE, (new,))
     if to == NULL:
-        store8_release(at, L_ADDRESS, pages)
+        store8_release(at, L_PAGES, as_word(pages, ptr))
         return int64(NULL)
     copy_bytes(call_table(s, F_ADDRESS, (to, new)), pages, min(old, new))
     drop_large(s, ptr, at, pages)
@@ -199,27 +238,30 @@ def large_scratch(s: int, size: int) -> int:
 def hold_pages(s: int, ptr: int, size: int, number: int) -> int:
     """Have an array keep the pages of large memory mapped; returns their address, 0: refused, or another array does."""
     at = large_at(s, ptr, size)
-    if at == 0:
+    pages = pages_at(at, ptr) if at != 0 else int64(0)
+    mark = as_mark(number, ptr)
+    if pages == 0 or not compare_exchange(at + AT_HOLD, 0, mark):
         return int64(0)
-    pages = load8_acquire(at, L_ADDRESS)
-    if not compare_exchange(at + AT_HOLD, 0, number):
-        return int64(0)
-    n = load8(at, L_BYTES)  # from here on no realloc changes it
-    if fetch_add(at, 0) == pages:  # again, after the store above: a free at the same instant sees the number, or is seen
-        return pages
-    if not compare_exchange(at + AT_HOLD, number, 0) and pages != 0:
-        unmap_pages(pages, n)
+    if fetch_add(at, 0) == as_word(pages, ptr) and load8(at, L_ASKED) == size:  # from here on no realloc changes them
+        return pages  # looked at again, after the store above: a free at the same instant sees the mark, or is seen
+    compare_exchange(at + AT_HOLD, mark, 0)  # a free that has seen it left nothing mapped but addresses
     return int64(0)
 
 
 @Entry
-def let_pages_go(s: int, slot: int, number: int, pages: int, n: int) -> int:
-    """The array that kept pages mapped is gone: they are the slot's again, or, if that was freed, unmapped."""
-    at = load8(load8(s, S_LARGE), C_RECORDS) + slot * LARGE_BYTES
-    if not compare_exchange(at + AT_HOLD, number, 0):
+def let_pages_go(s: int, ptr: int, number: int, pages: int, n: int) -> int:
+    """The array that kept pages mapped is gone: they are the ptr's again, or, if that was freed, unmapped."""
+    at = load8(load8(s, S_LARGE), C_RECORDS) + ((ptr - load8(s, S_LARGE_BASE)) & SLOT_MASK) * LARGE_BYTES
+    if not compare_exchange(at + AT_HOLD, as_mark(number, ptr), 0):
         unmap_pages(pages, n)
         return int64(1)
     return int64(0)
+
+
+@kernel
+def as_mark(number: int, ptr: int) -> int:
+    """Return what stands in the row of memory that an array holds: a free of another ptr of that slot passes it by."""
+    return number << TAG_BITS | (ptr >> 32) & TAG_MASK
 
 
 # --- Parked pages: taken and put by compare and exchange, so that no fork and no dead thread can leave a lock behind ---
@@ -234,30 +276,24 @@ def park(s: int, pages: int, n: int) -> bool:
     """
     if not CAN_MAP or load8(s, S_CLOSED) != 0 or frozen(s, S_NODES) > 1:
         return False
-    if fetch_add(s + AT_PARKED_BYTES, n) + n <= PARKED_BYTES:
-        word = pages >> PARKED_PAGE << PARKED_SHIFT | n >> PARKED_PAGE
-        for k in range(PARKED):
-            if compare_exchange(s + AT_PARKED + 8 * k, 0, word):
-                if load8_acquire(s, S_CLOSED) != 0:  # meanwhile: `close` may have looked before
-                    give_up(s, int64(k))
-                return True
-    fetch_add(s + AT_PARKED_BYTES, -n)
+    if parked_bytes(s) + n > PARKED_BYTES:
+        return False
+    word = pages >> PARKED_PAGE << PARKED_SHIFT | n >> PARKED_PAGE
+    for k in range(PARKED):
+        if compare_exchange(s + AT_PARKED + 8 * k, 0, word):
+            if load8_acquire(s, S_CLOSED) != 0 or parked_bytes(s) > PARKED_BYTES:  # by now: `close` may have looked before
+                give_up(s, int64(k))
+            return True
     return False
 
 
 @kernel
-def take_parked(s: int, k: int, word: int) -> bool:
-    """Take the pages in a place; False: somebody else did."""
-    if not compare_exchange(s + AT_PARKED + 8 * k, word, 0):
-        return False
-    fetch_add(s + AT_PARKED_BYTES, -parked_size(word))
-    return True
-
-
-@kernel
-def parked_size(word: int) -> int:
-    """Bytes of a parked piece."""
-    return (word & ((1 << PARKED_SHIFT) - 1)) << PARKED_PAGE
+def parked_bytes(s: int) -> int:
+    """Bytes of all parked pieces; counted, since a count that is kept would be wrong in a child of `fork`."""
+    n = int64(0)
+    for k in range(PARKED):
+        n += _parked_size(load8_acquire(s + AT_PARKED, k))
+    return n
 
 
 @kernel
@@ -269,8 +305,8 @@ def parked_pages(s: int, n: int) -> int:
     """
     for k in range(PARKED):
         word = load8_acquire(s + AT_PARKED, k)
-        size = parked_size(word)
-        if n <= size <= n + (n >> 2) and take_parked(s, k, word):
+        size = _parked_size(word)
+        if n <= size <= n + (n >> 2) and compare_exchange(s + AT_PARKED + 8 * k, word, 0):
             pages = word >> PARKED_SHIFT << PARKED_PAGE
             if size > n:
                 unmap_pages(pages + n, size - n)
@@ -284,13 +320,19 @@ def parked_pages(s: int, n: int) -> int:
 def give_up(s: int, k: int) -> None:
     """Give the pages in a place back to the system."""
     word = load8_acquire(s + AT_PARKED, k)
-    if word != 0 and take_parked(s, k, word):
-        unmap_pages(word >> PARKED_SHIFT << PARKED_PAGE, parked_size(word))
+    if word != 0 and compare_exchange(s + AT_PARKED + 8 * k, word, 0):
+        unmap_pages(word >> PARKED_SHIFT << PARKED_PAGE, _parked_size(word))
+
+
+@kernel
+def give_up_all(s: int) -> None:
+    """Give all parked pages back to the system."""
+    for k in range(PARKED):
+        give_up(s, int64(k))
 
 
 @Entry
 def drop_parked(s: int) -> int:
     """Give all parked pages back to the system; returns the bytes that are left: others parked them meanwhile."""
-    for k in range(PARKED):
-        give_up(s, int64(k))
-    return load8_acquire(s + AT_PARKED_BYTES, 0)
+    give_up_all(s)
+    return parked_bytes(s)

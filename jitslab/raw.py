@@ -48,7 +48,7 @@ from ._native import (
 )
 from .heap import BELOW_TOP, H_RECORDS, H_WORDS, SLOT_MASK, Heap, alloc, free_any, is_live, push
 from .heap import F_ADDRESS as CACHE_ADDRESS
-from .large import allocate_large, free_large, large_at, large_scratch, realloc_large
+from .large import allocate_large, free_large, large_at, large_scratch, pages_at, realloc_large
 from .layout import NULL, TAKEN, C, H
 from .opening import control_of, open_class
 from .rawlayout import (
@@ -66,7 +66,6 @@ from .rawlayout import (
     K_HIGH,
     K_LOW,
     K_STRIDE,
-    L_ADDRESS,
     LARGEST,
     MAP,
     MAX_ALIGN,
@@ -288,7 +287,7 @@ def address_slow(s: int, ptr: int, size: int) -> int:
     row = row_of_ptr(s, ptr)
     if row == 0:
         at = large_at(s, ptr, size)
-        return load8_acquire(at, L_ADDRESS) if at != 0 else int64(0)
+        return pages_at(at, ptr) if at != 0 else int64(0)
     handle = ptr - load8(row, K_BASE)
     c = load8_acquire(row, K_CONTROL)
     if c == 0 or (size != 0 and not serves(row, size)) or not is_live(my_heap(c), handle):

@@ -22,6 +22,8 @@ LARGEST = (1 << 20) + LINE  # largest size of a class
 CLASS_BYTES, LARGE_BYTES, PLAN_BYTES = 64, 32, 192  # of their rows
 PARKED = 8  # pieces of freed large memory that are kept
 PARKED_BYTES = 16 << 20  # bytes of them, at most
+TAG_BITS = 19  # of a ptr's cycle that stand beside the address of its pages, which has 48 bits at most
+TAG_MASK = (1 << TAG_BITS) - 1
 PARKED_SHIFT, PARKED_PAGE = 16, 12  # a parked piece is (address >> 12) << 16 | bytes >> 12
 
 CLASS = record(
@@ -64,15 +66,15 @@ SIZES = record(
     ("mask", "i8", (MASK_BITS // 64,)),  # one bit a node, for that
     ("scratch", "i8"),  # address of the scratch pages of large memory, 0: none yet; their size is their first word
     ("nodes", "i8"),  # most array sets of a class
-    ("parked_bytes", "i8"),  # bytes of parked pages, at least
+    ("pad", "i8"),
     ("hand", "i8"),  # where the next place is that is looked at for pages to give up
     ("parked", "i8", (PARKED,)),  # freed pages, 0: none; their number in the low bits, 4 KiB each, above it that of the first
 )
 LARGE = record(
-    ("address", "i8"),  # of the pages; 0 from the instant that a free has taken them
+    ("pages", "i8"),  # their address / 8 << TAG_BITS | low bits of the ptr's cycle; 0 from the instant that a free has taken them
     ("bytes", "i8"),  # of the pages
     ("asked", "i8"),
-    ("hold", "i8"),  # number of the array in Python that keeps the pages mapped, 0: none
+    ("hold", "i8"),  # number of the array in Python that keeps the pages mapped, with the same low bits; 0: none
 )
 S, K, L, P = offsets(SIZES), offsets(CLASS), offsets(LARGE), offsets(PLAN)
 
@@ -90,10 +92,10 @@ P_CONTROL, P_START, P_USABLE, P_READABLE, P_INTERVAL_END = (
     P[name] // 8 for name in ("control", "start", "usable", "readable", "interval_end")
 )
 AT_OWN = P["own"]
-L_ADDRESS, L_BYTES, L_ASKED, L_HOLD = (L[name] // 8 for name in ("address", "bytes", "asked", "hold"))
-AT_HOLD, AT_LARGE_BYTES, AT_MASK, AT_SCRATCH, AT_PARKED, AT_PARKED_BYTES, AT_HAND = (
+L_PAGES, L_BYTES, L_ASKED, L_HOLD = (L[name] // 8 for name in ("pages", "bytes", "asked", "hold"))
+AT_HOLD, AT_LARGE_BYTES, AT_MASK, AT_SCRATCH, AT_PARKED, AT_HAND = (
     L["hold"],
-    *(S[name] for name in ("large_bytes", "mask", "scratch", "parked", "parked_bytes", "hand")),
+    *(S[name] for name in ("large_bytes", "mask", "scratch", "parked", "hand")),
 )
 MOVING = -1  # number of no array: a realloc has the pages
 assert (CLASS.itemsize, LARGE.itemsize, PLAN.itemsize) == (CLASS_BYTES, LARGE_BYTES, PLAN_BYTES)
@@ -120,3 +122,8 @@ def place_of(size: int) -> int:
     if (size >= 0) & (size <= LARGEST):
         return ((size + (LINE - 1)) >> 7) + COARSE
     return 0
+
+
+def parked_size(word: int) -> int:
+    """Bytes of a parked piece."""
+    return (word & ((1 << PARKED_SHIFT) - 1)) << PARKED_PAGE

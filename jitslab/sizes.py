@@ -42,7 +42,21 @@ from .layout import HEAP_BYTES, HEAPS, NULL, ROUNDS, ROUNDS_BYTES, SLAB_BYTES, r
 from .names import naming
 from .process import this_process
 from .ranges import ClassRange, Wanted, dtype_of
-from .rawlayout import CLASS, COARSE, FINE, LARGE, LARGEST, MAX_ALIGN, MAX_BYTES, MAX_CLASSES, NATURAL, PLAN, SIZES, place_of
+from .rawlayout import (
+    CLASS,
+    COARSE,
+    FINE,
+    LARGE,
+    LARGEST,
+    MAX_ALIGN,
+    MAX_BYTES,
+    MAX_CLASSES,
+    NATURAL,
+    PLAN,
+    SIZES,
+    parked_size,
+    place_of,
+)
 from .sizetype import size_classes_type
 
 Bytes = npt.NDArray[np.uint8]
@@ -140,10 +154,10 @@ class _Pages:
 
     __slots__ = ("__array_interface__", "__weakref__")
 
-    def __init__(self, parts: _Parts, slot: int, number: int, pages: int, size: int) -> None:
+    def __init__(self, parts: _Parts, ptr: int, number: int, pages: int, size: int) -> None:
         self.__array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (pages, False), "version": 3}
         n = round_up(size, page_bytes)
-        weakref.finalize(self, parts.let_pages_go, slot, number, pages, n).atexit = False
+        weakref.finalize(self, parts.let_pages_go, ptr, number, pages, n).atexit = False
 
 
 class _Parts:
@@ -170,9 +184,9 @@ class _Parts:
         shared = next(each for each in self.ranges if row in each.rows)
         return shared.block(self.rows[row], self.plans[row], self.place_of(row))
 
-    def let_pages_go(self, slot: int, number: int, pages: int, n: int) -> None:
+    def let_pages_go(self, ptr: int, number: int, pages: int, n: int) -> None:
         """Give up the pages that an array kept mapped."""
-        let_pages_go(self.address, slot, number, pages, n)
+        let_pages_go(self.address, ptr, number, pages, n)
 
     def close(self) -> None:
         """Refuse everything from now on, and give all memory back."""
@@ -465,7 +479,7 @@ class SizeClasses(_Base):
         row, slot = self._locate(number, n)
         cache = self._cache(row)
         if cache is None:
-            return np.asarray(self._pages(number, slot, n))
+            return np.asarray(self._pages(number, n))
         offset = cache._block.geometry.offset["records"] + slot * cache.stride
         return cache._block.bytes[offset : offset + n]
 
@@ -530,7 +544,7 @@ class SizeClasses(_Base):
         if not 0 < number < 1 << 63 or not raw.free_slow(self._address, number, n):
             raise self._refusal(number, n)
 
-    def _pages(self, ptr: int, slot: int, size: int) -> _Pages:
+    def _pages(self, ptr: int, size: int) -> _Pages:
         """Return the object that keeps the pages of large memory mapped; one for all arrays on them."""
         with naming():
             owner = self._owners.get(ptr)
@@ -539,7 +553,7 @@ class SizeClasses(_Base):
                 pages = hold_pages(self._address, ptr, size, number)
                 if pages == 0:
                     raise self._refusal(ptr, size)
-                owner = self._owners[ptr] = _Pages(self._parts, slot, number, pages, size)
+                owner = self._owners[ptr] = _Pages(self._parts, ptr, number, pages, size)
             return owner
 
     # --- Classes ---
@@ -775,7 +789,7 @@ class SizeClasses(_Base):
         return SizeStats(
             live=sum(line.live for line in lines) + n_large,
             used=sum(line.live * line.high for line in lines) + pages,
-            memory=sum(line.memory for line in lines) + pages + int(self._block["parked_bytes"]),
+            memory=sum(line.memory for line in lines) + pages + sum(map(parked_size, self._block["parked"].tolist())),
             large=n_large,
             large_used=pages,
             observed=int(counts.sum()),

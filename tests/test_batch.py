@@ -7,6 +7,7 @@ from numba import njit
 
 import jitslab
 from jitslab import layout
+from jitslab._native import is_row
 
 CYCLE = 1 << 32
 SIZES = [2, 4, 5, 8, 12, 15, 16, 40, 64, 200, 700]  # of a batch: single slots, rows of 4, 8 and 16, the slab layer
@@ -162,6 +163,18 @@ def test_refused_handle_in_a_batch_of_several_nodes(crime):
             assert free_many(cache, handles) == 1
 
         cache.check()
+
+
+def test_last_slot_and_the_first_are_no_neighbours():
+    """Of a cache with all 2**32 slots: a row from the last one on would end beyond all memory."""
+
+    @njit
+    def is_row_of_four(at):
+        return is_row(at, 4)
+
+    rows = {(3, 2, 1, 0): True, (2, 1, 0, 0xFFFFFFFF): False, (0, 0xFFFFFFFF, 0xFFFFFFFE, 0xFFFFFFFD): False, (7, 6, 5, 3): False}
+    for slots, expected in rows.items():
+        assert is_row_of_four(np.array(slots, np.uint32).ctypes.data) == expected
 
 
 def test_small_batch_continues_over_a_refill_and_a_flush():

@@ -499,7 +499,52 @@ def test_parked_pages_have_one_owner(memory):
     assert found == [0, 0]
     assert memory.stats.large_used == 0
     memory.shrink()
-    assert memory._block["parked_bytes"] == 0
+    assert not memory._block["parked"].any()
+
+
+def test_large_memory_freed_by_several_at_once_is_freed_once(memory):
+    """Even if its slot and its pages are another ptr's already when the slower one gets to them."""
+
+    @njit(nogil=True)
+    def work(memory, shared, n):
+        freed = 0
+        for _ in range(n):
+            ptr = shared[0]
+            if memory.free(ptr, LARGE):
+                freed += 1
+                shared[0] = memory.allocate(LARGE)
+        return freed
+
+    shared = np.array([memory.allocate(LARGE)])
+    freed = work(memory, shared, 1)
+    threads = [threading.Thread(target=work, args=(memory, shared, 3_000_000)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert freed == 1
+    assert memory.live().tolist() == [shared[0]]
+    assert memory.stats.large_used == LARGE
+
+
+def test_parked_pages_are_given_up_for_who_would_get_none():
+    """Where the address space is used up but for them, of whatever sizes they are."""
+    program = (
+        "import resource, jitslab\n"
+        "m, mib = jitslab.sizes.SizeClasses(), 1 << 20\n"
+        "m.free(m.allocate(3 * mib), 3 * mib)\n"
+        "for p in [m.allocate(3 * mib) for _ in range(5)]:\n"
+        "    m.free(p, 3 * mib)\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 2 * mib, -1))\n"
+        "for zero in (False, True):\n"
+        "    m.free(m.allocate(12 * mib, zero=zero), 12 * mib)\n"
+        "print('ok')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    assert (done.stdout, done.returncode) == ("ok\n", 0), done.stderr
 
 
 # --- Tuning ---
