@@ -143,6 +143,7 @@ def allocate_large(s: int, size: int, fresh: int) -> int:
     at = load8(control, C_RECORDS) + (handle & SLOT_MASK) * LARGE_BYTES
     store8(at, L_BYTES, n)
     store8(at, L_ASKED, size)
+    store8(at, L_HOLD, 0)  # a fork may have left a mark
     ptr = handle + load8(s, S_LARGE_BASE)
     store8_release(at, L_PAGES, as_word(pages, ptr))
     fetch_add(s + AT_LARGE_BYTES, n)
