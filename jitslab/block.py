@@ -199,6 +199,7 @@ class NewBlock(Block):
         at_control, at_heaps, at_words = (offset[region] + n for region, n in zip(STAGGERED, stagger, strict=True))
         self._view(dtype, at_control, at_words)
         own = ClassPlace(self.bytes, self._base + at_heaps, layout.HEAP_BYTES, 0)
+        self._place_memory(self._base + at_words)
         self._fill(place or own, self._base + at_words, 2 * first_cycle(serial), colouring, template)
         self._fill_sets(own)
         self.control["row"] = this_process().enter(self.address)
@@ -234,6 +235,34 @@ class NewBlock(Block):
             raise CacheFullError(f"the system lets {end - head} bytes of generations not be read")
         this_process().heaps_are_wiped &= _os.wipe_on_fork(self._base, offset["template"])
 
+    def _regions(self, number: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return (address, bytes) of the slab rows and of the free bits of an array set."""
+        sizes, page = self.geometry, _os.page_bytes
+        n_rows = layout.round_up(sizes.max_slabs * layout.SLAB.itemsize, page)
+        n_bits = layout.round_up(-(-(sizes.max_slabs << sizes.shift) // layout.BLOCK) * 8, page)
+        rows, bits = self._base + sizes.offset["slabs"], self._base + sizes.offset["bits"]
+        return (rows + number * n_rows, n_rows), (bits + number * n_bits, n_bits)
+
+    def _place_memory(self, words: int) -> None:
+        """
+        Ask for the memory of each array set on its nodes; heaps stay with their threads.
+
+        Before anything is written: a page that is there stays where it is, and a huge page has those around it, too.
+        """
+        sizes = self.geometry
+        if sizes.nodes == 1:
+            numa.bind(self._base + sizes.offset["bits"], sizes.total - sizes.offset["bits"], self.placement, 0)
+            return
+        n_slots = sizes.max_slabs << sizes.shift
+        n_records = n_slots * sizes.stride
+        beyond = layout.round_up(layout.HUGE_BYTES, _os.page_bytes)
+        for number in range(sizes.nodes):
+            first_slot = number << sizes.node_shift
+            records = self._base + sizes.offset["records"] + first_slot * sizes.stride
+            for start, n in (*self._regions(number), (words + 4 * first_slot, 4 * n_slots), (records, n_records)):
+                numa.bind(start, n, self.placement, number)
+            _os.advise_huge_pages(records + beyond, n_records // _os.page_bytes * _os.page_bytes - beyond)
+
     def _fill(self, place: ClassPlace, words: int, start: int, colouring: bool, template: bytes | None) -> None:
         """Fill the control block in."""
         sizes = self.geometry
@@ -268,10 +297,8 @@ class NewBlock(Block):
             self.bytes[at : at + len(template)] = np.frombuffer(template, np.uint8)
 
     def _fill_sets(self, own: ClassPlace) -> None:
-        """Fill in what the array sets differ in, and place their memory."""
-        sizes, page = self.geometry, _os.page_bytes
-        row_bytes = layout.round_up(sizes.max_slabs * layout.SLAB.itemsize, page)
-        bit_bytes = layout.round_up(-(-(sizes.max_slabs << sizes.shift) // layout.BLOCK) * 8, page)
+        """Fill in what the array sets differ in."""
+        sizes = self.geometry
         everything_usable = sizes.nodes > 1 or not _os.CAN_GROW
         if sizes.nodes > 1:
             at = sizes.offset["cpus"]
@@ -280,9 +307,8 @@ class NewBlock(Block):
         for number, control in enumerate(self.control):
             first_slot = number << sizes.node_shift if number else 0
             first = first_slot >> sizes.shift
-            rows = self._base + sizes.offset["slabs"] + number * row_bytes
-            end_rows = rows + row_bytes if sizes.nodes > 1 else self.address
-            bits = self._base + sizes.offset["bits"] + number * bit_bytes
+            (rows, n_rows), (bits, _) = self._regions(number)
+            end_rows = rows + n_rows if sizes.nodes > 1 else self.address
             control["node"] = number
             control["first_slab"], control["first_slot"] = first, first_slot
             control["slabs"] = end_rows + (first - 1) * layout.SLAB.itemsize  # indexed by the slab's number in the cache
@@ -295,16 +321,3 @@ class NewBlock(Block):
             control["n_slabs"] = first
             control["max_slabs"] = first + sizes.max_slabs
             control["committed"] = first + sizes.max_slabs if everything_usable else first
-            if sizes.nodes == 1:  # heaps stay with their threads
-                numa.bind(self._base + sizes.offset["bits"], sizes.total - sizes.offset["bits"], self.placement, 0)
-                continue
-            records, n_slots = int(control["records"]) + first_slot * sizes.stride, sizes.max_slabs << sizes.shift
-            for start, n in (
-                (rows, row_bytes),
-                (bits, bit_bytes),
-                (int(control["words"]) + 4 * first_slot, 4 * n_slots),
-                (records, n_slots * sizes.stride),
-            ):
-                numa.bind(start, n, self.placement, number)
-            beyond = layout.round_up(layout.HUGE_BYTES, page)
-            _os.advise_huge_pages(records + beyond, n_slots * sizes.stride // page * page - beyond)

@@ -226,6 +226,16 @@ def test_metadata_lies_with_its_records():
             assert {node} == set(nodes_of_pages(np.array([words, rows, bits], np.uint64)).tolist())
 
 
+@pytest.mark.parametrize("node", [0, 1, 2, 3])
+def test_metadata_lies_on_the_node_asked_for(node):
+    """The first generations, too, whose page has the control block: whoever wrote to that first."""
+    with jitslab.SlabCache("points", POINT, policy=node) as cache:
+        cache.free_many(take(cache)[::2])
+        control = cache._block.control[0]
+        first = np.array([int(control[region]) for region in ("words", "slabs", "bits")], np.uint64)
+        assert {node} == set(nodes_of_pages(first).tolist())
+
+
 def test_node_that_is_none_is_refused():
     """A node that the machine does not have; the message names those it has."""
     with pytest.raises(jitslab.NodeError, match="node 4 does not exist, or is not allowed to this process; usable: 0, 1, 2, 3"):
