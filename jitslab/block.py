@@ -44,6 +44,7 @@ class ClassPlace(NamedTuple):
     """What a size class has of its allocator: the block keeps that memory."""
 
     memory: Any  # array of it
+    region: int  # address of the region of its allocator's heaps, 0 for those of a cache of its own
     heaps: int  # address of the first thread's heap of this class
     step: int  # bytes from there to the next thread's
     base: int  # number of its first slot
@@ -198,7 +199,7 @@ class NewBlock(Block):
         offset, stagger = self.geometry.offset, staggered(serial)
         at_control, at_heaps, at_words = (offset[region] + n for region, n in zip(STAGGERED, stagger, strict=True))
         self._view(dtype, at_control, at_words)
-        own = ClassPlace(self.bytes, self._base + at_heaps, layout.HEAP_BYTES, 0)
+        own = ClassPlace(self.bytes, 0, self._base + at_heaps, layout.HEAP_BYTES, 0)
         self._place_memory(self._base + at_words)
         self._fill(place or own, self._base + at_words, 2 * first_cycle(serial), colouring, template)
         self._fill_sets(own)
@@ -268,6 +269,7 @@ class NewBlock(Block):
         sizes = self.geometry
         values = entry_points() | {region: self._base + sizes.offset[region] for region in ("records", "scratch", "template")}
         values |= {
+            "heap_region": place.region,
             "heaps": place.heaps,
             "heap_step": place.step,
             "base": place.base,

@@ -44,7 +44,7 @@ from ._native import (
     unlikely,
     zero_bytes,
 )
-from ._os import current_cpu, watch_thread_exit, yield_core
+from ._os import commit, current_cpu, page_bytes, watch_thread_exit, yield_core
 from .layout import (
     BACK_HEAP,
     BLOCK,
@@ -70,6 +70,7 @@ from .recover import C_CLAIMED, heap_row, live_of, live_of_all, next_claimed, ne
 from .slab import (
     ALL,
     C_FRONT,
+    C_HEAP_STEP,
     C_NODES,
     MUST_GROW,
     RUN_MASK,
@@ -93,7 +94,9 @@ H_WORDS, H_RECORDS, H_LIMIT, H_ROUNDS = (H[name] for name in ("words", "records"
 C_SCRATCH, C_RECORDS, C_TEMPLATE, C_RETIRED = C["scratch"], C["records"], C["template"], C["retired"]
 F_ALLOC, F_FREE, F_ADDRESS = C["f_alloc"], C["f_free"], C["f_address"]
 F_REFILL, F_FLUSH, F_GROW, F_RELEASE = C["f_refill"], C["f_flush"], C["f_grow"], C["f_release"]
-C_NODE_SLOTS, C_ARRIVALS, C_CPU_NODES = (C[name] for name in ("node_slots", "arrivals", "cpu_nodes"))
+C_NODE_SLOTS, C_ARRIVALS, C_CPU_NODES, C_HEAP_REGION = (
+    C[name] for name in ("node_slots", "arrivals", "cpu_nodes", "heap_region")
+)
 BELOW_TOP = MAGAZINE - 4  # entry `top` of the array that starts here is the uppermost slot
 SLOT_MASK = 0xFFFFFFFF
 EVEN = -2
@@ -609,7 +612,7 @@ def claim(c: int, me: int) -> int:
     row = shift_right(mixed(me), HASH_SHIFT)
     for _ in range(HEAPS):
         at = heap_row(c, row)
-        if control.closed == 0 and load8_acquire(at, 0) == 0 and compare_exchange(at, 0, me):
+        if control.closed == 0 and load8_acquire(at, 0) == 0 and is_writable(c, at) and compare_exchange(at, 0, me):
             open_heap(here, row)
             watch_thread_exit(process.key, control.process)
             if control.closed == 0:
@@ -617,6 +620,17 @@ def claim(c: int, me: int) -> int:
             shut_heap(at)
         row = (row + 1) & (HEAPS - 1)
     return open_heap(here, int64(OWN + CLOSED_HEAP) if control.closed else int64(OWN + SHARED_HEAP))
+
+
+@kernel
+def is_writable(c: int, at: int) -> bool:
+    """Make a thread's heaps writable, those of all classes together where they lie in an allocator's region; whether they are."""
+    region, step = frozen(c, C_HEAP_REGION), frozen(c, C_HEAP_STEP)
+    if region == 0:
+        return True
+    first = region + (at - region) // step * step
+    start = first & -page_bytes
+    return commit(start, first + step - start)
 
 
 @kernel

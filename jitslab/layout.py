@@ -176,7 +176,8 @@ CONTROL = record(
     ("heap_step", "i8"),  # bytes from one thread's heap to the next: between them lie those of an allocator's other classes
     ("own_step", "i8"),  # the same of `own_heaps`
     ("base", "i8"),  # of a size class: number of its first slot
-    ("pad0", "i8", (2,)),
+    ("heap_region", "i8"),  # of a size class: address of the region of its allocator's heaps, writable where threads came; else 0
+    ("pad0", "i8", (1,)),
     # Slab layer: written under the lock only.
     ("lock", "i8"),  # 0 free, 1 held
     ("limit", "i8"),  # slots of the slabs made so far; above, every generation reads 0 and no record is touched

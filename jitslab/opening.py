@@ -72,7 +72,7 @@ def open_class(s: int, row: int) -> int:
         if make_usable(plan):
             c = load8(plan, P_CONTROL)
             fill_control(c, load8(s, S_LARGE), plan)
-            place_heaps(c, s + HEAPS_AT + number * HEAP_BYTES, load8(row, K_BASE))
+            place_heaps(c, s + HEAPS_AT, number, load8(row, K_BASE))
             control = control_at(c)
             control.epoch = process_at(p).epoch
             control.row = enter_row(p, c)
@@ -105,11 +105,12 @@ def fill_control(c: int, other: int, plan: int) -> None:
 
 
 @kernel
-def place_heaps(c: int, heaps: int, base: int) -> None:
-    """Have a cache use heaps that lie among those of its allocator's other classes."""
+def place_heaps(c: int, region: int, number: int, base: int) -> None:
+    """Have a class use its heaps in the region of its allocator's."""
     control = control_at(c)
-    control.heaps = heaps
-    control.own_heaps = heaps
+    control.heap_region = region
+    control.heaps = region + number * HEAP_BYTES
+    control.own_heaps = control.heaps
     control.heap_step = int64(THREAD_BYTES)
     control.own_step = int64(THREAD_BYTES)
     control.base = base

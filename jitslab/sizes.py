@@ -18,7 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from . import classes, numa, raw, rawlayout
-from ._os import Reservation, address_space_left, node_mask, page_bytes, refuse_huge_pages, wipe_on_fork
+from ._os import (
+    Reservation,
+    address_space_left,
+    make_readable,
+    make_usable,
+    node_mask,
+    page_bytes,
+    refuse_huge_pages,
+    wipe_on_fork,
+)
 from .block import Block, ClassPlace, NewBlock
 from .cache import NEVER, SlabCache
 from .cast import as_integer, shown
@@ -174,8 +183,8 @@ class _Parts:
 
     def place_of(self, row: int) -> ClassPlace:
         """Where the heaps of a class are."""
-        heaps = self.address + rawlayout.HEAPS_AT + row * HEAP_BYTES
-        return ClassPlace(self.memory, heaps, rawlayout.THREAD_BYTES, int(self.rows[row]["base"]))
+        region = self.address + rawlayout.HEAPS_AT
+        return ClassPlace(self.memory, region, region + row * HEAP_BYTES, rawlayout.THREAD_BYTES, int(self.rows[row]["base"]))
 
     def open_block(self, row: int) -> Block | None:
         """Return the block of a class that was opened by its plan; None: it was not."""
@@ -320,15 +329,19 @@ class SizeClasses(_Base):
 
     def _make_block(self) -> None:
         """Lay the block, the rows and the maps out."""
-        memory = np.asarray(Reservation(rawlayout.SIZES_BYTES, usable=True))
+        memory = np.asarray(Reservation(rawlayout.SIZES_BYTES))
         self._address = int(memory.__array_interface__["data"][0])
+        heaps, n_heaps = self._address + rawlayout.HEAPS_AT, rawlayout.SIZES_BYTES - rawlayout.HEAPS_AT
+        of_threads = rawlayout.THREAD_BYTES * HEAPS  # all can be looked at, each is made writable for who comes
+        granted = make_usable(self._address, rawlayout.HEAPS_AT) and make_readable(heaps, of_threads)
+        if not (granted and make_usable(heaps + of_threads, n_heaps - of_threads)):
+            raise CacheFullError(f"the system gives no memory for the tables of allocator {self._name!r}")
+        refuse_huge_pages(heaps, n_heaps)  # a thread needs some pages, far from the next one's
+        this_process().heaps_are_wiped &= wipe_on_fork(heaps, n_heaps)
         large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, **self._of_caches)
         self._parts = _Parts(memory, self._address, large)
         self._caches = self._parts.caches
         self._bases: list[int] = [0]
-        heaps, n_heaps = self._address + rawlayout.HEAPS_AT, rawlayout.SIZES_BYTES - rawlayout.HEAPS_AT
-        refuse_huge_pages(heaps, n_heaps)  # a thread needs some pages, far from the next one's
-        this_process().heaps_are_wiped &= wipe_on_fork(heaps, n_heaps)
         self._rows = self._parts.rows
         self._real = memory[rawlayout.ROWS_AT : rawlayout.ROWS_AT + rawlayout.PLACES]
         self._map = memory[rawlayout.MAP : rawlayout.MAP + 2 * rawlayout.PLACES].view(np.uint16)
@@ -820,6 +833,7 @@ class SizeClasses(_Base):
         self._need_open()
         large, base = self._parts.large, int(self._block["large_base"])
         n = sum(raw.free_slow(self._address, h + base, int(large[h]["asked"])) for h in large.live().tolist())
+        n += large.clear()  # those whose pages another thread had in hand when this process was forked
         return n + sum(cache.clear() for _, cache in self._open_caches())
 
     def shrink(self) -> int:

@@ -402,6 +402,22 @@ def test_large_memory_is_unmapped():
     assert (done.stdout, done.returncode) == ("ok\n", 0), done.stderr
 
 
+def test_an_allocator_takes_little_of_what_limits_count():
+    """Its tables are writable where threads came: of RLIMIT_DATA and strict overcommit it takes some 12 MiB, not 160."""
+
+    def writable():
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmData"))
+
+    SizeClasses("first").close()
+    before = writable()
+    with SizeClasses("test") as memory:
+        memory.free(memory.allocate(100), 100)
+        taken = writable() - before
+
+    assert taken < 24 << 20
+
+
 def is_mapped(address):
     """Whether memory is mapped at an address."""
     with open("/proc/self/maps") as maps:
