@@ -171,7 +171,7 @@ def test_other_kinds_come_out_as_they_went_in(it):
     assert np.timedelta64(2000, "ms") == it.took
     it.took = np.timedelta64(1, "s")
     assert np.timedelta64(1000, "ms") == it.took
-    it.when = np.datetime64("NaT")
+    it.when = np.datetime64("NaT", "ns")
     assert np.isnat(it.when)
 
 
@@ -838,7 +838,7 @@ def test_numpy_scalars_and_names_are_as_python_numbers_and_attributes(it):
         np.int64(200),
         np.float32(0.5),
         np.float64(1e300),
-        np.timedelta64(3),
+        np.timedelta64(3, "ms"),
         np.longdouble(1.5),
     ):
         for name in ("id", "count", "u8", "big", "weight", "small", "half", "ok", "tag"):
