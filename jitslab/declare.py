@@ -234,7 +234,12 @@ def _evaluated(annotation: Any, module: dict[str, Any], local: dict[str, Any]) -
     if not isinstance(annotation, str):
         return annotation
     holder = type("holder", (), {"__annotations__": {"it": annotation}})  # in classes only, typing knows ClassVar
-    return typing.get_type_hints(holder, module, local, include_extras=True)["it"]
+    try:
+        return typing.get_type_hints(holder, module, local, include_extras=True)["it"]
+    except TypeError:
+        if eval(annotation, module, dict(local)) is typing.ClassVar:  # Python 3.10 knows only ClassVar[...] in text
+            return typing.ClassVar
+        raise
 
 
 def _is_declared(it: Any) -> bool:
@@ -288,8 +293,8 @@ def _dtype_of(annotation: Any, where: str) -> np.dtype[Any]:
 
 
 def _is_scalar(annotation: Any) -> bool:
-    """Whether it is one of NumPy's scalar types."""
-    return isinstance(annotation, type) and issubclass(annotation, np.generic)
+    """Whether it is one of NumPy's scalar types; what is abstract, as `numpy.number`, is none."""
+    return isinstance(annotation, type) and issubclass(annotation, np.generic) and annotation in np.sctypeDict.values()
 
 
 def _shown(annotation: Any) -> str:
