@@ -595,9 +595,9 @@ def claim(c: int, me: int) -> int:
     """
     Return the address of thread `me`'s heap, claimed now if it has none, to draw from the node that it runs on.
 
-    A thread beyond the table gets the shared heap, and any thread the closed one after `close`.  The end of the thread is
-    watched, so that its slots go home.  In a child of `fork` all heaps read as zeros: the first claim rebuilds the index, and
-    the slots that the parent's threads had parked are free again.
+    A thread beyond the table, or without memory for a heap, gets the shared one, and any thread the closed one after `close`.
+    The end of the thread is watched, so that its slots go home.  In a child of `fork` all heaps read as zeros: the first claim
+    rebuilds the index, and the slots that the parent's threads had parked are free again.
     """
     control = control_at(c)
     process = process_at(control.process)
@@ -612,7 +612,10 @@ def claim(c: int, me: int) -> int:
     row = shift_right(mixed(me), HASH_SHIFT)
     for _ in range(HEAPS):
         at = heap_row(c, row)
-        if control.closed == 0 and load8_acquire(at, 0) == 0 and is_writable(c, at) and compare_exchange(at, 0, me):
+        is_nobodys = control.closed == 0 and load8_acquire(at, 0) == 0
+        if is_nobodys and not is_writable(c, at):
+            break  # nor would the next ones be
+        if is_nobodys and compare_exchange(at, 0, me):
             open_heap(here, row)
             watch_thread_exit(process.key, control.process)
             if control.closed == 0:

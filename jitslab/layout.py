@@ -29,7 +29,8 @@ Read first: the words, the ladders, the data and the laws of a cache.
    A heap: the thread that owns it; its owner word by CAS from 0, and back to 0 by the same thread only.
    Free bits, slab rows, lists, counts: the holder of the lock.  The frozen part: nobody after creation.
    Order of locks: the process's registry, then one cache's lock.  No system call and no C-API call under a
-   cache's lock; under the registry's, the end of a thread may give empty slabs back to the system.
+   cache's lock; under the registry's, the end of a thread may give empty slabs back to the system, and the opening of a
+   size class makes its memory usable.
 
 6. Space
    One reservation a cache: heaps | template, scratch | free bits | slab rows, control block, generations | records, each

@@ -418,6 +418,36 @@ def test_an_allocator_takes_little_of_what_limits_count():
     assert taken < 24 << 20
 
 
+def test_thread_without_memory_for_its_heaps_shares_one():
+    """It allocates and frees by the slab layer, as threads beyond the table of heaps do."""
+    program = (
+        "import resource, threading, jitslab\n"
+        "from numba import njit\n"
+        "@njit(nogil=True)\n"
+        "def work(memory, n):\n"
+        "    right = 0\n"
+        "    for i in range(n):\n"
+        "        ptr = memory.allocate(64)\n"
+        "        right += ptr != 0 and memory.free(ptr, 64)\n"
+        "    return right\n"
+        "memory = jitslab.SlabAllocator('test')\n"
+        "print(work(memory, 1000))\n"
+        "hard = resource.getrlimit(resource.RLIMIT_DATA)[1]\n"
+        "def run():\n"
+        "    resource.setrlimit(resource.RLIMIT_DATA, (4096, hard))\n"
+        "    print(work(memory, 1000))\n"
+        "    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))\n"
+        "thread = threading.Thread(target=run)\n"
+        "thread.start()\n"
+        "thread.join()\n"
+        "memory.check()\n"
+        "print(len(memory))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    assert (done.stdout, done.returncode) == ("1000\n1000\n0\n", 0), done.stderr
+
+
 def is_mapped(address):
     """Whether memory is mapped at an address."""
     with open("/proc/self/maps") as maps:
