@@ -1,7 +1,7 @@
 """
 The only file with addresses: typed loads and stores, record views, atomics, thread identity, hints to LLVM.
 
-Below everything but `layout`.  Kernels see an address as an int64, and a heap as a `HeapPointer`: through an integer
+Below everything but `layout` and `_disk`.  Kernels see an address as an int64, and a heap as a `HeapPointer`: through an integer
 LLVM forgets what it knows of a pointer, and the frozen fields of a heap would be loaded anew in every turn of a loop.
 
 Preconditions of every load and store here: the address is of live memory of that size, aligned to its type.
@@ -18,11 +18,11 @@ import numpy as np
 from llvmlite import ir
 from numba import from_dtype, types
 from numba.core import cgutils, sigutils
-from numba.core.caching import FunctionCache, NullCache
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic as _intrinsic
 
-from .layout import CONTROL, HEAP, HEAP_BYTES, HEAPS, PROCESS, RUN, SLAB, SOURCE_HASH, TAKEN, C, H
+from ._disk import SOURCE_HASH, KernelCache, NamingCompiler
+from .layout import CONTROL, HEAP, HEAP_BYTES, HEAPS, PROCESS, RUN, SLAB, TAKEN, C, H
 
 int64: Any = np.int64  # in kernels: Numba's int64; Any, since a kernel's ints are Python's to a type checker
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,21 +37,11 @@ X86 = platform.machine() in ("x86_64", "AMD64")
 # --- One decorator for every kernel ---
 
 
-class _KernelCache(FunctionCache):  # type: ignore[misc]  # numba has no types
-    """Numba's cache on disk, told of a change in any file of the package, not just in the function's own."""
-
-    def _index_key(self, sig: Any, codegen: Any) -> Any:
-        return (*super()._index_key(sig, codegen), SOURCE_HASH)
-
-
 def _compile(make: Callable[..., Any], function: Callable[..., Any]) -> Any:
-    """Compile with the cache on disk where there is a place for one; compiled also under NUMBA_DISABLE_JIT."""
+    """Compile with the cache on disk; compiled also under NUMBA_DISABLE_JIT."""
     disabled, numba.config.DISABLE_JIT = numba.config.DISABLE_JIT, 0
     try:
-        try:
-            return make(function, _KernelCache(function))
-        except RuntimeError:  # "no locator available": a read-only installation without a home
-            return make(function, NullCache())
+        return make(function, KernelCache(function))
     finally:
         numba.config.DISABLE_JIT = disabled
 
@@ -71,6 +61,7 @@ def kernel(function: F, forceinline: bool = False) -> F:
 
     def make(f: Callable[..., Any], cache: Any) -> Any:
         dispatcher = numba.njit(
+            pipeline_class=NamingCompiler,
             error_model="numpy",
             fastmath=False,
             boundscheck=False,
@@ -100,7 +91,7 @@ def lean(function: Callable[..., Any], is_cold: bool = False) -> Intrinsic:
         context.active_code_library.add_linking_library(compiled.library)
         shape = ir.FunctionType(context.get_value_type(signature.return_type), [I64] * arity)
         attributes = ("noinline", "nounwind", "cold") if is_cold else ("alwaysinline", "nounwind")
-        thunk, is_new = _linkonce(builder, f"jitslab.{function.__name__}.{SOURCE_HASH}", shape, attributes)
+        thunk, is_new = _linkonce(builder, f"jitslab.{compiled.fndesc.mangled_name}", shape, attributes)
         convention = "preserve_mostcc" if is_cold else "ccc"
         if is_new:
             thunk.calling_convention = convention
@@ -151,7 +142,7 @@ class Entry:
             arity = f.__code__.co_argcount
             signature = sigutils.normalize_signature(types.int64(*[types.int64] * arity))
             options = {"error_model": "numpy", "forceinline": True}  # into the C function: it would be a call of its own
-            c_function: Any = CFunc(f, signature, {}, options)
+            c_function: Any = CFunc(f, signature, {}, options, NamingCompiler)
             c_function._cache = cache
             c_function.compile()
             return c_function

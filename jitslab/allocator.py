@@ -557,7 +557,12 @@ def warmup() -> None:
     """
     Compile everything, or read it from the disk cache.
 
-    Otherwise each kernel is compiled when it is first needed: together some seconds once, kept on disk by Numba.
+    Otherwise each kernel is compiled when it is first needed: together some seconds once, kept on disk.
+
+    Warns
+    -----
+    KernelCacheWarning
+        Once, as any first use, if compiled code cannot be kept on disk.
 
     Examples
     --------

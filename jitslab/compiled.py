@@ -26,12 +26,13 @@ from numba.core.typing import templates
 from numba.extending import models, register_model
 
 from . import calls
+from ._disk import SOURCE_HASH
 from ._native import I64, HeapPointer, copy_bytes, frozen, kernel, load8_relaxed, slow, unlikely
 from .batch import alloc_few, free_few, next_live, next_record, scan_end, start_scan
 from .blocktype import register
 from .calls import Site
 from .heap import F_ADDRESS, H_RECORDS, SLOT_MASK, Heap, address, alloc, alloc_filled, free, free_near, is_live
-from .layout import BLOCK, LINE, NO_INIT, NULL, SOURCE_HASH, C
+from .layout import BLOCK, LINE, NO_INIT, NULL, C
 
 F_ALLOC_MANY, F_FREE_MANY, F_LEN, F_CLEAR = (C[name] for name in ("f_alloc_many", "f_free_many", "f_len", "f_clear"))
 C_FAULTS, C_CAPACITY = C["faults"], C["capacity"]

@@ -108,6 +108,10 @@ class PlacementWarning(RuntimeWarning):
     """The system refused to place memory on a node: it lies where the system puts it."""
 
 
+class KernelCacheWarning(RuntimeWarning):
+    """Compiled code cannot be kept on disk: it is used from memory, and later processes compile it again."""
+
+
 class ArrayError(SlabError, ValueError):
     """An array has the wrong dtype, shape or order, or cannot be written."""
 

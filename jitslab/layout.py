@@ -68,10 +68,8 @@ L9   a magazine holds at most ``rounds`` slots, each below the limit
 from __future__ import annotations
 
 import copy
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -268,32 +266,6 @@ def offsets(dtype: np.dtype[Any]) -> dict[str, int]:
 
 
 C, H = offsets(CONTROL), offsets(HEAP)
-
-# What user code compiled against this version must not meet in another: it stands in the name of the cache's Numba type.
-SOURCES = (
-    "layout.py",
-    "_native.py",
-    "_os.py",
-    "slab.py",
-    "heap.py",
-    "batch.py",
-    "recover.py",
-    "process.py",
-    "events.py",
-    "entry.py",
-    "blocktype.py",
-    "calls.py",
-    "compiled.py",
-    "_methods.py",
-    "_fields.py",
-    "_pages.py",
-    "rawlayout.py",
-    "large.py",
-    "opening.py",
-    "raw.py",
-    "sizetype.py",
-)
-SOURCE_HASH = hashlib.sha256(b"".join((Path(__file__).parent / f).read_bytes() for f in SOURCES)).hexdigest()[:8]
 
 
 # --- Geometry ---

@@ -14,10 +14,10 @@ from numba.core.errors import NumbaTypeError
 from numba.np.arrayobj import populate_array
 
 from . import calls, raw
+from ._disk import SOURCE_HASH
 from ._native import I64, int64, intrinsic, kernel
 from .blocktype import register
 from .calls import Site
-from .layout import SOURCE_HASH
 from .rawlayout import F_REALLOC
 
 

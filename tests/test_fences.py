@@ -24,7 +24,12 @@ ALLOWED = {
         "compiled.py": "addresses of arrays that compiled code passes",
         "replay.py": "malloc and free of the C library, measured beside; addresses of its own arrays",
     },
-    r"\bllvmlite\b|\bir\.[A-Z]": {"_native.py": "intrinsics", "_methods.py": "calls of CPython", "_fields.py": "fields"},
+    r"\bllvmlite\b|\bir\.[A-Z]": {
+        "_native.py": "intrinsics",
+        "_methods.py": "calls of CPython",
+        "_fields.py": "fields",
+        "_disk.py": "its version",
+    },
     r"^@(literal_)?intrinsic": {
         "_native.py": "loads, stores, atomics",
         "_methods.py": "calls of CPython",
@@ -34,7 +39,7 @@ ALLOWED = {
     },
     r"\bcarray\b|\bfarray\b|address_as_void_pointer": {},
     r"\bmmap\b(?!\.)|\bmmap\.mmap|mprotect|madvise": {"_os.py": "system calls", "_pages.py": "pages of large memory"},
-    r"\bpickle\b\.|\bmarshal\b": {},
+    r"\bpickle\b\.|\bmarshal\b": {"_disk.py": "machine code as Numba pickles it"},
     r"^\s*print\(": {},
 }
 
