@@ -106,7 +106,7 @@ def _content(value: Any) -> Any:
     """Return what tells a value that a kernel finds from others: of a function its identity, of a number the number."""
     function = getattr(value, "py_func", getattr(value, "_defn", value))  # of a kernel, of an intrinsic
     if isinstance(function, FunctionType):
-        is_ours = (function.__module__ or "").partition(".")[0] == __package__
+        is_ours = (function.__module__ or "").startswith(f"{__package__}.")
         return identity(function) if is_ours else f"{function.__module__}.{function.__qualname__}"
     if isinstance(value, tuple):
         return tuple(map(_content, value))
@@ -183,6 +183,9 @@ class KernelCache(NullCache):  # type: ignore[misc]  # numba has no types
         """Keep a compiled function for later processes, or say why that cannot be."""
         if symbol_id(self._function, compiled.signature.args) not in compiled.fndesc.mangled_name:
             self._tell("this version of Numba does not give functions the names that tell them apart")
+            return
+        if compiled.library.has_dynamic_globals:
+            self._tell(f"{self._function.__qualname__} has an address of this process in it")
             return
         file, key = self._file(signature, compiled.codegen)
         data = dumps(compiled._reduce())

@@ -8,9 +8,12 @@ is live at the end.  The file is a stranger's: `load` believes nothing in it, an
 
 from __future__ import annotations
 
+import atexit
 import os
 import zipfile
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -106,10 +109,15 @@ def select(table: Table, mask: npt.NDArray[np.bool_]) -> Table:
 
 # --- Files ---
 
+_unpacked = ExitStack()  # the trace of a package in an archive: a file until the process ends
+atexit.register(_unpacked.close)
 
+
+@cache
 def packaged() -> Path:
     """Return the path of the trace that comes with the package: 200,000 events of a Linux kernel's slab caches."""
-    return Path(str(resources.files("jitslab") / "data" / "kmem-pipes.npz"))
+    path = resources.files("jitslab") / "data" / "kmem-pipes.npz"
+    return path if isinstance(path, Path) else _unpacked.enter_context(resources.as_file(path))
 
 
 def load(path: str | os.PathLike[str]) -> Trace:

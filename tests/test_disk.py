@@ -11,9 +11,11 @@ from pathlib import Path
 from types import FunctionType
 
 import numba
+import numpy as np
 import pytest
 from numba.core.ccallback import CFunc
 from numba.core.dispatcher import Dispatcher
+from numba.core.extending import _Intrinsic
 from program import run_python
 
 import jitslab
@@ -192,11 +194,13 @@ def test_identity_follows_what_a_kernel_finds_by_name(make):
 
 
 def test_every_module_of_a_kernel_is_in_the_hash_of_the_sources():
-    """User code that is on disk must not meet other kernels: its key has the hash."""
-    modules = {function.__module__.partition(".")[2] for function, *_ in compiled_kernels()}
+    """User code that is on disk must not meet other kernels, or other lowerings of its calls: its key has the hash."""
+    made = [each.py_func for each in of_type(Dispatcher)] + [each.function for each in of_type(Entry)]
+    made += [each._defn for each in of_type(_Intrinsic)]
+    modules = {each.__module__ for each in made if each.__module__.startswith("jitslab.")}
 
-    assert set() == modules - set(_disk.SOURCES)
-    assert len(_disk.SOURCE_HASH) == 8
+    assert set() == modules - {f"jitslab.{name}" for name in _disk.SOURCES}
+    assert len(modules) > 10
 
 
 # --- Files ---
@@ -383,6 +387,20 @@ def test_symbol_that_numba_does_not_take_over_is_not_kept(folder, monkeypatch):
     assert not folder.exists()
 
 
+ADDRESS = np.zeros(1 << 18)  # too large for Numba to copy it: code that uses it has its address
+
+
+def test_code_with_an_address_is_not_kept(folder):
+    """In another process there would be something else."""
+
+    def reads(x: int, y: int) -> int:
+        return x * 7 + y + int(ADDRESS[0])
+
+    with pytest.warns(KernelCacheWarning, match="reads has an address of this process in it"):
+        assert not answer_of(reads)
+    assert not folder.exists()
+
+
 # --- Packages without files ---
 
 USE = """
@@ -469,6 +487,17 @@ def test_package_without_source_files_keeps_its_kernels(tmp_path, pack):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("[0, 1] ")
     assert (str(tmp_path) in done.stdout) == (pack is not frozen)
+
+
+def test_packaged_trace_is_read_from_an_archive(tmp_path):
+    """It is a file while the process runs."""
+    path = shutil.make_archive(str(tmp_path / "app"), "zip", Path(jitslab.__file__).parent.parent, "jitslab")
+    program = f"import sys; sys.path.insert(0, {path!r})\nfrom jitslab import trace\n"
+    program += "print(len(trace.load(trace.packaged()).events), trace.packaged())"
+    events, unpacked = run_python(program).split()
+
+    assert int(events) == 200_000
+    assert not os.path.exists(unpacked)
 
 
 def test_code_without_a_file_is_told_apart():
