@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from measure import SkippedError, WrongAnswerError
+from measure import SkippedError, WrongAnswerError, python_path
 
 SYSTEM = Path("/usr/lib") / (sysconfig.get_config_var("MULTIARCH") or "")
 MIMALLOC_3 = "cmeel-mimalloc"  # the distribution on PyPI: a wheel with the library
@@ -92,7 +92,7 @@ ALLOCATORS = {
 
 def environment(name: str) -> dict[str, str]:
     """Return the environment of a process that has an allocator for its `malloc`; raises `SkippedError`."""
-    around = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    around = {**os.environ, "PYTHONPATH": python_path()}
     library = ALLOCATORS[name].library()
     return around | {"LD_PRELOAD": library} if library else around
 

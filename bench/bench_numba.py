@@ -120,7 +120,7 @@ def kept() -> tempfile.TemporaryDirectory[str]:
 
 def run_python(*arguments: str, directory: str) -> str:
     """Run Python with a disk cache; returns what it writes."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "NUMBA_CACHE_DIR": directory}
+    environment = os.environ | {"PYTHONPATH": measure.python_path(), "NUMBA_CACHE_DIR": directory}
     return subprocess.run([sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 

@@ -44,7 +44,7 @@ TIMER = "import json, time; import {}; a = time.perf_counter(); {}; print(json.d
 def python(*arguments: str, **environment: str) -> str:
     """Run Python; returns what it writes."""
     command = [sys.executable, *arguments]
-    environment["PYTHONPATH"] = str(Path(__file__).parent)
+    environment["PYTHONPATH"] = measure.python_path()
     return subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 

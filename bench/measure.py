@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,11 @@ SMOKE = Sizes(
 )  # fmt: skip
 SIZES = {sizes.name: sizes for sizes in (FULL, QUICK, SMOKE)}
 UNDER_PYTEST = SIZES[os.environ.get("JITSLAB_BENCH", "quick")]
+
+
+def python_path() -> str:
+    """Return the PYTHONPATH of a process that imports files of bench: this folder before what it was."""
+    return os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 class SkippedError(Exception):
