@@ -142,6 +142,29 @@ def of_glibc(process: Any) -> str:
     return str(process.gnu_get_libc_version().decode())
 
 
+class _Batch(ctypes.Structure):
+    """What jemalloc is told of a batch."""
+
+    _fields_ = (("to", ctypes.c_void_p), ("n", ctypes.c_size_t), ("size", ctypes.c_size_t), ("flags", ctypes.c_int))
+
+
+def batch_alloc() -> Callable[[Any, int], None] | None:
+    """Return what fills an int64 array with addresses by one call of this process's allocator, of which only jemalloc has one."""
+    process = ctypes.CDLL(None)
+    if not hasattr(process, "mallctl"):
+        return None
+
+    def fill(held: Any, size: int) -> None:
+        batch, filled = _Batch(held.ctypes.data, held.size, size, 0), ctypes.c_size_t()
+        length, of_batch = ctypes.c_size_t(ctypes.sizeof(filled)), ctypes.c_size_t(ctypes.sizeof(batch))
+        to = ctypes.byref(filled), ctypes.byref(length)
+        failed = process.mallctl(b"experimental.batch_alloc", *to, ctypes.byref(batch), of_batch)
+        if failed or filled.value != held.size:
+            raise WrongAnswerError(f"a batch of {held.size} had {filled.value} ({os.strerror(failed)})")
+
+    return fill
+
+
 VERSIONS = {"libmimalloc": of_mimalloc, "libjemalloc": of_jemalloc, "libtcmalloc": of_tcmalloc, "libc.so": of_glibc}
 
 

@@ -146,13 +146,13 @@ def group_of(ratio: Ratio) -> str:
 
 
 def by_peer(found: list[Ratio]) -> dict[tuple[str, str], list[Ratio]]:
-    """Return the ratios of each (group, peer), but for floors and means."""
-    table: dict[tuple[str, str], list[Ratio]] = {}
+    """Return the ratios of each (group, peer), but for floors and means; an operation counts once, by its first figure."""
+    table: dict[tuple[str, str], dict[tuple[str, str], Ratio]] = {}
     for group in dict.fromkeys([*GROUPS, *map(group_of, found)]):
         for ratio in found:
             if not ratio.is_floor and not ratio.is_mean and group_of(ratio) == group:
-                table.setdefault((group, ratio.peer), []).append(ratio)
-    return table
+                table.setdefault((group, ratio.peer), {}).setdefault((ratio.suite, ratio.operation), ratio)
+    return {place: list(of.values()) for place, of in table.items()}
 
 
 def typical(values: list[float]) -> float:

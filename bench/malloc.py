@@ -85,10 +85,10 @@ def drain(held):
 
 
 @njit
-def alloc_each(out):
-    """Alloc a batch."""
-    for i in range(out.size):
-        out[i] = malloc(SIZE)
+def write(held):
+    """Write records."""
+    for i in range(held.size):
+        store(held[i], i)
 
 
 @njit

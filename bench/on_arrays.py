@@ -2,6 +2,8 @@
 The five data structures as users write them by hand: an array of records, and a stack of its free slots.
 
 The floor: nothing is checked, so a slot that was freed meanwhile is read and freed again without a word.  Slot 0 is no slot.
+Nothing is done that the structure can do without: all slots are freed by two stores, as `clear` frees all records of a cache,
+and a record that is dead says so itself.
 """
 
 from __future__ import annotations
@@ -17,22 +19,37 @@ from measure import Sizes
 from workload import BIRTH, CANCEL, CHILD, DEATH, DEEPEST, DIGEST_MASK, FACTOR, INSERT, LOOKUP, PRICES, STEP, TURNS
 
 njit = partial(numba.njit, cache=True, nogil=True)
+TOP, LAST = 0, 1  # where free has the place of the stack's top (LAST if it is empty), and the last slot ever taken
+DEAD = TURNS  # when a dead particle was born: later than any turn
 
 
 @njit
 def take(free):
-    """Take a slot off the stack; free[0] is how many are on it."""
-    top = free[0]
-    free[0] = top - 1
-    return free[top]
+    """Take a slot off the stack; if it is empty, the first slot that was never taken."""
+    top = free[TOP]
+    if top > LAST:
+        free[TOP] = top - 1
+        return free[top]
+    slot = free[LAST] + 1
+    free[LAST] = slot
+    return slot
 
 
 @njit
 def give(free, slot):
     """Put a slot on the stack."""
-    top = free[0] + 1
-    free[0] = top
+    top = free[TOP] + 1
+    free[TOP] = top
     free[top] = slot
+
+
+@njit
+def clear(free):
+    """Free all slots: how many were taken."""
+    n = free[LAST] + LAST - free[TOP]
+    free[TOP] = LAST
+    free[LAST] = 0
+    return n
 
 
 # --- Linked list ---
@@ -209,26 +226,19 @@ def table(records, free, first, operations, keys):
             else:
                 records[before].next = entry.next
             give(free, at)
-    left = 0
-    for bucket in range(first.size):
-        at = first[bucket]
-        while at != 0:
-            left += 1
-            give(free, at)
-            at = records[at].next
-    return answer + left
+    return answer + clear(free)
 
 
 @njit
 def book(records, free, first, last, tops, slots, kinds, levels, quantities):
-    """Match all messages: the answer.  A slot of 0 is an order that was filled or cancelled."""
+    """Match all messages: the answer.  An order that was filled or cancelled has nothing left, or its slot another number."""
     digest, cancelled = 0, 0
     for number in range(kinds.size):
         side, level = kinds[number], levels[number]
         if side == CANCEL:
             h = slots[level]
-            if h != 0:
-                order = records[h]
+            order = records[h]
+            if order.number == level and order.quantity > 0:
                 if order.before != 0:
                     records[order.before].after = order.after
                 else:
@@ -237,8 +247,8 @@ def book(records, free, first, last, tops, slots, kinds, levels, quantities):
                     records[order.after].before = order.before
                 else:
                     last[order.level] = order.before
+                order.quantity = 0
                 give(free, h)
-                slots[level] = 0
                 cancelled += 1
             continue
         other, left = 1 - side, quantities[number]
@@ -262,7 +272,6 @@ def book(records, free, first, last, tops, slots, kinds, levels, quantities):
                     records[order.after].before = 0
                 else:
                     last[queue] = 0
-                slots[order.number] = 0
                 give(free, h)
         if left > 0:
             h = take(free)
@@ -281,55 +290,44 @@ def book(records, free, first, last, tops, slots, kinds, levels, quantities):
             slots[number] = h
             tops[side] = max(tops[side], level)
     rest = 0
-    for number in range(kinds.size):
-        if slots[number] != 0:
-            rest += records[slots[number]].quantity
-            give(free, slots[number])
+    for h in range(1, free[LAST] + 1):
+        rest += records[h].quantity
+    clear(free)
     return digest + cancelled + rest
 
 
 @njit
-def bank(records, free, live, n):
-    """Let particles live, found by a flag for each slot: the answer."""
-    end = 0
+def bank(records, free, n):
+    """Let particles live: the answer."""
     for i in range(n):
-        h = take(free)
-        live[h] = True
-        end = max(end, h + 1)
-        particle = records[h]
+        particle = records[take(free)]
         particle.x = i
         particle.speed = i % 7 - 3
         particle.seed = i * FACTOR
         particle.born = -1
     for turn in range(TURNS):
-        for h in range(1, end):
+        for h in range(1, free[LAST] + 1):
             particle = records[h]
-            if not live[h] or particle.born == turn:
+            if particle.born >= turn:
                 continue
             seed = particle.seed * FACTOR + STEP
             particle.seed = seed
             particle.x += particle.speed
             draw = seed >> 33 & 1023
             if draw < DEATH:
-                live[h] = False
+                particle.born = DEAD
                 give(free, h)
             elif draw < BIRTH:
-                new = take(free)
-                live[new] = True
-                end = max(end, new + 1)
-                child = records[new]
+                child = records[take(free)]
                 child.x = particle.x
                 child.speed = -particle.speed
                 child.seed = seed ^ CHILD
                 child.born = turn
-    s, left = 0, 0
-    for h in range(1, end):
-        if live[h]:
+    s = 0
+    for h in range(1, free[LAST] + 1):
+        if records[h].born != DEAD:
             s += records[h].x
-            left += 1
-            live[h] = False
-            give(free, h)
-    return s + (left << 32)
+    return s + (clear(free) << 32)
 
 
 @njit
@@ -379,8 +377,8 @@ class OnArrays:
     def __init__(self, sizes: Sizes) -> None:
         self.sizes, n = sizes, self.room(sizes)
         self.records = np.zeros(n + 1, self.dtype)
-        self.free = np.arange(n + 1)[::-1].copy()  # slot 1 is on top
-        self.free = np.concatenate([[n], self.free[:-1]])
+        self.free = np.zeros(n + 1 + LAST, np.int64)
+        self.free[TOP] = LAST
 
     def room(self, sizes: Sizes) -> int:
         """Return the most records that are live at once."""
@@ -388,7 +386,7 @@ class OnArrays:
 
     def is_clean(self) -> bool:
         """Whether nothing is left."""
-        return int(self.free[0]) == self.records.size - 1
+        return int(self.free[TOP] - LAST) == int(self.free[LAST])
 
     def close(self) -> None:
         """Leave nothing behind."""
@@ -476,17 +474,13 @@ class Bank(OnArrays):
 
     dtype = workload.PARTICLE
 
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__(sizes)
-        self.live = np.zeros(self.records.size, np.bool_)
-
     def room(self, sizes: Sizes) -> int:
         """Return twice the particles: as many die as are born."""
         return 2 * sizes.particles
 
     def run(self) -> int:
         """Let the particles live."""
-        return int(bank(self.records, self.free, self.live, self.sizes.particles))
+        return int(bank(self.records, self.free, self.sizes.particles))
 
 
 class DenseBank(Bank):

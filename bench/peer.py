@@ -29,6 +29,7 @@ from jitslab import SlabCache
 from measure import RECORD, SIZES, Case, Row, Sizes, Table, speed_ratio
 
 SPARE = 100
+BY_ONE_CALL = "{:,} allocs by one call"  # only beside an allocator that has such a call
 FLOOR = "bare stack"  # in times only: its ratios are those of the rows of `bench_alloc`
 
 
@@ -105,33 +106,62 @@ def churn_of_cache(loop: Any, live: int, sizes: Sizes) -> Case:
     return Case(run, order.size, partial(int.__eq__, loops.last_writes(live, order)), close=cache.close)
 
 
+def allocs(fill: Any, drain: Any, held: Any, close: Any = measure.nothing) -> Case:
+    """Alloc and write a batch, a call a record; what was written is read before it is freed, when the clock has stopped."""
+    n, read = held.size, [0]
+
+    def after() -> None:
+        read[0] = int(drain(held))
+
+    return Case(lambda: fill(held), n, lambda _: read[0] == n * (n - 1) // 2, after=after, close=close)
+
+
 def allocs_of_malloc(sizes: Sizes) -> Case:
-    """Alloc a batch."""
-    held = np.empty(sizes.batch, np.int64)
-    run, after = partial(malloc.alloc_each, held), partial(malloc.free_each, held)
-    return Case(run, sizes.batch, lambda _: np.unique(held).size == held.size, after=after)
+    """Alloc and write a batch."""
+    return allocs(malloc.fill, malloc.drain, np.empty(sizes.batch, np.int64))
 
 
 def allocs_of_stack(sizes: Sizes) -> Case:
-    """Pop a batch."""
-    (stack, top), held = floor.bare_stack(sizes.batch), np.empty(sizes.batch, np.int32)
-    run, after = partial(floor.pop, held, stack, top), partial(floor.push, held, stack, top)
-    return Case(run, sizes.batch, lambda _: np.unique(held).size == held.size, after=after)
+    """Pop and write a batch."""
+    (stack, top), data = floor.bare_stack(sizes.batch), floor.record_array(sizes.batch)
+    fill, drain = (lambda held: floor.fill(held, stack, top, data)), (lambda held: floor.drain(held, stack, top, data))
+    return allocs(fill, drain, np.empty(sizes.batch, np.int32))
 
 
 def allocs_of_cache(sizes: Sizes) -> Case:
-    """Alloc a batch."""
-    cache, held = SlabCache("allocs", RECORD, capacity=sizes.batch), np.empty(sizes.batch, np.int64)
-    run, after = partial(loops.alloc_many, held, cache), partial(loops.free_many, held, cache)
-    return Case(run, sizes.batch, lambda n: np.unique(held).size == n, after=after, close=cache.close)
+    """Alloc and write a batch."""
+    cache = SlabCache("allocs", RECORD, capacity=sizes.batch)
+    fill, drain = (lambda held: loops.fill(held, cache)), (lambda held: loops.drain(held, cache))
+    return allocs(fill, drain, np.empty(sizes.batch, np.int64), cache.close)
+
+
+def batch_of_malloc(batch_alloc: Any, sizes: Sizes) -> Case:
+    """Alloc a batch by one call, write it."""
+
+    def fill(held: Any) -> None:
+        batch_alloc(held, malloc.SIZE)
+        malloc.write(held)
+
+    return allocs(fill, malloc.drain, np.empty(sizes.batch, np.int64))
+
+
+def batch_of_cache(sizes: Sizes) -> Case:
+    """Alloc a batch by one call, write it."""
+    cache = SlabCache("allocs", RECORD, capacity=sizes.batch)
+
+    def fill(held: Any) -> None:
+        loops.alloc_many(held, cache)
+        loops.write(cache, held)
+
+    return allocs(fill, lambda held: loops.drain(held, cache), np.empty(sizes.batch, np.int64), cache.close)
 
 
 def frees_of_malloc(order: Any, sizes: Sizes) -> Case:
-    """Free a batch, in the order that the generator gives."""
+    """Free a batch that was written, a call a record, in the order that the generator gives."""
     held, shuffled, at = np.empty(sizes.batch, np.int64), np.empty(sizes.batch, np.int64), order(sizes.rng(), sizes.batch)
 
     def before() -> None:
-        malloc.alloc_each(held)
+        malloc.fill(held)
         np.take(held, at, out=shuffled)
 
     return Case(lambda: malloc.free_each(shuffled), sizes.batch, partial(int.__eq__, sizes.batch), before)
@@ -140,25 +170,25 @@ def frees_of_malloc(order: Any, sizes: Sizes) -> Case:
 def frees_of_stack(order: Any, sizes: Sizes) -> Case:
     """Push a batch, in the order that the generator gives."""
     held, shuffled, at = np.empty(sizes.batch, np.int32), np.empty(sizes.batch, np.int32), order(sizes.rng(), sizes.batch)
-    stack, top = floor.bare_stack(sizes.batch)
+    (stack, top), data = floor.bare_stack(sizes.batch), floor.record_array(sizes.batch)
 
     def before() -> None:
-        floor.pop(held, stack, top)
+        floor.fill(held, stack, top, data)
         np.take(held, at, out=shuffled)
 
     return Case(lambda: floor.push(shuffled, stack, top), sizes.batch, lambda _: top[0] == sizes.batch, before)
 
 
 def frees_of_cache(order: Any, sizes: Sizes) -> Case:
-    """Free a batch, in the order that the generator gives."""
+    """Free a batch that was written, a call a record, in the order that the generator gives."""
     held, shuffled, at = np.empty(sizes.batch, np.int64), np.empty(sizes.batch, np.int64), order(sizes.rng(), sizes.batch)
     cache = SlabCache("frees", RECORD, capacity=sizes.batch)
 
     def before() -> None:
-        loops.alloc_many(held, cache)
+        loops.fill(held, cache)
         np.take(held, at, out=shuffled)
 
-    run = partial(loops.free_many, shuffled, cache)
+    run = partial(loops.free_each, shuffled, cache)
     return Case(run, sizes.batch, partial(int.__eq__, sizes.batch), before, close=cache.close)
 
 
@@ -286,13 +316,16 @@ def table(sizes: Sizes) -> Table:
             (*beside, speed_ratio("new()", "malloc", 1.0)),
             seconds=seconds,
         )
-    rows[f"{sizes.batch:,} allocs in order"] = Row(
+    rows[f"{sizes.batch:,} allocs, each a call"] = Row(
         {"malloc": allocs_of_malloc, "cache": allocs_of_cache, FLOOR: allocs_of_stack}, beside, seconds=seconds
     )
+    if (batch_alloc := allocators.batch_alloc()) is not None:
+        contenders = {"malloc": partial(batch_of_malloc, batch_alloc), "cache": batch_of_cache}
+        rows[BY_ONE_CALL.format(sizes.batch)] = Row(contenders, beside, seconds=seconds)
     sides = {"malloc": frees_of_malloc, "cache": frees_of_cache, FLOOR: frees_of_stack}
     for text, order in (("in order", in_order), ("in reverse", in_reverse), ("in random order", at_random)):
         contenders = {side: partial(frees, order) for side, frees in sides.items()}
-        rows[f"{sizes.batch:,} frees {text}"] = Row(contenders, beside, seconds=seconds)
+        rows[f"{sizes.batch:,} frees {text}, each a call"] = Row(contenders, beside, seconds=seconds)
     rows["pair, by two threads"] = Row({"malloc": pairs_of_malloc, "cache": pairs_of_cache}, beside, seconds=seconds)
     live = sizes.churn_live
     contenders = {"malloc": partial(churns_of_malloc, live), "cache": partial(churns_of_cache, live)}
