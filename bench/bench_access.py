@@ -6,12 +6,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pytest
 
-import floor
-import loops
 import measure
 from jitslab import SlabCache
+from loops import cache as loops
+from loops import floor
 from measure import PAGE_RECORD, RECORD, Case, Row, Sizes, Table, ratio, speed_ratio
 
 SLOT_MASK = 0xFFFFFFFF
@@ -158,15 +157,3 @@ def table(sizes: Sizes) -> Table:
             contenders = {"not coloured": partial(make, False, is_checked), "coloured": partial(make, True, is_checked)}
             rows[f"{text}, {by}"] = Row(contenders, (speed_ratio("coloured", "not coloured", 1.0),))
     return rows
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_answer_is_right(operation: str, contender: str) -> None:
-    """Every contender does what the row says."""
-    measure.check_answer(table, operation, contender)
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_speed(benchmark: Any, operation: str, contender: str) -> None:
-    """Time of every contender; for ratios, see run.py."""
-    measure.speed(benchmark, table, operation, contender)

@@ -1,25 +1,16 @@
-"""
-Alloc and free in compiled code, beside the floors: pair, churns by number of live records, batches; and the C allocators.
-
-The C allocators run in processes of their own, see `peer`.
-"""
+"""Alloc and free in compiled code, beside the floors: pair, churns by number of live records, batches."""
 
 from __future__ import annotations
 
 import time
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
 
-import allocators
-import floor
-import loops
-import measure
-import peer
 from jitslab import SlabCache
+from loops import cache as loops
+from loops import floor
 from measure import RECORD, Case, Row, Sizes, Table, ratio
 
 SLOT_MASK = 0xFFFFFFFF
@@ -256,52 +247,3 @@ def table(sizes: Sizes) -> Table:
             (ratio("many", "bare stack", 4.0), ratio("each", "bare stack", 4.0)),
         )
     return rows
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_answer_is_right(operation: str, contender: str) -> None:
-    """Every contender does what the row says."""
-    measure.check_answer(table, operation, contender)
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_speed(benchmark: Any, operation: str, contender: str) -> None:
-    """Time of every contender; for ratios, see run.py."""
-    measure.speed(benchmark, table, operation, contender)
-
-
-@pytest.mark.parametrize("allocator", allocators.ALLOCATORS)
-def test_answer_of_c_allocator_is_right(allocator: str) -> None:
-    """Every C allocator runs its rows, at the smallest sizes, and answers rightly."""
-    try:
-        rows = peer.run_with(allocator, "smoke")
-    except measure.SkippedError as why:
-        pytest.skip(f"{allocator}: {why}")
-
-    batch = f"{peer.BY_ONE_CALL.format(measure.SMOKE.batch)}, beside {allocator}"
-    found = [row["operation"] for row in rows]
-    assert (batch in found) == (allocator == "jemalloc")
-    assert [name for name in found if name != batch] == [f"{name}, beside {allocator}" for name in peer.table(measure.SMOKE)]
-
-
-@pytest.mark.parametrize(
-    ("allocator", "file", "version"),
-    [("jemalloc", "libc.so.6", "2.36"), ("mimalloc 3", "libmimalloc.so.3", "2.0.9"), ("glibc", "libjemalloc.so.2", "5.3.0")],
-)
-def test_another_malloc_than_was_asked_for_is_a_wrong_answer(allocator: str, file: str, version: str) -> None:
-    """The loader only warns of a library that it cannot load."""
-    with pytest.raises(measure.WrongAnswerError, match=f"{allocator} was to be measured"):
-        allocators.check(allocator, {"file": file, "version": version})
-
-
-@pytest.mark.parametrize(("number", "version"), [(209, "2.0.9"), (223, "2.2.3"), (30403, "3.4.3"), (30412, "3.4.12")])
-def test_version_of_mimalloc_is_read_from_its_number(number: int, version: str) -> None:
-    """It has three digits up to version 2, five from version 3 on."""
-    assert allocators.of_mimalloc(SimpleNamespace(mi_version=lambda: number)) == version
-
-
-def test_a_library_that_is_named_and_missing_is_skipped_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing else is measured in its place."""
-    monkeypatch.setenv(allocators.SNMALLOC, "/nowhere/libsnmallocshim.so")
-    with pytest.raises(measure.SkippedError, match=r"SNMALLOC names .*, which is no file"):
-        allocators.environment("snmalloc")

@@ -15,14 +15,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pytest
 
-import floor
-import loops
 import measure
-import native
 from jitslab import SlabCache
+from loops import cache as loops
+from loops import floor
 from measure import Case, Row, Setup, Sizes, Table, ratio, speed_ratio
+from peers import native
 
 PERCENTS = (10, 50, 100)
 SEED = 20_010_625
@@ -164,15 +163,3 @@ def table(sizes: Sizes) -> Table:
                 figures = (*(speed_ratio("cache", name, 1.0) for name in PROGRAMS), ratio("cache", lowest))
                 rows[f"{operation}, {percent} % of {slots:,} live"] = Row(contenders, figures, seconds=sizes.seconds / 3)
     return rows
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_answer_is_right(operation: str, contender: str) -> None:
-    """Every contender does what the row says."""
-    measure.check_answer(table, operation, contender)
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_speed(benchmark: Any, operation: str, contender: str) -> None:
-    """Time of every contender; for ratios, see run.py."""
-    measure.speed(benchmark, table, operation, contender)

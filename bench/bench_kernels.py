@@ -1,10 +1,10 @@
 """
 The stress loops of allocators' own benchmarks, over C allocators and over jitslab: throughput, latency, memory; 1 and 2 threads.
 
-Each C allocator runs in a process of its own, as in `peer.py`, beside jitslab in the same process: a `SlabCache` where a loop
-has one size, a `SlabAllocator` where sizes vary.  `rows` are those of the process's own `malloc`.
+Each C allocator has a process of its own, as in `bench_peers.py`, with jitslab in it: a `SlabCache` where a loop has one size, a
+`SlabAllocator` where sizes vary.  `rows` are those beside the process's own `malloc`.
 
-Shapes and parameters are those of mimalloc-bench and Ralloc, the number of turns scaled down; the loops are in `kernels.py`.
+Shapes and parameters are those of mimalloc-bench and Ralloc, the number of turns scaled down; the loops are in `loops/stress.py`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
-import pytest
 
-import kernels
 import measure
-import ring
 from jitslab import SlabAllocator, SlabCache, peak
-from kernels import LAP, SPAN
+from loops import ring
+from loops import stress as kernels
+from loops.stress import LAP, SPAN
 from measure import Case, Figure, Row, Sizes, Table, speed_ratio
 
 SIDES = ("malloc", "jitslab")
@@ -396,7 +395,7 @@ def contender(kernel: Kernel, side: str, threads: int, sizes: Sizes) -> Case:
     return case
 
 
-def table(sizes: Sizes) -> Table:
+def beside_malloc(sizes: Sizes) -> Table:
     """Return all operations; "malloc" is whatever this process has under that name."""
     return {
         f"{name}, {threads} thread{'s' * (threads > 1)}": Row(
@@ -557,15 +556,3 @@ def mean_of(figures: list[dict[str, Any]]) -> dict[str, Any]:
         key: statistics.geometric_mean(f[key] for f in figures) for key in ("measured", "of_best", "of_rounds", "lower", "upper")
     }
     return figures[0] | of | {"met": of["measured"] >= figures[0]["target"]}
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_answer_is_right(operation: str, contender: str) -> None:
-    """Every free was accepted, every stamp was there, and nothing is left."""
-    measure.check_answer(table, operation, contender)
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_speed(benchmark: Any, operation: str, contender: str) -> None:
-    """Time of this process's malloc and of jitslab; for ratios, see run.py."""
-    measure.speed(benchmark, table, operation, contender)

@@ -20,48 +20,47 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 import measure
-import workload
+from loops import workload
 from measure import SMOKE, Case, Figure, Row, Sizes, Table, ratio, speed_ratio
 
 FLOOR = "arrays + free list"
 # Who builds each structure, and where; modules are imported when they are needed: jitclasses compile at that.
 CONTENDERS: dict[str, dict[str, tuple[str, str]]] = {
     "linked list": {
-        FLOOR: ("on_arrays", "List"),
-        "cache": ("on_cache", "List"),
-        "cache, alloc()": ("on_cache", "ListByAlloc"),
-        "jitclass": ("on_objects", "List"),
+        FLOOR: ("loops.on_arrays", "List"),
+        "cache": ("loops.on_cache", "List"),
+        "cache, alloc()": ("loops.on_cache", "ListByAlloc"),
+        "jitclass": ("loops.on_objects", "List"),
     },
     "binary tree": {
-        FLOOR: ("on_arrays", "Tree"),
-        "cache": ("on_cache", "Tree"),
-        "jitclass": ("on_objects", "Tree"),
+        FLOOR: ("loops.on_arrays", "Tree"),
+        "cache": ("loops.on_cache", "Tree"),
+        "jitclass": ("loops.on_objects", "Tree"),
     },
     "hash table": {
-        FLOOR: ("on_arrays", "HashTable"),
-        "cache": ("on_cache", "HashTable"),
-        "jitclass": ("on_objects", "HashTable"),
-        "typed.List": ("on_containers", "ListTable"),
-        "typed.Dict": ("on_containers", "DictTable"),
+        FLOOR: ("loops.on_arrays", "HashTable"),
+        "cache": ("loops.on_cache", "HashTable"),
+        "jitclass": ("loops.on_objects", "HashTable"),
+        "typed.List": ("loops.on_containers", "ListTable"),
+        "typed.Dict": ("loops.on_containers", "DictTable"),
     },
     "order book": {
-        FLOOR: ("on_arrays", "Book"),
-        "cache": ("on_cache", "Book"),
-        "jitclass": ("on_objects", "Book"),
-        "typed.List + Dict": ("on_containers", "Book"),
+        FLOOR: ("loops.on_arrays", "Book"),
+        "cache": ("loops.on_cache", "Book"),
+        "jitclass": ("loops.on_objects", "Book"),
+        "typed.List + Dict": ("loops.on_containers", "Book"),
     },
     "particle bank": {
-        "dense array": ("on_arrays", "DenseBank"),
-        FLOOR: ("on_arrays", "Bank"),
-        "cache": ("on_cache", "Bank"),
-        "jitclass": ("on_objects", "Bank"),
-        "structref": ("on_objects", "StructrefBank"),
-        "typed.List": ("on_containers", "ListBank"),
-        "typed.Dict": ("on_containers", "DictBank"),
-        "np.empty(1)": ("on_containers", "ArrayBank"),
+        "dense array": ("loops.on_arrays", "DenseBank"),
+        FLOOR: ("loops.on_arrays", "Bank"),
+        "cache": ("loops.on_cache", "Bank"),
+        "jitclass": ("loops.on_objects", "Bank"),
+        "structref": ("loops.on_objects", "StructrefBank"),
+        "typed.List": ("loops.on_containers", "ListBank"),
+        "typed.Dict": ("loops.on_containers", "DictBank"),
+        "np.empty(1)": ("loops.on_containers", "ArrayBank"),
     },
 }
 UNCHECKED = (FLOOR, "dense array")  # faster may be these, and only these
@@ -194,18 +193,6 @@ def first_runs(sizes: Sizes) -> Table:
             setups = {name: partial(first_call, "linked list", name, before) for name in names}
             rows[f"linked list, first run, {text}"] = Row(setups, beside(names), unit="s", most=1)
     return rows
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_answer_is_right(operation: str, contender: str) -> None:
-    """Every contender does what the row says."""
-    measure.check_answer(table, operation, contender)
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_speed(benchmark: Any, operation: str, contender: str) -> None:
-    """Time of every contender; for ratios, see run.py."""
-    measure.speed(benchmark, table, operation, contender)
 
 
 if __name__ == "__main__":

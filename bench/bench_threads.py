@@ -11,14 +11,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pytest
 
-import floor
-import loops
+import bench_peers
 import measure
-import peer
-import ring
 from jitslab import SlabCache
+from loops import cache as loops
+from loops import floor, ring
 from measure import RECORD, Case, Figure, Row, Sizes, Table, speed_ratio
 
 SPARE = 100
@@ -184,19 +182,7 @@ def table(sizes: Sizes) -> Table:
         "private pairs after cross-thread frees, same threads": crossed(True),
         "private pairs after cross-thread frees, new threads": crossed(False),
         "each record freed by the other thread": Row(
-            {"glibc malloc": peer.handed_over_by_malloc, "cache": peer.handed_over_by_cache},
+            {"glibc malloc": bench_peers.handed_over_by_malloc, "cache": bench_peers.handed_over_by_cache},
             (speed_ratio("cache", "glibc malloc", 1.0),),
         ),
     }
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_answer_is_right(operation: str, contender: str) -> None:
-    """Every contender does what the row says."""
-    measure.check_answer(table, operation, contender)
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_speed(benchmark: Any, operation: str, contender: str) -> None:
-    """Time of every contender, the start of its threads counted in; for ratios, see run.py."""
-    measure.speed(benchmark, table, operation, contender)

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 import bench_alloc
-import floor
-import loops
+from loops import cache as loops
+from loops import floor
 from measure import FULL, Case
 
 SYSCALL = {"x86_64": 298, "aarch64": 241}  # number of perf_event_open

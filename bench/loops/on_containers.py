@@ -10,9 +10,9 @@ from numba import types
 from numba.typed import Dict as TypedDict
 from numba.typed import List as TypedList
 
-import workload
+from loops import workload
+from loops.workload import BIRTH, CANCEL, CHILD, DEATH, DIGEST_MASK, FACTOR, INSERT, LOOKUP, PARTICLE, PRICES, STEP, TURNS
 from measure import Sizes
-from workload import BIRTH, CANCEL, CHILD, DEATH, DIGEST_MASK, FACTOR, INSERT, LOOKUP, PARTICLE, PRICES, STEP, TURNS
 
 njit = partial(numba.njit, cache=True, nogil=True)
 integer = types.int64

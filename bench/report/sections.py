@@ -1,7 +1,7 @@
 """
 The markdown that holds the figures: the section of README, and the file of all of them.
 
-Above `figures`, `tails` and `behind`, below `run`; nobody types a number.
+Above `figures`, `tails` and `reasons`, below `run`; nobody types a number.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import behind
-import tails
-from figures import (
+from report import reasons, tails
+from report.figures import (
     PEERS_HEAD,
     TITLES,
     Content,
@@ -30,6 +29,7 @@ from figures import (
 )
 
 FIGURES = "FIGURES.md"
+SUMMARY_TITLE = "How many times as fast as what you could use instead"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 UNKNOWN = "unknown"  # the key of what has no reason yet
 NOTES = {
@@ -81,14 +81,14 @@ def peers_of(results: dict[str, Content]) -> list[str]:
     return [f"C allocators: {', '.join(found)}.", ""] if found else []
 
 
-def reasons(results: dict[str, Content]) -> str:
+def keys_of_missed(results: dict[str, Content]) -> str:
     """Return the reasons of what was missed, and how many figures have each, the most frequent first."""
-    keys = [behind.key_of(one.suite, one.operation, one.figure["figure"]) or UNKNOWN for one in missed(results)]
+    keys = [reasons.key_of(one.suite, one.operation, one.figure["figure"]) or UNKNOWN for one in missed(results)]
     return ", ".join(f"{key} ({n})" for key, n in Counter(keys).most_common())
 
 
-def section(results: dict[str, Content], command: str, pictures: list[tuple[str, str]], full: str) -> str:
-    """Return the figures section of README: headlines, summary, pictures, what was missed."""
+def section(results: dict[str, Content], command: str, picture: str, there: str) -> str:
+    """Return the figures section of README: headlines, summary, its picture, what was missed; `there` is the folder of bench."""
     found, lost = ratios(results), len(missed(results))
     judged = sum(
         figure["met"] is not None for content in results.values() for row in content["rows"] for figure in row["figures"]
@@ -103,14 +103,13 @@ def section(results: dict[str, Content], command: str, pictures: list[tuple[str,
         "",
         *table("|".join(PEERS_HEAD[:2]) + "|> " + "|> ".join(PEERS_HEAD[2:]), summary(found)),
         *peers_of(results),
-        f"{lost} of {judged} figures with a target miss it: [which, why, and what was tried]({full}#missed)"
-        + (f"; by reason: {reasons(results)}." if lost else "."),
-        f"Medians, spread, latency, memory and charts of all rows stand there, too: [all figures]({full}).",
+        f"{lost} of {judged} figures with a target miss it: [why, and what was tried]({there}/{reasons.PATH.parent.name}/"
+        f"{reasons.PATH.name})" + (f"; by reason: {keys_of_missed(results)}." if lost else "."),
+        f"All figures, with medians, spread, latency, memory and charts, are written to `{there}/results/{FIGURES}` by"
+        " `python bench/run.py --from-results --report`.",
         "",
-    ]
-    for alternative, path in pictures:
-        lines += [f"![{alternative}]({path})", ""]
-    lines += [
+        f"![{SUMMARY_TITLE}]({picture})",
+        "",
         "How many times as long as a floor, which does less work: it checks no handle, or finds nothing:",
         "",
         *table("suite|floor|> operations|> typical|> range", floors(found)),
@@ -137,7 +136,7 @@ def everything(results: dict[str, Content], command: str, pictures: dict[str, st
 
 def why(results: dict[str, Content]) -> list[str]:
     """Return what misses its target, each figure with the key of its reason, and below them the reasons."""
-    keys = [behind.key_of(one.suite, one.operation, one.figure["figure"]) or UNKNOWN for one in missed(results)]
+    keys = [reasons.key_of(one.suite, one.operation, one.figure["figure"]) or UNKNOWN for one in missed(results)]
     found = [
         (
             TITLES.get(one.suite, one.suite),
@@ -153,7 +152,7 @@ def why(results: dict[str, Content]) -> list[str]:
     lines += table("suite|operation|figure|> measured|> to reach|why", found)
     lines += ["### Why, and what was tried", ""] if keys else []
     for key in dict.fromkeys(keys):
-        reason = behind.REASONS.get(key)
+        reason = reasons.REASONS.get(key)
         lines += [f'- <a id="why-{anchor(key)}"></a>**{key}**: {reason.why if reason else "not found yet."}']
         lines += [f"  - Tried: {tried}" for tried in reason.tried] if reason else []
     return [*lines, ""]
@@ -166,7 +165,7 @@ def anchor(key: str) -> str:
 
 def link(suite: str, operation: str, figure: dict[str, Any]) -> str:
     """Return a link to the reason of a figure that was missed."""
-    key = behind.key_of(suite, operation, figure["figure"]) or UNKNOWN
+    key = reasons.key_of(suite, operation, figure["figure"]) or UNKNOWN
     return f"[{key}](#why-{anchor(key)})"
 
 

@@ -14,9 +14,9 @@ from numba import types
 from numba.experimental import jitclass, structref
 from numba.typed import List as TypedList
 
-import workload
+from loops import workload
+from loops.workload import BIRTH, CANCEL, CHILD, DEATH, DIGEST_MASK, FACTOR, INSERT, LOOKUP, PRICES, STEP, TURNS
 from measure import Sizes
-from workload import BIRTH, CANCEL, CHILD, DEATH, DIGEST_MASK, FACTOR, INSERT, LOOKUP, PRICES, STEP, TURNS
 
 njit = numba.njit(nogil=True)  # Numba cannot keep functions of a jitclass on disk
 integer = types.int64

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-import native
 from jitslab import trace
 from measure import SkippedError
+from peers import native
 
 NOTED = np.dtype([("at", "i8"), ("bytes", "i8"), ("thread", "i8")])  # an event of foreign/record.c
 

@@ -17,9 +17,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-import malloc as c
 from jitslab.compiled import CacheType
-from ring import HEAD, TAIL, publish, published, sched_yield
+from loops import malloc as c
+from loops.ring import HEAD, TAIL, publish, published, sched_yield
 
 njit = partial(numba.njit, cache=True, nogil=True)
 PART = {"forceinline": True}  # of a loop: compiled into it, as a C compiler does

@@ -8,11 +8,11 @@ from typing import Any
 import numba
 import numpy as np
 
-import loops
-import workload
 from jitslab import SlabCache
+from loops import cache as loops
+from loops import workload
+from loops.workload import BIRTH, CANCEL, CHILD, DEATH, DEEPEST, DIGEST_MASK, FACTOR, INSERT, LOOKUP, PRICES, STEP, TURNS
 from measure import Sizes
-from workload import BIRTH, CANCEL, CHILD, DEATH, DEEPEST, DIGEST_MASK, FACTOR, INSERT, LOOKUP, PRICES, STEP, TURNS
 
 njit = partial(numba.njit, cache=True, nogil=True)
 

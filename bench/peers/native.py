@@ -20,7 +20,7 @@ from typing import Any
 
 from measure import SkippedError
 
-SOURCES = Path(__file__).parent / "foreign"
+SOURCES = Path(__file__).parents[1] / "foreign"
 BUILT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jitslab-bench"
 FLAGS = ("-O3", "-march=native")
 CRATES = Path("/usr/share/cargo/registry")  # where Debian's packages put the sources of crates

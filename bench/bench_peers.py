@@ -1,51 +1,23 @@
-"""
-The C allocators beside a cache, each in a process of its own that has it for its `malloc` (see `allocators`).
-
-A cache is measured in the same process, round by round.  As a script: the rows of a table, measured with the process's own
-`malloc`, as JSON.
-"""
+"""The C allocators beside a cache, in the same loops, round by round in one process; `peers` chooses the allocator."""
 
 from __future__ import annotations
 
-import importlib
-import json
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import allocators
-import floor
-import loops
-import malloc
 import measure
-import ring
 from jitslab import SlabCache
-from measure import RECORD, SIZES, Case, Row, Sizes, Table, speed_ratio
+from loops import cache as loops
+from loops import floor, malloc, ring
+from measure import RECORD, Case, Row, Sizes, Table, speed_ratio
+from peers import allocators
 
 SPARE = 100
 BY_ONE_CALL = "{:,} allocs by one call"  # only beside an allocator that has such a call
 FLOOR = "bare stack"  # in times only: its ratios are those of the rows of `bench_alloc`
-
-
-def run_with(allocator: str, size: str, module: str = "peer", function: str = "table") -> list[dict[str, Any]]:
-    """Return the rows of a table of a module of bench, measured in a new process that has the allocator as its `malloc`."""
-    command = [sys.executable, str(Path(__file__)), size, module, function]
-    done = subprocess.run(command, env=allocators.environment(allocator), stdout=subprocess.PIPE, text=True, check=True)
-    answer = json.loads(done.stdout)
-    allocators.check(allocator, answer["malloc"])
-    return [named(row, allocator) for row in answer["rows"]]
-
-
-def named(row: dict[str, Any], allocator: str) -> dict[str, Any]:
-    """Return a row with the allocator's name wherever it says "malloc"."""
-    row = json.loads(json.dumps(row).replace("malloc /", f"{allocator} /").replace('"malloc"', f'"{allocator}"'))
-    return row | {"operation": f"{row['operation']}, beside {allocator}"}
 
 
 # --- Contenders: these set up and tear down within the run, as the C allocators must ---
@@ -301,7 +273,7 @@ def handed_over_by_malloc(sizes: Sizes) -> Case:
     return handed_over(ring.give_malloc, ring.take_malloc, measure.nothing, sizes)
 
 
-def table(sizes: Sizes) -> Table:
+def beside_malloc(sizes: Sizes) -> Table:
     """Return all operations; "malloc" is whatever this process has under that name."""
     beside, seconds = (speed_ratio("cache", "malloc", 1.0),), sizes.seconds * 0.4
     rows = {"pair": Row({"malloc": pair_of_malloc, "cache": pair_of_cache, FLOOR: pair_of_stack}, beside, seconds=seconds)}
@@ -333,14 +305,3 @@ def table(sizes: Sizes) -> Table:
     contenders = {"malloc": handed_over_by_malloc, "cache": handed_over_by_cache}
     rows["each record freed by the other thread"] = Row(contenders, beside, seconds=seconds)
     return rows
-
-
-if __name__ == "__main__":
-    assert threading.active_count() == 1
-    chosen = SIZES[sys.argv[1]]
-    found = getattr(importlib.import_module(sys.argv[2]), sys.argv[3])(chosen)
-    if isinstance(found, dict):  # a table; else rows that are measured already
-        measured = [measure.measure(operation, row, chosen).as_json() for operation, row in found.items()]
-    else:
-        measured = list(found)
-    sys.stdout.write(json.dumps({"malloc": allocators.serving(), "rows": measured}))

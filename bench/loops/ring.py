@@ -19,7 +19,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-import malloc
+from loops import malloc
 
 njit = partial(numba.njit, cache=True, nogil=True)
 sched_yield = types.ExternalFunction("sched_yield", types.int32())

@@ -14,9 +14,9 @@ from typing import Any
 import numba
 import numpy as np
 
-import workload
+from loops import workload
+from loops.workload import BIRTH, CANCEL, CHILD, DEATH, DEEPEST, DIGEST_MASK, FACTOR, INSERT, LOOKUP, PRICES, STEP, TURNS
 from measure import Sizes
-from workload import BIRTH, CANCEL, CHILD, DEATH, DEEPEST, DIGEST_MASK, FACTOR, INSERT, LOOKUP, PRICES, STEP, TURNS
 
 njit = partial(numba.njit, cache=True, nogil=True)
 TOP, LAST = 0, 1  # where free has the place of the stack's top (LAST if it is empty), and the last slot ever taken

@@ -1,21 +1,17 @@
 """
-The results as pictures: ratios of every suite, all of them in one, and memory over time.
-
-    python bench/charts.py           draw bench/results/*.svg and *.png anew, from the results that are there
-    python bench/charts.py --quick   from those of quick sizes
+The results as pictures: all ratios in one, which stands in git; and on demand ratios of every suite, and memory over time.
 
 Above `figures`.  In every chart of ratios the line at 1 is the peer: right of it the library is ahead.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from figures import RESULTS, TITLES, Content, Ratio, by_peer, load, number, ratios, typical
+from report.figures import RESULTS, TITLES, Content, Ratio, by_peer, number, ratios, typical
 
 NO_MATPLOTLIB = "charts are drawn with matplotlib, which is not installed: pip install matplotlib"
 QUICK_END = "-quick"
@@ -50,7 +46,6 @@ STYLE: dict[str, Any] = {
     "path.simplify_threshold": 1.0,
 }
 BESIDE: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "size": 7}  # a number at its bar
-EVERY = slice(1, None, 2)  # samples that are drawn, the last among them
 BAR, GAP = 0.17, 0.28  # inches: of a bar, between two operations
 
 
@@ -205,25 +200,23 @@ def draw_summary(plt: Any, results: dict[str, Content], found: list[Ratio]) -> A
 def draw_memory(plt: Any, content: Content) -> Any:
     """Draw what the events of every trace took of memory, sampled, for each allocator; below them what was live."""
     curves = content["curves"]
-    traces = list(dict.fromkeys(curve["trace"] for curve in curves))
-    colours = colours_of(list(dict.fromkeys(curve["name"] for curve in curves)))
-    columns = 2 if len(traces) > 1 else 1
-    rows = -(-len(traces) // columns)
+    colours = colours_of(list(dict.fromkeys(name for curve in curves for name in curve["memory"])))
+    columns = 2 if len(curves) > 1 else 1
+    rows = -(-len(curves) // columns)
     figure, grid = plt.subplots(rows, columns, figsize=(4.3 * columns, 2.9 * rows), squeeze=False)
-    for axes in grid.flat[len(traces) :]:
+    for axes in grid.flat[len(curves) :]:
         axes.axis("off")
-    for axes, trace in zip(grid.flat, traces, strict=False):
-        of = [curve for curve in curves if curve["trace"] == trace]
-        events = [n / 1000 for n in of[0]["events"][EVERY]]
-        axes.fill_between(events, [n / 2**20 for n in of[0]["live"][EVERY]], color="#E4E4E4", lw=0, label="bytes live")
+    for axes, curve in zip(grid.flat, curves, strict=False):
+        events = [n / 1000 for n in curve["events"]]
+        axes.fill_between(events, [n / 1024 for n in curve["live"]], color="#E4E4E4", lw=0, label="bytes live")
         end = events[-1] * 1.04
-        for curve in of:
-            name = curve["name"]
+        for name, memory in curve["memory"].items():
             colour, is_ours = colours[name], name.startswith("jitslab")
-            memory = [n / 2**20 for n in curve["memory"][EVERY]]
-            axes.plot(events, memory, color=colour, lw=2 if is_ours else 1.1, zorder=4 if is_ours else 3, label=name)
-            axes.plot([end], [curve["freed"] / 2**20], "o", color=colour, ms=4 if is_ours else 3, zorder=4, clip_on=False)
-        axes.set_title(trace, size=9, loc="left")
+            style = {"color": colour, "lw": 2 if is_ours else 1.1, "zorder": 4 if is_ours else 3}
+            axes.plot(events, [n / 1024 for n in memory], label=name, **style)
+            freed = curve["freed"][name] / 1024
+            axes.plot([end], [freed], "o", color=colour, ms=4 if is_ours else 3, zorder=4, clip_on=False)
+        axes.set_title(curve["trace"], size=9, loc="left")
         axes.set_xlim(0, end)
         axes.set_ylim(0)
         axes.grid(color="#E8E8E8", lw=0.6)
@@ -262,8 +255,8 @@ def draw_start(plt: Any, content: Content) -> Any:
 # --- All of them ---
 
 
-def draw(results: dict[str, Content], folder: Path = RESULTS) -> dict[str, str]:
-    """Draw all charts that the results are enough for; returns {suite: file of the SVG}, none without matplotlib."""
+def draw(results: dict[str, Content], is_all: bool, folder: Path = RESULTS) -> dict[str, str]:
+    """Draw the summary, or all charts that the results are enough for; returns {suite: SVG}, none without matplotlib."""
     plt = pyplot()
     if plt is None:
         return {}
@@ -276,7 +269,7 @@ def draw(results: dict[str, Content], folder: Path = RESULTS) -> dict[str, str]:
 
     if any(not ratio.is_floor for ratio in found):
         keep(SUMMARY, draw_summary(plt, results, found))
-    for suite, content in results.items():
+    for suite, content in results.items() if is_all else ():
         of = [ratio for ratio in found if ratio.suite == suite]
         if suite == MEMORY and content.get("curves"):
             keep(suite, draw_memory(plt, content))
@@ -285,15 +278,3 @@ def draw(results: dict[str, Content], folder: Path = RESULTS) -> dict[str, str]:
         elif of:
             keep(suite, draw_ratios(plt, suite, content, of))
     return drawn
-
-
-def main() -> None:
-    """Draw from the results that are there."""
-    parser = argparse.ArgumentParser(description="Draw the charts of the results anew.")
-    parser.add_argument("--quick", action="store_true", help="of the results of quick sizes")
-    drawn = draw(load("quick" if parser.parse_args().quick else "full"))
-    sys.stdout.write("".join(f"{RESULTS.name}/{name}\n" for name in drawn.values()))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """
 The C allocators: where each is found, how a process has it for its `malloc`, and whose `malloc` a process really has.
 
-Below `peer`.  LD_PRELOAD puts a library before the C library; one that cannot be loaded is only warned of, so every process
+Below `process`.  LD_PRELOAD puts a library before the C library; one that cannot be loaded is only warned of, so every process
 that measures says which file its `malloc` is of.  As a script: this process's, and its version, as JSON.
 """
 
@@ -184,7 +184,9 @@ def versions() -> dict[str, str]:
             around = environment(name)
         except SkippedError:
             continue
-        done = subprocess.run([sys.executable, __file__], env=around, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "peers.allocators"], env=around, stdout=subprocess.PIPE, text=True, check=True
+        )
         answer = json.loads(done.stdout)
         check(name, answer)
         found[name] = answer["version"]

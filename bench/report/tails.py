@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from figures import Content, number, typical
+from report.figures import Content, number, typical
 
 OURS = "jitslab"
 SHARES = ("p50", "p99", "p99.9", "max")
