@@ -19,6 +19,7 @@ import measure
 from jitslab import SlabCache
 from loops import cache as loops
 from loops import floor
+from loops.heaps import Heap
 from measure import RECORD, Case, Figure, Row, Sizes, Table, ratio
 from peers import native
 
@@ -68,15 +69,15 @@ def single(keep: int, sizes: Sizes) -> Case:
 
 def stack(bulk: int, keep: int, sizes: Sizes) -> Case:
     """A bare stack of slots."""
-    (slots, top), held, repeats = floor.bare_stack(CAPACITY), np.zeros(keep, np.int64), repeats_of(keep, sizes)
-    loop = partial(floor.in_bulks, slots, top, held, bulk)
+    heap, held, repeats = Heap("stack", CAPACITY).loop, np.zeros(keep, np.int64), repeats_of(keep, sizes)
+    loop = partial(floor.in_bulks, heap.slots, heap.top, held, bulk)
     return case_of(loop, held, repeats)
 
 
 def generations(bulk: int, keep: int, sizes: Sizes) -> Case:
     """A stack of slots with generations, which refuses stale handles."""
-    (slots, top), held, repeats = floor.bare_stack(CAPACITY), np.zeros(keep, np.int64), repeats_of(keep, sizes)
-    loop = partial(floor.in_bulks_checked, slots, top, np.zeros(CAPACITY, np.int32), held, bulk)
+    heap, held, repeats = Heap("generations", CAPACITY).loop, np.zeros(keep, np.int64), repeats_of(keep, sizes)
+    loop = partial(floor.in_bulks_checked, heap.slots, heap.top, heap.generations, held, bulk)
     return case_of(loop, held, repeats)
 
 

@@ -6,8 +6,7 @@ from functools import partial
 from typing import Any
 
 import jitslab
-from bench_alloc import churn_of_cache, pair_of_cache
-from loops import cache as loops
+from bench_alloc import churn, pair
 from measure import Row, Sizes, Table, ratio
 
 LIVE = 10_000
@@ -23,6 +22,6 @@ def table(sizes: Sizes) -> Table:
     }
     figures = (ratio("local", "one node", 1.03), ratio("four simulated nodes", "one node"))
     return {
-        "pair by policy": Row({k: partial(pair_of_cache, loops.pair, **v) for k, v in kinds.items()}, figures),
-        f"churn {LIVE:,} by policy": Row({k: partial(churn_of_cache, loops.churn, LIVE, **v) for k, v in kinds.items()}, figures),
+        "pair by policy": Row({k: partial(pair, "cache", **v) for k, v in kinds.items()}, figures),
+        f"churn {LIVE:,} by policy": Row({k: partial(churn, "cache", LIVE, **v) for k, v in kinds.items()}, figures),
     }

@@ -24,7 +24,7 @@ from measure import RECORD, Case, Figure, Row, Sizes, Table, ratio
 
 SLOTS = 1_000_000  # of the cache whose metadata is counted
 ALLOC = "import numpy, jitslab; c = jitslab.SlabCache('first', numpy.dtype([('x', 'i8')]), capacity=1000); assert c.alloc()"
-KERNEL = "from numpy import zeros; from loops.cache import walk; walk(0, zeros(1, [('value', 'i8'), ('next', 'i8')]))"
+KERNEL = "from numpy import zeros; from loops.access import walk; walk(zeros(1, [('value', 'i8'), ('next', 'i8')]), 0)"
 WARMUP = "import jitslab; jitslab.warmup()"
 POINT = "numpy.dtype([('x', 'i8'), ('y', 'f8')])"
 FIRST_USES = {

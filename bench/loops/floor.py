@@ -1,14 +1,14 @@
 """
-The floors, as a user writes them by hand over plain arrays: nothing checked, nothing shared, nothing ever grown.
+The floors that are written out, as they are faster so: some loops of the bare stack of `heaps`, and the stack with generations.
 
-The bare stack is the fastest that an allocator of slots can be: an int32 array of free slots and its top.  The stack with
-generations is the fair floor: the same, and handles that notice a record freed meanwhile, as a careful user would write
-it; it has no look at an empty stack, which such a user would also need.
+That is the fair floor: handles notice a record freed meanwhile, as a careful user would write it.  It has no look at an empty
+stack, which such a user would also need.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -19,67 +19,14 @@ njit = partial(numba.njit, cache=True, nogil=True)
 SLOT_MASK = 0xFFFFFFFF
 
 
-def bare_stack(slots):
-    """Return (stack, top): slot 0 is popped first; top has its line of the cache for itself."""
-    top = np.zeros(64, np.int64)[16:32]
-    top[0] = slots
-    return np.arange(slots, dtype=np.int32)[::-1].copy(), top
+def record_array(n):
+    """Return n records, their memory touched."""
+    data = np.empty(n, RECORD)
+    data["x"] = -1
+    return data
 
 
 # --- Bare stack ---
-
-
-@njit
-def pair(n, stack, top, data):
-    """Pop, write, push: the sum of the slots."""
-    s = 0
-    for i in range(n):
-        t = top[0] - 1
-        top[0] = t
-        slot = stack[t]
-        s += slot
-        data[slot].x = i
-        t = top[0]
-        stack[t] = slot
-        top[0] = t + 1
-    return s
-
-
-@njit
-def fill(held, stack, top, data):
-    """Pop as many slots as `held` has room for."""
-    for i in range(held.size):
-        t = top[0] - 1
-        top[0] = t
-        held[i] = stack[t]
-        data[held[i]].x = i
-
-
-@njit
-def churn(held, stack, top, data, order):
-    """Push one of the held slots at random, pop another, write."""
-    for i in range(order.size):
-        j = order[i]
-        t = top[0]
-        stack[t] = held[j]
-        top[0] = t + 1
-        t = top[0] - 1
-        top[0] = t
-        slot = stack[t]
-        data[slot].x = i
-        held[j] = slot
-
-
-@njit
-def drain(held, stack, top, data):
-    """Push all held slots: the sum of what their records held."""
-    s = 0
-    for i in range(held.size):
-        s += data[held[i]].x
-        t = top[0]
-        stack[t] = held[i]
-        top[0] = t + 1
-    return s
 
 
 @njit
@@ -92,21 +39,16 @@ def pop(out, stack, top):
 
 
 @njit
-def push(slots, stack, top):
-    """Push a batch."""
-    for i in range(slots.size):
+def remove(stack, top, data, held, picks):
+    """Read and push the picked slots: the sum of what their records held."""
+    s = 0
+    for i in range(picks.size):
+        slot = held[picks[i]]
+        s += data[slot].x
         t = top[0]
-        stack[t] = slots[i]
+        stack[t] = slot
         top[0] = t + 1
-
-
-@njit
-def push_permuted(slots, permutation, stack, top):
-    """Push a batch in random order."""
-    for i in range(slots.size):
-        t = top[0]
-        stack[t] = slots[permutation[i]]
-        top[0] = t + 1
+    return s
 
 
 @njit
@@ -129,35 +71,30 @@ def in_bulks(stack, top, held, bulk, repeats):
 
 
 @njit
-def put(stack, top, data, held, picks, first):
-    """Put a new record in the place of each picked one."""
-    for i in range(picks.size):
-        t = top[0] - 1
-        top[0] = t
-        slot = stack[t]
-        data[slot].x = first + i
-        held[picks[i]] = slot
-
-
-@njit
-def take(stack, top, data, held, picks):
-    """Read and push the picked slots: the sum of what their records held."""
+def scan(records):
+    """Read a dense array: the sum."""
     s = 0
-    for i in range(picks.size):
-        slot = held[picks[i]]
-        s += data[slot].x
-        t = top[0]
-        stack[t] = slot
-        top[0] = t + 1
+    for i in range(records.size):
+        s += records[i].x
     return s
 
 
 # --- Stack with generations: odd is live, (generation << 32 | slot) is the handle ---
 
 
+class Checked(NamedTuple):
+    """A stack of slots, and the generations of its records."""
+
+    slots: Any
+    top: Any
+    generations: Any
+    records: Any
+
+
 @njit
-def pair_checked(n, stack, top, generations, data):
+def pair_checked(heap, n):
     """Alloc, write, free: the sum of the handles, 0 if one was refused."""
+    stack, top, generations, data = heap
     s = 0
     for i in range(n):
         t = top[0] - 1
@@ -181,8 +118,9 @@ def pair_checked(n, stack, top, generations, data):
 
 
 @njit
-def fill_checked(held, stack, top, generations, data):
+def fill_checked(heap, held):
     """Alloc as many records as `held` has room for."""
+    stack, top, generations, data = heap
     for i in range(held.size):
         t = top[0] - 1
         top[0] = t
@@ -194,8 +132,9 @@ def fill_checked(held, stack, top, generations, data):
 
 
 @njit
-def churn_checked(held, stack, top, generations, data, order):
+def churn_checked(heap, held, order):
     """Free one of the held records at random, alloc another, write: how many handles were refused."""
+    stack, top, generations, data = heap
     refused = 0
     for i in range(order.size):
         j = order[i]
@@ -250,48 +189,7 @@ def in_bulks_checked(stack, top, generations, held, bulk, repeats):
     return freed
 
 
-# --- Plain record access ---
-
-
-@njit
-def chase(records, slot, n):
-    """Follow n links from record to record: the last slot."""
-    for _ in range(n):
-        slot = records[slot].x
-    return slot
-
-
-@njit
-def read(records, slots):
-    """Read records, each independent of the others: the sum."""
-    s = 0
-    for i in range(slots.size):
-        s += records[slots[i]].x
-    return s
-
-
-@njit
-def write(records, slots):
-    """Write records."""
-    for i in range(slots.size):
-        records[slots[i]].x = i
-
-
-@njit
-def add(records, slots, sweeps):
-    """Add 1 to each of a few hot records, again and again."""
-    for _ in range(sweeps):
-        for i in range(slots.size):
-            records[slots[i]].x += 1
-
-
-@njit
-def scan(records):
-    """Read a dense array: the sum."""
-    s = 0
-    for i in range(records.size):
-        s += records[i].x
-    return s
+# --- Random order ---
 
 
 @njit
@@ -303,10 +201,3 @@ def shuffle(n, state):
         j = np.int64((state >> np.uint64(33)) % np.uint64(i + 1))
         order[i], order[j] = order[j], order[i]
     return order, state
-
-
-def record_array(n):
-    """Return n records, their memory touched."""
-    data = np.empty(n, RECORD)
-    data["x"] = -1
-    return data

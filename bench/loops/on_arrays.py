@@ -14,9 +14,8 @@ from typing import Any
 import numba
 import numpy as np
 
-from loops import workload
-from loops.workload import BIRTH, CANCEL, CHILD, DEATH, DEEPEST, DIGEST_MASK, FACTOR, INSERT, LOOKUP, PRICES, STEP, TURNS
-from measure import Sizes
+from loops.access import walk  # noqa: F401  # it is the same for all records
+from loops.workload import BIRTH, CANCEL, CHILD, DEATH, DIGEST_MASK, FACTOR, INSERT, LOOKUP, PRICES, STEP, TURNS
 
 njit = partial(numba.njit, cache=True, nogil=True)
 TOP, LAST = 0, 1  # where free has the place of the stack's top (LAST if it is empty), and the last slot ever taken
@@ -69,16 +68,6 @@ def build(records, free, n):
 
 
 @njit
-def walk(records, first):
-    """Sum up the values."""
-    s, at = 0, first
-    while at != 0:
-        s += records[at].value
-        at = records[at].next
-    return s
-
-
-@njit
 def drop(records, free, first):
     """Free every node: how many."""
     n, at = 0, first
@@ -126,7 +115,7 @@ def insert(records, free, keys):
 
 @njit
 def look(records, root, keys):
-    """Look keys up: the sum of their values."""
+    """Look keys up: the sum of their values; here as for `in_order` records may be a cache, which checks every handle."""
     s = 0
     for i in range(keys.size):
         key = keys[i]
@@ -158,7 +147,7 @@ def in_order(records, root, stack):
 
 @njit
 def delete(records, free, root, keys):
-    """Delete keys, all of which are there: the root."""
+    """Delete keys, all of which are there: the root, 0 if none is left."""
     for i in range(keys.size):
         key = keys[i]
         above, at = 0, root
@@ -331,7 +320,7 @@ def bank(records, free, n):
 
 
 @njit
-def dense_bank(records, n):
+def dense_bank(records, free, n):
     """Let particles live, the last moved to where one dies, so that none keeps its place: the answer."""
     for i in range(n):
         particle = records[i]
@@ -367,125 +356,21 @@ def dense_bank(records, n):
 
 # --- From Python ---
 
+TAKES = {"in_order": ("stack",), "table": ("chains",), "book": ("first", "last", "tops", "orders")}
 
-class OnArrays:
-    """A structure over an array of its own."""
 
-    dtype: Any
-    root = 0
+class Heap:
+    """An array of records, and of its free slots."""
 
-    def __init__(self, sizes: Sizes) -> None:
-        self.sizes, n = sizes, self.room(sizes)
-        self.records = np.zeros(n + 1, self.dtype)
-        self.free = np.zeros(n + 1 + LAST, np.int64)
+    def __init__(self, dtype: Any, room: int) -> None:
+        self.free = np.zeros(room + 1 + LAST, np.int64)
         self.free[TOP] = LAST
+        self.records = (np.zeros(room + 1, dtype),)
+        self.all = (*self.records, self.free)
 
-    def room(self, sizes: Sizes) -> int:
-        """Return the most records that are live at once."""
-        return sizes.messages
-
-    def is_clean(self) -> bool:
-        """Whether nothing is left."""
-        return int(self.free[TOP] - LAST) == int(self.free[LAST])
+    def is_clean(self, is_last: bool) -> bool:
+        """Whether nothing is left, if nothing may be."""
+        return not is_last or int(self.free[TOP] - LAST) == int(self.free[LAST])
 
     def close(self) -> None:
         """Leave nothing behind."""
-
-
-class List(OnArrays):
-    """A list of nodes."""
-
-    dtype = workload.NODE
-
-    def room(self, sizes: Sizes) -> int:
-        """Return the nodes."""
-        return sizes.nodes
-
-    def build(self) -> bool:
-        """Build the list."""
-        self.root = build(self.records, self.free, self.sizes.nodes)
-        return self.root != 0
-
-    def walk(self) -> int:
-        """Sum up the values."""
-        return int(walk(self.records, self.root))
-
-    def drop(self) -> int:
-        """Free all nodes; how many."""
-        return int(drop(self.records, self.free, self.root))
-
-
-class Tree(OnArrays):
-    """A binary search tree."""
-
-    dtype = workload.LEAF
-
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__(sizes)
-        self.stack = np.empty(DEEPEST, np.int64)
-
-    def room(self, sizes: Sizes) -> int:
-        """Return the leaves."""
-        return sizes.leaves
-
-    def insert(self) -> bool:
-        """Insert all keys."""
-        self.root = insert(self.records, self.free, workload.leaves(self.sizes).insert)
-        return self.root != 0
-
-    def look(self) -> int:
-        """Look all keys up; the sum of their values."""
-        return int(look(self.records, self.root, workload.leaves(self.sizes).look))
-
-    def walk(self) -> int:
-        """Walk over all keys in order."""
-        return int(in_order(self.records, self.root, self.stack))
-
-    def delete(self) -> bool:
-        """Delete all keys; whether none is left."""
-        self.root = delete(self.records, self.free, self.root, workload.leaves(self.sizes).delete)
-        return self.root == 0
-
-
-class HashTable(OnArrays):
-    """A hash table with chains."""
-
-    dtype = workload.ENTRY
-
-    def run(self) -> int:
-        """Do all operations."""
-        work = workload.mix(self.sizes)
-        return int(table(self.records, self.free, np.zeros(work.buckets, np.int64), work.operations, work.keys))
-
-
-class Book(OnArrays):
-    """An order book."""
-
-    dtype = workload.ORDER
-
-    def run(self) -> int:
-        """Match all messages."""
-        work = workload.messages(self.sizes)
-        return int(book(self.records, self.free, *workload.queues(work), work.kinds, work.levels, work.quantities))
-
-
-class Bank(OnArrays):
-    """A bank of particles."""
-
-    dtype = workload.PARTICLE
-
-    def room(self, sizes: Sizes) -> int:
-        """Return twice the particles: as many die as are born."""
-        return 2 * sizes.particles
-
-    def run(self) -> int:
-        """Let the particles live."""
-        return int(bank(self.records, self.free, self.sizes.particles))
-
-
-class DenseBank(Bank):
-    """A bank without holes."""
-
-    def run(self) -> int:
-        """Let the particles live."""
-        return int(dense_bank(self.records, self.sizes.particles))

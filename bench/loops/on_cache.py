@@ -1,4 +1,4 @@
-"""The five data structures over a `SlabCache`: records linked by handles; the list stands in `loops`."""
+"""The five data structures over a `SlabCache`: records linked by handles."""
 
 from __future__ import annotations
 
@@ -6,15 +6,53 @@ from functools import partial
 from typing import Any
 
 import numba
-import numpy as np
 
 from jitslab import SlabCache
-from loops import cache as loops
-from loops import workload
-from loops.workload import BIRTH, CANCEL, CHILD, DEATH, DEEPEST, DIGEST_MASK, FACTOR, INSERT, LOOKUP, PRICES, STEP, TURNS
-from measure import Sizes
+from loops.access import walk  # noqa: F401  # these are the same for all records
+from loops.on_arrays import in_order, look  # noqa: F401
+from loops.workload import BIRTH, CANCEL, CHILD, DEATH, DIGEST_MASK, FACTOR, INSERT, LOOKUP, PRICES, STEP, TURNS
 
 njit = partial(numba.njit, cache=True, nogil=True)
+
+
+# --- Linked list ---
+
+
+@njit
+def build(cache, n):
+    """Push n nodes at the front: the handle of the first."""
+    first = 0
+    for i in range(n):
+        h, node = cache.new()
+        node.value = i
+        node.next = first
+        first = h
+    return first
+
+
+@njit
+def build_by_alloc(cache, n):
+    """The same, each record looked up by handle when it is new."""
+    first = 0
+    for i in range(n):
+        h = cache.alloc()
+        node = cache[h]
+        node.value = i
+        node.next = first
+        first = h
+    return first
+
+
+@njit
+def drop(cache, first):
+    """Free every node: how many."""
+    n = 0
+    h = first
+    while h != 0:
+        following = cache[h].next
+        n += cache.free(h)
+        h = following
+    return n
 
 
 # --- Binary search tree ---
@@ -51,40 +89,8 @@ def insert(cache, keys):
 
 
 @njit
-def look(cache, root, keys):
-    """Look keys up: the sum of their values."""
-    s = 0
-    for i in range(keys.size):
-        key = keys[i]
-        at = root
-        while at != 0:
-            leaf = cache[at]
-            if leaf.key == key:
-                s += leaf.value
-                break
-            at = leaf.left if key < leaf.key else leaf.right
-    return s
-
-
-@njit
-def in_order(cache, root, stack):
-    """Walk over all keys in order: their digest."""
-    depth, at, digest = 0, root, 0
-    while at != 0 or depth > 0:
-        while at != 0:
-            stack[depth] = at
-            depth += 1
-            at = cache[at].left
-        depth -= 1
-        leaf = cache[stack[depth]]
-        digest = (digest * 31 + leaf.key) & DIGEST_MASK
-        at = leaf.right
-    return digest
-
-
-@njit
 def delete(cache, root, keys):
-    """Delete keys, all of which are there: the root."""
+    """Delete keys, all of which are there: the root, 0 if none is left."""
     for i in range(keys.size):
         key = keys[i]
         above, at = 0, root
@@ -252,123 +258,20 @@ def bank(cache, n):
 
 # --- From Python ---
 
+TAKES = {"in_order": ("stack",), "table": ("chains",), "book": ("first", "last", "tops", "orders")}
 
-class OnCache:
-    """A structure over a cache of its own."""
 
-    dtype: Any
-    root = 0
+class Heap:
+    """A cache of a structure's own."""
 
-    def __init__(self, sizes: Sizes, **options: Any) -> None:
-        self.sizes = sizes
-        self.cache = SlabCache("structure", self.dtype, capacity=self.room(sizes), **options)
+    def __init__(self, dtype: Any, room: int) -> None:
+        self.cache = SlabCache("structure", dtype, capacity=room)
+        self.all = self.records = (self.cache,)
 
-    def room(self, sizes: Sizes) -> int:
-        """Return the most records that are live at once."""
-        return sizes.messages
-
-    def is_clean(self) -> bool:
-        """Whether nothing is left, and no handle was ever refused."""
-        return len(self.cache) == 0 and self.cache.faults == 0
+    def is_clean(self, is_last: bool) -> bool:
+        """Whether no handle was ever refused, and nothing is left, if nothing may be."""
+        return self.cache.faults == 0 and (not is_last or len(self.cache) == 0)
 
     def close(self) -> None:
         """Close the cache."""
         self.cache.close()
-
-
-class List(OnCache):
-    """A list of nodes."""
-
-    dtype = workload.NODE
-    build_loop = staticmethod(loops.build_new)
-
-    def room(self, sizes: Sizes) -> int:
-        """Return the nodes."""
-        return sizes.nodes
-
-    def build(self) -> bool:
-        """Build the list."""
-        self.root = self.build_loop(self.sizes.nodes, self.cache)
-        return self.root != 0
-
-    def walk(self) -> int:
-        """Sum up the values."""
-        return int(loops.walk(self.root, self.cache))
-
-    def drop(self) -> int:
-        """Free all nodes; how many."""
-        return int(loops.drop(self.root, self.cache))
-
-
-class ListByAlloc(List):
-    """The same, its records looked up by handle when they are new."""
-
-    build_loop = staticmethod(loops.build)
-
-
-class Tree(OnCache):
-    """A binary search tree."""
-
-    dtype = workload.LEAF
-
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__(sizes)
-        self.stack = np.empty(DEEPEST, np.int64)
-
-    def room(self, sizes: Sizes) -> int:
-        """Return the leaves."""
-        return sizes.leaves
-
-    def insert(self) -> bool:
-        """Insert all keys."""
-        self.root = insert(self.cache, workload.leaves(self.sizes).insert)
-        return self.root != 0
-
-    def look(self) -> int:
-        """Look all keys up; the sum of their values."""
-        return int(look(self.cache, self.root, workload.leaves(self.sizes).look))
-
-    def walk(self) -> int:
-        """Walk over all keys in order."""
-        return int(in_order(self.cache, self.root, self.stack))
-
-    def delete(self) -> bool:
-        """Delete all keys; whether none is left."""
-        self.root = delete(self.cache, self.root, workload.leaves(self.sizes).delete)
-        return self.root == 0
-
-
-class HashTable(OnCache):
-    """A hash table with chains."""
-
-    dtype = workload.ENTRY
-
-    def run(self) -> int:
-        """Do all operations."""
-        work = workload.mix(self.sizes)
-        return int(table(self.cache, np.zeros(work.buckets, np.int64), work.operations, work.keys))
-
-
-class Book(OnCache):
-    """An order book."""
-
-    dtype = workload.ORDER
-
-    def run(self) -> int:
-        """Match all messages."""
-        work = workload.messages(self.sizes)
-        return int(book(self.cache, *workload.queues(work), work.kinds, work.levels, work.quantities))
-
-
-class Bank(OnCache):
-    """A bank of particles."""
-
-    dtype = workload.PARTICLE
-
-    def room(self, sizes: Sizes) -> int:
-        """Return twice the particles: as many die as are born."""
-        return 2 * sizes.particles
-
-    def run(self) -> int:
-        """Let the particles live."""
-        return int(bank(self.cache, self.sizes.particles))

@@ -10,9 +10,8 @@ from numba import types
 from numba.typed import Dict as TypedDict
 from numba.typed import List as TypedList
 
-from loops import workload
+from loops.on_objects import Heap  # noqa: F401  # Numba's own
 from loops.workload import BIRTH, CANCEL, CHILD, DEATH, DIGEST_MASK, FACTOR, INSERT, LOOKUP, PARTICLE, PRICES, STEP, TURNS
-from measure import Sizes
 
 njit = partial(numba.njit, cache=True, nogil=True)
 integer = types.int64
@@ -230,68 +229,4 @@ def bank_of_arrays(n):
 
 # --- From Python ---
 
-
-class OfContainers:
-    """A structure that is made and dropped in one call."""
-
-    def __init__(self, sizes: Sizes) -> None:
-        self.sizes = sizes
-
-    def is_clean(self) -> bool:
-        """Numba counts what is left."""
-        return True
-
-    def close(self) -> None:
-        """Leave nothing behind."""
-
-
-class ListTable(OfContainers):
-    """A typed.List of chains."""
-
-    def run(self) -> int:
-        """Do all operations."""
-        work = workload.mix(self.sizes)
-        return int(table_of_lists(work.buckets, work.operations, work.keys))
-
-
-class DictTable(OfContainers):
-    """A typed.Dict."""
-
-    def run(self) -> int:
-        """Do all operations."""
-        work = workload.mix(self.sizes)
-        return int(table_of_dict(work.operations, work.keys))
-
-
-class Book(OfContainers):
-    """An order book."""
-
-    def run(self) -> int:
-        """Match all messages."""
-        work = workload.messages(self.sizes)
-        firsts, _, tops, _ = workload.queues(work)
-        return int(book(firsts, tops, work.kinds, work.levels, work.quantities))
-
-
-class ListBank(OfContainers):
-    """A bank of tuples in a typed.List."""
-
-    def run(self) -> int:
-        """Let the particles live."""
-        return int(bank_of_list(self.sizes.particles))
-
-
-class DictBank(OfContainers):
-    """A bank of tuples in a typed.Dict."""
-
-    def run(self) -> int:
-        """Let the particles live."""
-        return int(bank_of_dict(self.sizes.particles))
-
-
-class ArrayBank(OfContainers):
-    """A bank of arrays of one record in a typed.List."""
-
-    def run(self) -> int:
-        """Let the particles live."""
-        return int(bank_of_arrays(self.sizes.particles))
+TAKES = {"table_of_lists": ("buckets",), "book": ("first", "tops")}

@@ -14,9 +14,7 @@ from numba import types
 from numba.experimental import jitclass, structref
 from numba.typed import List as TypedList
 
-from loops import workload
 from loops.workload import BIRTH, CANCEL, CHILD, DEATH, DIGEST_MASK, FACTOR, INSERT, LOOKUP, PRICES, STEP, TURNS
-from measure import Sizes
 
 njit = numba.njit(nogil=True)  # Numba cannot keep functions of a jitclass on disk
 integer = types.int64
@@ -166,7 +164,7 @@ def in_order(root):
 
 @njit
 def delete(root, keys):
-    """Delete keys, all of which are there: whether none is left."""
+    """Delete keys, all of which are there: 0 if none is left."""
     for i in range(keys.size):
         key = keys[i]
         above, leaf = root, root
@@ -194,7 +192,7 @@ def delete(root, keys):
             above.left = child
         else:
             above.right = child
-    return root.left is None and root.right is None
+    return 0 if root.left is None and root.right is None else 1
 
 
 # --- Hash table: before the first entry of each chain stands one that is none ---
@@ -415,98 +413,25 @@ def bank_of(make: Any, on_disk: bool) -> Any:
     return bank
 
 
-bank_of_jitclass, bank_of_structref = bank_of(Particle, False), bank_of(ParticleRef, True)
+bank, bank_of_structref = bank_of(Particle, False), bank_of(ParticleRef, True)
 
 
 # --- From Python ---
 
+TAKES = {"table": ("buckets",), "book": ("tops",)}
 
-class OfObjects:
-    """A structure whose objects go with the last reference."""
 
-    root: Any = None
+class Heap:
+    """Numba's own, which counts references."""
 
-    def __init__(self, sizes: Sizes) -> None:
-        self.sizes = sizes
+    all = records = ()
 
-    def is_clean(self) -> bool:
+    def __init__(self, dtype: Any, room: int) -> None:
+        """Take what is needed when it is."""
+
+    def is_clean(self, is_last: bool) -> bool:
         """Numba counts what is left."""
         return True
 
     def close(self) -> None:
         """Leave nothing behind."""
-        self.root = None
-
-
-class List(OfObjects):
-    """A list of nodes."""
-
-    def build(self) -> bool:
-        """Build the list."""
-        self.root = build(self.sizes.nodes)
-        return self.root is not None
-
-    def walk(self) -> int:
-        """Sum up the values."""
-        return int(walk(self.root))
-
-    def drop(self) -> int:
-        """Unlink all nodes; how many."""
-        n = int(drop(self.root))
-        self.root = None
-        return n
-
-
-class Tree(OfObjects):
-    """A binary search tree."""
-
-    def insert(self) -> bool:
-        """Insert all keys."""
-        self.root = insert(workload.leaves(self.sizes).insert)
-        return self.root is not None
-
-    def look(self) -> int:
-        """Look all keys up; the sum of their values."""
-        return int(look(self.root, workload.leaves(self.sizes).look))
-
-    def walk(self) -> int:
-        """Walk over all keys in order."""
-        return int(in_order(self.root))
-
-    def delete(self) -> bool:
-        """Delete all keys; whether none is left."""
-        return bool(delete(self.root, workload.leaves(self.sizes).delete))
-
-
-class HashTable(OfObjects):
-    """A hash table with chains."""
-
-    def run(self) -> int:
-        """Do all operations."""
-        work = workload.mix(self.sizes)
-        return int(table(work.buckets, work.operations, work.keys))
-
-
-class Book(OfObjects):
-    """An order book."""
-
-    def run(self) -> int:
-        """Match all messages."""
-        work = workload.messages(self.sizes)
-        return int(book(workload.queues(work)[2], work.kinds, work.levels, work.quantities))
-
-
-class Bank(OfObjects):
-    """A bank of jitclass particles in a typed.List."""
-
-    def run(self) -> int:
-        """Let the particles live."""
-        return int(bank_of_jitclass(self.sizes.particles))
-
-
-class StructrefBank(OfObjects):
-    """A bank of structref particles in a typed.List."""
-
-    def run(self) -> int:
-        """Let the particles live."""
-        return int(bank_of_structref(self.sizes.particles))

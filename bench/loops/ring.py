@@ -1,7 +1,7 @@
 """
 Two threads: a team that starts together, and a ring through which records go from the one to the other.
 
-The same ring carries the handles of a cache and the addresses of a C allocator.
+The ring carries what `heaps` calls a ref: the handle of a cache, or an address of C.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from loops import malloc
+from loops.heaps import alloc, at, give
+from loops.malloc import SIZE, load, store
 
 njit = partial(numba.njit, cache=True, nogil=True)
 sched_yield = types.ExternalFunction("sched_yield", types.int32())
@@ -125,70 +126,35 @@ def wait_for_more(positions, i):
     return head
 
 
-# --- A cache ---
+# --- Records that go through it ---
 
 
 @njit
-def give(n, cache, ring, positions):
-    """Alloc n records, write each, put its handle into the ring."""
+def send(heap, n, ring, positions):
+    """Alloc n records, write each, put its ref into the ring."""
     tail = 0
     for i in range(n):
         if i - tail > ring.size - 1 - SHARE:
             tail = wait_for_room(positions, i, ring.size - 1 - SHARE)
-        h = cache.alloc()
-        cache[h].x = i
-        ring[i & (ring.size - 1)] = h
+        ref, address = alloc(heap, SIZE)
+        store(address, i)
+        ring[i & (ring.size - 1)] = ref
         if i % SHARE == SHARE - 1:
             publish(positions, HEAD, i + 1)
     publish(positions, HEAD, n)
 
 
 @njit
-def take(n, cache, ring, positions):
+def receive(heap, n, ring, positions):
     """Take n records from the ring, read each, free it: how many were as they should be."""
     head = 0
     right = 0
     for i in range(n):
         if i == head:
             head = wait_for_more(positions, i)
-        h = ring[i & (ring.size - 1)]
-        is_right = cache[h].x == i
-        right += cache.free(h) and is_right
-        if i % SHARE == SHARE - 1:
-            publish(positions, TAIL, i + 1)
-    publish(positions, TAIL, n)
-    return right
-
-
-# --- C malloc and free ---
-
-
-@njit
-def give_malloc(n, ring, positions):
-    """Alloc n records, write each, put its address into the ring."""
-    tail = 0
-    for i in range(n):
-        if i - tail > ring.size - 1 - SHARE:
-            tail = wait_for_room(positions, i, ring.size - 1 - SHARE)
-        p = malloc.malloc(malloc.SIZE)
-        malloc.store(p, i)
-        ring[i & (ring.size - 1)] = p
-        if i % SHARE == SHARE - 1:
-            publish(positions, HEAD, i + 1)
-    publish(positions, HEAD, n)
-
-
-@njit
-def take_malloc(n, ring, positions):
-    """Take n records from the ring, read each, free it: how many were as they should be."""
-    head = 0
-    right = 0
-    for i in range(n):
-        if i == head:
-            head = wait_for_more(positions, i)
-        p = ring[i & (ring.size - 1)]
-        right += malloc.load(p) == i
-        malloc.free(p)
+        ref = ring[i & (ring.size - 1)]
+        is_right = load(at(heap, ref, SIZE)) == i
+        right += give(heap, ref, SIZE) and is_right
         if i % SHARE == SHARE - 1:
             publish(positions, TAIL, i + 1)
     publish(positions, TAIL, n)

@@ -1,9 +1,8 @@
 """
-Classic stress loops of allocators, each written once: over C `malloc`, over memory by size, over a cache of one size.
+Classic stress loops of allocators, each written once: over C `malloc`, memory by size, a cache of one size (see `heaps`).
 
-What `take`, `at` and `give` do depends on the type of the heap: 0 stands for C `malloc` and `free`, a `SlabAllocator` for memory
-by size, a `SlabCache` for records.  Each loop returns how many frees were right: accepted and, if it is *careful*, with the stamp
-still in the first and the last bytes.  Sizes are kept beside the refs: a checked free asks for them, C does without.
+Each loop returns how many frees were right: accepted and, if it is *careful*, with the stamp still in the first and the last
+bytes.  Sizes are kept beside the refs: a checked free asks for them, C does without.
 """
 
 from __future__ import annotations
@@ -15,103 +14,16 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
-from jitslab.compiled import CacheType
 from loops import malloc as c
+from loops.heaps import at, give, part, take
 from loops.ring import HEAD, TAIL, publish, published, sched_yield
 
 njit = partial(numba.njit, cache=True, nogil=True)
-PART = {"forceinline": True}  # of a loop: compiled into it, as a C compiler does
-part = partial(njit, **PART)
 I8, I64 = ir.IntType(8), ir.IntType(64)
 LAP = 64  # turns between two looks at the clock
 SPAN = 1 << 31  # of `bits`
-
-
-# --- A heap ---
-
-
-def take(heap, size):
-    """Take memory: (ref, its address)."""
-    raise NotImplementedError
-
-
-def at(heap, ref, size):
-    """Return the address of memory."""
-    raise NotImplementedError
-
-
-def give(heap, ref, size):
-    """Free memory: whether it was accepted."""
-    raise NotImplementedError
-
-
-@intrinsic
-def address_of(typing, record):
-    """The address of a record."""
-
-    def emit(context, builder, signature, args):
-        return builder.ptrtoint(args[0], I64)
-
-    return types.int64(record), emit
-
-
-@part
-def take_from_malloc(size):
-    """Take memory from C."""
-    p = c.malloc(size)
-    return p, p
-
-
-@part
-def give_to_malloc(ref):
-    """Free memory of C."""
-    c.free(ref)
-    return True
-
-
-@part
-def take_by_size(heap, size):
-    """Take memory by size."""
-    return heap.new(size)
-
-
-@part
-def take_record(heap):
-    """Take a record."""
-    ref, record = heap.new()
-    return ref, address_of(record)
-
-
-@overload(take, jit_options=PART)
-def overload_take(heap, size):
-    """By the type of the heap."""
-    if isinstance(heap, types.Integer):
-        return lambda heap, size: take_from_malloc(size)
-    if isinstance(heap, CacheType):
-        return lambda heap, size: take_record(heap)
-    return lambda heap, size: take_by_size(heap, size)
-
-
-@overload(at, jit_options=PART)
-def overload_at(heap, ref, size):
-    """By the type of the heap."""
-    if isinstance(heap, types.Integer):
-        return lambda heap, ref, size: ref
-    if isinstance(heap, CacheType):
-        return lambda heap, ref, size: address_of(heap.record(ref))
-    return lambda heap, ref, size: heap.address(ref, size)
-
-
-@overload(give, jit_options=PART)
-def overload_give(heap, ref, size):
-    """By the type of the heap."""
-    if isinstance(heap, types.Integer):
-        return lambda heap, ref, size: give_to_malloc(ref)
-    if isinstance(heap, CacheType):
-        return lambda heap, ref, size: heap.free(ref)
-    return lambda heap, ref, size: heap.free(ref, size)
 
 
 # --- Bytes, the clock, chance ---

@@ -2,7 +2,7 @@
 Five data structures' work, the same for all who build them: seeded input, and the answer that plain Python or NumPy finds.
 
 A list, a binary search tree, a hash table with chains, an order book, a bank of particles.  The contenders stand in
-`on_cache`, `on_arrays`, `on_objects` and `on_containers`; `bench_numba` runs them.
+`on_cache`, `on_arrays`, `on_objects` and `on_containers`; `structures` gives them what they need, `bench_numba` runs them.
 """
 
 from __future__ import annotations
@@ -103,12 +103,6 @@ def messages(sizes: Sizes) -> Messages:
     levels[cancels] = np.maximum(0, cancels - rng.integers(1, 2_000, cancels.size))
     quantities = rng.integers(1, 100, n)
     return Messages(kinds, levels, quantities, book_of_python(kinds.tolist(), levels.tolist(), quantities.tolist()))
-
-
-def queues(work: Messages) -> tuple[Any, Any, Any, Any]:
-    """Return the arrays of an order book without orders: first and last of each queue, best prices, handle of each message."""
-    size = 2 * PRICES
-    return np.zeros(size, np.int64), np.zeros(size, np.int64), np.full(2, -1), np.zeros(work.kinds.size, np.int64)
 
 
 def book_of_python(kinds: list[int], levels: list[int], quantities: list[int]) -> int:
