@@ -77,6 +77,11 @@ def places(n: int) -> tuple[Any, Any]:
     return np.full(n, 0, np.int64), np.full(n, 0, np.int64)
 
 
+def part_of(laps: Laps, i: int, k: int, n: int) -> Any:
+    """Return where thread i notes the laps of its k-th n turns; nowhere, if none are noted."""
+    return laps[i][k * (n // LAP + 1) :][: n // LAP + 1]
+
+
 # --- The loops with their parameters ---
 
 
@@ -90,17 +95,11 @@ def larson(heaps: list[Any], threads: int, scale: float) -> Work:
             kernels.larson_fill(heap, refs, sizes, 8, 1_000, 4_141 + i)
         seconds = right = 0
         for k in range(handed):
-            parts = [
-                (laps[i][k * (n // LAP + 1) :][: n // LAP + 1] if laps[i].size else NO_LAPS, *own[(i + k) % threads])
+            jobs = (
+                partial(kernels.larson, heap, n, *own[(i + k) % threads], 8, 1_000, 100 * k + i, part_of(laps, i, k, n), careful)
                 for i in range(threads)
-            ]
-            took, found = summed(
-                team,
-                *(
-                    partial(kernels.larson, heap, n, refs, sizes, 8, 1_000, 100 * k + i, part, careful)
-                    for i, (part, refs, sizes) in enumerate(parts)
-                ),
             )
+            took, found = summed(team, *jobs)
             seconds, right = seconds + took, right + found
         return seconds, right + sum(kernels.drain(heap, refs, sizes) for refs, sizes in own)
 
@@ -161,9 +160,8 @@ def mstress(heaps: list[Any], threads: int, scale: float) -> Work:
         for k in range(iterations):
             jobs = []
             for i in range(threads):
-                part = laps[i][k * (rows[i] // LAP + 1) :][: rows[i] // LAP + 1] if laps[i].size else NO_LAPS
-                arrays = (refs, sizes, transfer, data[i], kept[i])
-                jobs.append(partial(kernels.mstress, heap, allocs[i], first, *arrays, 43 * (k * threads + i + 1), part))
+                seed, part = 43 * (k * threads + i + 1), part_of(laps, i, k, rows[i])
+                jobs.append(partial(kernels.mstress, heap, allocs[i], first, refs, sizes, transfer, data[i], kept[i], seed, part))
                 first += rows[i]
             team = ring.Team(threads)
             try:
@@ -199,9 +197,9 @@ def sh8bench(heaps: list[Any], threads: int, scale: float) -> Work:
     def run(team: ring.Team, laps: Laps, careful: bool) -> Found:
         seconds = right = 0
         for k in range(handed):
-            parts = [laps[i][k * (n // LAP + 1) :][: n // LAP + 1] if laps[i].size else NO_LAPS for i in range(threads)]
             jobs = (
-                partial(kernels.windows, heap, n, *own[(i + k) % threads], 100 * k + i, parts[i], careful) for i in range(threads)
+                partial(kernels.windows, heap, n, *own[(i + k) % threads], 100 * k + i, part_of(laps, i, k, n), careful)
+                for i in range(threads)
             )
             took, found = summed(team, *jobs)
             seconds, right = seconds + took, right + found

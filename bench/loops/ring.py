@@ -69,10 +69,6 @@ class Team:
             thread.join()
 
 
-def idle() -> None:
-    """Do nothing, while another thread works."""
-
-
 # --- Positions: published after the records that they cover ---
 
 
