@@ -186,16 +186,32 @@ def test_only_what_is_between_the_markers_is_replaced(tmp_path):
         sections.replace_between(path, "new")
 
 
-def test_readme_holds_what_the_results_say():
-    """Nobody types a number: `python bench/run.py --from-results --figures README.md` would change nothing."""
+@pytest.fixture(scope="module")
+def run():
+    """The program that measures and writes; tests/vm has a run.py, too."""
     pytest.importorskip("rich")
-    spec = importlib.util.spec_from_file_location("bench_run", ROOT / "bench" / "run.py")  # tests/vm has a run.py, too
-    run = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(run)
+    spec = importlib.util.spec_from_file_location("bench_run", ROOT / "bench" / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readme_holds_what_the_results_say(run):
+    """Nobody types a number: `python bench/run.py --from-results --figures README.md` would change nothing."""
     path = ROOT / "README.md"
 
     assert run.section(path, figures.load(), run.FULL) == sections.between(path)
     assert all((ROOT / "bench" / name).exists() for name in ("results/summary.svg", "report/reasons.json"))
+
+
+def test_results_are_written_a_line_a_figure_and_read_back(run):
+    """What holds no lists and dicts stands on one line; a file that is read is written the same."""
+    value = {"a": [{"x": 1 / 3, "s": "b[0] {c}"}, {}], "n": [1, 2], "none": None, "is": True}
+    text = '{\n "a": [\n  {"x": 0.33333333, "s": "b[0] {c}"},\n  {}\n ],\n "n": [1, 2],\n "none": null,\n "is": true\n}'
+
+    assert text == run.as_text(value)
+    for suite, content in figures.load().items():
+        assert (figures.RESULTS / f"{suite}.json").read_text() == run.as_text(content) + "\n"
 
 
 def test_charts_are_small_and_the_same_for_the_same_results(tmp_path):
