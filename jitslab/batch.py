@@ -243,7 +243,8 @@ def alloc_few(c: int, heap: Heap, out: int, n: int) -> int:
     """`alloc_many` of compiled code: one slot, or rows of them, are taken in the caller's code, others by a call."""
     if n == 1:
         handle = alloc(heap)
-        i8_array(out)[0] = handle
+        if likely(handle != NULL):
+            i8_array(out)[0] = handle
         return int64(handle != NULL)
     h = heap_at(heap)
     top = int64(h.top)
@@ -284,9 +285,11 @@ def free_few(c: int, heap: Heap, hs: int, n: int) -> int:
 
 @Entry
 def alloc_by_heap(c: int, at: int, out: int, n: int, done: int) -> int:
-    """`alloc_many` of the thread whose heap this is, when `done` of the n were taken already."""
+    """`alloc_many` of the thread whose heap this is, when `done` of the n were taken already: of a magazine that held n."""
     h = heap_at(at)
     few = n - done < large_batch(heap_pointer(at))
+    if few and n - done > h.top and not can_have(c, at, n - done):
+        return int64(0)
     while few or n - done <= h.top:
         done += pop_run(heap_pointer(at), out + done * 8, n - done)
         if likely(done == n):
@@ -295,7 +298,7 @@ def alloc_by_heap(c: int, at: int, out: int, n: int, done: int) -> int:
             break
     if call_table(c, F_ALLOC_MANY, (out + done * 8, n - done)) == n - done:
         return n
-    call_table(c, F_FREE_MANY, (out, done, ZERO))
+    take_back(c, out, done)
     return int64(0)
 
 
@@ -359,6 +362,37 @@ def has_room(c: int, n: int) -> bool:
     return out + n <= control_at(c).capacity or live_of_all(c) + n <= control_at(c).capacity
 
 
+@kernel
+def can_have(c: int, at: int, n: int) -> bool:
+    """
+    Whether n more records are within the capacity, and their memory is granted.
+
+    So a batch is refused before anything is written to the caller's array, which keeps what it held.
+    """
+    control = control_at(c)
+    wake_all(c)
+    if control.closed != 0 or not has_room(c, n):
+        return False
+    return control.nodes > 1 or is_granted(c, n - heap_at(at).top)
+
+
+@kernel
+def is_granted(c: int, n: int) -> bool:
+    """Whether the slab layer has memory for n slots, made usable now if need be; with several array sets all of it always is."""
+    control = control_at(c)
+    slots = (control.n_slabs << control.shift) - control.out  # free or fresh in the slab layer
+    missing = n - slots - ((control.committed - control.n_slabs) << control.shift)
+    return missing <= 0 or call_table(c, F_GROW, (((missing - 1) >> control.shift) + 1,)) != 0
+
+
+@kernel
+def take_back(c: int, out: int, n: int) -> None:
+    """Free the n records of a batch that others left no room for; NULL stands where their handles were."""
+    call_table(c, F_FREE_MANY, (out, n, ZERO))
+    for i in range(n):
+        i8_array(out)[i] = NULL
+
+
 @Entry
 def alloc_many(c: int, out: int, n: int) -> int:
     """
@@ -370,9 +404,10 @@ def alloc_many(c: int, out: int, n: int) -> int:
     at = heap_address(heap)
     handles = i8_array(out)
     done = int64(0)
-    if n >= large_batch(heap):
-        if control_at(c).closed != 0 or not has_room(c, n):
-            return int64(0)
+    is_large = n >= large_batch(heap)
+    if (is_large or n > heap_at(at).top) and not can_have(c, at, n):
+        return int64(0)
+    if is_large:
         done = draw_many(follow(heap_at(heap).control, at), at, out, n)
     while done < n:  # a small batch, or what the slab layer did not have: the caller's magazine counts
         if control_at(c).init == NO_INIT:
@@ -381,7 +416,7 @@ def alloc_many(c: int, out: int, n: int) -> int:
                 break
         handle = alloc_any(c, heap)
         if handle == NULL:
-            call_table(c, F_FREE_MANY, (out, done, ZERO))
+            take_back(c, out, done)
             return int64(0)
         handles[done] = handle
         done += 1
@@ -661,13 +696,9 @@ def make_ready(c: int, n: int) -> int:
     wake_all(c)
     if live_of_all(c) + n > control.capacity:
         return int64(1)
-    if control.nodes > 1:
-        return int64(0)  # all of their memory is usable from the start
-    slots = (control.n_slabs << control.shift) - control.out  # free or fresh in the slab layer
-    missing = n - slots - ((control.committed - control.n_slabs) << control.shift)
-    if missing > 0 and call_table(c, F_GROW, (((missing - 1) >> control.shift) + 1,)) == 0:
-        return int64(2)
-    return int64(0)
+    if control.nodes > 1 or is_granted(c, n):
+        return int64(0)
+    return int64(2)
 
 
 @Entry

@@ -726,7 +726,7 @@ def test_memory_refused_by_the_system_is_a_full_cache():
 import pathlib, resource, numpy as np, jitslab
 jitslab.warmup()
 cache = jitslab.SlabCache("grows", np.dtype([("a", "u1", 64)]), capacity=1 << 24)
-first, out = cache.alloc_many(1000), np.zeros(1 << 20, np.int64)
+first, out = cache.alloc_many(1000), np.arange(1 << 20)
 with open("/proc/self/status") as status:
     data = int([line for line in status if line.startswith("VmData")][0].split()[1]) << 10
 limits = resource.getrlimit(resource.RLIMIT_DATA)
@@ -737,6 +737,7 @@ except jitslab.CacheFullError as error:
     print(error)
 resource.setrlimit(resource.RLIMIT_DATA, limits)  # Python, too, needs memory for what follows
 assert 1000 == len(cache) and set(first) == set(cache.live())
+assert (out == np.arange(1 << 20)).all()  # memory is asked for before the first handle is written
 cache.check()
 """
     expected = "the system gives cache 'grows' no memory for 1048576 records of 64 bytes\n"
