@@ -1,8 +1,8 @@
 """
-Numba types of objects that are, in compiled code, the address of a block: one int64, got by two loads.
+Objects that are, in compiled code, the address of a block: one int64, got by one load.
 
-Above `_native`, below `compiled` and `sizetype`.  Such an object keeps an ndarray in its first slot, and the array's data is the
-block; so the block lives as long as the object does.
+Above `_cpython`, below `compiled` and `sizetype`.  Such an object is a `BlockHolder`: it has the address, and the array whose
+data the block is; so the block lives as long as the object does.
 """
 
 from __future__ import annotations
@@ -14,9 +14,28 @@ from numba.core import cgutils
 from numba.core.imputils import lower_constant
 from numba.extending import NativeValue, make_attribute_wrapper, models, register_model, unbox
 
+from ._cpython import HEAD, make_type, member
 from ._native import I64, PTR
 
-HEAD = object.__basicsize__  # first slot of an object, and where an ndarray keeps the pointer to its data
+# In a BlockHolder: the block's address, 0 before it has one; the array that keeps the block; the class of a cache's guards.
+ADDRESS, ARRAY, GUARD_CLASS, HOLDER_BYTES = range(HEAD, HEAD + 32, 8)
+_members = (
+    member("address", "i8", ADDRESS, 0),
+    member("array", "object", ARRAY, 0),
+    member("guard_class", "object", GUARD_CLASS, 0),
+)
+BlockHolder: Any = make_type((object,), HOLDER_BYTES, {}, _members)
+_address, _array, guard_class_of = (vars(BlockHolder)[name] for name in ("address", "array", "guard_class"))
+for _name in ("address", "array", "guard_class"):  # so nothing but this module, and the cache, sets them, once for each object
+    delattr(BlockHolder, _name)
+
+
+def hold(holder: Any, address: int, array: Any) -> None:
+    """Have a BlockHolder hold the block at an address, which is the data of an array."""
+    _array.__set__(holder, array)
+    _address.__set__(holder, address)
+
+
 _constants: list[Any] = []  # objects that compiled code has as globals: never dropped
 
 
@@ -33,14 +52,11 @@ def register(block_type: type[types.Type], name: str) -> None:
     @unbox(block_type)  # type: ignore[untyped-decorator]  # numba has no types
     def unbox_block(typ: Any, obj: Any, c: Any) -> NativeValue:
         builder = c.builder
-        array = builder.load(builder.bitcast(builder.gep(builder.bitcast(obj, PTR), [I64(HEAD)]), PTR.as_pointer()))
         struct = cgutils.create_struct_proxy(typ)(c.context, builder)
-        is_missing = cgutils.is_null(builder, array)
-        with builder.if_else(is_missing) as (missing, present):
-            with missing:
-                c.pyapi.err_set_string("PyExc_ValueError", f"this {name} was never opened")
-            with present:
-                struct.ptr = builder.load(builder.bitcast(builder.gep(array, [I64(HEAD)]), I64.as_pointer()))
+        struct.ptr = builder.load(builder.bitcast(builder.gep(builder.bitcast(obj, PTR), [I64(ADDRESS)]), I64.as_pointer()))
+        is_missing = cgutils.is_null(builder, struct.ptr)
+        with builder.if_then(is_missing, likely=False):
+            c.pyapi.err_set_string("PyExc_ValueError", f"this {name} was never opened")
         return NativeValue(struct._getvalue(), is_error=is_missing)
 
     @lower_constant(block_type)  # type: ignore[untyped-decorator]  # numba has no types

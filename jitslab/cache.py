@@ -1,7 +1,7 @@
 """
 `SlabCache`: the typed cache, from Python.
 
-Above `compiled`, `_methods` and `page`.  Every method here validates, calls a kernel, and raises what the kernel answered; no
+Above `compiled`, `cache_calls` and `page`.  Every method here validates, calls a kernel, and raises what the kernel answered; no
 algorithm.  `alloc` and `free` are replaced by C methods when the first cache is made.
 """
 
@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from . import _methods, _os, batch, layout, numa, recover, slab
+from . import _os, batch, cache_calls, guard_calls, guard_class, layout, numa, recover, slab
 from .block import Block, NewBlock
+from .blocktype import BlockHolder, guard_class_of, hold
 from .cast import as_count, as_handles, as_integer, check_out, make_template, shown
 from .compiled import CacheType, cache_type
 from .declare import declared_class
@@ -40,8 +41,8 @@ from .errors import (
     SlabError,
     StaleHandleError,
 )
-from .guard import SlabObjectGuard, can_be_in_c, guard_class, wrap
-from .guard_many import SlabBatchGuard, batch_class, wrap_many
+from .guard import SlabObjectGuard
+from .guard_many import SlabBatchGuard, fill, new_batch
 from .heap import flush_own
 from .layout import NULL, C
 from .page import SlabNode, SlabObject, SlabPage, SlabPages, SlabState
@@ -71,19 +72,7 @@ NEVER = 1 << 62  # ticks: the end of an interval of the working set that does no
 REST_TRIES = 3  # a thread that was joined may still be giving its magazines back
 
 
-class _Base:
-    """The first slots of a cache: ndarray of the control block, class of guards and its table, where compiled code finds them."""
-
-    __slots__ = ("_control", "_guard_class", "_guard_table")
-
-
-_control_slot: Any = _Base.__dict__["_control"]
-_guard_slots: Any = _Base.__dict__["_guard_class"], _Base.__dict__["_guard_table"]
-for _name in _Base.__slots__:
-    delattr(_Base, _name)  # nothing but this module sets them, and only once for each cache
-
-
-class SlabCache(_Base, Generic[R]):
+class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPython
     """
     A typed cache: slots that each hold one record of `dtype`.
 
@@ -212,7 +201,7 @@ class SlabCache(_Base, Generic[R]):
         self._all, self._words = block.records, block.words
         self._columns: dict[tuple[str, ...], Any] = {}  # of sub-arrays, as guards ask for them
         self._c = block.control_words
-        _control_slot.__set__(self, block.control)
+        hold(self, block.address, block.control)
         # Last: who has it is open.
         sizes = block.geometry
         self._numba_type_: CacheType = cache_type(dtype, sizes.stride, int(block.control["init"][0]), sizes.nodes > 1)
@@ -368,17 +357,27 @@ class SlabCache(_Base, Generic[R]):
     def _allocate_slow(self) -> SlabObjectGuard[R]:
         """`allocate` where the C method did not succeed, or there is none yet."""
         self._need_open()
-        self._guards()
-        return SlabCache.adopt(self, self.alloc())
+        self.raise_faults()
+        self._guards()  # first: that may put the C method in the place of the next one
+        guard = SlabCache._allocate_once(self)
+        if guard is None:
+            self._raise_full(1)
+        return guard  # type: ignore[no-any-return]  # of a class that was made for the dtype
+
+    def _allocate_once(self) -> Any:
+        """Return the guard of a new record, or None if there is no room."""
+        guard = guard_class.new_guard(self._guards(), self)
+        return guard if fill(guard, 1) else None
 
     def _guards(self) -> Any:
         """Return the class of this cache's guards, made for the dtype when it is first wanted."""
         try:
-            return _guard_slots[0].__get__(self)
+            return guard_class_of.__get__(self)
         except AttributeError:
-            cls, table = guard_class(self._dtype, self._declared, can_be_in_c(SlabCache, *_guard_slots))
-            _guard_slots[1].__set__(self, table)  # first: who finds the class takes the table
-            _guard_slots[0].__set__(self, cls)
+            if guard_class.IN_C:
+                prepare_guards()
+            cls = guard_class.guard_class(self._dtype, self._declared)
+            guard_class_of.__set__(self, cls)
             return cls
 
     def adopt(self, handle: int) -> SlabObjectGuard[R]:
@@ -411,9 +410,9 @@ class SlabCache(_Base, Generic[R]):
         """`adopt` where the C method did not succeed, or there is none."""
         self._slot(handle)
         cls = self._guards()
-        if can_be_in_c(SlabCache, *_guard_slots):
+        if guard_class.IN_C:
             return SlabCache.adopt(self, as_integer(handle))  # a record that was freed meanwhile is refused above
-        return wrap(cls, self, as_integer(handle))  # type: ignore[no-any-return]  # a class that was made for the dtype
+        return guard_class.adopt(cls, self, as_integer(handle))  # type: ignore[no-any-return]  # likewise
 
     def allocate_many(self, n: int) -> SlabBatchGuard[R]:
         """
@@ -436,8 +435,14 @@ class SlabCache(_Base, Generic[R]):
         (np.float64(7.0), [7, 7, 7])
         0
         """
-        handles = self.alloc_many(n)
-        return wrap_many(batch_class(self._dtype, self._declared), self, handles)  # type: ignore[no-any-return]  # likewise
+        n = self._wanted(n)
+        try:
+            batch = new_batch(guard_class.batch_class(self._dtype, self._declared), self, n)
+        except MemoryError:
+            self._raise_full(n)
+        if not fill(batch, n):
+            self._raise_full(n)
+        return batch  # type: ignore[no-any-return]  # likewise
 
     # --- Many records ---
 
@@ -450,7 +455,7 @@ class SlabCache(_Base, Generic[R]):
         n : int
             How many, 0 or more.
         out : ndarray of int64, shape (n,), optional
-            Where the handles go.
+            Where the handles go; it keeps what it holds if there is no room.
 
         Returns
         -------
@@ -481,11 +486,7 @@ class SlabCache(_Base, Generic[R]):
         >>> float(total)
         499500.0
         """
-        self._need_open()
-        self.raise_faults()
-        n = as_count(n, "n")
-        if n > self._block.geometry.slots:
-            self._raise_full(n)
+        n = self._wanted(n)
         if out is None:
             try:
                 out = np.empty(n, np.int64)
@@ -496,6 +497,15 @@ class SlabCache(_Base, Generic[R]):
         if n > 0 and batch.alloc_many(self._address, out.ctypes.data, n) != n:
             self._raise_full(n)
         return out
+
+    def _wanted(self, n: int) -> int:
+        """Return how many slots are wanted, as an int; so many may be had."""
+        self._need_open()
+        self.raise_faults()
+        n = as_count(n, "n")
+        if n > self._block.geometry.slots:
+            self._raise_full(n)
+        return n
 
     def free_many(self, handles: npt.ArrayLike) -> None:
         """
@@ -1024,4 +1034,10 @@ def open_caches() -> list[tuple[int, SlabCache]]:
 @cached
 def prepare() -> None:
     """Compile the entry points and give `SlabCache` its C methods, before the first cache."""
-    _methods.install(SlabCache, _control_slot, "_control")
+    cache_calls.install(SlabCache)
+
+
+@cached
+def prepare_guards() -> None:
+    """Give `SlabCache` the C methods that make guards, before the first guard."""
+    guard_calls.install(SlabCache)

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from .errors import LayoutError
 from .guard import Fields, SlabObjectGuard, SlabRecordView, has_own
+from .guard_class import PythonGuard, PythonView
 from .layout import check_dtype
 
 T = TypeVar("T")
@@ -34,6 +35,9 @@ NEVER_CALLED = {
     "__hash__",
     "__getattribute__",
     "__delattr__",
+    "__getattr__",
+    "__setattr__",
+    "__del__",
 }  # guards are equal to themselves only
 EVERY_CLASS = {"__module__", "__doc__", "__slots__", "__weakref__", "__dict__", "__annotations__", "__orig_bases__"}
 EVERY_CLASS |= {"__parameters__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__"}
@@ -314,8 +318,8 @@ def _remade(cls: type[T], dtype: np.dtype[Any], nested: dict[str, Any]) -> type[
     namespace |= {"__slots__": (), "__new__": _refuse, "dtype": dtype, "__jitslab_nested__": nested}
     try:
         made = types.new_class(cls.__name__, cls.__bases__, {"metaclass": type(cls)}, lambda names: names.update(namespace))
-        for guard in (SlabObjectGuard, SlabRecordView):
-            types.new_class(cls.__name__, (guard, made), {}, lambda names: names.update(__slots__=()))
+        for guard in ((PythonGuard, SlabObjectGuard), (PythonView, SlabRecordView)):
+            types.new_class(cls.__name__, (*guard, made), {}, lambda names: names.update(__slots__=()))
     except TypeError as error:  # slots in a base, a base that is a number, a metaclass
         raise LayoutError(f"guards cannot inherit from {cls.__name__}: {error}") from error
     abstract = getattr(made, "__abstractmethods__", ())

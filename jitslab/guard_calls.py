@@ -1,59 +1,67 @@
 """
 Guards in C: allocation, the two ends of a `with` block, and fields, each read and written at the speed of a C attribute.
 
-Above `_methods`, below `guard`.  A field is a real getset descriptor (`PyDescr_NewGetSet`) over two `@cfunc`s for all fields,
-told which by a FIELD row.  Every access compares the generation.  Fast paths are here; for all else (freed, closed, of
-another process, a value to refuse, a kind of field not known here) they call a Python method of `guard`, which does it or
-raises.  A guard has its memory and its slots at the offsets below; they are verified before anything is installed.
+Above `blocktype`, below `guard`.  An owner is an object of a type made here: a guard has the handle of its record, an `Owner` the
+array of its batch's handles.  Whatever ends an owner, its dealloc frees what it owns, with no Python run, and only then calls
+Python to say so: no record is lost by an exception, at whichever line it comes.  Fast paths are here; for all else (freed,
+closed, a value to refuse, a kind of field not known here) they call a Python method of `guard`, which does it or raises.
 
-A guard's own attributes are found by their names' addresses in a TABLE of the class, as CPython's own instructions find
-those of classes that it knows: valid while the class has the version that it had when the table was made.
-
-What a guard owns is a number in its memory, not a Python int: an access makes none and reads none.  Beside it stand the addresses
-of its generation and its record, valid as long as the cache has its control block, which is looked at first: the collector may
-have taken a cycle of both apart.
+What a guard owns is a number in its data, not a Python int: an access makes none and reads none.  Beside it stand the addresses
+of its generation and its record, which stay mapped as long as the guard has its cache.
 """
 
 from __future__ import annotations
 
 import ctypes
-import sys
-import sysconfig
 from functools import cache as cached
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from llvmlite.binding import add_symbol
 from numba import types
 
-from ._methods import (
-    FAULTS,
-    METH_NOARGS,
-    METH_O,
-    SYMBOLS,
+from . import _cpython
+from ._cpython import (
+    HEAD,
     Py_DecRef,
-    Py_IncRef,
+    PyBytes_FromStringAndSize,
     PyErr_Clear,
     PyErr_Occurred,
+    PyErr_WriteUnraisable,
+    PyFloat_AsDouble,
+    PyFloat_FromDouble,
+    PyLong_AsSsize_t,
     PyLong_FromLongLong,
-    PyMethodDef,
+    PyLong_FromUnsignedLongLong,
     PyNumber_AsSsize_t,
-    PyObject_Call,
-    PyTuple_New,
-    PyTuple_SetItem,
+    PyObject_ClearWeakRefs,
+    PyObject_GC_Del,
+    PyObject_GC_New,
+    PyObject_GC_Track,
+    PyObject_GC_UnTrack,
+    PyObject_GenericSetAttr,
+    PyObject_Type,
+    c_function,
     c_object,
+    call,
+    is_attribute_error,
+    is_exactly,
     method_of,
-    slot_offset,
+    new_reference,
+    none,
+    put_error,
+    take_error,
+    visit,
 )
 from ._native import (
     I64,
     Entry,
+    call_table,
+    compare_exchange,
     copy_bytes,
     frozen,
     inlined,
     int64,
-    intrinsic,
     kernel,
     literal_intrinsic,
     load4,
@@ -61,33 +69,29 @@ from ._native import (
     load8,
     my_heap,
     shift_right,
+    store4,
     store8,
 )
-from .batch import alloc_any
-from .blocktype import HEAD
+from .batch import F_ALLOC_MANY, F_FREE_MANY, alloc_any
+from .blocktype import ADDRESS, GUARD_CLASS
+from .cache_calls import FAULTS
 from .heap import H_RECORDS, SLOT_MASK, free_any, is_live
 from .layout import NULL, PROCESS, C, offsets, record
 
-METH_FASTCALL = 0x80
-# In a guard: 0 if it owns none; addresses of generation and record; forks that led to its process; address of the class's table.
-HANDLE, WORD, AT, EPOCH, TABLE = range(HEAD, HEAD + 40, 8)
-MEMORY_END = HEAD + 40
-CACHE, ENTERED = MEMORY_END, MEMORY_END + 8
-GUARD_SLOTS = {"_cache": CACHE, "_entered": ENTERED, "_epoch": MEMORY_END + 16, "_handle": MEMORY_END + 24}  # CPython sorts them
-GUARD_CLASS, GUARD_TABLE = HEAD + 8, HEAD + 16  # of a cache: the class of its guards, and the ndarray of the class's table
-TYPE = HEAD - 8  # of any object: its type
-DEALLOC, GETATTRO, SETATTRO = 48, 144, 152  # of a type, verified: what ends its objects; reads, writes their attributes
-FINALIZE = 392  # likewise: what is called before an object is collected
-VERSION = 384 // 4  # of a type: a number that it has as long as it, and its bases, are not changed; 0: none
-TABLE_SIZE = 12  # most fields in a table: those after them are found as attributes of any class are
-# Of a table, i8; then (address of the name, address of its FIELD) for each field.
-T_CLASS, T_VERSION, T_COUNT, T_FIRST = range(4)
-SPARE = 64  # most ended guards whose memory is kept for the next ones
-C_STRIDE, C_WORDS, C_RECORDS = C["stride"], C["words"], C["records"]
+# The data of every owner: its handle, or the address of its array, 0: it owns nothing; its cache; forks that led to its process.
+OWNED, CACHE, EPOCH, STATE = HEAD, HEAD + 8, HEAD + 16, HEAD + 20
+GUARD_STATES = NEW, ENTERED, RELEASED = range(3)  # STATE: never in a block; in one now or before; given away
+WORD, AT, WEAK, GUARD_BYTES = range(HEAD + 24, HEAD + 56, 8)  # of a guard: addresses of generation and record; weakrefs
+WORDS, OWNER_BYTES = HEAD + 24, HEAD + 32  # of an Owner: the array
+GUARD, VIEW_BYTES = HEAD, HEAD + 8  # of a view: its guard
+C_STRIDE, C_WORDS, C_RECORDS, C_ITEMSIZE = C["stride"], C["words"], C["records"], C["itemsize"]
+CLOSED = C["closed"] // 8
 C_PROCESS, P_EPOCH = C["process"] // 8, offsets(PROCESS)["epoch"] // 8
+NOTHING = -1  # first word of an Owner's array while it owns nothing; else how many handles follow
+NO_ROOM = -1  # no address of an object
 
 # How a field lies in the record; SLOW: NumPy reads and writes it.
-SLOW, I1, I2, I4, I8, U1, U2, U4, U8, F4, F8, BOOL, VIEW, OWN_HANDLE = range(14)
+SLOW, I1, I2, I4, I8, U1, U2, U4, U8, F4, F8, BOOL, VIEW = range(13)
 KINDS = {"i1": I1, "i2": I2, "i4": I4, "i8": I8, "u1": U1, "u2": U2, "u4": U4, "u8": U8, "f4": F4, "f8": F8, "b1": BOOL}
 FIELD = record(
     ("kind", "i8"),
@@ -96,62 +100,8 @@ FIELD = record(
     ("most", "i8"),
     ("name", "i8"),  # the str, for the slow path
     ("view", "i8"),  # the class of a nested record's view
-    ("nested", "i8"),  # 1: of a view, whose first slot holds the guard
 )
-F_KIND, F_OFFSET, F_LEAST, F_MOST, F_NAME, F_VIEW, F_NESTED = (offset // 8 for offset in offsets(FIELD).values())
-
-_ptr = types.intp
-_external: Any = types.ExternalFunction
-PyLong_FromUnsignedLongLong = _external("PyLong_FromUnsignedLongLong", _ptr(types.uint64))
-PyLong_AsLongLong = _external("PyLong_AsLongLong", types.int64(_ptr))
-PyFloat_FromDouble = _external("PyFloat_FromDouble", _ptr(types.float64))
-PyFloat_AsDouble = _external("PyFloat_AsDouble", types.float64(_ptr))
-PyType_GenericAlloc = _external("PyType_GenericAlloc", _ptr(_ptr, _ptr))
-PyObject_GenericGetAttr = _external("PyObject_GenericGetAttr", _ptr(_ptr, _ptr))
-PyObject_GenericSetAttr = _external("PyObject_GenericSetAttr", types.int32(_ptr, _ptr, _ptr))
-PyErr_ExceptionMatches = _external("PyErr_ExceptionMatches", types.int32(_ptr))
-PyObject_Init = _external("PyObject_Init", _ptr(_ptr, _ptr))
-PyObject_GC_Track = _external("PyObject_GC_Track", types.void(_ptr))
-PyObject_GC_UnTrack = _external("PyObject_GC_UnTrack", types.void(_ptr))
-PyObject_GC_IsFinalized = _external("PyObject_GC_IsFinalized", types.int32(_ptr))
-PyObject_GC_Del = _external("PyObject_GC_Del", types.void(_ptr))
-PyObject_ClearWeakRefs = _external("PyObject_ClearWeakRefs", types.void(_ptr))
-PyObject_CallFinalizerFromDealloc = _external("PyObject_CallFinalizerFromDealloc", types.int32(_ptr))
-PyErr_SetNone = _external("PyErr_SetNone", types.void(_ptr))
-call_finalizer = _external("jitslab.call_finalizer", types.void(_ptr))  # CPython's call of `__del__`
-NEEDED = [
-    *SYMBOLS,
-    "PyLong_FromUnsignedLongLong",
-    "PyLong_AsLongLong",
-    "PyFloat_FromDouble",
-    "PyFloat_AsDouble",
-    "PyType_GenericAlloc",
-    "PyObject_GenericGetAttr",
-    "PyObject_GenericSetAttr",
-    "PyErr_ExceptionMatches",
-    "PyErr_SetNone",
-    "PyObject_Init",
-    "PyObject_GC_Track",
-    "PyObject_GC_UnTrack",
-    "PyObject_GC_IsFinalized",
-    "PyObject_GC_Del",
-    "PyObject_ClearWeakRefs",
-    "PyObject_CallFinalizerFromDealloc",
-    "PyType_GetSlot",
-    "PyDescr_NewGetSet",
-    "PyType_Modified",
-    "PyLong_Type",
-    "PyFloat_Type",
-    "_Py_NoneStruct",
-    "_Py_TrueStruct",
-    "_Py_FalseStruct",
-]
-
-
-_spare = np.zeros(1 + SPARE, np.int64)  # how many, and their addresses
-# Where the machine code is linked, so that it can be kept on disk.
-add_symbol("jitslab.AttributeError", id(AttributeError))
-add_symbol("jitslab.spare_guards", _spare.ctypes.data)
+F_KIND, F_OFFSET, F_LEAST, F_MOST, F_NAME, F_VIEW = (offset // 8 for offset in offsets(FIELD).values())
 
 
 def _ir_type(code: str) -> Any:
@@ -196,242 +146,293 @@ def poke(typing: Any, at: Any, value: Any, code: Any) -> Any:
     return types.void(types.int64, takes, code), emit
 
 
-@intrinsic
-def c_function(typing: Any, function: Any) -> Any:
-    """The address of a C function of int64s that calls a kernel."""
-    arguments = (types.int64,) * function.dispatcher.py_func.__code__.co_argcount
-    function.get_call_type(typing, arguments, {})
-    compiled = function.dispatcher.overloads[arguments]
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        shape = ir.FunctionType(I64, [I64] * len(arguments))
-        c_function = ir.Function(builder.module, shape, f"jitslab.{compiled.fndesc.mangled_name}")
-        c_function.linkage = "internal"
-        inner = ir.IRBuilder(c_function.append_basic_block())
-        context.add_linking_libs([compiled.library])
-        inner.ret(context.call_internal_no_propagate(inner, compiled.fndesc, compiled.signature, c_function.args)[1])
-        return builder.ptrtoint(c_function, I64)
-
-    return types.int64(function), emit
+# --- Owners ---
 
 
-# --- Calls of Python ---
+@inlined
+def control_of(owner: int) -> int:
+    """Address of the control block of an owner's cache."""
+    return load8(load8(owner, CACHE // 8), ADDRESS // 8)
 
 
-@kernel
-def call_with(method: int, a: int, b: int) -> int:
-    """Call a bound method, a new reference that is dropped, with one object, or two; 0 with an exception set."""
-    if method == 0:
-        return 0
-    answer = 0
-    arguments = PyTuple_New(1 if b == 0 else 2)
-    if arguments != 0:
-        Py_IncRef(a)  # the tuple takes a reference
-        PyTuple_SetItem(arguments, 0, a)
-        if b != 0:
-            Py_IncRef(b)
-            PyTuple_SetItem(arguments, 1, b)
-        answer = PyObject_Call(method, arguments, 0)
-        Py_DecRef(arguments)
-    Py_DecRef(method)
-    return answer
+@inlined
+def is_at_home(owner: int) -> bool:
+    """Whether this is the process that an owner was made in, not a child of `fork`."""
+    return load4(owner, EPOCH // 4) == load8(load8(control_of(owner), C_PROCESS), P_EPOCH)
+
+
+@inlined
+def begin(owner: int, owned: int, cache: int, c: int) -> None:
+    """Fill in what every owner has, and let the collector see it: the rest of it is filled in."""
+    store8(owner, OWNED // 8, owned)
+    store8(owner, CACHE // 8, new_reference(cache))
+    store4(owner, EPOCH // 4, load8(load8(c, C_PROCESS), P_EPOCH))
+    store4(owner, STATE // 4, NEW)
+    PyObject_GC_Track(owner)
 
 
 @kernel
-def call(method: int) -> int:
-    """Call a bound method, a new reference that is dropped, without arguments; 0 with an exception set."""
-    if method == 0:
-        return 0
-    answer = 0
-    arguments = PyTuple_New(0)
-    if arguments != 0:
-        answer = PyObject_Call(method, arguments, 0)
-        Py_DecRef(arguments)
-    Py_DecRef(method)
-    return answer
+def tell(owner: int, what: int) -> None:
+    """
+    Have an owner that ends, and was left to the collector, say what was freed; drops `what`, 0 with an exception set: not known.
+
+    It is alive for that, by one reference: `Py_DecRef` calls its dealloc again, unless somebody has it by then.
+    """
+    if what == 0:
+        PyErr_Clear()
+    PyObject_GC_Track(owner)
+    answer = call(method_of(new_reference(owner), "_never_freed"), what, 0)
+    if answer != 0:
+        Py_DecRef(answer)
+    else:
+        PyErr_WriteUnraisable(owner)
+    if what != 0:
+        Py_DecRef(what)
+
+
+@inlined
+def end(obj: int, held: int) -> None:
+    """Give the memory of an object back, and drop an object that it held, if there is one."""
+    cls = PyObject_Type(obj)
+    PyObject_GC_Del(obj)
+    if held != 0:
+        Py_DecRef(held)
+    Py_DecRef(cls)
+    Py_DecRef(cls)  # the object's own reference
+
+
+@inlined
+def _traverse(self: int, function: int, argument: int) -> int:
+    return visit_held(self, load8(self, CACHE // 8), function, argument)
 
 
 @kernel
-def new_reference(obj: int) -> int:
-    """Count one more reference."""
-    Py_IncRef(obj)
-    return obj
+def visit_held(obj: int, held: int, function: int, argument: int) -> int:
+    """Have the collector see an object's class, and an object that it holds, if there is one."""
+    cls = PyObject_Type(obj)
+    Py_DecRef(cls)
+    answer = visit(function, cls, argument)
+    return visit(function, held, argument) if answer == 0 and held != 0 else answer
 
 
-# --- The guard's life ---
+# --- A guard's life ---
 
 
-@kernel
-def control_of(guard: int) -> int:
-    """Address of the control block of a guard's cache; 0 while the collector takes a cycle of them apart."""
-    cache = load8(guard, CACHE // 8)
-    array = load8(cache, HEAD // 8) if cache != 0 else 0
-    return load8(array, HEAD // 8) if array != 0 else 0
-
-
-@kernel
+@inlined
 def record_of(guard: int) -> int:
-    """Address of a guard's record; 0: it owns none, or another has freed it."""
-    handle = load8(guard, HANDLE // 8)
-    cache = load8(guard, CACHE // 8)
-    if handle == 0 or cache == 0 or load8(cache, HEAD // 8) == 0:
-        return 0
-    if load4_relaxed(load8(guard, WORD // 8), 0) != shift_right(handle, 31) | 1:
+    """Address of a guard's record; 0: it owns none, another has freed it, or there is no guard."""
+    handle = load8(guard, OWNED // 8) if guard != 0 else 0
+    if handle == 0 or load4_relaxed(load8(guard, WORD // 8), 0) != shift_right(handle, 31) | 1:
         return 0
     return load8(guard, AT // 8)
 
 
-@kernel
-def make_guard(cache: int, cls: int, c: int, handle: int) -> int:
-    """Return a guard that owns the record of a handle; 0 with an exception set.  In the memory of one that ended, if there is."""
-    spare, table = c_object("jitslab.spare_guards"), load8(load8(cache, GUARD_TABLE // 8), HEAD // 8)
-    left = load8(spare, 0) if load8(table, T_CLASS) == cls else int64(0)
-    if left > 0:
-        store8(spare, 0, left - 1)
-        guard = PyObject_Init(load8(spare, left), cls)
-    else:
-        guard = PyType_GenericAlloc(cls, 0)
+@inlined
+def make_guard(cache: int, c: int, handle: int) -> int:
+    """Return a guard that owns the record of a handle; 0 with an exception set."""
+    guard = PyObject_GC_New(load8(cache, GUARD_CLASS // 8))
     if guard != 0:
         slot = handle & SLOT_MASK
-        store8(guard, HANDLE // 8, handle)
         store8(guard, WORD // 8, frozen(c, C_WORDS) + 4 * slot)
         store8(guard, AT // 8, frozen(c, C_RECORDS) + slot * frozen(c, C_STRIDE))
-        store8(guard, EPOCH // 8, load8(load8(c, C_PROCESS), P_EPOCH))
-        store8(guard, TABLE // 8, table)
-        store8(guard, CACHE // 8, new_reference(cache))
-        if left > 0:
-            PyObject_GC_Track(guard)
+        store8(guard, WEAK // 8, 0)
+        begin(guard, handle, cache, c)
     return guard
 
 
-@kernel
-def drop(obj: int, offset: int) -> None:
-    """Empty a slot of an object."""
-    held = load8(obj, offset // 8)
-    store8(obj, offset // 8, 0)
-    if held != 0:
-        Py_DecRef(held)
-
-
 @inlined
-def _dealloc(self: int, unused: int) -> int:
-    PyObject_GC_UnTrack(self)
-    if load8(self, HANDLE // 8) != 0:  # as CPython's own function does for any object with a `__del__`
-        PyObject_GC_Track(self)
-        if PyObject_CallFinalizerFromDealloc(self) < 0:
-            return 0  # somebody has it again
-        PyObject_GC_UnTrack(self)
-    PyObject_ClearWeakRefs(self)
-    drop(self, CACHE)
-    drop(self, ENTERED)
-    cls, table, spare = load8(self, TYPE // 8), load8(self, TABLE // 8), c_object("jitslab.spare_guards")
-    n = load8(spare, 0)
-    if n < SPARE and table != 0 and load8(table, T_CLASS) == cls and PyObject_GC_IsFinalized(self) == 0:
-        store8(spare, n + 1, self)
-        store8(spare, 0, n + 1)
-    else:
-        PyObject_GC_Del(self)
-    Py_DecRef(cls)
-    return 0
-
-
-@kernel
-def give_back(guard: int) -> bool:
-    """Free a guard's record; False, and nothing is changed, if it owns none or the cache refuses the handle."""
-    handle = load8(guard, HANDLE // 8)
-    c = control_of(guard)
-    if handle == 0 or c == 0 or not free_any(c, my_heap(c), handle):
-        return False
-    store8(guard, HANDLE // 8, 0)
-    return True
+def new_guard(cache: int) -> int:
+    """Take a slot and return the guard that owns it; 0 with an exception set, or NO_ROOM: it is for Python to say why."""
+    c = load8(cache, ADDRESS // 8)
+    if c == 0 or load8(cache, GUARD_CLASS // 8) == 0 or load8(c, FAULTS) != 0:
+        return NO_ROOM
+    heap = my_heap(c)
+    handle = alloc_any(c, heap)
+    if handle == NULL:
+        return NO_ROOM
+    guard = make_guard(cache, c, handle)
+    if guard == 0:
+        free_any(c, heap, handle)
+    return guard
 
 
 @inlined
 def _allocate(self: int, unused: int) -> int:
-    array = load8(self, HEAD // 8)
-    cls = load8(self, GUARD_CLASS // 8)
-    if array != 0 and cls != 0:
-        c = load8(array, HEAD // 8)
-        if load8(c, FAULTS) == 0:
-            heap = my_heap(c)
-            handle = alloc_any(c, heap)
-            if handle != NULL:
-                guard = make_guard(self, cls, c, handle)
-                if guard == 0:
-                    free_any(c, heap, handle)
-                return guard
-    return call(method_of(self, "_allocate_slow"))
+    guard = new_guard(self)
+    return guard if guard != NO_ROOM else call(method_of(self, "_allocate_slow"), 0, 0)
+
+
+@inlined
+def _allocate_once(self: int, unused: int) -> int:
+    guard = new_guard(self)
+    return guard if guard != NO_ROOM else none()
 
 
 @inlined
 def _adopt(self: int, obj: int) -> int:
-    array = load8(self, HEAD // 8)
-    cls = load8(self, GUARD_CLASS // 8)
-    if array != 0 and cls != 0 and load8(obj, TYPE // 8) == c_object("PyLong_Type"):
-        c = load8(array, HEAD // 8)
-        handle = PyNumber_AsSsize_t(obj, 0)  # without an error: what does not fit is no handle
-        if is_live(my_heap(c), handle):
-            return make_guard(self, cls, c, handle)
-    return call_with(method_of(self, "_adopt_slow"), obj, 0)
+    c = load8(self, ADDRESS // 8)
+    if c != 0 and load8(self, GUARD_CLASS // 8) != 0:
+        handle = PyNumber_AsSsize_t(obj, 0)
+        if handle == -1 and PyErr_Occurred() != 0:
+            PyErr_Clear()
+        elif is_live(my_heap(c), handle):
+            return make_guard(self, c, handle)
+    return call(method_of(self, "_adopt_slow"), obj, 0)
 
 
 @inlined
-def _enter(self: int, unused: int) -> int:
-    if load8(self, ENTERED // 8) == 0 and record_of(self) != 0:
-        store8(self, ENTERED // 8, new_reference(c_object("_Py_TrueStruct")))
-        return new_reference(self)
-    return call(method_of(self, "_enter_slow"))
+def _guard_dealloc(self: int, unused: int) -> int:
+    PyObject_GC_UnTrack(self)
+    handle = load8(self, OWNED // 8)
+    if handle != 0 and is_at_home(self):
+        store8(self, OWNED // 8, 0)
+        c = control_of(self)
+        heap = my_heap(c)
+        if is_live(heap, handle):
+            error = take_error()
+            held = PyBytes_FromStringAndSize(load8(self, AT // 8), frozen(c, C_ITEMSIZE))
+            free_any(c, heap, handle)
+            tell(self, held)
+            put_error(error)
+            Py_DecRef(self)
+            return 0
+    if load8(self, WEAK // 8) != 0:
+        PyObject_ClearWeakRefs(self)
+    end(self, load8(self, CACHE // 8))
+    return 0
 
 
 @inlined
-def _exit(self: int, arguments: int, n: int) -> int:
-    c = control_of(self)
-    if c != 0 and load8(self, EPOCH // 8) == load8(load8(c, C_PROCESS), P_EPOCH) and give_back(self):
-        return new_reference(c_object("_Py_NoneStruct"))
-    kind = load8(arguments, 0) if n > 0 else c_object("_Py_NoneStruct")
-    return call_with(method_of(self, "_exit_slow"), kind, 0)
+def give_back(guard: int) -> bool:
+    """Free a guard's record; False, and nothing is changed, if it owns none or the cache refuses the handle."""
+    handle = load8(guard, OWNED // 8)
+    if handle == 0:
+        return False
+    c = control_of(guard)
+    if not free_any(c, my_heap(c), handle):
+        return False
+    store8(guard, OWNED // 8, 0)
+    return True
+
+
+@kernel
+def not_freed(guard: int) -> int:
+    """Have the guard own nothing, and Python say why; 0 with an exception set."""
+    number = PyLong_FromLongLong(load8(guard, OWNED // 8))
+    store8(guard, OWNED // 8, 0)
+    answer = call(method_of(guard, "_not_freed"), number, 0)
+    Py_DecRef(number)
+    return answer
 
 
 @inlined
 def _free(self: int, unused: int) -> int:
-    if give_back(self):
-        return new_reference(c_object("_Py_NoneStruct"))
-    return call(method_of(self, "_free_slow"))
+    return none() if give_back(self) else not_freed(self)
 
 
 @inlined
-def _forget(self: int, unused: int) -> int:
-    owned = load8(self, HANDLE // 8) != 0
-    store8(self, HANDLE // 8, 0)
-    return new_reference(c_object("_Py_TrueStruct") if owned else c_object("_Py_FalseStruct"))
+def _enter(self: int, unused: int) -> int:
+    if load4(self, STATE // 4) == NEW and record_of(self) != 0:
+        store4(self, STATE // 4, ENTERED)
+        return new_reference(self)
+    return call(method_of(self, "_refuse_enter"), 0, 0)
 
 
 @inlined
-def _own(self: int, offset: int) -> int:
-    number = load8(self + offset, 0)
-    if number == 0 and offset == HANDLE:
-        PyErr_SetNone(c_object("jitslab.AttributeError"))
-        return 0
-    return PyLong_FromLongLong(number)
+def _exit(self: int, arguments: int, n: int) -> int:
+    if load8(self, OWNED // 8) == 0 or not is_at_home(self) or give_back(self) or load8(control_of(self), CLOSED) != 0:
+        return none()
+    if n > 0 and load8(arguments, 0) != c_object("_Py_NoneStruct"):
+        store8(self, OWNED // 8, 0)  # freed by another: not said in the place of what ended the block
+        return none()
+    return not_freed(self)
 
 
 @inlined
-def _finalize(self: int, unused: int) -> int:
-    if load8(self, HANDLE // 8) != 0:
-        call_finalizer(self)
+def _release(self: int, unused: int) -> int:
+    if record_of(self) == 0:
+        return call(method_of(self, "_need_live"), 0, 0)
+    number = PyLong_FromLongLong(load8(self, OWNED // 8))
+    if number != 0:
+        store8(self, OWNED // 8, 0)
+        store4(self, STATE // 4, RELEASED)
+    return number
+
+
+@inlined
+def _handle(self: int, unused: int) -> int:
+    if record_of(self) == 0:
+        return call(method_of(self, "_need_live"), 0, 0)
+    return PyLong_FromLongLong(load8(self, OWNED // 8))
+
+
+# --- An array of handles with an owner ---
+
+
+@kernel
+def take(words: int) -> int:
+    """Return how many handles follow the first word of an array, to one caller only; NOTHING to all others."""
+    while True:
+        n = load8(words, 0)
+        if n < 0 or compare_exchange(words, n, NOTHING):
+            return n
+
+
+@Entry
+def take_owned(words: int) -> int:
+    """Give the ownership of an array's handles away; NOTHING: there was none."""
+    return take(words)
+
+
+@Entry
+def alloc_owned(c: int, words: int, n: int) -> int:
+    """Fill an array with n handles that it owns from now on; returns n, or 0 when there is no room."""
+    done = call_table(c, F_ALLOC_MANY, (words + 8, n))
+    if done == n:
+        store8(words, 0, n)
+    return done
+
+
+@Entry
+def free_owned(c: int, words: int, refused: int) -> int:
+    """Free what an array owns, as `free_many` does; NOTHING: it owns nothing."""
+    n = take(words)
+    return call_table(c, F_FREE_MANY, (words + 8, n, refused)) if n > 0 else n
+
+
+@inlined
+def _new_owner(cls: int, cache: int, words: int, address: int) -> int:
+    owner = PyObject_GC_New(cls)
+    if owner != 0:
+        store8(owner, WORDS // 8, new_reference(words))
+        begin(owner, address, cache, load8(cache, ADDRESS // 8))
+    return owner
+
+
+@inlined
+def _owner_dealloc(self: int, unused: int) -> int:
+    PyObject_GC_UnTrack(self)
+    words = load8(self, OWNED // 8)
+    if words != 0 and is_at_home(self):
+        n = take(words)
+        freed = call_table(control_of(self), F_FREE_MANY, (words + 8, n, int64(0))) if n > 0 else int64(0)
+        if freed > 0:
+            error = take_error()
+            tell(self, PyLong_FromLongLong(freed))
+            put_error(error)
+            Py_DecRef(self)
+            return 0
+    array = load8(self, WORDS // 8)
+    end(self, load8(self, CACHE // 8))
+    if array != 0:
+        Py_DecRef(array)
     return 0
 
 
 # --- Fields ---
 
 
-@kernel
-def guard_of(self: int, field: int) -> int:
-    """Return the guard that a field is read through: the object itself, or that of a nested view."""
-    return load8(self, HEAD // 8) if load8(field, F_NESTED) != 0 else self
-
-
-@kernel
+@inlined
 def read_field(guard: int, field: int, at: int) -> int:
     """Return a new reference to the value of a field, a SLOW one aside; 0 with an exception set."""
     kind = load8(field, F_KIND)
@@ -457,24 +458,42 @@ def read_field(guard: int, field: int, at: int) -> int:
         return PyFloat_FromDouble(peek(at, "f4"))
     if kind == BOOL:
         return new_reference(c_object("_Py_TrueStruct") if peek(at, "u1") != 0 else c_object("_Py_FalseStruct"))
-    if kind == OWN_HANDLE:
-        return PyLong_FromLongLong(load8(guard, HANDLE // 8))
-    view = PyType_GenericAlloc(load8(field, F_VIEW), 0)
+    view = PyObject_GC_New(load8(field, F_VIEW))
     if view != 0:
-        store8(view, HEAD // 8, new_reference(guard))
+        store8(view, GUARD // 8, new_reference(guard))
+        PyObject_GC_Track(view)
     return view
 
 
 @inlined
+def _view_traverse(self: int, function: int, argument: int) -> int:
+    return visit_held(self, load8(self, GUARD // 8), function, argument)
+
+
+@inlined
+def _view_dealloc(self: int, unused: int) -> int:
+    PyObject_GC_UnTrack(self)
+    end(self, load8(self, GUARD // 8))
+    return 0
+
+
+@inlined
+def get(self: int, guard: int, field: int) -> int:
+    """Return a new reference to the value of a field of a guard or of its view; 0 with an exception set."""
+    at = record_of(guard)
+    if at != 0 and load8(field, F_KIND) != SLOW:
+        return read_field(guard, field, at + load8(field, F_OFFSET))
+    return call(method_of(self, "_read"), load8(field, F_NAME), 0)
+
+
+@inlined
 def _get(self: int, field: int) -> int:
-    guard = guard_of(self, field)
-    if guard != 0:
-        at = record_of(guard)
-        if at != 0 and load8(field, F_KIND) != SLOW:
-            return read_field(guard, field, at + load8(field, F_OFFSET))
-    if load8(field, F_KIND) == OWN_HANDLE:
-        return call(method_of(self, "_handle_slow"))
-    return call_with(method_of(self, "_read"), load8(field, F_NAME), 0)
+    return get(self, self, field)
+
+
+@inlined
+def _view_get(self: int, field: int) -> int:
+    return get(self, load8(self, GUARD // 8), field)
 
 
 @kernel
@@ -491,51 +510,72 @@ def write_integer(kind: int, at: int, value: int) -> None:
 
 
 @kernel
-def write_field(field: int, at: int, obj: int) -> bool:
-    """Store an int, float or bool that the field can hold; False: the slow path knows what to do with it."""
-    kind = load8(field, F_KIND)
-    what = load8(obj, TYPE // 8)
-    is_int = what == c_object("PyLong_Type")
-    if kind >= I1 and kind <= U8 and is_int:
-        value = PyLong_AsLongLong(obj)
-        if value == -1 and PyErr_Occurred() != 0:
-            PyErr_Clear()
-            return False
-        if value < load8(field, F_LEAST) or value > load8(field, F_MOST):
-            return False
-        write_integer(kind, at, value)
-        return True
-    if (kind == F8 or kind == F4) and (is_int or what == c_object("PyFloat_Type")):
-        number = PyFloat_AsDouble(obj)
-        if number == -1.0 and PyErr_Occurred() != 0:
-            PyErr_Clear()
-            return False
-        if kind == F8:
-            poke(at, number, "f8")
-            return True
-        if abs(number) < 3.4e38 or number != number or abs(number) == np.inf:  # between: the slow path rounds, and looks
-            poke(at, number, "f4")
-            return True
+def write_float(kind: int, at: int, number: float) -> bool:
+    """Store a float; False: the slow path rounds it, and looks whether it becomes infinite."""
+    if kind == F8:
+        poke(at, number, "f8")
+    elif abs(number) < 3.4e38 or number != number or abs(number) == np.inf:
+        poke(at, number, "f4")
+    else:
         return False
-    if kind == BOOL and (obj == c_object("_Py_TrueStruct") or obj == c_object("_Py_FalseStruct")):
-        poke(at, 1 if obj == c_object("_Py_TrueStruct") else 0, "i1")
-        return True
-    return False
+    return True
 
 
 @inlined
-def _set(self: int, obj: int, field: int) -> int:
-    guard = guard_of(self, field)
-    if obj != 0 and guard != 0:
-        at = record_of(guard)
-        if at != 0 and write_field(field, at + load8(field, F_OFFSET), obj):
-            return 0
+def write_field(field: int, at: int, obj: int) -> bool:
+    """Store an int, float or bool that the field can hold; False: the slow path knows what to do with it.  Runs no Python."""
+    kind = load8(field, F_KIND)
+    is_float = kind == F8 or kind == F4
+    if is_float and is_exactly(obj, c_object("PyFloat_Type")):
+        return write_float(kind, at, PyFloat_AsDouble(obj))
+    if kind == BOOL and (obj == c_object("_Py_TrueStruct") or obj == c_object("_Py_FalseStruct")):
+        poke(at, int64(obj == c_object("_Py_TrueStruct")), "i1")
+        return True
+    if not is_float and (kind < I1 or kind > U8):
+        return False
+    value = PyLong_AsSsize_t(obj)
+    if value == -1 and PyErr_Occurred() != 0:
+        PyErr_Clear()
+        return False
+    if is_float:
+        return write_float(kind, at, float(value))
+    if value < load8(field, F_LEAST) or value > load8(field, F_MOST):
+        return False
+    write_integer(kind, at, value)
+    return True
+
+
+@inlined
+def set_(self: int, guard: int, obj: int, field: int) -> int:
+    """Write a field of a guard or of its view; `obj` is 0 to delete it.  -1 with an exception set."""
+    at = record_of(guard)
+    if obj != 0 and at != 0 and write_field(field, at + load8(field, F_OFFSET), obj):
+        return 0
     name = load8(field, F_NAME)
-    answer = call_with(method_of(self, "_write"), name, obj) if obj != 0 else call_with(method_of(self, "_delete"), name, 0)
+    answer = call(method_of(self, "_write"), name, obj) if obj != 0 else call(method_of(self, "_delete"), name, 0)
     if answer == 0:
         return -1
     Py_DecRef(answer)
     return 0
+
+
+@inlined
+def _set(self: int, obj: int, field: int) -> int:
+    return set_(self, self, obj, field)
+
+
+@inlined
+def _view_set(self: int, obj: int, field: int) -> int:
+    return set_(self, load8(self, GUARD // 8), obj, field)
+
+
+@inlined
+def _setattro(self: int, name: int, value: int) -> int:
+    status = int64(PyObject_GenericSetAttr(self, name, value))
+    if status != 0 and is_attribute_error():
+        PyErr_Clear()
+        call(method_of(self, "_no_attribute"), name, 0)  # raises
+    return status
 
 
 # --- What NumPy has converted, into records that are live ---
@@ -566,7 +606,7 @@ def put(c: int, heap: Any, handle: int, offset: int, size: int, source: int) -> 
     return True
 
 
-# `data` and `handles` are contiguous ndarrays, by their ids: NumPy's `ctypes` takes longer than the write.
+# `data` and `handles` are contiguous ndarrays, by their ids, where NumPy keeps the address of the data: asking takes longer.
 
 
 @HeldEntry
@@ -588,320 +628,122 @@ def write_many(c: int, handles: int, n: int, offset: int, size: int, data: int) 
     return done
 
 
-@kernel
-def field_of(guard: int, name: int) -> int:
-    """Return the FIELD that a guard's class has in its table by that name; 0: it has none, or was changed."""
-    table = load8(guard, TABLE // 8)
-    if table != 0 and load8(table, T_VERSION) == load4(load8(guard, TYPE // 8), VERSION):
-        for i in range(T_FIRST, T_FIRST + 2 * load8(table, T_COUNT), 2):
-            if load8(table, i) == name:
-                return load8(table, i + 1)
-    return int64(0)
+# --- The types ---
 
 
-@inlined
-def _guard_getattro(self: int, name: int) -> int:
-    field = field_of(self, name)
-    if field != 0:
-        at = record_of(self)
-        if at != 0:
-            return read_field(self, field, at + load8(field, F_OFFSET))
-    return attribute_of(self, name)
-
-
-@inlined
-def _guard_setattro(self: int, name: int, value: int) -> int:
-    field = field_of(self, name)
-    if field != 0 and value != 0:
-        at = record_of(self)
-        if at != 0 and write_field(field, at + load8(field, F_OFFSET), value):
-            return 0
-    return set_attribute(self, name, value)
-
-
-@inlined
-def _getattro(self: int, name: int) -> int:
-    return attribute_of(self, name)
-
-
-@inlined
-def _setattro(self: int, name: int, value: int) -> int:
-    return set_attribute(self, name, value)
-
-
-@kernel
-def attribute_of(self: int, name: int) -> int:
-    """Return a new reference to an attribute, found as CPython does; 0 with an exception set."""
-    answer = PyObject_GenericGetAttr(self, name)
-    if answer != 0 or PyErr_ExceptionMatches(c_object("jitslab.AttributeError")) == 0:
-        return answer
-    PyErr_Clear()
-    return call_with(method_of(self, "__getattr__"), name, 0)
-
-
-@kernel
-def set_attribute(self: int, name: int, value: int) -> int:
-    """Set an attribute, found as CPython does; -1 with an exception set."""
-    status = int64(PyObject_GenericSetAttr(self, name, value))
-    if status == 0 or PyErr_ExceptionMatches(c_object("jitslab.AttributeError")) == 0:
-        return status
-    PyErr_Clear()
-    answer = call_with(method_of(self, "_no_attribute"), name, 0)
-    if answer != 0:
-        Py_DecRef(answer)
-    return int64(-1)
-
-
-# --- Installing ---
-
-
-PY_TP_DEALLOC, PY_TP_FINALIZE, PY_TP_GETATTRO, PY_TP_SETATTRO = 52, 80, 58, 69  # CPython's numbers of what a type has
-BASETYPE, VERSION_TAG = 1 << 10, 1 << 18  # flags of a type: of classes that Python makes, too
-
-
-class PyTypeSlot(ctypes.Structure):
-    """CPython's description of one thing that a type has."""
-
-    _fields_ = (("number", ctypes.c_int), ("function", ctypes.c_void_p))
-
-
-class PyTypeSpec(ctypes.Structure):
-    """CPython's description of a type."""
-
-    _fields_ = (
-        ("name", ctypes.c_char_p),
-        ("size", ctypes.c_int),
-        ("item_size", ctypes.c_int),
-        ("flags", ctypes.c_uint),
-        ("slots", ctypes.c_void_p),
-    )
-
-
-class PyGetSetDef(ctypes.Structure):
-    """CPython's description of a C attribute."""
-
-    _fields_ = (
-        ("name", ctypes.c_char_p),
-        ("get", ctypes.c_void_p),
-        ("set", ctypes.c_void_p),
-        ("doc", ctypes.c_char_p),
-        ("closure", ctypes.c_void_p),
-    )
-
-
-FUNCTIONS = (
-    "_allocate",
-    "_adopt",
-    "_enter",
-    "_exit",
-    "_free",
-    "_forget",
-    "_own",
-    "_finalize",
-    "_dealloc",
-    "_get",
-    "_set",
-    "_guard_getattro",
-    "_guard_setattro",
-    "_getattro",
-    "_setattro",
-)
+def addresses_of(entry: Entry, names: tuple[str, ...]) -> dict[str, int]:
+    """Return the addresses of C functions that an Entry writes, by their names."""
+    addresses = np.zeros(len(names), np.int64)
+    entry(addresses.ctypes.data)
+    _cpython.keep(entry.compile())
+    return dict(zip(names, addresses.tolist(), strict=True))
 
 
 @Entry
-def write_addresses(out: int) -> int:
+def write_guard_functions(out: int) -> int:
     """
-    Write the addresses of the C functions, in the order of `FUNCTIONS`, to the array at `out`.
+    Write the addresses of the C functions of guards and views to the array at `out`.
 
     They are one piece of machine code.  In pieces of their own, all would start where a page does, in the same sets of the CPU's
     cache, and be there in turns: a record's life took 15 % longer.
     """
     store8(out, 0, c_function(_allocate))
-    store8(out, 1, c_function(_adopt))
-    store8(out, 2, c_function(_enter))
-    store8(out, 3, c_function(_exit))
-    store8(out, 4, c_function(_free))
-    store8(out, 5, c_function(_forget))
-    store8(out, 6, c_function(_own))
-    store8(out, 7, c_function(_finalize))
-    store8(out, 8, c_function(_dealloc))
-    store8(out, 9, c_function(_get))
-    store8(out, 10, c_function(_set))
-    store8(out, 11, c_function(_guard_getattro))
-    store8(out, 12, c_function(_guard_setattro))
-    store8(out, 13, c_function(_getattro))
-    store8(out, 14, c_function(_setattro))
-    return int64(15)
+    store8(out, 1, c_function(_allocate_once))
+    store8(out, 2, c_function(_adopt))
+    store8(out, 3, c_function(_enter))
+    store8(out, 4, c_function(_exit))
+    store8(out, 5, c_function(_free))
+    store8(out, 6, c_function(_release))
+    store8(out, 7, c_function(_handle))
+    store8(out, 8, c_function(_guard_dealloc))
+    store8(out, 9, c_function(_traverse))
+    store8(out, 10, c_function(_view_dealloc))
+    store8(out, 11, c_function(_view_traverse))
+    store8(out, 12, c_function(_get))
+    store8(out, 13, c_function(_set))
+    store8(out, 14, c_function(_view_get))
+    store8(out, 15, c_function(_view_set))
+    store8(out, 16, c_function(_setattro))
+    return int64(17)
 
 
 @cached
-def c_functions() -> dict[str, int]:
-    """Return the addresses of the C functions by their names."""
-    addresses = np.zeros(len(FUNCTIONS), np.int64)
-    write_addresses(addresses.ctypes.data)
-    keep(write_addresses.compile())
-    return dict(zip(FUNCTIONS, addresses.tolist(), strict=True))
+def functions() -> dict[str, int]:
+    """Return the addresses of the C functions of guards and views."""
+    names = "allocate allocate_once adopt enter exit free release handle guard_dealloc guard_traverse view_dealloc view_traverse"
+    return addresses_of(write_guard_functions, (*names.split(), "get", "set", "view_get", "view_set", "setattro"))
 
 
-METHODS = {
-    "__enter__": ("_enter", METH_NOARGS, "($self, /)"),
-    "__exit__": ("_exit", METH_FASTCALL, "($self, /, *args)"),
-    "free": ("_free", METH_NOARGS, "($self, /)"),
-    "_forget": ("_forget", METH_NOARGS, "($self, /)"),
-}
-_kept: list[Any] = []  # CPython keeps pointers to these for as long as it runs
+@Entry
+def write_owner_functions(out: int) -> int:
+    """Write the addresses of the C functions of an Owner to the array at `out`."""
+    store8(out, 0, c_function(_new_owner))
+    store8(out, 1, c_function(_owner_dealloc))
+    store8(out, 2, c_function(_traverse))
+    return int64(3)
 
 
-def keep(*objects: Any) -> None:
-    """Keep objects for good: modules lose their globals when the interpreter ends, and a guard may be collected after that."""
-    _kept.extend(objects)
-    for obj in objects:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(obj))
+@cached
+def owner_maker(base: type) -> Any:
+    """Return what makes an Owner of a cache, an array, and the address of its data; `base` has the method ``_never_freed(n)``."""
+    at = addresses_of(write_owner_functions, ("new", "dealloc", "traverse"))
+    slots = {"dealloc": at["dealloc"], "traverse": at["traverse"]}
+    members = (
+        _cpython.member("cache", "object", CACHE),
+        _cpython.member("epoch", "u4", EPOCH),
+        _cpython.member("words", "object", WORDS),
+        _cpython.member("address", "i8", OWNED),
+    )
+    cls = _cpython.make_type((base,), OWNER_BYTES, slots, members)
+    make = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object, ctypes.py_object, ctypes.py_object, ctypes.c_int64)(at["new"])
+    return lambda cache, words: make(cls, cache, words, words.ctypes.data)
 
 
-def make_memory() -> type:
-    """Return the base class of guards: its objects have memory, zeroed, that Python does not see; where that cannot be, none."""
-    make = getattr(ctypes.pythonapi, "PyType_FromSpec", None)
-    if make is None:
-        return type("Memory", (), {"__slots__": ()})
-    make.restype, make.argtypes = ctypes.py_object, [ctypes.c_void_p]
-    slots = PyTypeSlot(0, None)  # no more of them: all is as of `object`
-    spec = PyTypeSpec(b"jitslab._fields.Memory", MEMORY_END, 0, BASETYPE | VERSION_TAG, ctypes.addressof(slots))
-    keep(slots, spec)
-    return make(ctypes.addressof(spec))
+def guard_type(base: Any, declared: Any) -> Any:
+    """Return a new class of guards, without fields; `base` has the Python methods, and a declared class more of them."""
+    at = functions()
+    slots = {"dealloc": at["guard_dealloc"], "traverse": at["guard_traverse"], "setattro": at["setattro"]}
+    members = (
+        _cpython.member("__weaklistoffset__", "size", WEAK),
+        _cpython.member("_cache", "object", CACHE),
+        _cpython.member("_epoch", "u4", EPOCH),
+        _cpython.member("_state", "u4", STATE),
+        _cpython.member("_handle", "i8", OWNED),
+    )
+    methods = (
+        _cpython.method(base.__enter__, at["enter"], _cpython.METH_NOARGS, "($self, /)"),
+        _cpython.method(base.__exit__, at["exit"], _cpython.METH_FASTCALL, "($self, /, *args)"),
+        _cpython.method(base.free, at["free"], _cpython.METH_NOARGS, "($self, /)"),
+        _cpython.method(base.release, at["release"], _cpython.METH_NOARGS, "($self, /)"),
+    )
+    cls = _cpython.make_type((base, *declared), GUARD_BYTES, slots, members, methods)
+    cls.handle = _cpython.new_attribute(cls, "handle", at["handle"], 0, 0, base.handle.__doc__ or "")
+    return cls
 
 
-Memory: Any = make_memory()
+def view_type(base: Any, declared: Any) -> Any:
+    """Return a new class of views of a nested record, likewise."""
+    at = functions()
+    slots = {"dealloc": at["view_dealloc"], "traverse": at["view_traverse"], "setattro": at["setattro"]}
+    return _cpython.make_type((base, *declared), VIEW_BYTES, slots, (_cpython.member("_guard", "object", GUARD),))
 
 
-def slot_of(cls: type, number: int) -> int:
-    """Return the address of a function that a type has; 0: none."""
-    get = ctypes.pythonapi.PyType_GetSlot
-    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_int]
-    return get(cls, number) or 0
-
-
-def can_install(guard: type, view: type) -> bool:
-    """Whether this interpreter is one that guards can be made in C for, and the slots of its objects lie as said above."""
-    if sys.implementation.name != "cpython" or sys.maxsize < 1 << 32:
-        return False
-    if sysconfig.get_config_var("Py_GIL_DISABLED"):  # that one thread takes the handle is the GIL's doing
-        return False
-    if not all(hasattr(ctypes.pythonapi, symbol) for symbol in NEEDED):  # a missing one would end the process
-        return False
-    slots = [(guard.__dict__[name], name, at) for name, at in GUARD_SLOTS.items()]
-    slots.append((view.__dict__["_guard"], "_guard", HEAD))
-    if any(slot_offset(descriptor, name) != at for descriptor, name, at in slots):
-        return False
-
-    class Kind:
-        """A class as Python makes it."""
-
-        __slots__ = ()
-
-        def __del__(self) -> None:
-            """Do nothing."""
-
-    places = {PY_TP_DEALLOC: DEALLOC, PY_TP_GETATTRO: GETATTRO, PY_TP_SETATTRO: SETATTRO, PY_TP_FINALIZE: FINALIZE}
-    found = {number: slot_of(Kind, number) for number in places}
-    if any(not found[number] or pointer_at(id(Kind) + at) != found[number] for number, at in places.items()):
-        return False
-    generic = [(PY_TP_GETATTRO, "PyObject_GenericGetAttr"), (PY_TP_SETATTRO, "PyObject_GenericSetAttr")]
-    if any(ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value != found[number] for number, name in generic):
-        return False
-    version = version_of(Kind) if hasattr(Kind, "__del__") else 0  # what is looked up in it gives it one
-    ctypes.pythonapi.PyType_Modified(ctypes.py_object(Kind))
-    if version == 0 or version_of(Kind) != 0:
-        return False
-    add_symbol("jitslab.call_finalizer", found[PY_TP_FINALIZE])
-    keep(_spare)
-    return True
-
-
-def version_of(cls: type) -> int:
-    """Return the version of a class; 0: it was changed since something was looked up in it."""
-    return ctypes.c_uint.from_address(id(cls) + 4 * VERSION).value
-
-
-def pointer_at(address: int) -> int:
-    """Return the pointer that stands at an address."""
-    return ctypes.c_void_p.from_address(address).value or 0
-
-
-def new_method(cls: type, name: str, entry: str, flags: int, parameters: str) -> None:
-    """Give a class a C method in the place of its Python method, with its docstring."""
-    doc = f"{name}{parameters}\n--\n\n{getattr(cls, name).__doc__}"
-    method = PyMethodDef(name.encode(), c_functions()[entry], flags, doc.encode())
-    make = ctypes.pythonapi.PyDescr_NewMethod
-    make.restype, make.argtypes = ctypes.py_object, [ctypes.py_object, ctypes.c_void_p]
-    keep(method)
-    setattr(cls, name, make(cls, ctypes.addressof(method)))
-
-
-def install_guard(cls: type) -> None:
-    """Give the base class of all guards its C methods, and have what a guard owns read from its memory."""
-    for name, (entry, flags, parameters) in METHODS.items():
-        new_method(cls, name, entry, flags, parameters)
-    for name, at in (("_handle", HANDLE), ("_epoch", EPOCH)):
-        new_attribute(cls, name, "_own", None, at, "")
-
-
-def install_cache(cache: type) -> None:
-    """Give `SlabCache` the C methods that make guards."""
-    new_method(cache, "allocate", "_allocate", METH_NOARGS, "($self, /)")
-    new_method(cache, "adopt", "_adopt", METH_O, "($self, handle, /)")
-
-
-def new_attribute(cls: type, name: str, get: str, set_: str | None, closure: int, doc: str) -> None:
-    """Give a class a C attribute; `closure` is what the two functions are told."""
-    writer = None if set_ is None else c_functions()[set_]
-    row = PyGetSetDef(name.encode("utf-8", "replace"), c_functions()[get], writer, doc.encode("utf-8", "replace"), closure)
-    make = ctypes.pythonapi.PyDescr_NewGetSet
-    make.restype, make.argtypes = ctypes.py_object, [ctypes.py_object, ctypes.c_void_p]
-    keep(row)
-    setattr(cls, name, make(cls, ctypes.addressof(row)))
-
-
-def install_field(cls: type, name: str, kind: int, offset: int, nested: bool, view: type | None, doc: str) -> int:
-    """Give a class the C attribute of one field; returns the address of its FIELD."""
+def new_field(cls: type, name: str, kind: int, offset: int, nested: bool, view: type | None, doc: str) -> Any:
+    """Return the C attribute of a field for the objects of a class."""
     row = np.zeros(1, FIELD)
     least, most = 0, 0
     if I1 <= kind <= U8:
         limits = np.iinfo(next(code for code, it in KINDS.items() if it == kind))
         least, most = int(limits.min), min(int(limits.max), (1 << 63) - 1)
-    row[0] = (kind, offset, least, most, id(name), 0 if view is None else id(view), int(nested))
-    keep(row, name, view)
-    writer = None if kind == OWN_HANDLE else "_set"
-    new_attribute(cls, name, "_get", writer, row.ctypes.data, doc)
-    return int(row.ctypes.data)
+    row[0] = (kind, offset, least, most, id(name), 0 if view is None else id(view))
+    _cpython.keep(row, name, view)
+    get, set_ = ("view_get", "view_set") if nested else ("get", "set")
+    return _cpython.new_attribute(cls, name, functions()[get], functions()[set_], row.ctypes.data, doc)
 
 
-def install_view(cls: type) -> None:
-    """Have a class of views answer for attributes that it does not have, without a cost for those that it has."""
-    put_slots(cls, {GETATTRO: "_getattro", SETATTRO: "_setattro"})
-
-
-def install_guards(cls: type, fields: dict[str, int]) -> Any:
-    """Do the same for a class of guards, find its fields by a table, and look at its end; returns the table."""
-    entries = {GETATTRO: "_guard_getattro", SETATTRO: "_guard_setattro", FINALIZE: "_finalize"}
-    table = np.zeros(T_FIRST + 2 * TABLE_SIZE, np.int64)
-    size = MEMORY_END + 8 * (len(GUARD_SLOTS) + (cls.__weakrefoffset__ > 0))
-    if cls.__basicsize__ == size and cls.__dictoffset__ == 0:  # so their memory serves any of them
-        entries[DEALLOC] = "_dealloc"
-        table[T_CLASS] = id(cls)
-    put_slots(cls, entries)
-    found = [(sys.intern(name), at) for name, at in fields.items()][:TABLE_SIZE]
-    keep(table, *(name for name, _ in found))
-    for i, (name, at) in enumerate(found):
-        table[T_FIRST + 2 * i : T_FIRST + 2 * i + 2] = id(name), at
-        getattr(cls, name)  # CPython gives a class its version when something is looked up in it
-    table[T_VERSION] = version_of(cls)
-    table[T_COUNT] = len(found) if table[T_VERSION] != 0 else 0
-    return table
-
-
-def put_slots(cls: type, entries: dict[int, str]) -> None:
-    """Set what CPython calls for objects of a class."""
-    for at, entry in entries.items():
-        ctypes.c_void_p.from_address(id(cls) + at).value = c_functions()[entry]
-    ctypes.pythonapi.PyType_Modified(ctypes.py_object(cls))
+def install(cache: type) -> None:
+    """Give `SlabCache` the C methods that make guards."""
+    at = functions()
+    _cpython.add_method(cache, "allocate", at["allocate"], _cpython.METH_NOARGS, "($self, /)")
+    _cpython.add_method(cache, "_allocate_once", at["allocate_once"], _cpython.METH_NOARGS, "($self, /)")
+    _cpython.add_method(cache, "adopt", at["adopt"], _cpython.METH_O, "($self, handle, /)")

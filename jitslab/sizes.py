@@ -29,6 +29,7 @@ from ._os import (
     wipe_on_fork,
 )
 from .block import Block, ClassPlace, NewBlock
+from .blocktype import BlockHolder, hold
 from .cache import NEVER, SlabCache
 from .cast import as_integer, shown
 from .classes import Tuning
@@ -79,16 +80,6 @@ SHARE, ENOUGH = 1 << 8, 1 << 30  # or so much of it, up to so many bytes
 LEAST = 1 << 20  # bytes
 MOST_LARGE = 1 << 16  # mappings of a Linux process by default
 _numbers = itertools.count(1)  # of arrays that keep pages mapped
-
-
-class _Base:
-    """The first slot of an allocator, where compiled code finds the ndarray of its block."""
-
-    __slots__ = ("_control",)
-
-
-_control_slot: Any = _Base.__dict__["_control"]
-delattr(_Base, "_control")  # nothing but this module sets it, and only once for each allocator
 
 
 @dataclass(frozen=True)
@@ -223,7 +214,7 @@ class ClassCache(SlabCache[Any]):
         self._open(name, block.records.dtype, None, block)
 
 
-class SizeClasses(_Base):
+class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
     """
     Memory of any size, as `malloc` gives it: by size classes, each of them a cache.
 
@@ -363,7 +354,7 @@ class SizeClasses(_Base):
         for field, value in values.items():
             block[field] = value
         self._largest = LARGEST
-        _control_slot.__set__(self, block)
+        hold(self, self._address, block)
 
     # --- One piece of memory ---
 
