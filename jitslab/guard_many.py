@@ -162,13 +162,48 @@ class Owning(PythonFields):
         raise NotImplementedError
 
 
+class FieldCopy(np.ndarray[Any, Any]):
+    """
+    A field of a batch as a copy that cannot be written to, so that no write is lost.
+
+    ``batch.x += 1`` is to write the records, so it makes a new array here, which is assigned then.  What is computed from it, and
+    what is unpickled, is a plain array.
+    """
+
+    __slots__ = ()
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = True) -> Any:
+        """Return a result as NumPy returns those of plain arrays."""
+        plain = np.asarray(array)
+        return plain[()] if plain.ndim == 0 and return_scalar else plain
+
+    def __reduce__(self) -> Any:
+        """Be pickled as a plain array."""
+        return np.asarray(self).__reduce__()
+
+    def __repr__(self) -> str:
+        """Show it as a plain array."""
+        return repr(np.asarray(self))
+
+
+def _out_of_place(name: str) -> Any:
+    """Return the operator of that name, as in "add", for ``copy += other``."""
+    in_place, plain = getattr(np.ndarray, f"__i{name}__"), getattr(np.ndarray, f"__{name}__")
+    return lambda self, other: (in_place if self.flags.writeable else plain)(self, other)
+
+
+for _name in ["add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "and", "xor", "or"]:
+    if hasattr(np.ndarray, f"__i{_name}__"):
+        setattr(FieldCopy, f"__i{_name}__", _out_of_place(_name))
+
+
 class SlabBatchGuard(Owning, Generic[R]):
     """
     The owner of many records of one cache: a field is an array, leaving the `with` block frees all.
 
     Made by `SlabCache.allocate_many`.  ``batch.x`` is a copy of the field of all records, shape (n, ...), which cannot be
     written to, so that no write is lost; ``batch.x = values`` writes it, checked as the field of a single guard is, and
-    broadcast.  ``batch[i]`` is record i by reference, as
+    broadcast; ``batch.x += 1`` reads, computes as NumPy does, and writes.  ``batch[i]`` is record i by reference, as
     ``cache[handle]`` is; ``cache.records[batch.slots]`` gives vectorised access to whole records.
 
     Raises
@@ -188,7 +223,7 @@ class SlabBatchGuard(Owning, Generic[R]):
     >>> with jitslab.SlabCache("doc-many", np.dtype([("x", "f8"), ("at", "f4", (2,))]), capacity=100) as cache:
     ...     with cache.allocate_many(4) as batch:
     ...         batch.x = np.arange(4)
-    ...         batch.x = batch.x * 10
+    ...         batch.x *= 10
     ...         batch.at = [0.5, 1.5]
     ...         batch[2]["x"], batch.at.shape, len(batch)
     ...     len(cache)
@@ -321,7 +356,7 @@ class SlabBatchGuard(Owning, Generic[R]):
         self._field(name)
         values = self._cache.records[name][self.slots]
         self._need_live()  # still: so what was read is theirs
-        return read_only(values)
+        return read_only(values.view(FieldCopy))
 
     def _write(self, name: str, value: Any) -> None:
         """Check values, and scatter them."""

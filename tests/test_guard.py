@@ -8,6 +8,7 @@ import decimal
 import fractions
 import gc
 import inspect
+import operator
 import os
 import pickle
 import random
@@ -1395,6 +1396,74 @@ def test_batch_collected_warns_and_frees(cache):
                 copying(batch)
 
 
+OPERATORS = {
+    "add": (operator.iadd, 3),
+    "subtract": (operator.isub, [1, 2, 3]),
+    "multiply": (operator.imul, 2),
+    "divide": (operator.ifloordiv, 2),
+    "rest": (operator.imod, 3),
+    "power": (operator.ipow, 2),
+    "and": (operator.iand, 6),
+    "or": (operator.ior, 8),
+    "xor": (operator.ixor, 7),
+    "left": (operator.ilshift, 1),
+    "right": (operator.irshift, 1),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_augmented_assignment_writes_all_records_of_a_batch(cache, name):
+    """As that of a guard writes its one; by attribute and by name."""
+    operate, other = OPERATORS[name]
+    with cache.allocate_many(3) as batch:
+        batch.count = [4, 5, 6]
+        expected = operate(np.array([4, 5, 6]), other)
+        batch.count = operate(batch.count, other)  # what Python makes of `batch.count += other`
+        assert expected.tolist() == batch.count.tolist()
+        again = operate(expected, other)
+        batch["count"] = operate(batch["count"], other)
+        assert again.tolist() == [record["count"] for record in batch]
+
+
+def test_augmented_assignment_of_a_batch_is_checked(cache):
+    """What the field does not take is refused; sub-arrays go, too; an array that was read stays as it was read."""
+    with cache.allocate_many(2) as batch:
+        batch.weight += 0.5
+        batch.header += np.arange(4, dtype="u1")
+        batch.small *= 2
+        assert ([0.5, 0.5], [[0, 1, 2, 3]] * 2) == (batch.weight.tolist(), batch.header.tolist())
+        with pytest.raises(jitslab.FieldTypeError):
+            batch.count /= 2
+        read = before = batch.weight
+        read += 1
+        assert ([1.5, 1.5], [0.5, 0.5]) == (read.tolist(), before.tolist())
+        assert [0.5, 0.5] == batch.weight.tolist()
+        own = batch.weight.copy()
+        other = own
+        own += 1
+        assert [1.5, 1.5] == other.tolist()
+
+
+def test_what_is_computed_from_a_batch_is_numpys_own(cache):
+    """Arrays and scalars of NumPy's own types, also by pickle; compiled code takes the copy."""
+    with cache.allocate_many(3) as batch:
+        batch.weight = [1.0, 2.0, 4.0]
+        weight = batch.weight
+        assert "array([1., 2., 4.])" == repr(weight)
+        for array in (
+            weight * 2,
+            weight == 1,
+            -weight,
+            np.sqrt(weight),
+            pickle.loads(pickle.dumps(weight)),
+            copy.copy(weight) + 1,
+        ):
+            assert np.ndarray is type(array)
+        for scalar in (weight.sum(), weight.max(), weight.mean(), weight[0], weight @ weight):
+            assert np.float64 is type(scalar)
+        assert 7.0 == numba.njit(lambda a: a.sum())(weight)
+
+
 # --- Exceptions at any line ---
 
 
@@ -1415,6 +1484,7 @@ def use_batch(cache):
     """All that a batch does, in a block."""
     with cache.allocate_many(3) as batch:
         batch.weight = [1, 2, 3]
+        batch.weight += 1
         batch[1] = batch.records[0]
         repr(batch)
 
