@@ -13,11 +13,12 @@ import ctypes
 import sys
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from ._native import I64, PTR, intrinsic, kernel, literal_intrinsic
+from ._native import I64, PTR, Entry, intrinsic, kernel, literal_intrinsic
 
 HEAD = object.__basicsize__  # where an object's own data starts
 METH_NOARGS, METH_O, METH_FASTCALL = 4, 8, 0x80
@@ -124,22 +125,27 @@ def visit(typing: Any, function: Any, obj: Any, argument: Any) -> Any:
 
 
 @intrinsic
-def c_function(typing: Any, function: Any) -> Any:
-    """The address of a C function of int64s that calls a kernel."""
-    arguments = (types.int64,) * function.dispatcher.py_func.__code__.co_argcount
-    function.get_call_type(typing, arguments, {})
-    compiled = function.dispatcher.overloads[arguments]
+def store_functions(typing: Any, out: Any, functions: Any) -> Any:
+    """Store the addresses of C functions of int64s, one for each kernel of a tuple, in the array at an address."""
+    compiled = []
+    for function in functions.types:
+        arguments = (types.int64,) * function.dispatcher.py_func.__code__.co_argcount
+        function.get_call_type(typing, arguments, {})
+        compiled.append(function.dispatcher.overloads[arguments])
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        shape = ir.FunctionType(I64, [I64] * len(arguments))
-        c_function = ir.Function(builder.module, shape, f"jitslab.{compiled.fndesc.mangled_name}")
-        c_function.linkage = "internal"
-        inner = ir.IRBuilder(c_function.append_basic_block())
-        context.add_linking_libs([compiled.library])
-        inner.ret(context.call_internal_no_propagate(inner, compiled.fndesc, compiled.signature, c_function.args)[1])
-        return builder.ptrtoint(c_function, I64)
+        for i, it in enumerate(compiled):
+            shape = ir.FunctionType(I64, [I64] * len(it.signature.args))
+            c_function = ir.Function(builder.module, shape, f"jitslab.{it.fndesc.mangled_name}")
+            c_function.linkage = "internal"
+            inner = ir.IRBuilder(c_function.append_basic_block())
+            context.add_linking_libs([it.library])
+            inner.ret(context.call_internal_no_propagate(inner, it.fndesc, it.signature, c_function.args)[1])
+            at = builder.inttoptr(builder.add(args[0], I64(8 * i)), I64.as_pointer())
+            builder.store(builder.ptrtoint(c_function, I64), at)
+        return I64(len(compiled))
 
-    return types.int64(function), emit
+    return types.int64(types.int64, functions), emit
 
 
 @kernel
@@ -236,6 +242,14 @@ class PyTypeSpec(ctypes.Structure):
         ("flags", ctypes.c_uint),
         ("slots", ctypes.c_void_p),
     )
+
+
+def addresses_of(entry: Entry, kernels: tuple[Any, ...]) -> dict[str, int]:
+    """Return the addresses of the C functions of kernels, which an Entry stores, by their names without the underscore."""
+    addresses = np.zeros(len(kernels), np.int64)
+    entry(addresses.ctypes.data)
+    keep(entry.compile())
+    return {kernel.py_func.__name__.lstrip("_"): int(at) for kernel, at in zip(kernels, addresses, strict=True)}
 
 
 _kept: list[Any] = []  # CPython keeps pointers to these for as long as it runs

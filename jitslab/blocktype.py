@@ -25,8 +25,8 @@ _members = (
     member("guard_class", "object", GUARD_CLASS, 0),
 )
 BlockHolder: Any = make_type((object,), HOLDER_BYTES, {}, _members)
-_address, _array, guard_class_of = (vars(BlockHolder)[name] for name in ("address", "array", "guard_class"))
-for _name in ("address", "array", "guard_class"):  # so nothing but this module, and the cache, sets them, once for each object
+_address, _array, _guard_class = (vars(BlockHolder)[name] for name in ("address", "array", "guard_class"))
+for _name in ("address", "array", "guard_class"):  # so nothing but this module sets them
     delattr(BlockHolder, _name)
 
 
@@ -34,6 +34,19 @@ def hold(holder: Any, address: int, array: Any) -> None:
     """Have a BlockHolder hold the block at an address, which is the data of an array."""
     _array.__set__(holder, array)
     _address.__set__(holder, address)
+
+
+def set_guard_class(holder: Any, cls: type) -> None:
+    """Have a cache make guards of a class."""
+    _guard_class.__set__(holder, cls)
+
+
+def guard_class_of(holder: Any) -> Any:
+    """Return the class of a cache's guards, or None."""
+    try:
+        return _guard_class.__get__(holder)
+    except AttributeError:
+        return None
 
 
 _constants: list[Any] = []  # objects that compiled code has as globals: never dropped

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from . import _os, batch, cache_calls, guard_calls, guard_class, layout, numa, recover, slab
 from .block import Block, NewBlock
-from .blocktype import BlockHolder, guard_class_of, hold
+from .blocktype import BlockHolder, guard_class_of, hold, set_guard_class
 from .cast import as_count, as_handles, as_integer, check_out, make_template, shown
 from .compiled import CacheType, cache_type
 from .declare import declared_class
@@ -358,27 +358,22 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         """`allocate` where the C method did not succeed, or there is none yet."""
         self._need_open()
         self.raise_faults()
-        self._guards()  # first: that may put the C method in the place of the next one
-        guard = SlabCache._allocate_once(self)
-        if guard is None:
+        is_first = guard_class_of(self) is None
+        cls = self._guards()
+        if guard_class.IN_C and is_first:
+            return SlabCache.allocate(self)  # in C from now on
+        guard = None if guard_class.IN_C else guard_class.new_guard(cls, self)
+        if guard is None or not fill(guard, 1):
             self._raise_full(1)
         return guard  # type: ignore[no-any-return]  # of a class that was made for the dtype
 
-    def _allocate_once(self) -> Any:
-        """Return the guard of a new record, or None if there is no room."""
-        guard = guard_class.new_guard(self._guards(), self)
-        return guard if fill(guard, 1) else None
-
     def _guards(self) -> Any:
         """Return the class of this cache's guards, made for the dtype when it is first wanted."""
-        try:
-            return guard_class_of.__get__(self)
-        except AttributeError:
+        if guard_class_of(self) is None:
             if guard_class.IN_C:
                 prepare_guards()
-            cls = guard_class.guard_class(self._dtype, self._declared)
-            guard_class_of.__set__(self, cls)
-            return cls
+            set_guard_class(self, guard_class.guard_class(self._dtype, self._declared))
+        return guard_class_of(self)
 
     def adopt(self, handle: int) -> SlabObjectGuard[R]:
         """

@@ -41,7 +41,6 @@ from ._cpython import (
     PyObject_GC_UnTrack,
     PyObject_GenericSetAttr,
     PyObject_Type,
-    c_function,
     c_object,
     call,
     is_attribute_error,
@@ -50,6 +49,7 @@ from ._cpython import (
     new_reference,
     none,
     put_error,
+    store_functions,
     take_error,
     visit,
 )
@@ -88,7 +88,6 @@ C_STRIDE, C_WORDS, C_RECORDS, C_ITEMSIZE = C["stride"], C["words"], C["records"]
 CLOSED = C["closed"] // 8
 C_PROCESS, P_EPOCH = C["process"] // 8, offsets(PROCESS)["epoch"] // 8
 NOTHING = -1  # first word of an Owner's array while it owns nothing; else how many handles follow
-NO_ROOM = -1  # no address of an object
 
 # How a field lies in the record; SLOW: NumPy reads and writes it.
 SLOW, I1, I2, I4, I8, U1, U2, U4, U8, F4, F8, BOOL, VIEW = range(13)
@@ -220,8 +219,8 @@ def visit_held(obj: int, held: int, function: int, argument: int) -> int:
 
 @inlined
 def record_of(guard: int) -> int:
-    """Address of a guard's record; 0: it owns none, another has freed it, or there is no guard."""
-    handle = load8(guard, OWNED // 8) if guard != 0 else 0
+    """Address of a guard's record; 0: it owns none, or another has freed it."""
+    handle = load8(guard, OWNED // 8)
     if handle == 0 or load4_relaxed(load8(guard, WORD // 8), 0) != shift_right(handle, 31) | 1:
         return 0
     return load8(guard, AT // 8)
@@ -241,31 +240,17 @@ def make_guard(cache: int, c: int, handle: int) -> int:
 
 
 @inlined
-def new_guard(cache: int) -> int:
-    """Take a slot and return the guard that owns it; 0 with an exception set, or NO_ROOM: it is for Python to say why."""
-    c = load8(cache, ADDRESS // 8)
-    if c == 0 or load8(cache, GUARD_CLASS // 8) == 0 or load8(c, FAULTS) != 0:
-        return NO_ROOM
-    heap = my_heap(c)
-    handle = alloc_any(c, heap)
-    if handle == NULL:
-        return NO_ROOM
-    guard = make_guard(cache, c, handle)
-    if guard == 0:
-        free_any(c, heap, handle)
-    return guard
-
-
-@inlined
 def _allocate(self: int, unused: int) -> int:
-    guard = new_guard(self)
-    return guard if guard != NO_ROOM else call(method_of(self, "_allocate_slow"), 0, 0)
-
-
-@inlined
-def _allocate_once(self: int, unused: int) -> int:
-    guard = new_guard(self)
-    return guard if guard != NO_ROOM else none()
+    c = load8(self, ADDRESS // 8)
+    if c != 0 and load8(self, GUARD_CLASS // 8) != 0 and load8(c, FAULTS) == 0:
+        heap = my_heap(c)
+        handle = alloc_any(c, heap)
+        if handle != NULL:
+            guard = make_guard(self, c, handle)
+            if guard == 0:
+                free_any(c, heap, handle)
+            return guard
+    return call(method_of(self, "_allocate_slow"), 0, 0)
 
 
 @inlined
@@ -283,23 +268,30 @@ def _adopt(self: int, obj: int) -> int:
 @inlined
 def _guard_dealloc(self: int, unused: int) -> int:
     PyObject_GC_UnTrack(self)
-    handle = load8(self, OWNED // 8)
-    if handle != 0 and is_at_home(self):
-        store8(self, OWNED // 8, 0)
-        c = control_of(self)
-        heap = my_heap(c)
-        if is_live(heap, handle):
-            error = take_error()
-            held = PyBytes_FromStringAndSize(load8(self, AT // 8), frozen(c, C_ITEMSIZE))
-            free_any(c, heap, handle)
-            tell(self, held)
-            put_error(error)
-            Py_DecRef(self)
-            return 0
+    if load8(self, OWNED // 8) != 0 and was_left(self):
+        return 0
     if load8(self, WEAK // 8) != 0:
         PyObject_ClearWeakRefs(self)
     end(self, load8(self, CACHE // 8))
     return 0
+
+
+@kernel
+def was_left(guard: int) -> bool:
+    """Free the record of a guard that ends, and say so if it was live; the guard has ended then, or somebody has it."""
+    handle = load8(guard, OWNED // 8)
+    store8(guard, OWNED // 8, 0)
+    c = control_of(guard)
+    heap = my_heap(c)
+    if not is_at_home(guard) or not is_live(heap, handle):
+        return False
+    error = take_error()
+    held = PyBytes_FromStringAndSize(load8(guard, AT // 8), frozen(c, C_ITEMSIZE))
+    free_any(c, heap, handle)
+    tell(guard, held)
+    put_error(error)
+    Py_DecRef(guard)
+    return True
 
 
 @inlined
@@ -478,9 +470,8 @@ def _view_dealloc(self: int, unused: int) -> int:
 
 
 @inlined
-def get(self: int, guard: int, field: int) -> int:
-    """Return a new reference to the value of a field of a guard or of its view; 0 with an exception set."""
-    at = record_of(guard)
+def get(self: int, guard: int, at: int, field: int) -> int:
+    """Return a new reference to the value of a field of a guard, or of its view, whose record is at an address, or 0."""
     if at != 0 and load8(field, F_KIND) != SLOW:
         return read_field(guard, field, at + load8(field, F_OFFSET))
     return call(method_of(self, "_read"), load8(field, F_NAME), 0)
@@ -488,12 +479,13 @@ def get(self: int, guard: int, field: int) -> int:
 
 @inlined
 def _get(self: int, field: int) -> int:
-    return get(self, self, field)
+    return get(self, self, record_of(self), field)
 
 
 @inlined
 def _view_get(self: int, field: int) -> int:
-    return get(self, load8(self, GUARD // 8), field)
+    guard = load8(self, GUARD // 8)
+    return get(self, guard, record_of(guard) if guard != 0 else int64(0), field)
 
 
 @kernel
@@ -546,9 +538,8 @@ def write_field(field: int, at: int, obj: int) -> bool:
 
 
 @inlined
-def set_(self: int, guard: int, obj: int, field: int) -> int:
-    """Write a field of a guard or of its view; `obj` is 0 to delete it.  -1 with an exception set."""
-    at = record_of(guard)
+def set_(self: int, at: int, obj: int, field: int) -> int:
+    """Write a field likewise; `obj` is 0 to delete it.  -1 with an exception set."""
     if obj != 0 and at != 0 and write_field(field, at + load8(field, F_OFFSET), obj):
         return 0
     name = load8(field, F_NAME)
@@ -561,12 +552,13 @@ def set_(self: int, guard: int, obj: int, field: int) -> int:
 
 @inlined
 def _set(self: int, obj: int, field: int) -> int:
-    return set_(self, self, obj, field)
+    return set_(self, record_of(self), obj, field)
 
 
 @inlined
 def _view_set(self: int, obj: int, field: int) -> int:
-    return set_(self, load8(self, GUARD // 8), obj, field)
+    guard = load8(self, GUARD // 8)
+    return set_(self, record_of(guard) if guard != 0 else int64(0), obj, field)
 
 
 @inlined
@@ -631,63 +623,49 @@ def write_many(c: int, handles: int, n: int, offset: int, size: int, data: int) 
 # --- The types ---
 
 
-def addresses_of(entry: Entry, names: tuple[str, ...]) -> dict[str, int]:
-    """Return the addresses of C functions that an Entry writes, by their names."""
-    addresses = np.zeros(len(names), np.int64)
-    entry(addresses.ctypes.data)
-    _cpython.keep(entry.compile())
-    return dict(zip(names, addresses.tolist(), strict=True))
+# The C functions of a tuple are one piece of machine code.  In pieces of their own, all would start where a page does, in the
+# same sets of the CPU's cache, and be there in turns: a record's life took 15 % longer.
+FIELD_FUNCTIONS = _get, _set, _view_get, _view_set, _setattro
+LIFE_FUNCTIONS = (
+    _allocate,
+    _adopt,
+    _enter,
+    _exit,
+    _free,
+    _release,
+    _handle,
+    _guard_dealloc,
+    _traverse,
+    _view_dealloc,
+    _view_traverse,
+)
+GUARD_FUNCTIONS = (*FIELD_FUNCTIONS, *LIFE_FUNCTIONS)
+OWNER_FUNCTIONS = (_new_owner, _owner_dealloc, _traverse)
 
 
 @Entry
 def write_guard_functions(out: int) -> int:
-    """
-    Write the addresses of the C functions of guards and views to the array at `out`.
+    """Write the addresses of the C functions of guards and views to the array at `out`."""
+    return store_functions(out, GUARD_FUNCTIONS)
 
-    They are one piece of machine code.  In pieces of their own, all would start where a page does, in the same sets of the CPU's
-    cache, and be there in turns: a record's life took 15 % longer.
-    """
-    store8(out, 0, c_function(_allocate))
-    store8(out, 1, c_function(_allocate_once))
-    store8(out, 2, c_function(_adopt))
-    store8(out, 3, c_function(_enter))
-    store8(out, 4, c_function(_exit))
-    store8(out, 5, c_function(_free))
-    store8(out, 6, c_function(_release))
-    store8(out, 7, c_function(_handle))
-    store8(out, 8, c_function(_guard_dealloc))
-    store8(out, 9, c_function(_traverse))
-    store8(out, 10, c_function(_view_dealloc))
-    store8(out, 11, c_function(_view_traverse))
-    store8(out, 12, c_function(_get))
-    store8(out, 13, c_function(_set))
-    store8(out, 14, c_function(_view_get))
-    store8(out, 15, c_function(_view_set))
-    store8(out, 16, c_function(_setattro))
-    return int64(17)
+
+@Entry
+def write_owner_functions(out: int) -> int:
+    """Likewise, those of an Owner."""
+    return store_functions(out, OWNER_FUNCTIONS)
 
 
 @cached
 def functions() -> dict[str, int]:
     """Return the addresses of the C functions of guards and views."""
-    names = "allocate allocate_once adopt enter exit free release handle guard_dealloc guard_traverse view_dealloc view_traverse"
-    return addresses_of(write_guard_functions, (*names.split(), "get", "set", "view_get", "view_set", "setattro"))
-
-
-@Entry
-def write_owner_functions(out: int) -> int:
-    """Write the addresses of the C functions of an Owner to the array at `out`."""
-    store8(out, 0, c_function(_new_owner))
-    store8(out, 1, c_function(_owner_dealloc))
-    store8(out, 2, c_function(_traverse))
-    return int64(3)
+    return _cpython.addresses_of(write_guard_functions, GUARD_FUNCTIONS)
 
 
 @cached
 def owner_maker(base: type) -> Any:
     """Return what makes an Owner of a cache, an array, and the address of its data; `base` has the method ``_never_freed(n)``."""
-    at = addresses_of(write_owner_functions, ("new", "dealloc", "traverse"))
-    slots = {"dealloc": at["dealloc"], "traverse": at["traverse"]}
+    at = _cpython.addresses_of(write_owner_functions, OWNER_FUNCTIONS)
+    slots = {"dealloc": at["owner_dealloc"], "traverse": at["traverse"]}
     members = (
         _cpython.member("cache", "object", CACHE),
         _cpython.member("epoch", "u4", EPOCH),
@@ -695,14 +673,14 @@ def owner_maker(base: type) -> Any:
         _cpython.member("address", "i8", OWNED),
     )
     cls = _cpython.make_type((base,), OWNER_BYTES, slots, members)
-    make = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object, ctypes.py_object, ctypes.py_object, ctypes.c_int64)(at["new"])
+    make = ctypes.PYFUNCTYPE(ctypes.py_object, *[ctypes.py_object] * 3, ctypes.c_int64)(at["new_owner"])
     return lambda cache, words: make(cls, cache, words, words.ctypes.data)
 
 
 def guard_type(base: Any, declared: Any) -> Any:
     """Return a new class of guards, without fields; `base` has the Python methods, and a declared class more of them."""
     at = functions()
-    slots = {"dealloc": at["guard_dealloc"], "traverse": at["guard_traverse"], "setattro": at["setattro"]}
+    slots = {"dealloc": at["guard_dealloc"], "traverse": at["traverse"], "setattro": at["setattro"]}
     members = (
         _cpython.member("__weaklistoffset__", "size", WEAK),
         _cpython.member("_cache", "object", CACHE),
@@ -745,5 +723,4 @@ def install(cache: type) -> None:
     """Give `SlabCache` the C methods that make guards."""
     at = functions()
     _cpython.add_method(cache, "allocate", at["allocate"], _cpython.METH_NOARGS, "($self, /)")
-    _cpython.add_method(cache, "_allocate_once", at["allocate_once"], _cpython.METH_NOARGS, "($self, /)")
     _cpython.add_method(cache, "adopt", at["adopt"], _cpython.METH_O, "($self, handle, /)")
