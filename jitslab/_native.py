@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import add_symbol
 from numba import from_dtype, types
 from numba.core import cgutils, sigutils
 from numba.core.caching import FunctionCache, NullCache
@@ -181,6 +182,15 @@ def literal_intrinsic(function: Callable[..., Any]) -> Intrinsic:
 
 
 # --- Addresses and pointers ---
+
+
+def name_object(name: str, obj: Any) -> None:
+    """Have machine code find an object, which is kept for good, by a name: with its address it could not be kept on disk."""
+    add_symbol(name, id(obj))
+    _named.append(obj)
+
+
+_named: list[Any] = []
 
 
 def _typed(builder: Any, value: Any, to: Any) -> Any:

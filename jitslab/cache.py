@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from . import _methods, _os, batch, layout, numa, recover, slab
 from .block import Block, NewBlock
+from .blocktype import bind, know
 from .cast import as_count, as_handles, as_integer, check_out, make_template, shown
 from .compiled import CacheType, cache_type
 from .declare import declared_class
@@ -213,6 +214,7 @@ class SlabCache(_Base, Generic[R]):
         self._columns: dict[tuple[str, ...], Any] = {}  # of sub-arrays, as guards ask for them
         self._c = block.control_words
         _control_slot.__set__(self, block.control)
+        know(self)
         # Last: who has it is open.
         sizes = block.geometry
         self._numba_type_: CacheType = cache_type(dtype, sizes.stride, int(block.control["init"][0]), sizes.nodes > 1)
@@ -992,6 +994,9 @@ class SlabCache(_Base, Generic[R]):
         raise CacheFullError(
             f"the system gives cache {self._name!r} no memory for {n} records of {self._block.geometry.stride} bytes"
         )
+
+
+bind(CacheType, SlabCache, "SlabCache")
 
 
 class _Known(weakref.ref[SlabCache]):

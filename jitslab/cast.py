@@ -75,8 +75,9 @@ def as_handles(handles: npt.ArrayLike) -> Handles:
 
 def check_out(out: Any, dtype: np.dtype[Any], n: int) -> None:
     """Raise unless `out` can take n values of `dtype`."""
-    if not isinstance(out, np.ndarray) or out.dtype != dtype or out.shape != (n,):
-        got = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+    is_array = issubclass(type(out), np.ndarray)  # a weak proxy says it is one, and does not keep it
+    if not is_array or out.dtype != dtype or out.shape != (n,):
+        got = f"{out.dtype} of shape {out.shape}" if is_array else type(out).__name__
         raise ArrayError(f"out must be an array of {dtype} and shape ({n},), got {got}")
     if not out.flags.writeable or not out.flags.c_contiguous or not out.dtype.isnative:
         raise ArrayError("out must be writable, contiguous and of native byte order")

@@ -68,7 +68,7 @@ def cache_type(dtype: np.dtype[Any], stride: int, init: int, has_nodes: bool) ->
     return _types[key]
 
 
-register(CacheType, "SlabCache")
+register(CacheType)
 
 
 # --- What is refused ---

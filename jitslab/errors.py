@@ -28,6 +28,7 @@ Every class is a `SlabError` and also the builtin that a user would expect::
     │   ├── FieldTypeError(TypeError)            a value of another kind
     │   └── FieldRangeError(OverflowError, ValueError)  a value that the field cannot hold
     ├── RecordTypeError(SlabError, TypeError)    a handle used as that of another dtype, or of none
+    ├── CacheTypeError(SlabError, TypeError)     no cache or allocator, though it answers as one does
     ├── OptionError(SlabError, TypeError)        an option that does not exist
     ├── ConflictError(SlabError, ValueError)     made already, with other options
     ├── DuplicateNameError(SlabError, ValueError)  the name is taken
@@ -194,6 +195,10 @@ class FieldRangeError(FieldError, OverflowError, ValueError):
 
 class RecordTypeError(SlabError, TypeError):
     """A handle is used as that of another dtype than its record's, or without saying which."""
+
+
+class CacheTypeError(SlabError, TypeError):
+    """An object, such as a weak proxy, answers as a cache or an allocator does, and is none: compiled code cannot take it."""
 
 
 class OptionError(SlabError, TypeError):

@@ -63,7 +63,7 @@ class SlabPtr(int):
         number = as_integer(handle)
         if not 0 <= number < 1 << 63:
             raise ForeignHandleError(f"{shown(number)} is no handle: 1 .. 2**63 - 1")
-        if not isinstance(cache, SlabCache):
+        if not issubclass(type(cache), SlabCache):  # a weak proxy, which says it is one, would not keep it
             raise RecordTypeError(f"a SlabPtr is of a SlabCache, got {type(cache).__name__}")
         cache._need_opened()
         return bind(number, cache, cls)

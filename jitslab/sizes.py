@@ -29,6 +29,7 @@ from ._os import (
     wipe_on_fork,
 )
 from .block import Block, ClassPlace, NewBlock
+from .blocktype import bind, know
 from .cache import NEVER, SlabCache
 from .cast import as_integer, shown
 from .classes import Tuning
@@ -66,7 +67,7 @@ from .rawlayout import (
     parked_size,
     place_of,
 )
-from .sizetype import size_classes_type
+from .sizetype import SizeClassesType, size_classes_type
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -324,6 +325,7 @@ class SizeClasses(_Base):
             self._parts.close()
             raise
         weakref.finalize(self, self._parts.close).atexit = False
+        know(self)
         self._numba_type_ = size_classes_type  # last: who has it is open
         self._see_observed(bool(observe))
 
@@ -978,6 +980,9 @@ class SizeClasses(_Base):
         """Raise because memory of n bytes could not be had."""
         self._need_open()
         raise CacheFullError(f"allocator {self._name!r} has no memory for {n} bytes more")
+
+
+bind(SizeClassesType, SizeClasses, "SlabAllocator")
 
 
 def fair_bytes() -> int:

@@ -1,9 +1,13 @@
 """What a cache can do in compiled code."""
 
+import gc
+import weakref
+
 import numba
 import numpy as np
 import pytest
-from numba import njit, prange
+from numba import njit, objmode, prange, typed
+from numba.experimental import jitclass
 from program import run_python
 
 import jitslab
@@ -135,6 +139,74 @@ for c in (cache, other):
 print(sum(keeps.f.stats.cache_hits.values()))
 """
     assert [run_python(program) for _ in range(2)] == ["0\n", "2\n"]
+
+
+class Behind:
+    """An object that has all attributes of another, and none of its memory."""
+
+    def __init__(self, it):
+        self.it = it
+
+    def __getattr__(self, name):
+        return getattr(self.it, name)
+
+
+STANDS_FOR = {
+    "weak proxy": weakref.proxy,
+    "object that forwards": Behind,
+    "class attribute": lambda it: type("Fake", (), {"_numba_type_": it._numba_type_})(),
+}
+
+
+@pytest.mark.parametrize("kind", ["cache", "allocator"])
+@pytest.mark.parametrize("way", STANDS_FOR)
+def test_what_only_answers_as_a_cache_is_refused_by_compiled_code(cache, way, kind):
+    """As an argument, inside of a tuple, and as a global; what it stands for is used on."""
+    allocator = jitslab.SlabAllocator("real")
+    it, name = (cache, "SlabCache") if kind == "cache" else (allocator, "SlabAllocator")
+    fake = STANDS_FOR[way](it)
+    text = f"compiled code takes a {name} itself, got an object of type .*, which only answers as one does"
+    take = njit(lambda it: 1)
+
+    for argument in (fake, (it, fake)):
+        with pytest.raises(jitslab.CacheTypeError, match=text):
+            take(argument)
+    with pytest.raises(numba.core.errors.NumbaError, match=text):
+        njit(lambda: take(fake))()
+    assert take(it) == take((it, it)) == 1
+    allocator.close()
+
+
+def test_subclass_of_a_cache_is_a_cache_in_compiled_code():
+    """Whatever else it inherits; one that was not opened is refused by name."""
+
+    class Plain:
+        """A class without slots of its own."""
+
+    class Mine(Plain, jitslab.SlabCache):
+        """A cache of the user's."""
+
+    class Unopened(Mine):
+        """One that says what it will be before it is."""
+
+    with Mine("mine", NODE, capacity=1000) as mine:
+        assert walk(mine, build(mine, 100)) == sum(range(100))
+
+        Unopened._numba_type_ = numba.typeof(mine)
+        with pytest.raises(jitslab.ClosedError, match="this Unopened was never opened"):
+            build(Unopened.__new__(Unopened), 1)
+
+
+def test_what_keeps_nothing_is_no_cache_and_no_array(cache):
+    """A weak proxy says that it is what it stands for: a pointer that had one would not keep its cache, nor a call its array."""
+    out = np.zeros(2, np.int64)
+
+    with pytest.raises(jitslab.RecordTypeError, match="a SlabPtr is of a SlabCache, got ProxyType"):
+        jitslab.SlabPtr(cache.alloc(), weakref.proxy(cache))
+    with pytest.raises(jitslab.ArrayError, match="got ProxyType"):
+        cache.alloc_many(2, out=weakref.proxy(out))
+    with pytest.raises(TypeError, match="doesn't apply to a"):
+        jitslab.SlabCache.alloc(weakref.proxy(cache))
 
 
 @njit
@@ -377,6 +449,46 @@ def test_iteration_passes_over_released_slabs():
         cache.shrink()
 
         assert 200.0 == sum_items(cache) == sum_handles(cache)
+
+
+# --- The way back to Python ---
+
+
+@njit
+def tell_python(cache):
+    """Use the cache in object mode."""
+    cache.alloc()
+    with objmode(n="int64"):
+        n = len(cache)
+    return n + 1000
+
+
+@njit
+def perhaps(cache, allocator, choice):
+    """Return one of two, in a tuple, or nothing."""
+    return (cache, allocator, 1) if choice else None
+
+
+def test_compiled_code_gives_a_cache_back(cache):
+    """Object mode, what is returned and what containers hold: the same object, its references counted right."""
+    holder = jitclass([("cache", numba.typeof(cache))])(type("Holder", (), {"__init__": set_cache}))(cache)
+    allocator, many = jitslab.SlabAllocator("back"), typed.List()
+    many.append(cache)
+    before = [gc.get_referrers(it) and len(gc.get_referrers(it)) for it in (cache, allocator)]
+
+    assert tell_python(cache) == 1001
+    for _ in range(100):
+        one, other, n = perhaps(cache, allocator, True)
+        assert one is holder.cache is many[0] is cache
+        assert (other is allocator, n, perhaps(cache, allocator, False)) == (True, 1, None)
+    del one, other
+    assert before == [len(gc.get_referrers(it)) for it in (cache, allocator)]
+    allocator.close()
+
+
+def set_cache(self, cache):
+    """Keep a cache."""
+    self.cache = cache
 
 
 @njit
