@@ -592,11 +592,25 @@ class SlabCache(_Base, Generic[R]):
         return count, out[:count]
 
     def __iter__(self) -> Iterator[int]:
-        """Iterate over the handles of the records live now; one that is freed meanwhile is passed over."""
-        return (handle for handle in self.live().tolist() if handle in self)
+        """
+        Iterate over the handles of the records that are live when the loop starts, by slot.
+
+        Each is visited once, none that is born meanwhile is.  One that was freed before its turn is passed over; if its
+        slot has another record by then, that one is visited.  Compiled code does the same.
+        """
+        return self._visit((self.live() & SLOT_MASK).tolist())
+
+    def _visit(self, slots: list[int]) -> Iterator[int]:
+        """Iterate over the handles of what is live in slots when their turn comes."""
+        for slot in slots:
+            word = self._words[slot]
+            if word & 1:
+                yield word >> 1 << 32 | slot
+            else:
+                self._need_open()
 
     def items(self) -> Iterator[tuple[int, Any]]:
-        """Iterate over (handle, record)."""
+        """Iterate over (handle, record), as over the handles."""
         return ((handle, self._all[handle & SLOT_MASK]) for handle in self)
 
     def __len__(self) -> int:

@@ -178,7 +178,7 @@ CONTROL = record(
     ("own_step", "i8"),  # the same of `own_heaps`
     ("base", "i8"),  # of a size class: number of its first slot
     ("heap_region", "i8"),  # of a size class: address of the region of its allocator's heaps, writable where threads came; else 0
-    ("pad0", "i8", (1,)),
+    ("f_note", "i8"),
     # Slab layer: written under the lock only.
     ("lock", "i8"),  # 0 free, 1 held
     ("limit", "i8"),  # slots of the slabs made so far; above, every generation reads 0 and no record is touched
