@@ -33,6 +33,8 @@ Every class is a `SlabError` and also the builtin that a user would expect::
     ├── DuplicateNameError(SlabError, ValueError)  the name is taken
     ├── UnknownNameError(SlabError, KeyError)    no open cache or allocator has that name
     └── TraceError(SlabError, ValueError)        a file that is no trace, or one not supported
+
+All of them can be pickled and copied: every parameter but the message has a default, and what it sets is an attribute.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ class HandleError(SlabError, LookupError):
         For a batch: where in the array the refused handles stood.
     """
 
-    def __init__(self, message: str, positions: Sequence[int] = ()) -> None:
+    def __init__(self, message: str = "", positions: Sequence[int] = ()) -> None:
         super().__init__(message)
         self.positions = tuple(positions)
 
@@ -132,7 +134,7 @@ class LawError(SlabError, RuntimeError):
         Index of the slab where it is broken, or -1 when it is one of the whole cache.
     """
 
-    def __init__(self, message: str, law: int, slab: int) -> None:
+    def __init__(self, message: str = "", law: int = 0, slab: int = -1) -> None:
         super().__init__(message)
         self.law = law
         self.slab = slab
@@ -150,7 +152,7 @@ class FaultError(SlabError, RuntimeError):
         The handle of the first one.
     """
 
-    def __init__(self, message: str, count: int, first: int) -> None:
+    def __init__(self, message: str = "", count: int = 0, first: int = 0) -> None:
         super().__init__(message)
         self.count = count
         self.first = first
@@ -171,7 +173,7 @@ class FieldError(SlabError):
 class FieldNameError(FieldError, AttributeError, KeyError):
     """The record has no field of this name; the message names those that are near, found when it is shown."""
 
-    def __init__(self, message: str, wanted: str = "", fields: Sequence[str] = ()) -> None:
+    def __init__(self, message: str = "", wanted: str = "", fields: Sequence[str] = ()) -> None:
         super().__init__(message)
         self._wanted, self._fields = wanted, tuple(fields)
 
