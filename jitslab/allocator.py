@@ -26,7 +26,7 @@ from .errors import (
     OptionError,
     RecordTypeError,
 )
-from .layout import NULL, check_dtype
+from .layout import NULL, check_dtype, identity
 from .names import Names, check_name, naming
 from .ptr import SlabPtr, bind
 from .report import LiveCache, LiveReport, live_in, make_report
@@ -118,7 +118,8 @@ class SlabAllocator(SizeClasses):
     -----
     A typed cache is made at the first use of its dtype.  Equal dtypes share one; NumPy's equality counts (names, formats,
     offsets, titles and size), and the metadata of the dtype and of its fields, so that one with links is another type.  A
-    declared class has a cache of its own; its records are also known by their dtype.
+    declared class has a cache of its own; its records are also known by their dtype.  An aligned dtype and a packed one that
+    are equal have a cache each, as compiled code tells them apart; so has one of `numpy.record`.  Their records are of one type.
 
     Safe from any number of threads.  After `fork` the child has an allocator of its own.  In compiled code use raw memory by the
     allocator itself, records by ``allocator.typed(dtype)``, which is a `SlabCache`.
@@ -286,19 +287,18 @@ class SlabAllocator(SizeClasses):
         return cache
 
     def _typed_now(self, dtype: np.dtype[Any], declared: type | None, live: int = NULL) -> SlabCache | None:
-        """Return the open cache of a type; of several the one in which a handle is live, or the first."""
-        found = None
-        for cache in self._typed.get(dtype, ()):
-            if (
-                marks(cache._dtype) == marks(dtype)
-                and (declared is None or self._own[cache].declared is declared)
-                and not cache._c[CLOSED]
-            ):
-                if live != NULL and live in cache:
-                    return cache
-                if found is None:
-                    found = cache
-        return found
+        """Return the open cache of a dtype as it is; for a handle, of all of its type the one in which it is live, or any."""
+        found = [
+            cache
+            for cache in self._typed.get(dtype, ())
+            if marks(cache._dtype) == marks(dtype)
+            and (declared is None or self._own[cache].declared is declared)
+            and not cache._c[CLOSED]
+        ]
+        if live != NULL and (owner := next((cache for cache in found if live in cache), None)) is not None:
+            return owner
+        exact = [cache for cache in found if identity(cache._dtype) == identity(dtype)]
+        return next(iter(exact if live == NULL else exact + found), None)
 
     def _make_typed(self, dtype: np.dtype[Any], declared: type | None, options: dict[str, Any]) -> SlabCache:
         """Make the cache of a type."""

@@ -31,7 +31,7 @@ from .batch import alloc_few, free_few, next_live, next_record, scan_end, start_
 from .blocktype import register
 from .calls import Site
 from .heap import F_ADDRESS, H_RECORDS, SLOT_MASK, Heap, address, alloc, alloc_filled, free, free_near, is_live
-from .layout import BLOCK, LINE, NO_INIT, NULL, SOURCE_HASH, C
+from .layout import BLOCK, LINE, NO_INIT, NULL, SOURCE_HASH, C, identity
 
 F_ALLOC_MANY, F_FREE_MANY, F_LEN, F_CLEAR = (C[name] for name in ("f_alloc_many", "f_free_many", "f_len", "f_clear"))
 C_FAULTS, C_CAPACITY = C["faults"], C["capacity"]
@@ -57,12 +57,12 @@ class CacheType(types.Type):  # type: ignore[misc]  # numba has no types
         super().__init__(f"jitslab.SlabCache[{SOURCE_HASH},{stride},{init},{'nodes,' if has_nodes else ''}{short}]")
 
 
-_types: dict[tuple[np.dtype[Any], int, int, bool], CacheType] = {}
+_types: dict[tuple[Any, ...], CacheType] = {}
 
 
 def cache_type(dtype: np.dtype[Any], stride: int, init: int, has_nodes: bool) -> CacheType:
     """Return the type of such caches; one object each."""
-    key = dtype, stride, init, has_nodes
+    key = dtype, identity(dtype), stride, init, has_nodes
     if key not in _types:
         _types[key] = CacheType(dtype, stride, init, has_nodes)
     return _types[key]

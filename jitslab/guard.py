@@ -25,6 +25,7 @@ from ._methods import slot_offset
 from .cast import shown
 from .errors import CopyError, FieldNameError, FieldTypeError, GuardError, HandleError, StaleHandleError
 from .fit import pack
+from .layout import identity
 from .process import this_process
 
 if TYPE_CHECKING:
@@ -536,7 +537,7 @@ def can_be_in_c(cache: type, class_slot: Any, table_slot: Any) -> bool:
 
 def guard_class(dtype: np.dtype[Any], declared: Any, in_c: bool) -> tuple[Any, Any]:
     """Return the class of the guards of a dtype, or of a declared class, and its table: made once."""
-    key = dtype, declared, in_c
+    key = dtype, identity(dtype), declared, in_c
     if key not in _classes:  # of two threads, both take what the first one made
         _fields.write_one.compile()  # now: when the interpreter ends, it cannot be done any more
         _classes.setdefault(key, make_class(SlabObjectGuard, dtype, declared, (), 0, in_c))

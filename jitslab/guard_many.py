@@ -22,6 +22,7 @@ from .cast import as_handles
 from .errors import FieldNameError, GuardError, HandleError, StaleHandleError
 from .fit import pack
 from .guard import Field, FieldAttribute, Fields, epoch, is_free
+from .layout import identity
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -247,7 +248,7 @@ _classes: dict[tuple[Any, ...], Any] = {}
 
 def batch_class(dtype: np.dtype[Any], declared: Any) -> Any:
     """Return the class of the batches of a dtype, or of a declared class: made once."""
-    key = dtype, declared
+    key = dtype, identity(dtype), declared
     if key not in _classes:
         write_many.compile(), write_one.compile()  # now: when the interpreter ends, it cannot be done any more
         assert dtype.fields is not None

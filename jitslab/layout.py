@@ -376,6 +376,19 @@ def has_titles(dtype: np.dtype[Any]) -> bool:
     return len(dtype.fields) != len(dtype.names) or any(has_titles(dtype[name]) for name in dtype.names)
 
 
+def identity(dtype: np.dtype[Any]) -> tuple[Any, ...]:
+    """
+    Return what tells a dtype from others that NumPy calls equal: alignment, class of the scalars, units as they are written.
+
+    With the dtype itself it is the key of what is made once a dtype.  Metadata is not in it: it need not be hashable.
+    """
+    if dtype.subdtype is not None:
+        return identity(dtype.base)
+    if dtype.fields is None or dtype.names is None:
+        return dtype.str, dtype.type
+    return dtype.isalignedstruct, dtype.type, *[identity(dtype.fields[name][0]) for name in dtype.names]
+
+
 def round_up(n: int, to: int) -> int:
     """Return the least multiple of `to` that is not below `n`."""
     return -(-n // to) * to
