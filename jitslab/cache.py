@@ -97,7 +97,7 @@ class SlabCache(_Base, Generic[R]):
         For messages and tables.
     dtype : numpy.dtype or class
         Record type: with named fields that do not overlap, without Python objects; or a class that `jitslab.record` made.
-        What Numba cannot type still works from Python.
+        Fields that Numba cannot type still work from Python.
     capacity : int, optional
         Records that can be live at once, 1 to 2**32; one thread gets exactly so many, several may get a few more.
         Without it the cache grows within an address range of min(64 GiB, 1/256 of the address space) of records, on each

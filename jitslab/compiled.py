@@ -20,6 +20,7 @@ import numba
 import numpy as np
 from numba import types
 from numba.core import cgutils
+from numba.core.datamodel import default_manager
 from numba.core.errors import NumbaTypeError
 from numba.core.imputils import RefType, iternext_impl, lower_builtin
 from numba.core.typing import templates
@@ -38,20 +39,84 @@ C_FAULTS, C_CAPACITY = C["faults"], C["capacity"]
 int64_pointer = types.EphemeralPointer(types.int64)
 
 
+class TypedFields(dict[str, Any]):
+    """The fields that Numba can type; the hidden ones, too, are said to be in it, so that Numba asks for their types."""
+
+    hidden: dict[str, str]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such a field."""
+        return super().__contains__(name) or name in self.hidden
+
+
+class PartialRecord(types.Record):  # type: ignore[misc]  # numba has no types
+    """The Numba type of a record of which Numba cannot type all fields: it has the others; `hidden` says why, by name."""
+
+    def __init__(self, of: np.dtype[Any], fields: list[Any], hidden: dict[str, str]) -> None:
+        self.of, self.hidden = of, hidden
+        super().__init__(fields, of.itemsize, of.isalignedstruct)
+        self.fields: TypedFields = TypedFields(self.fields)
+        self.fields.hidden = hidden
+        assert of.fields is not None
+        without = ",".join(f"{name}[{of.fields[name][0]};offset={of.fields[name][1]}]" for name in hidden)
+        types.Type.__init__(self, f"{self.name[:-1]};without {without})")
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """All fields: so a record that compiled code returns has them."""
+        return self.of
+
+    def typeof(self, key: str) -> Any:
+        """Return the type of a field."""
+        if key in self.hidden:
+            raise NumbaTypeError(f"jitslab: Numba cannot type field {key!r} of these records: {self.hidden[key]}")
+        return super().typeof(key)
+
+
+register_model(PartialRecord)(models.RecordModel)
+
+
+def typed(dtype: np.dtype[Any]) -> Any:
+    """Return the Numba type of a field or of a record; a str, the reason, if it cannot be typed, nor any field of it."""
+    if dtype.subdtype is not None:
+        base = typed(dtype.base)
+        if isinstance(base, str):
+            return base
+        return types.NestedArray(dtype=base, shape=dtype.shape) if hasattr(base, "bitwidth") else f"an array of {dtype.base}"
+    if dtype.fields is None or dtype.names is None:
+        if not dtype.isnative:  # of dates Numba does not look
+            return dtype.str
+        try:
+            found = numba.from_dtype(dtype)
+            default_manager.lookup(found)  # of float16 there is a type, and no values
+            return found
+        except Exception as error:  # numba raises what it likes for a dtype that it cannot type
+            return str(error).splitlines()[0] if str(error) else type(error).__name__
+    fields, hidden = [], {}
+    for name, (of, offset, *title) in dtype.fields.items():
+        found = typed(of)
+        if isinstance(found, str):
+            hidden[name] = found
+        else:
+            fields.append((name, {"type": found, "offset": offset, "title": title[0] if title else None}))
+    if not hidden:
+        return types.Record(fields, dtype.itemsize, dtype.isalignedstruct)
+    return PartialRecord(dtype, fields, hidden) if fields else next(iter(hidden.values()))
+
+
 class CacheType(types.Type):  # type: ignore[misc]  # numba has no types
     """
     Numba type of the caches of one dtype.
 
-    `record` is the Numba type of the records, or None if Numba cannot type them; `reason` says why.  The name is part of the
-    key of the user's own compile caches: it carries the hash of the package's sources.
+    `record` is the Numba type of the records, or None if Numba can type no field of them; `reason` says why.  The name is part of
+    the key of the user's own compile caches: it carries the hash of the package's sources.
     """
 
     def __init__(self, dtype: np.dtype[Any], stride: int, init: int, has_nodes: bool) -> None:
-        self.stride, self.init, self.has_nodes, self.itemsize, self.reason = stride, init, has_nodes, dtype.itemsize, ""
-        try:
-            self.record = numba.from_dtype(dtype)
-        except Exception as error:  # numba raises what it likes for a dtype that it cannot type
-            self.record, self.reason = None, str(error).splitlines()[0] if str(error) else type(error).__name__
+        self.stride, self.init, self.has_nodes, self.itemsize = stride, init, has_nodes, dtype.itemsize
+        found = typed(dtype)
+        self.record: Any = None if isinstance(found, str) else found
+        self.reason = found if isinstance(found, str) else ""
         key = self.record.name if self.record else f"{dtype!r} {dtype.itemsize}"
         short = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:12]
         super().__init__(f"jitslab.SlabCache[{SOURCE_HASH},{stride},{init},{'nodes,' if has_nodes else ''}{short}]")

@@ -5,9 +5,15 @@ import itertools
 import numba
 import numpy as np
 import pytest
+from program import run_python
 
 import jitslab
 from jitslab import layout
+
+try:
+    from numpy._core._rational_tests import rational  # a dtype that a user registered, as NumPy's own tests have it
+except ImportError:  # NumPy 1
+    from numpy.core._rational_tests import rational
 
 _names = (f"n{i}" for i in itertools.count())
 
@@ -100,3 +106,113 @@ def test_allocator_has_a_cache_for_each_and_takes_records_of_either(what):
                     both.free_typed(ptr, given)
                     with pytest.raises(jitslab.HandleError):
                         both.free_typed(ptr, given)
+
+
+# --- Fields that Numba cannot type ---
+
+HIDDEN = {  # with the reason that compiled code gives
+    "big-endian": (">i4", ">i4"),
+    "big-endian date": (">M8[s]", ">M8[s]"),
+    "big-endian text": (">U2", None),
+    "float16": ("f2", "float16"),
+    "longdouble": ("g", None),
+    "raw bytes": ("V3", "|V3"),
+    "no bytes": ("V0", "|V0"),
+    "units of several": ("M8[10s]", "datetime64[10s]"),
+    "rational": (rational, None),
+    "texts": (("U2", (2,)), None),
+    "big-endian elements": ((">f4", (2,)), ">f4"),
+    "float16 elements": (("f2", (2,)), "float16"),
+    "record of such": ([("b", ">i4")], ">i4"),
+}
+
+
+def attempt(function, *arguments):
+    """Return the lines of what Numba says against a function."""
+    with pytest.raises(numba.TypingError) as caught:
+        numba.njit(function)(*arguments)
+    return str(caught.value).splitlines()
+
+
+@numba.njit
+def use_others(cache, h, other):
+    """Write the fields that can be typed, copy the record, sum over all."""
+    cache[h].x = 1.5
+    cache[h]["at"].p = 7
+    cache[h].parts[1].a = 3
+    cache[other] = cache[h]
+    total = 0.0
+    for _, record in cache.items():
+        total += record.x + record.at.p + record.parts[1].a
+    return total
+
+
+@numba.njit
+def record_at(cache, h):
+    """Return a record."""
+    return cache[h]
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_field_that_numba_cannot_type_does_not_spoil_the_others(kind):
+    """They are used, whole records are copied and returned with all fields; the field itself is refused by name and reason."""
+    of, reason = HIDDEN[kind]
+    dtype = np.dtype(
+        [
+            ("x", "f8"),
+            (("the title", "hidden"), of),
+            ("at", [("p", "i4"), ("hidden", of)]),
+            ("parts", [("a", "i2"), ("hidden", of)], (2,)),
+        ]
+    )
+    with jitslab.SlabCache("partly", dtype, capacity=4, init="zero") as cache:
+        h, other = cache.alloc(), cache.alloc()
+        records = np.frombuffer(np.arange(dtype.itemsize, dtype=np.uint8).tobytes(), dtype)
+        cache.scatter([h], records)
+
+        total, record = use_others(cache, h, other), record_at(cache, other)
+        expected = records.copy()
+        expected["x"], expected["at"]["p"], expected["parts"]["a"][:, 1] = 1.5, 7, 3
+        assert 2 * (1.5 + 7 + 3) == total
+        assert [expected.tobytes()] * 3 == [cache[h].tobytes(), cache[other].tobytes(), record.tobytes()]
+        assert (dtype.names, dtype["at"].names) == (record.dtype.names, record.dtype["at"].names)
+        for name, function in {
+            "hidden": lambda cache, h: cache[h].hidden,
+            "the title": lambda cache, h: cache[h]["the title"],
+        }.items():
+            (line,) = [line for line in attempt(function, cache, h) if "jitslab: " in line]
+            assert line.startswith(f"jitslab: Numba cannot type field {name!r} of these records: {reason or ''}")
+        for function in (lambda cache, h: cache[h].at.hidden, lambda cache, h: cache[h].parts[0].hidden):
+            assert any("jitslab: Numba cannot type field 'hidden' of these records: " in it for it in attempt(function, cache, h))
+
+
+def test_caches_that_differ_in_what_numba_cannot_type_are_of_different_types():
+    """A record of one is no record of the other, though the fields that are left are the same."""
+
+    @numba.njit
+    def copy(a, h, b, i):
+        b[i] = a[h]
+
+    dtypes = [[("x", "f8"), ("y", of)] for of in (">i4", ">u4", "V4", [("b", ">i4")], [("c", ">i4")])]
+    dtypes += [{"names": ["x", "y"], "formats": ["f8", ">i4"], "offsets": [4, 0]}]
+    with jitslab.SlabCache("a", dtypes[0], capacity=9) as a:
+        for dtype in dtypes[1:]:
+            with jitslab.SlabCache("b", dtype, capacity=4) as b, pytest.raises(numba.TypingError):
+                copy(a, a.alloc(), b, b.alloc())
+        with jitslab.SlabCache("c", dtypes[0], capacity=4) as c:
+            copy(a, a.alloc(), c, c.alloc())
+
+
+def test_kernel_over_records_that_are_partly_typed_is_kept_on_disk(tmp_path):
+    """Their type is found again by another process."""
+    (tmp_path / "partly.py").write_text(
+        "import numba\n@numba.njit(cache=True)\ndef put(cache, h):\n    cache[h].x = 2.5\n    return cache[h].x\n"
+    )
+    program = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import jitslab, partly
+cache = jitslab.SlabCache("partly", [("x", "f8"), ("y", ">i4")], capacity=4)
+print(partly.put(cache, cache.alloc()), sum(partly.put.stats.cache_hits.values()))
+"""
+    assert ["2.5 0\n", "2.5 1\n"] == [run_python(program, NUMBA_CACHE_DIR="") for _ in range(2)]
