@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from . import compiled, numa
 from .cache import CLOSED, SlabCache
-from .cast import as_count, as_integer, make_template
+from .cast import as_count, as_integer, make_template, shown
 from .errors import (
     ConflictError,
     ForeignHandleError,
@@ -57,7 +57,7 @@ def check_options(options: dict[str, Any]) -> dict[str, Any]:
     numa.resolve(*((CACHE_OPTIONS | options)[name] for name in OF_MEMORY[:3]))
     init = options.get("init")
     if init is not None and not (isinstance(init, str) and init == "zero"):
-        raise LayoutError(f"init is None or 'zero' for the caches of all dtypes, got {init!r}")
+        raise LayoutError(f"init is None or 'zero' for the caches of all dtypes, got {shown(init)}")
     return dict(options)
 
 
@@ -331,7 +331,9 @@ class SlabAllocator(SizeClasses):
             if made is None:
                 raise ForeignHandleError(f"{ptr!r} is not of allocator {self._name!r}")
             if (of is not None and not is_same_type(of, cache._dtype)) or declared not in (None, made.declared):
-                raise RecordTypeError(f"{ptr!r} is a record {fields_of(cache._dtype)}, not {shown(of, declared, cache._dtype)}")
+                raise RecordTypeError(
+                    f"{ptr!r} is a record {fields_of(cache._dtype)}, not {shown_type(of, declared, cache._dtype)}"
+                )
             return cache
         number = as_integer(ptr)
         if of is None:
@@ -340,9 +342,9 @@ class SlabAllocator(SizeClasses):
         if found is None or number not in found:
             for cache in self._record_caches():
                 if number in cache:
-                    raise RecordTypeError(f"{number:#x} is of cache {cache.name!r}, not a typed {shown(of, declared)}")
+                    raise RecordTypeError(f"{number:#x} is of cache {cache.name!r}, not a typed {shown_type(of, declared)}")
             if found is None:
-                raise RecordTypeError(f"allocator {self._name!r} has no typed records {shown(of, declared)}")
+                raise RecordTypeError(f"allocator {self._name!r} has no typed records {shown_type(of, declared)}")
         return found
 
     # --- Dedicated caches, by name ---
@@ -535,7 +537,7 @@ def fields_of(dtype: np.dtype[Any]) -> str:
     return f"({', '.join(names[:SHOWN_FIELDS])}{', ...' if len(names) > SHOWN_FIELDS else ''})"
 
 
-def shown(dtype: np.dtype[Any] | None, declared: type | None, other: np.dtype[Any] | None = None) -> str:
+def shown_type(dtype: np.dtype[Any] | None, declared: type | None, other: np.dtype[Any] | None = None) -> str:
     """Show a type, and how it differs from one that is equal for NumPy."""
     if declared is not None:
         return declared.__name__

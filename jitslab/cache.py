@@ -185,9 +185,9 @@ class SlabCache(_Base, Generic[R]):
         if hasattr(self, "_numba_type_"):
             raise SlabError(f"{self!r} is open already")
         if not isinstance(name, str) or not name:
-            raise CapacityError(f"a cache is named by a string that is not empty, got {name!r}")
+            raise CapacityError(f"a cache is named by a string that is not empty, got {shown(name)}")
         if not isinstance(keep_empty, bool):
-            raise CapacityError(f"keep_empty is True or False, got {keep_empty!r}")
+            raise CapacityError(f"keep_empty is True or False, got {shown(keep_empty)}")
         prepare()
         own = layout.check_dtype(dtype)
         block = NewBlock(

@@ -17,14 +17,26 @@ from . import layout
 from .errors import ArrayError, CapacityError, HandleTypeError, LayoutError
 
 Handles = npt.NDArray[np.int64]
+MOST_BITS = 2048  # of integers that are printed: 640 digits can be, whatever limit Python was given
+
+
+class _Short(reprlib.Repr):
+    """Python's, but for integers of thousands of digits: of these each version says something else, or fails."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Show an integer, or how long it is."""
+        return f"of {x.bit_length()} bits" if x.bit_length() > MOST_BITS else super().repr_int(x, level)
+
+
+_short = _Short()
 
 
 def shown(value: Any) -> str:
     """Return a repr, cut where it is long."""
     try:
-        return reprlib.repr(value)
-    except ValueError:  # Python refuses to print integers of thousands of digits
-        return f"of {value.bit_length()} bits" if isinstance(value, int) else "that cannot be shown"
+        return _short.repr(value)
+    except Exception:  # it knows types by their names: a user's own `array` or `deque` is none of Python's
+        return _short.repr_instance(value, 0)
 
 
 def make_template(init: Any, dtype: np.dtype[Any]) -> bytes | None:
@@ -33,14 +45,14 @@ def make_template(init: Any, dtype: np.dtype[Any]) -> bytes | None:
         return None
     if isinstance(init, str):
         if init != "zero":
-            raise LayoutError(f"init is None, 'zero' or a record, got {init!r}")
+            raise LayoutError(f"init is None, 'zero' or a record, got {shown(init)}")
         return bytes(dtype.itemsize)
     try:
         record = np.array(init, dtype)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise LayoutError(f"init is no record of {dtype}: {error}") from error
     if record.shape != () or (isinstance(init, (np.ndarray, np.void)) and init.dtype != dtype):
-        raise LayoutError(f"init must be one record of {dtype}, got {init!r}")
+        raise LayoutError(f"init must be one record of {dtype}, got {shown(init)}")
     return record.tobytes()
 
 

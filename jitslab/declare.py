@@ -19,6 +19,7 @@ from typing import Annotated, Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from .cast import shown
 from .errors import LayoutError
 from .guard import Fields, SlabObjectGuard, SlabRecordView, has_own
 from .layout import check_dtype
@@ -85,7 +86,7 @@ def link(cache: str) -> np.dtype[np.int64]:
     {('next',): 'nodes'}
     """
     if not isinstance(cache, str) or not cache:
-        raise LayoutError(f"a link names a cache by a string that is not empty, got {cache!r}")
+        raise LayoutError(f"a link names a cache by a string that is not empty, got {shown(cache)}")
     return np.dtype(np.int64, metadata={LINK: cache})
 
 

@@ -306,12 +306,12 @@ class SizeClasses(_Base):
         if hasattr(self, "_numba_type_"):
             raise SlabError(f"{self!r} is open already")
         if not isinstance(name, str) or not name:
-            raise CapacityError(f"an allocator is named by a string that is not empty, got {name!r}")
+            raise CapacityError(f"an allocator is named by a string that is not empty, got {shown(name)}")
         if capacity is not None:
             try:
                 capacity = operator.index(capacity)
             except TypeError:
-                raise CapacityError(f"capacity must be an integer, got {capacity!r}") from None
+                raise CapacityError(f"capacity must be an integer, got {shown(capacity)}") from None
             if not 1 <= capacity <= RESERVED:
                 raise CapacityError(f"capacity must be 1 .. {RESERVED} bytes, got {shown(capacity)}")
         self._name, self._capacity = name, capacity

@@ -516,6 +516,8 @@ def test_wrong_init_is_refused():
     refused(jitslab.LayoutError, "init is None, 'zero' or a record, got 'one'", make, "bad", XY, capacity=1, init="one")
     with pytest.raises(jitslab.LayoutError, match=f"^init is no record of {re.escape(str(XY))}: "):
         make("bad", XY, capacity=1, init=(1, 2))
+    with pytest.raises(jitslab.LayoutError, match=r"^init is no record of "):
+        make("bad", XY, capacity=1, init=(10**5000, 2, 3))
     with pytest.raises(jitslab.LayoutError, match=r"^init must be one record of "):
         make("bad", XY, capacity=1, init=np.zeros(2, XY))
     with pytest.raises(jitslab.LayoutError, match=r"^init must be one record of "):
@@ -818,12 +820,20 @@ ENORMOUS_USES = {
     "size": (lambda c: jitslab.allocate(ENORMOUS), jitslab.SizeError),
     "alignment": (lambda c: jitslab.allocate(8, align=ENORMOUS), jitslab.SizeError),
     "raw ptr": (lambda c: jitslab.free(ENORMOUS, 8), jitslab.ForeignHandleError),
+    "name": (lambda c: jitslab.SlabCache(ENORMOUS, XY), jitslab.CapacityError),
+    "name of an allocator": (lambda c: jitslab.SlabAllocator(ENORMOUS), jitslab.CapacityError),
+    "name to look up": (lambda c: jitslab.caches[ENORMOUS], jitslab.UnknownNameError),
+    "name of a link": (lambda c: jitslab.link(ENORMOUS), jitslab.LayoutError),
+    "flag": (lambda c: jitslab.SlabCache("big", XY, keep_empty=ENORMOUS), jitslab.CapacityError),
+    "strict": (lambda c: jitslab.SlabCache("big", XY, strict=ENORMOUS), jitslab.NodeError),
+    "policy": (lambda c: jitslab.SlabCache("big", XY, policy=[0, ENORMOUS, None]), jitslab.NodeError),
+    "init of all": (lambda c: jitslab.SlabAllocator("big", init=ENORMOUS), jitslab.LayoutError),
 }
 
 
 @pytest.mark.parametrize("use", ENORMOUS_USES)
 def test_enormous_numbers_are_refused_by_the_error_of_small_ones(cache, use):
-    """Also where the number itself cannot be printed."""
+    """Also where the number itself cannot be printed, alone and in a list."""
     function, kind = ENORMOUS_USES[use]
 
     with pytest.raises(kind, match="of 16610 bits"):
