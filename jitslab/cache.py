@@ -35,6 +35,7 @@ from .errors import (
     FaultError,
     ForeignHandleError,
     HandleError,
+    HandleTypeError,
     LawError,
     NullHandleError,
     SlabError,
@@ -299,7 +300,11 @@ class SlabCache(_Base, Generic[R]):
         except (TypeError, AttributeError, OverflowError, ValueError, IndexError):
             self._need_opened()
         self._need_open()
-        return False
+        try:
+            number = as_integer(handle)
+        except HandleTypeError:
+            return False
+        return number is not handle and number in self
 
     def record(self, handle: int) -> Any:
         """Return ``cache[handle]``: the name that compiled code uses where iterations of a `prange` share a record."""
@@ -513,7 +518,7 @@ class SlabCache(_Base, Generic[R]):
         refused = np.zeros(array.size, np.uint8)
         freed = batch.free_many(self._address, array.ctypes.data, array.size, refused.ctypes.data)
         if freed != array.size:
-            self._raise_refused(array, refused, f"; the other {freed} are freed")
+            self._raise_refused(handles, refused, f"; the other {freed} are freed")
 
     def slots(self, handles: npt.ArrayLike) -> Handles:
         """
@@ -528,7 +533,7 @@ class SlabCache(_Base, Generic[R]):
         array = as_handles(handles)
         refused = np.zeros(array.size, np.uint8)
         if batch.find_refused(self._address, array.ctypes.data, array.size, refused.ctypes.data):
-            self._raise_refused(array, refused, "")
+            self._raise_refused(handles, refused, "")
         return array & SLOT_MASK
 
     def gather(self, handles: npt.ArrayLike, out: Records | None = None) -> Records:
@@ -635,7 +640,7 @@ class SlabCache(_Base, Generic[R]):
             if mask.shape != live.shape:
                 raise ArrayError(f"the mask must have shape {live.shape}, as live() has, got {mask.shape}")
         else:
-            mask = np.isin(live & SLOT_MASK, self.slots(mask))
+            mask = np.isin(live & SLOT_MASK, self.slots(keep))
         gone = live[~mask]
         self.free_many(gone)
         return int(gone.size)
@@ -952,10 +957,13 @@ class SlabCache(_Base, Generic[R]):
             slot = handle & SLOT_MASK
             if self._words[slot] == handle >> 31 | 1:
                 return slot  # type: ignore[no-any-return]  # an integer
-        except (TypeError, AttributeError, OverflowError, ValueError, IndexError):  # NumPy's small integers, arrays
+        except (TypeError, AttributeError, OverflowError, ValueError, IndexError):
             self._need_opened()
         self._need_open()
-        raise self._refusal(as_integer(handle))
+        number = as_integer(handle)
+        if number in self:  # integers that `&` and `>>` do not take beside Python's: some of NumPy's, or with `__index__` alone
+            return number & SLOT_MASK
+        raise self._refusal(number)
 
     def _refusal(self, handle: int) -> HandleError:
         """Say why a handle is refused."""
@@ -976,12 +984,13 @@ class SlabCache(_Base, Generic[R]):
         state = "is live again" if word & 1 else "is free"
         return StaleHandleError(f"slot {slot} of handle {handle:#x} {state} (handle cycle {cycle}, slot cycle {word >> 1})")
 
-    def _raise_refused(self, handles: Handles, refused: npt.NDArray[np.uint8], suffix: str) -> NoReturn:
+    def _raise_refused(self, handles: npt.ArrayLike, refused: npt.NDArray[np.uint8], suffix: str) -> NoReturn:
         """Raise for a batch with refused handles."""
         positions = np.flatnonzero(refused).tolist()
-        first = self._refusal(int(handles[positions[0]]))
+        given = handles if isinstance(handles, np.ndarray) else np.asarray(handles, object)  # as they are: some fit no int64
+        first = self._refusal(as_integer(given[positions[0]]))
         shown = ", ".join(map(str, positions[:8])) + (", ..." if len(positions) > 8 else "")
-        text = f"{len(positions)} of {handles.size} handles refused, at {shown}{suffix}; the first: {first}"
+        text = f"{len(positions)} of {refused.size} handles refused, at {shown}{suffix}; the first: {first}"
         raise type(first)(text, positions)
 
     def _raise_full(self, n: int) -> NoReturn:

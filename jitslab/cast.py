@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import reprlib
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -76,8 +77,12 @@ def as_count(n: Any, what: str, least: int = 0) -> int:
 
 
 def as_handles(handles: npt.ArrayLike) -> Handles:
-    """Return handles as a contiguous int64 array."""
+    """Return handles as a contiguous int64 array, with -1 for those that it cannot hold."""
     array = np.asarray(handles)
+    if array.ndim == 1 and (array.dtype.kind == "O" or (array.dtype.kind == "f" and isinstance(handles, (list, tuple)))):
+        with suppress(TypeError):  # of signed and unsigned integers together NumPy makes floats
+            numbers = [operator.index(handle) for handle in np.asarray(handles, object)]
+            array = np.array([number if 0 <= number < 1 << 63 else -1 for number in numbers], np.int64)
     if array.size and array.dtype.kind not in "iu":
         raise HandleTypeError(f"handles are integers, got an array of {array.dtype}")
     if array.ndim != 1:

@@ -39,6 +39,7 @@ from .errors import (
     CopyError,
     ForeignHandleError,
     HandleError,
+    HandleTypeError,
     NullHandleError,
     SizeError,
     SizeTypeError,
@@ -825,8 +826,11 @@ class SizeClasses(_Base):
     def __contains__(self, ptr: object) -> bool:
         """Whether `ptr` is that of live memory."""
         self._need_open()
-        is_number = isinstance(ptr, (int, np.integer)) and 0 < ptr < 1 << 63
-        return bool(is_number) and raw.address_slow(self._address, int(ptr), 0) != 0  # type: ignore[call-overload]  # a number
+        try:
+            number = as_integer(ptr)
+        except HandleTypeError:
+            return False
+        return 0 < number < 1 << 63 and raw.address_slow(self._address, number, 0) != 0
 
     def clear(self) -> int:
         """Free everything, with no other thread using the allocator; returns how many pieces."""
