@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import from_dtype, types
 from numba.core import cgutils, sigutils
 from numba.core.caching import FunctionCache, NullCache
@@ -23,6 +23,9 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic as _intrinsic
 
 from .layout import CONTROL, HEAP, HEAP_BYTES, HEAPS, PROCESS, RUN, SLAB, SOURCE_HASH, TAKEN, C, H
+
+if binding.llvm_version_info[0] < 17:  # it restores a register over the result of a function with `preserve_mostcc`
+    raise ImportError(f"jitslab needs Numba 0.62 or later, got {numba.__version__}: its LLVM makes addresses of handles")
 
 int64: Any = np.int64  # in kernels: Numba's int64; Any, since a kernel's ints are Python's to a type checker
 F = TypeVar("F", bound=Callable[..., Any])

@@ -148,8 +148,8 @@ class SlabCache(_Base, Generic[R]):
     >>> cache = jitslab.SlabCache("points", point, capacity=64, init="zero")
     >>> h = cache.alloc()
     >>> cache[h]["x"] = 3.0
-    >>> cache[h]
-    np.void((3.0, 0.0), dtype=[('x', '<f8'), ('y', '<f8')])
+    >>> cache[h].item()
+    (3.0, 0.0)
     >>> cache.free(h)
     >>> h in cache
     False
@@ -436,9 +436,9 @@ class SlabCache(_Base, Generic[R]):
         ...     with cache.allocate_many(3) as batch:
         ...         batch.x = [1.0, 2.0, 4.0]
         ...         batch.n = 7
-        ...         batch.x.sum(), batch.n.tolist()
+        ...         batch.x.sum().item(), batch.n.tolist()
         ...     len(cache)
-        (np.float64(7.0), [7, 7, 7])
+        (7.0, [7, 7, 7])
         0
         """
         handles = self.alloc_many(n)

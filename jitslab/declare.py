@@ -73,8 +73,8 @@ def link(cache: str) -> np.dtype[np.int64]:
     Notes
     -----
     The name is metadata of the dtype: arrays, copies, other byte orders, selections of fields and pickles keep it.  `numpy.save`
-    drops it with a warning, `numpy.dtype.descr` writes it in a form that NumPy does not read, and two dtypes that differ only
-    in it are equal.  Numba sees a plain int64.
+    drops it with a warning, and NumPy before 2.1 does not load what it wrote; `numpy.dtype.descr` writes it in a form that NumPy
+    does not read, and two dtypes that differ only in it are equal.  Numba sees a plain int64.
 
     Examples
     --------

@@ -457,8 +457,8 @@ class SlabRecordView(Fields):
     >>> with jitslab.SlabCache("doc-view", dtype, capacity=10, init="zero") as cache, cache.allocate() as it:
     ...     at = it.at
     ...     at.x = 1.5
-    ...     it.record["at"]["x"], at
-    (np.float64(1.5), <SlabRecordView .at: x=1.5, y=0.0>)
+    ...     it.record["at"].item(), at
+    ((1.5, 0.0), <SlabRecordView .at: x=1.5, y=0.0>)
     """
 
     __slots__ = ("_guard",)

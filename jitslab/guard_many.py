@@ -65,9 +65,9 @@ class SlabBatchGuard(Fields, Generic[R]):
     ...         batch.x = np.arange(4)
     ...         batch.x = batch.x * 10
     ...         batch.at = [0.5, 1.5]
-    ...         batch[2]["x"], batch.at.shape, len(batch)
+    ...         batch[2]["x"].item(), batch.at.shape, len(batch)
     ...     len(cache)
-    (np.float64(20.0), (4, 2), 4)
+    (20.0, (4, 2), 4)
     0
     """
 
