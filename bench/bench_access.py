@@ -6,12 +6,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pytest
 
-import floor
-import loops
 import measure
 from jitslab import SlabCache
+from loops import access as walks
+from loops import cache as iteration
+from loops import floor
 from measure import PAGE_RECORD, RECORD, Case, Row, Sizes, Table, ratio, speed_ratio
 
 SLOT_MASK = 0xFFFFFFFF
@@ -30,12 +30,11 @@ def access(loop: str, is_checked: bool, live: int, sizes: Sizes) -> Case:
     records, keys = cache.records, handles if is_checked else slots
     records["x"][slots] = np.roll(keys, -1) if loop == "chase" else np.arange(live)
     at = (cache, handles) if is_checked else (records, slots)
-    kernels = loops if is_checked else floor
     if loop == "chase":
-        run: Any = partial(kernels.chase, at[0], int(keys[0]), live)
+        run: Any = partial(walks.chase, at[0], int(keys[0]), live)
         expected: Any = int(keys[0])
     else:
-        run, expected = partial(getattr(kernels, loop), *at), {"read": live * (live - 1) // 2, "write": None}[loop]
+        run, expected = partial(getattr(walks, loop), *at), {"read": live * (live - 1) // 2, "write": None}[loop]
 
     def is_right(answer: Any) -> bool:
         return answer == expected and cache.faults == 0 and (loop != "write" or int(records["x"][slots[-1]]) == live - 1)
@@ -74,13 +73,13 @@ def chase_of(who: str, is_shuffled: bool, live: int, sizes: Sizes) -> Case:
         records = floor.record_array(live)
         records["x"][order] = np.roll(order, -1)
         start = int(order[0])
-        return Case(partial(floor.chase, records, start, live), live, partial(int.__eq__, start), close=cache.close)
+        return Case(partial(walks.chase, records, start, live), live, partial(int.__eq__, start), close=cache.close)
     ring = handles[order]
     slots, records = ring & SLOT_MASK, cache.records
     keys = ring if who == "cache[h]" else slots
     records["x"][slots] = np.roll(keys, -1)
     start = int(keys[0])
-    run: Any = partial(loops.chase, cache, start, live) if who == "cache[h]" else partial(floor.chase, records, start, live)
+    run = partial(walks.chase, cache if who == "cache[h]" else records, start, live)
     return Case(run, live, lambda answer: answer == start and cache.faults == 0, close=cache.close)
 
 
@@ -114,9 +113,7 @@ def hot(cache: SlabCache, handles: Any, is_checked: bool, sizes: Sizes) -> Case:
         sums[0] += n
         return int(records["x"][slots].sum()) == sums[0] and cache.faults == 0
 
-    run: Any = partial(floor.add, records, slots, sizes.sweeps)
-    if is_checked:
-        run = partial(loops.add, cache, handles, sizes.sweeps)
+    run = partial(walks.add, *((cache, handles) if is_checked else (records, slots)), sizes.sweeps)
     return Case(run, n, is_right, close=cache.close)
 
 
@@ -138,8 +135,8 @@ def table(sizes: Sizes) -> Table:
             rows[f"iteration, {live:,} live in {live * 100 // percent:,} slots"] = Row(
                 {
                     "dense array": partial(scan_of_dense, live),
-                    "items()": partial(scan_of_cache, loops.scan_items, live, percent),
-                    "cache[h]": partial(scan_of_cache, loops.scan_handles, live, percent),
+                    "items()": partial(scan_of_cache, iteration.scan_items, live, percent),
+                    "cache[h]": partial(scan_of_cache, iteration.scan_handles, live, percent),
                 },
                 (speed_ratio("items()", "dense array", items), speed_ratio("cache[h]", "dense array", handles)),
                 seconds=2.0 if sizes is measure.FULL else None,
@@ -158,15 +155,3 @@ def table(sizes: Sizes) -> Table:
             contenders = {"not coloured": partial(make, False, is_checked), "coloured": partial(make, True, is_checked)}
             rows[f"{text}, {by}"] = Row(contenders, (speed_ratio("coloured", "not coloured", 1.0),))
     return rows
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_answer_is_right(operation: str, contender: str) -> None:
-    """Every contender does what the row says."""
-    measure.check_answer(table, operation, contender)
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_speed(benchmark: Any, operation: str, contender: str) -> None:
-    """Time of every contender; for ratios, see run.py."""
-    measure.speed(benchmark, table, operation, contender)

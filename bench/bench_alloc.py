@@ -1,190 +1,107 @@
-"""
-Alloc and free in compiled code, beside the floors: pair, churns by number of live records, batches; and the C allocators.
-
-The C allocators run in processes of their own, see `peer`.
-"""
+"""Alloc and free in compiled code, beside the floors: pair, churns by number of live records, batches."""
 
 from __future__ import annotations
 
 import time
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
 
-import allocators
-import floor
-import loops
-import measure
-import peer
-from jitslab import SlabCache
-from measure import RECORD, Case, Row, Sizes, Table, ratio
+from loops import cache, floor, records
+from loops.heaps import Heap
+from measure import Case, Row, Sizes, Table, ratio
 
-SLOT_MASK = 0xFFFFFFFF
 SPARE = 100  # slots beyond those that are used
+# Contenders: what they take records from, and their loops.
+WAYS: dict[str, tuple[str, Any, Any, Any]] = {
+    "bare stack": ("stack", records.pair, records.fill, records.churn),
+    "generations": ("generations", floor.pair_checked, floor.fill_checked, floor.churn_checked),
+    "cache": ("cache", records.pair, records.fill, records.churn),
+    "new()": ("cache", cache.pair, records.fill, cache.churn),
+}
 
 
-# --- Pair ---
-
-
-def pair_of_stack(sizes: Sizes) -> Case:
-    """Pop and push on a bare stack: always slot 0."""
-    stack, top = floor.bare_stack(SPARE)
-    data, n = floor.record_array(SPARE), sizes.ops
-    return Case(lambda: floor.pair(n, stack, top, data), n, lambda s: s == 0 and top[0] == SPARE and data["x"][0] == n - 1)
-
-
-def pair_of_generations(sizes: Sizes) -> Case:
-    """Pop and push on a stack with generations."""
-    stack, top = floor.bare_stack(SPARE)
-    data, generations, n = floor.record_array(SPARE), np.zeros(SPARE, np.uint32), sizes.ops
+def pair(way: str, sizes: Sizes, **options: Any) -> Case:
+    """Alloc and free of one record."""
+    name, loop, *_ = WAYS[way]
+    heap, n = Heap(name, SPARE, **options), sizes.ops
 
     def is_right(s: int) -> bool:
-        return s != 0 and s & SLOT_MASK == 0 and top[0] == SPARE and data["x"][0] == n - 1
+        return (s != 0) == (way != "bare stack") and int(heap.x.max()) == n - 1 and heap.is_clean(0)
 
-    return Case(lambda: floor.pair_checked(n, stack, top, generations, data), n, is_right)
-
-
-def pair_of_cache(loop: Any, sizes: Sizes, **options: Any) -> Case:
-    """Alloc and free of one record of a cache."""
-    cache, n = SlabCache("pair", RECORD, capacity=SPARE, **options), sizes.ops
-    cache.free(h := cache.alloc())
-    slot = h & SLOT_MASK
-
-    def is_right(s: int) -> bool:
-        return s & SLOT_MASK == n * slot & SLOT_MASK and cache.records["x"][slot] == n - 1 and is_clean(cache, 0)
-
-    return Case(lambda: loop(n, cache), n, is_right, close=cache.close)
+    return Case(lambda: loop(heap.loop, n), n, is_right, close=heap.close)
 
 
-def is_clean(cache: SlabCache, live: int) -> bool:
-    """Whether a cache has so many records live and no faults."""
-    return len(cache) == live and cache.faults == 0
+def churn(way: str, live: int, sizes: Sizes, **options: Any) -> Case:
+    """Free one of the records at random, alloc another; set up once, and each run leaves what the one before left."""
+    name, _, fill, loop = WAYS[way]
+    heap, order = Heap(name, live + SPARE, **options), sizes.rng().integers(0, live, turns(live, sizes))
+    held = heap.refs(live)
+    fill(heap.loop, held)
+    expected = records.last_writes(live, order)
+
+    def is_right(refused: int | None) -> bool:
+        return not refused and int(heap.x[heap.slots_of(held)].sum()) == expected and heap.is_clean(live)
+
+    return Case(lambda: loop(heap.loop, held, order), order.size, is_right, close=heap.close)
 
 
-# --- Churn: set up once; each run leaves what the one before left ---
-
-
-def churn_of_stack(live: int, sizes: Sizes) -> Case:
-    """Churn on a bare stack."""
-    order = churn_order(live, sizes)
-    stack, top = floor.bare_stack(live + SPARE)
-    data, held = floor.record_array(live + SPARE), np.empty(live, np.int32)
-    floor.fill(held, stack, top, data)
-    expected = loops.last_writes(live, order)
-
-    def is_right(_: None) -> bool:
-        return int(data["x"][held].sum()) == expected and top[0] == SPARE
-
-    return Case(lambda: floor.churn(held, stack, top, data, order), order.size, is_right)
-
-
-def churn_of_generations(live: int, sizes: Sizes) -> Case:
-    """Churn on a stack with generations."""
-    order = churn_order(live, sizes)
-    stack, top = floor.bare_stack(live + SPARE)
-    data, held, generations = floor.record_array(live + SPARE), np.empty(live, np.int64), np.zeros(live + SPARE, np.uint32)
-    floor.fill_checked(held, stack, top, generations, data)
-    expected = loops.last_writes(live, order)
-
-    def is_right(refused: int) -> bool:
-        return refused == 0 and int(data["x"][held & SLOT_MASK].sum()) == expected
-
-    return Case(lambda: floor.churn_checked(held, stack, top, generations, data, order), order.size, is_right)
-
-
-def churn_of_cache(loop: Any, live: int, sizes: Sizes, **options: Any) -> Case:
-    """Churn on a cache."""
-    order = churn_order(live, sizes)
-    cache, held = SlabCache("churn", RECORD, capacity=live + SPARE, **options), np.empty(live, np.int64)
-    loops.fill(held, cache)
-    expected = loops.last_writes(live, order)
-
-    def is_right(_: None) -> bool:
-        return int(cache.records["x"][cache.slots(held)].sum()) == expected and is_clean(cache, live)
-
-    return Case(lambda: loop(held, cache, order), order.size, is_right, close=cache.close)
-
-
-def churn_order(live: int, sizes: Sizes) -> Any:
-    """Which of the held records goes, turn by turn."""
-    return sizes.rng().integers(0, live, sizes.ops if live <= 100_000 else sizes.far_ops)
+def turns(live: int, sizes: Sizes) -> int:
+    """Return how many turns a churn has."""
+    return sizes.ops if live <= 100_000 else sizes.far_ops
 
 
 # --- Batches ---
 
 
-def allocs_of_stack(sizes: Sizes) -> Case:
+def pop(stack: Any, out: Any) -> None:
     """Pop a batch."""
-    n, (stack, top), out = sizes.batch, floor.bare_stack(sizes.batch), np.empty(sizes.batch, np.int32)
-    return Case(lambda: floor.pop(out, stack, top), n, lambda _: is_every_slot(out), after=lambda: floor.push(out, stack, top))
+    floor.pop(out, stack.slots, stack.top)
 
 
-def frees_of_stack(sizes: Sizes) -> Case:
-    """Push a batch."""
-    n, (stack, top), out = sizes.batch, floor.bare_stack(sizes.batch), np.empty(sizes.batch, np.int32)
-    return Case(lambda: floor.push(out, stack, top), n, lambda _: top[0] == n, before=lambda: floor.pop(out, stack, top))
+BATCHES: dict[str, tuple[str, Any, Any]] = {
+    "bare stack": ("stack", pop, records.free_each),
+    "many": ("cache", cache.alloc_many, cache.free_many),
+    "each": ("cache", cache.alloc_each, records.free_each),
+}
 
 
-def allocs_of_cache(alloc: Any, sizes: Sizes) -> Case:
+def allocs(way: str, sizes: Sizes) -> Case:
     """Alloc a batch."""
-    cache, out = SlabCache("allocs", RECORD, capacity=sizes.batch), np.empty(sizes.batch, np.int64)
-
-    def is_right(_: Any) -> bool:
-        return is_every_slot(out & SLOT_MASK) and is_clean(cache, 0)
-
-    free = partial(loops.free_many, out, cache)
-    return Case(lambda: alloc(out, cache), sizes.batch, is_right, after=free, close=cache.close)
+    name, alloc, free = BATCHES[way]
+    heap = Heap(name, sizes.batch)
+    out = heap.refs(sizes.batch)
+    run, after = partial(alloc, heap.loop, out), partial(free, heap.loop, out)
+    return Case(run, sizes.batch, lambda _: is_every_slot(heap, out), after=after, close=heap.close)
 
 
-def frees_of_cache(free: Any, sizes: Sizes) -> Case:
+def frees(way: str, sizes: Sizes) -> Case:
     """Free a batch in order."""
-    cache, out = SlabCache("frees", RECORD, capacity=sizes.batch), np.empty(sizes.batch, np.int64)
-
-    def is_right(n: int) -> bool:
-        return n == sizes.batch and is_clean(cache, 0)
-
-    alloc = partial(loops.alloc_many, out, cache)
-    return Case(lambda: free(out, cache), sizes.batch, is_right, before=alloc, close=cache.close)
+    name, alloc, free = BATCHES[way]
+    heap = Heap(name, sizes.batch)
+    out = heap.refs(sizes.batch)
+    run, before = partial(free, heap.loop, out), partial(alloc, heap.loop, out)
+    return Case(run, sizes.batch, lambda n: n == sizes.batch and heap.is_clean(0), before, close=heap.close)
 
 
-def permuted_of_stack(beforehand: bool, sizes: Sizes) -> Case:
-    """Pop a batch, and push it in random order."""
-    n, (stack, top), out = sizes.batch, floor.bare_stack(sizes.batch), np.empty(sizes.batch, np.int32)
-    order = sizes.rng().permutation(n)
-
-    def run() -> tuple[float, Any]:
-        taken, _ = clock(floor.pop, out, stack, top)
-        if beforehand:
-            more, _ = clock(floor.push, out[order], stack, top)
-        else:
-            more, _ = clock(floor.push_permuted, out, order, stack, top)
-        return taken + more, None
-
-    return Case(run, n, lambda _: is_every_slot(out) and top[0] == n, measures=True)
-
-
-def permuted_of_cache(many: bool, beforehand: bool, sizes: Sizes) -> Case:
-    """Alloc a batch, and free it in random order."""
-    n, cache, out = sizes.batch, SlabCache("permuted", RECORD, capacity=sizes.batch), np.empty(sizes.batch, np.int64)
-    order, shuffled = sizes.rng().permutation(n), np.empty(n, np.int64)
+def permuted(way: str, beforehand: bool, sizes: Sizes) -> Case:
+    """Alloc a batch, and free it in random order: put together on the way, or beforehand."""
+    name, alloc, free = BATCHES[way]
+    n, heap = sizes.batch, Heap(name, sizes.batch)
+    out, order, shuffled = heap.refs(n), sizes.rng().permutation(n), heap.refs(n)
 
     def run() -> tuple[float, Any]:
-        taken, _ = clock(loops.alloc_many if many else loops.alloc_each, out, cache)
+        taken, _ = clock(alloc, heap.loop, out)
         if beforehand:
-            more, freed = clock(loops.free_many if many else loops.free_each, out[order], cache)
-        elif many:
-            more, freed = clock(loops.free_many_permuted, out, order, shuffled, cache)
+            more, freed = clock(free, heap.loop, out[order])
+        elif way == "many":
+            more, freed = clock(cache.free_many_permuted, heap.loop, out, order, shuffled)
         else:
-            more, freed = clock(loops.free_each_permuted, out, order, cache)
+            more, freed = clock(records.free_permuted, heap.loop, out, order)
         return taken + more, freed
 
-    def is_right(freed: int) -> bool:
-        return freed == n and is_every_slot(out & SLOT_MASK) and is_clean(cache, 0)
-
-    return Case(run, n, is_right, measures=True, close=cache.close)
+    return Case(run, n, lambda freed: freed == n and is_every_slot(heap, out), measures=True, close=heap.close)
 
 
 def clock(loop: Any, *args: Any) -> tuple[float, Any]:
@@ -194,9 +111,9 @@ def clock(loop: Any, *args: Any) -> tuple[float, Any]:
     return time.perf_counter() - start, answer
 
 
-def is_every_slot(slots: Any) -> bool:
-    """Whether no slot was handed out twice."""
-    return int(np.bincount(slots).max()) == 1
+def is_every_slot(heap: Heap, refs: Any) -> bool:
+    """Whether no slot was handed out twice, and all are given back."""
+    return heap.is_clean(0) and int(np.bincount(heap.slots_of(refs)).max()) == 1
 
 
 # --- The table ---
@@ -204,101 +121,25 @@ def is_every_slot(slots: Any) -> bool:
 
 def churn_row(live: int) -> Row:
     """Return the row of a churn; its figures are those of its size."""
-    cache, new = {1_000: (1.6, 1.4), 100_000: (2.4, 2.1)}.get(live, (2.4 if live <= 100_000 else 3.5, None))
-    contenders = {
-        "bare stack": partial(churn_of_stack, live),
-        "generations": partial(churn_of_generations, live),
-        "cache": partial(churn_of_cache, loops.churn, live),
-        "new()": partial(churn_of_cache, loops.churn_new, live),
-    }
-    figures = (ratio("cache", "bare stack", cache), ratio("new()", "bare stack", new), ratio("cache", "generations", 1.0))
-    return Row(contenders, figures)
+    by_alloc, by_new = {1_000: (1.6, 1.4), 100_000: (2.4, 2.1)}.get(live, (2.4 if live <= 100_000 else 3.5, None))
+    figures = (ratio("cache", "bare stack", by_alloc), ratio("new()", "bare stack", by_new), ratio("cache", "generations", 1.0))
+    return Row({way: partial(churn, way, live) for way in WAYS}, figures)
 
 
 def table(sizes: Sizes) -> Table:
     """Return all operations."""
-    batch = f"{sizes.batch:,}"
-    rows = {
-        "pair": Row(
-            {
-                "bare stack": pair_of_stack,
-                "generations": pair_of_generations,
-                "cache": partial(pair_of_cache, loops.pair),
-                "new()": partial(pair_of_cache, loops.pair_new),
-            },
-            (ratio("cache", "bare stack", 1.5), ratio("new()", "bare stack", 1.5), ratio("cache", "generations", 1.0)),
-        )
-    }
+    figures = (ratio("cache", "bare stack", 1.5), ratio("new()", "bare stack", 1.5), ratio("cache", "generations", 1.0))
+    rows = {"pair": Row({way: partial(pair, way) for way in WAYS}, figures)}
     rows |= {f"churn {live:,}": churn_row(live) for live in sizes.lives}
-    rows[f"{batch} allocs in order"] = Row(
-        {
-            "bare stack": allocs_of_stack,
-            "alloc_many": partial(allocs_of_cache, loops.alloc_many),
-            "alloc each": partial(allocs_of_cache, loops.alloc_each),
-        },
-        (ratio("alloc_many", "bare stack", 1.4), ratio("alloc each", "bare stack")),
-    )
-    rows[f"{batch} frees in order"] = Row(
-        {
-            "bare stack": frees_of_stack,
-            "free_many": partial(frees_of_cache, loops.free_many),
-            "free each": partial(frees_of_cache, loops.free_each),
-        },
-        (ratio("free_many", "bare stack", 1.4), ratio("free each", "bare stack")),
-    )
+    for one, setup in (("alloc", allocs), ("free", frees)):
+        names = {"bare stack": "bare stack", f"{one}_many": "many", f"{one} each": "each"}
+        rows[f"{sizes.batch:,} {one}s in order"] = Row(
+            {name: partial(setup, way) for name, way in names.items()},
+            (ratio(f"{one}_many", "bare stack", 1.4), ratio(f"{one} each", "bare stack")),
+        )
     for text, beforehand in (("in random order", False), ("shuffled beforehand", True)):
-        rows[f"{batch} allocs + frees, {text}"] = Row(
-            {
-                "bare stack": partial(permuted_of_stack, beforehand),
-                "many": partial(permuted_of_cache, True, beforehand),
-                "each": partial(permuted_of_cache, False, beforehand),
-            },
+        rows[f"{sizes.batch:,} allocs + frees, {text}"] = Row(
+            {way: partial(permuted, way, beforehand) for way in BATCHES},
             (ratio("many", "bare stack", 4.0), ratio("each", "bare stack", 4.0)),
         )
     return rows
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_answer_is_right(operation: str, contender: str) -> None:
-    """Every contender does what the row says."""
-    measure.check_answer(table, operation, contender)
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_speed(benchmark: Any, operation: str, contender: str) -> None:
-    """Time of every contender; for ratios, see run.py."""
-    measure.speed(benchmark, table, operation, contender)
-
-
-@pytest.mark.parametrize("allocator", allocators.ALLOCATORS)
-def test_answer_of_c_allocator_is_right(allocator: str) -> None:
-    """Every C allocator runs its rows, at the smallest sizes, and answers rightly."""
-    try:
-        rows = peer.run_with(allocator, "smoke")
-    except measure.SkippedError as why:
-        pytest.skip(f"{allocator}: {why}")
-
-    assert [row["operation"] for row in rows] == [f"{name}, beside {allocator}" for name in peer.table(measure.SMOKE)]
-
-
-@pytest.mark.parametrize(
-    ("allocator", "file", "version"),
-    [("jemalloc", "libc.so.6", "2.36"), ("mimalloc 3", "libmimalloc.so.3", "2.0.9"), ("glibc", "libjemalloc.so.2", "5.3.0")],
-)
-def test_another_malloc_than_was_asked_for_is_a_wrong_answer(allocator: str, file: str, version: str) -> None:
-    """The loader only warns of a library that it cannot load."""
-    with pytest.raises(measure.WrongAnswerError, match=f"{allocator} was to be measured"):
-        allocators.check(allocator, {"file": file, "version": version})
-
-
-@pytest.mark.parametrize(("number", "version"), [(209, "2.0.9"), (223, "2.2.3"), (30403, "3.4.3"), (30412, "3.4.12")])
-def test_version_of_mimalloc_is_read_from_its_number(number: int, version: str) -> None:
-    """It has three digits up to version 2, five from version 3 on."""
-    assert allocators.of_mimalloc(SimpleNamespace(mi_version=lambda: number)) == version
-
-
-def test_a_library_that_is_named_and_missing_is_skipped_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing else is measured in its place."""
-    monkeypatch.setenv(allocators.SNMALLOC, "/nowhere/libsnmallocshim.so")
-    with pytest.raises(measure.SkippedError, match=r"SNMALLOC names .*, which is no file"):
-        allocators.environment("snmalloc")

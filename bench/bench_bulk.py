@@ -14,14 +14,14 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
-import pytest
 
-import floor
-import loops
 import measure
-import native
 from jitslab import SlabCache
+from loops import cache as loops
+from loops import floor
+from loops.heaps import Heap
 from measure import RECORD, Case, Figure, Row, Sizes, Table, ratio
+from peers import native
 
 BULKS = (1, 4, 8, 32, 128, 256)
 KEEPS = (32, 128, 512, 2_048, 8_192, 32_768)
@@ -69,15 +69,15 @@ def single(keep: int, sizes: Sizes) -> Case:
 
 def stack(bulk: int, keep: int, sizes: Sizes) -> Case:
     """A bare stack of slots."""
-    (slots, top), held, repeats = floor.bare_stack(CAPACITY), np.zeros(keep, np.int64), repeats_of(keep, sizes)
-    loop = partial(floor.in_bulks, slots, top, held, bulk)
+    heap, held, repeats = Heap("stack", CAPACITY).loop, np.zeros(keep, np.int64), repeats_of(keep, sizes)
+    loop = partial(floor.in_bulks, heap.slots, heap.top, held, bulk)
     return case_of(loop, held, repeats)
 
 
 def generations(bulk: int, keep: int, sizes: Sizes) -> Case:
     """A stack of slots with generations, which refuses stale handles."""
-    (slots, top), held, repeats = floor.bare_stack(CAPACITY), np.zeros(keep, np.int64), repeats_of(keep, sizes)
-    loop = partial(floor.in_bulks_checked, slots, top, np.zeros(CAPACITY, np.int32), held, bulk)
+    heap, held, repeats = Heap("generations", CAPACITY).loop, np.zeros(keep, np.int64), repeats_of(keep, sizes)
+    loop = partial(floor.in_bulks_checked, heap.slots, heap.top, heap.generations, held, bulk)
     return case_of(loop, held, repeats)
 
 
@@ -122,15 +122,3 @@ def table(sizes: Sizes) -> Table:
             contenders["alloc()"] = partial(single, keep)
         rows[f"bulk {bulk}, keep {keep:,}"] = Row(contenders, figures, seconds=sizes.seconds / 3)
     return rows
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_answer_is_right(operation: str, contender: str) -> None:
-    """Every contender does what the row says."""
-    measure.check_answer(table, operation, contender)
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_speed(benchmark: Any, operation: str, contender: str) -> None:
-    """Time of every contender; for ratios, see run.py."""
-    measure.speed(benchmark, table, operation, contender)

@@ -15,14 +15,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pytest
 
-import floor
-import loops
 import measure
-import native
 from jitslab import SlabCache
+from loops import access, floor, records
+from loops.cache import scan_items
+from loops.heaps import Heap
 from measure import Case, Row, Setup, Sizes, Table, ratio, speed_ratio
+from peers import native
 
 PERCENTS = (10, 50, 100)
 SEED = 20_010_625
@@ -96,47 +96,48 @@ def timed(operation: str, script: Script, loop: dict[str, Callable[..., Any]], r
     return taken, s + int(loop["iterate"]())
 
 
+def set_up(heap: Any, slots: int, script: Script) -> Any:
+    """Fill all slots, free those that the script has not live; returns the refs of the others."""
+    held = np.empty(slots, np.int64)
+    records.fill(heap, held)
+    records.free_each(heap, held[script.order[script.live :]])
+    return held[script.order[: script.live]]
+
+
 def cache(operation: str, slots: int, percent: int, sizes: Sizes) -> Case:
     """A SlabCache."""
-    script, records = Script(slots, percent), SlabCache("containers", measure.RECORD, capacity=slots)
-    held = np.empty(slots, np.int64)
-    loops.fill(held, records)
-    loops.free_each(held[script.order[script.live :]], records)
-    keys = held[script.order[: script.live]]
+    script, slabs = Script(slots, percent), SlabCache("containers", measure.RECORD, capacity=slots)
+    keys = set_up(slabs, slots, script)
     loop = {
-        "get": partial(loops.read, records, keys),
-        "iterate": partial(loops.scan_items, records),
-        "remove": partial(loops.take, records, keys, script.picks),
-        "insert": partial(loops.put, records, keys, script.picks),
+        "get": partial(access.read, slabs, keys),
+        "iterate": partial(scan_items, slabs),
+        "remove": partial(records.remove, slabs, keys, script.picks),
+        "insert": partial(records.insert, slabs, keys, script.picks),
     }
     ask = partial(timed, operation, script, loop)
-    return case_of(operation, script, sizes, ask, before=native.rest, close=records.close)
+    return case_of(operation, script, sizes, ask, before=native.rest, close=slabs.close)
 
 
 def bare(operation: str, slots: int, percent: int, sizes: Sizes) -> Case:
     """A bare stack of slots beside an array of records; iteration is that of an array with as many records as are live."""
-    script, (stack, top), records = Script(slots, percent), floor.bare_stack(slots), floor.record_array(slots)
-    held = np.empty(slots, np.int64)
-    floor.fill(held, stack, top, records)
-    floor.push(held[script.order[script.live :]], stack, top)
-    keys = held[script.order[: script.live]]
-    dense = floor.record_array(script.live)
+    script, stack = Script(slots, percent), Heap("stack", slots).loop
+    keys, data, dense = set_up(stack, slots, script), stack.records, floor.record_array(script.live)
 
     def iterate() -> int:
         return int(floor.scan(dense))
 
     loop = {
-        "get": partial(floor.read, records, keys),
+        "get": partial(access.read, data, keys),
         "iterate": iterate,
-        "remove": partial(floor.take, stack, top, records, keys, script.picks),
-        "insert": partial(floor.put, stack, top, records, keys, script.picks),
+        "remove": partial(floor.remove, *stack, keys, script.picks),
+        "insert": partial(records.insert, stack, keys, script.picks),
     }
 
     def ask(repeats: int) -> tuple[int, int]:
-        dense["x"] = records["x"][keys]
+        dense["x"] = data["x"][keys]
         taken, s = timed(operation, script, loop, repeats)
         before = int(dense["x"].sum())
-        return taken, s - before + int(records["x"][keys].sum())
+        return taken, s - before + int(data["x"][keys].sum())
 
     return case_of(operation, script, sizes, ask, before=native.rest)
 
@@ -164,15 +165,3 @@ def table(sizes: Sizes) -> Table:
                 figures = (*(speed_ratio("cache", name, 1.0) for name in PROGRAMS), ratio("cache", lowest))
                 rows[f"{operation}, {percent} % of {slots:,} live"] = Row(contenders, figures, seconds=sizes.seconds / 3)
     return rows
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_answer_is_right(operation: str, contender: str) -> None:
-    """Every contender does what the row says."""
-    measure.check_answer(table, operation, contender)
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_speed(benchmark: Any, operation: str, contender: str) -> None:
-    """Time of every contender; for ratios, see run.py."""
-    measure.speed(benchmark, table, operation, contender)

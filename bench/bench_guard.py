@@ -6,9 +6,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pytest
 
-import measure
 from bench_python import SPARE, statement
 from jitslab import SlabCache
 from measure import Case, Figure, Row, Sizes, Table, ratio, speed_ratio
@@ -118,15 +116,3 @@ def table(sizes: Sizes) -> Table:
             ),
         ),
     }
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_answer_is_right(operation: str, contender: str) -> None:
-    """Every contender does what the row says."""
-    measure.check_answer(table, operation, contender)
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_speed(benchmark: Any, operation: str, contender: str) -> None:
-    """Time of every contender; for ratios, see run.py."""
-    measure.speed(benchmark, table, operation, contender)

@@ -1,10 +1,10 @@
 """
 The stress loops of allocators' own benchmarks, over C allocators and over jitslab: throughput, latency, memory; 1 and 2 threads.
 
-Each C allocator runs in a process of its own, as in `peer.py`, beside jitslab in the same process: a `SlabCache` where a loop
-has one size, a `SlabAllocator` where sizes vary.  `rows` are those of the process's own `malloc`.
+Each C allocator has a process of its own, as in `bench_peers.py`, with jitslab in it: a `SlabCache` where a loop has one size, a
+`SlabAllocator` where sizes vary.  `rows` are those beside the process's own `malloc`.
 
-Shapes and parameters are those of mimalloc-bench and Ralloc, the number of turns scaled down; the loops are in `kernels.py`.
+Shapes and parameters are those of mimalloc-bench and Ralloc, the number of turns scaled down; the loops are in `loops/stress.py`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
-import pytest
 
-import kernels
 import measure
-import ring
 from jitslab import SlabAllocator, SlabCache, peak
-from kernels import LAP, SPAN
+from loops import ring
+from loops import stress as kernels
+from loops.stress import LAP, SPAN
 from measure import Case, Figure, Row, Sizes, Table, speed_ratio
 
 SIDES = ("malloc", "jitslab")
@@ -78,6 +77,11 @@ def places(n: int) -> tuple[Any, Any]:
     return np.full(n, 0, np.int64), np.full(n, 0, np.int64)
 
 
+def part_of(laps: Laps, i: int, k: int, n: int) -> Any:
+    """Return where thread i notes the laps of its k-th n turns; nowhere, if none are noted."""
+    return laps[i][k * (n // LAP + 1) :][: n // LAP + 1]
+
+
 # --- The loops with their parameters ---
 
 
@@ -91,17 +95,11 @@ def larson(heaps: list[Any], threads: int, scale: float) -> Work:
             kernels.larson_fill(heap, refs, sizes, 8, 1_000, 4_141 + i)
         seconds = right = 0
         for k in range(handed):
-            parts = [
-                (laps[i][k * (n // LAP + 1) :][: n // LAP + 1] if laps[i].size else NO_LAPS, *own[(i + k) % threads])
+            jobs = (
+                partial(kernels.larson, heap, n, *own[(i + k) % threads], 8, 1_000, 100 * k + i, part_of(laps, i, k, n), careful)
                 for i in range(threads)
-            ]
-            took, found = summed(
-                team,
-                *(
-                    partial(kernels.larson, heap, n, refs, sizes, 8, 1_000, 100 * k + i, part, careful)
-                    for i, (part, refs, sizes) in enumerate(parts)
-                ),
             )
+            took, found = summed(team, *jobs)
             seconds, right = seconds + took, right + found
         return seconds, right + sum(kernels.drain(heap, refs, sizes) for refs, sizes in own)
 
@@ -162,9 +160,8 @@ def mstress(heaps: list[Any], threads: int, scale: float) -> Work:
         for k in range(iterations):
             jobs = []
             for i in range(threads):
-                part = laps[i][k * (rows[i] // LAP + 1) :][: rows[i] // LAP + 1] if laps[i].size else NO_LAPS
-                arrays = (refs, sizes, transfer, data[i], kept[i])
-                jobs.append(partial(kernels.mstress, heap, allocs[i], first, *arrays, 43 * (k * threads + i + 1), part))
+                seed, part = 43 * (k * threads + i + 1), part_of(laps, i, k, rows[i])
+                jobs.append(partial(kernels.mstress, heap, allocs[i], first, refs, sizes, transfer, data[i], kept[i], seed, part))
                 first += rows[i]
             team = ring.Team(threads)
             try:
@@ -200,9 +197,9 @@ def sh8bench(heaps: list[Any], threads: int, scale: float) -> Work:
     def run(team: ring.Team, laps: Laps, careful: bool) -> Found:
         seconds = right = 0
         for k in range(handed):
-            parts = [laps[i][k * (n // LAP + 1) :][: n // LAP + 1] if laps[i].size else NO_LAPS for i in range(threads)]
             jobs = (
-                partial(kernels.windows, heap, n, *own[(i + k) % threads], 100 * k + i, parts[i], careful) for i in range(threads)
+                partial(kernels.windows, heap, n, *own[(i + k) % threads], 100 * k + i, part_of(laps, i, k, n), careful)
+                for i in range(threads)
             )
             took, found = summed(team, *jobs)
             seconds, right = seconds + took, right + found
@@ -396,7 +393,7 @@ def contender(kernel: Kernel, side: str, threads: int, sizes: Sizes) -> Case:
     return case
 
 
-def table(sizes: Sizes) -> Table:
+def beside_malloc(sizes: Sizes) -> Table:
     """Return all operations; "malloc" is whatever this process has under that name."""
     return {
         f"{name}, {threads} thread{'s' * (threads > 1)}": Row(
@@ -557,15 +554,3 @@ def mean_of(figures: list[dict[str, Any]]) -> dict[str, Any]:
         key: statistics.geometric_mean(f[key] for f in figures) for key in ("measured", "of_best", "of_rounds", "lower", "upper")
     }
     return figures[0] | of | {"met": of["measured"] >= figures[0]["target"]}
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_answer_is_right(operation: str, contender: str) -> None:
-    """Every free was accepted, every stamp was there, and nothing is left."""
-    measure.check_answer(table, operation, contender)
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_speed(benchmark: Any, operation: str, contender: str) -> None:
-    """Time of this process's malloc and of jitslab; for ratios, see run.py."""
-    measure.speed(benchmark, table, operation, contender)

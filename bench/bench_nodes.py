@@ -5,12 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import pytest
-
 import jitslab
-import loops
-import measure
-from bench_alloc import churn_of_cache, pair_of_cache
+from bench_alloc import churn, pair
 from measure import Row, Sizes, Table, ratio
 
 LIVE = 10_000
@@ -26,18 +22,6 @@ def table(sizes: Sizes) -> Table:
     }
     figures = (ratio("local", "one node", 1.03), ratio("four simulated nodes", "one node"))
     return {
-        "pair by policy": Row({k: partial(pair_of_cache, loops.pair, **v) for k, v in kinds.items()}, figures),
-        f"churn {LIVE:,} by policy": Row({k: partial(churn_of_cache, loops.churn, LIVE, **v) for k, v in kinds.items()}, figures),
+        "pair by policy": Row({k: partial(pair, "cache", **v) for k, v in kinds.items()}, figures),
+        f"churn {LIVE:,} by policy": Row({k: partial(churn, "cache", LIVE, **v) for k, v in kinds.items()}, figures),
     }
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_answer_is_right(operation: str, contender: str) -> None:
-    """Every contender does what the row says."""
-    measure.check_answer(table, operation, contender)
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_speed(benchmark: Any, operation: str, contender: str) -> None:
-    """Time of every contender; for ratios, see run.py."""
-    measure.speed(benchmark, table, operation, contender)

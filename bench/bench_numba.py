@@ -6,7 +6,6 @@ A row is one step in a structure's life; the steps before it are done before the
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 import subprocess
@@ -17,94 +16,73 @@ from collections.abc import Callable
 from functools import cache as cached
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 
 import measure
-import workload
+from loops.structures import Structure, life
 from measure import SMOKE, Case, Figure, Row, Sizes, Table, ratio, speed_ratio
 
 FLOOR = "arrays + free list"
-# Who builds each structure, and where; modules are imported when they are needed: jitclasses compile at that.
-CONTENDERS: dict[str, dict[str, tuple[str, str]]] = {
+# Who builds each structure: the module, and what its kernels are called if not as the steps.
+CONTENDERS: dict[str, dict[str, tuple[str, dict[str, str]]]] = {
     "linked list": {
-        FLOOR: ("on_arrays", "List"),
-        "cache": ("on_cache", "List"),
-        "cache, alloc()": ("on_cache", "ListByAlloc"),
-        "jitclass": ("on_objects", "List"),
+        FLOOR: ("on_arrays", {}),
+        "cache": ("on_cache", {}),
+        "cache, alloc()": ("on_cache", {"build": "build_by_alloc"}),
+        "jitclass": ("on_objects", {}),
     },
-    "binary tree": {
-        FLOOR: ("on_arrays", "Tree"),
-        "cache": ("on_cache", "Tree"),
-        "jitclass": ("on_objects", "Tree"),
-    },
+    "binary tree": {FLOOR: ("on_arrays", {}), "cache": ("on_cache", {}), "jitclass": ("on_objects", {})},
     "hash table": {
-        FLOOR: ("on_arrays", "HashTable"),
-        "cache": ("on_cache", "HashTable"),
-        "jitclass": ("on_objects", "HashTable"),
-        "typed.List": ("on_containers", "ListTable"),
-        "typed.Dict": ("on_containers", "DictTable"),
+        FLOOR: ("on_arrays", {}),
+        "cache": ("on_cache", {}),
+        "jitclass": ("on_objects", {}),
+        "typed.List": ("on_containers", {"table": "table_of_lists"}),
+        "typed.Dict": ("on_containers", {"table": "table_of_dict"}),
     },
     "order book": {
-        FLOOR: ("on_arrays", "Book"),
-        "cache": ("on_cache", "Book"),
-        "jitclass": ("on_objects", "Book"),
-        "typed.List + Dict": ("on_containers", "Book"),
+        FLOOR: ("on_arrays", {}),
+        "cache": ("on_cache", {}),
+        "jitclass": ("on_objects", {}),
+        "typed.List + Dict": ("on_containers", {}),
     },
     "particle bank": {
-        "dense array": ("on_arrays", "DenseBank"),
-        FLOOR: ("on_arrays", "Bank"),
-        "cache": ("on_cache", "Bank"),
-        "jitclass": ("on_objects", "Bank"),
-        "structref": ("on_objects", "StructrefBank"),
-        "typed.List": ("on_containers", "ListBank"),
-        "typed.Dict": ("on_containers", "DictBank"),
-        "np.empty(1)": ("on_containers", "ArrayBank"),
+        "dense array": ("on_arrays", {"bank": "dense_bank"}),
+        FLOOR: ("on_arrays", {}),
+        "cache": ("on_cache", {}),
+        "jitclass": ("on_objects", {}),
+        "structref": ("on_objects", {"bank": "bank_of_structref"}),
+        "typed.List": ("on_containers", {"bank": "bank_of_list"}),
+        "typed.Dict": ("on_containers", {"bank": "bank_of_dict"}),
+        "np.empty(1)": ("on_containers", {"bank": "bank_of_arrays"}),
     },
 }
 UNCHECKED = (FLOOR, "dense array")  # faster may be these, and only these
 
 
-def steps(structure: str, sizes: Sizes) -> dict[str, tuple[float, Any]]:
-    """Return operations and the right answer of each step of a structure's life, in order."""
-    if structure == "linked list":
-        n = sizes.nodes
-        return {"build": (n, True), "walk": (n, n * (n - 1) // 2), "drop": (n, n)}
-    if structure == "binary tree":
-        n, work = sizes.leaves, workload.leaves(sizes)
-        return {"insert": (n, True), "look": (n, work.looked_up), "walk": (n, work.walked), "delete": (n, True)}
-    if structure == "particle bank":
-        return {"run": (sizes.particles * workload.TURNS, workload.particles(sizes))}
-    return {"run": (sizes.messages, (workload.mix if structure == "hash table" else workload.messages)(sizes).answer)}
-
-
-def make(structure: str, contender: str, sizes: Sizes) -> Any:
-    """Return a contender's structure, empty."""
-    module, name = CONTENDERS[structure][contender]
-    return getattr(importlib.import_module(module), name)(sizes)
+def make(structure: str, contender: str, sizes: Sizes) -> Structure:
+    """Return a contender's structure, empty; its module is imported now: jitclasses compile at that."""
+    return Structure(structure, *CONTENDERS[structure][contender], sizes)
 
 
 def step_of(structure: str, contender: str, step: str, sizes: Sizes) -> Case:
     """One step; those before and after it are done, and right, but not timed."""
-    mine, known = make(structure, contender, sizes), steps(structure, sizes)
-    order = list(known)
+    mine = make(structure, contender, sizes)
+    order = list(mine.steps)
     at = order.index(step)
 
     def do(names: list[str]) -> None:
         for name in names:
-            answer = getattr(mine, name)()
-            if answer != known[name][1]:
+            answer = mine.run(name)
+            if not mine.is_right(name, answer):
                 raise measure.WrongAnswerError(f"{name} answered {answer!r}")
 
     def ready() -> None:
         do(order[:at])
         np.empty(8_000)  # glibc sorts now what another contender freed: else the next array of a kernel would pay for it
 
-    n, expected = known[step]
-    after = partial(do, order[at + 1 :])
-    return Case(getattr(mine, step), n, lambda answer: answer == expected and mine.is_clean(), ready, after, mine.close)
+    run, is_right, after = partial(mine.run, step), partial(mine.is_right, step), partial(do, order[at + 1 :])
+    return Case(run, mine.steps[step].ops, is_right, ready, after, mine.heap.close)
 
 
 # --- Until it runs first: a process of its own, this file as a script ---
@@ -120,7 +98,7 @@ def kept() -> tempfile.TemporaryDirectory[str]:
 
 def run_python(*arguments: str, directory: str) -> str:
     """Run Python with a disk cache; returns what it writes."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "NUMBA_CACHE_DIR": directory}
+    environment = os.environ | {"PYTHONPATH": measure.python_path(), "NUMBA_CACHE_DIR": directory}
     return subprocess.run([sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
@@ -144,12 +122,12 @@ def time_first_call(structure: str, contender: str) -> float:
     """Seconds until every step ran once, on a few records, when NumPy, Numba and the library are imported."""
     import jitslab  # noqa: F401  # its import is measured in bench_start
 
-    known = steps(structure, SMOKE)
+    life(structure, SMOKE)  # its input is made
     start = time.perf_counter()
     mine = make(structure, contender, SMOKE)
-    answers = {step: getattr(mine, step)() for step in known}
+    answers = {step: mine.run(step) for step in mine.steps}
     taken = time.perf_counter() - start
-    assert answers == {step: answer for step, (_, answer) in known.items()}
+    assert answers == {name: step.answer for name, step in mine.steps.items()}
     return taken
 
 
@@ -172,7 +150,7 @@ def table(sizes: Sizes) -> Table:
     seconds = 1.5 if sizes is measure.FULL else None
     for structure, contenders in CONTENDERS.items():
         figures = beside(list(contenders))
-        for step in steps(structure, sizes):
+        for step in life(structure, sizes):
             setups: dict[str, Callable[[Sizes], Case]] = {name: partial(step_of, structure, name, step) for name in contenders}
             rows[structure if step == "run" else f"{structure}, {step}"] = Row(setups, figures, seconds=seconds)
     return rows | first_runs(sizes)
@@ -194,18 +172,6 @@ def first_runs(sizes: Sizes) -> Table:
             setups = {name: partial(first_call, "linked list", name, before) for name in names}
             rows[f"linked list, first run, {text}"] = Row(setups, beside(names), unit="s", most=1)
     return rows
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_answer_is_right(operation: str, contender: str) -> None:
-    """Every contender does what the row says."""
-    measure.check_answer(table, operation, contender)
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_speed(benchmark: Any, operation: str, contender: str) -> None:
-    """Time of every contender; for ratios, see run.py."""
-    measure.speed(benchmark, table, operation, contender)
 
 
 if __name__ == "__main__":

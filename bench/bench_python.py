@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pytest
 
 import measure
 from jitslab import SlabAllocator, SlabCache
@@ -276,15 +275,3 @@ def table(sizes: Sizes) -> Table:
             (ratio("h in c", "number in known"),),
         ),
     }
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_answer_is_right(operation: str, contender: str) -> None:
-    """Every contender does what the row says."""
-    measure.check_answer(table, operation, contender)
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_speed(benchmark: Any, operation: str, contender: str) -> None:
-    """Time of every contender; for ratios, see run.py."""
-    measure.speed(benchmark, table, operation, contender)

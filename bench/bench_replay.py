@@ -9,17 +9,12 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pytest
 
 import measure
-import traces
 from bench_start import python
-from jitslab import replay, trace
+from jitslab import replay
 from measure import Case, Figure, Row, Sizes, Table
+from peers import traces
 
 SECONDS = 1.2  # of a row beside malloc: a pass takes some hundredths of one
 
@@ -73,29 +68,3 @@ def beside_malloc(sizes: Sizes) -> Table:
         for name, path in traces.paths(sizes.batch, sizes.least > 2).items()
         for threads in traces.threads_of(path)
     }
-
-
-def both(sizes: Sizes) -> Table:
-    """Return all operations."""
-    return table(sizes) | beside_malloc(sizes)
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(both))
-def test_answer_is_right(operation: str, contender: str) -> None:
-    """No record held anything but its own stamp."""
-    measure.check_answer(both, operation, contender)
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(both))
-def test_speed(benchmark: Any, operation: str, contender: str) -> None:
-    """Time of every contender; for ratios, see run.py."""
-    measure.speed(benchmark, both, operation, contender)
-
-
-def test_what_was_noted_of_malloc_becomes_a_trace(tmp_path: Path) -> None:
-    """An address that is used again is another object; what was there before, and events that never came, are none."""
-    notes = np.array([(16, 8, 0), (99, -1, 0), (32, 0, 1), (16, -1, 1), (16, 24, 0), (0, 0, 0)], traces.NOTED)
-    trace.save(tmp_path / "noted.npz", traces.of_notes(notes))
-    events = traces.load(str(tmp_path / "noted.npz")).events
-
-    assert events[["op", "obj", "size", "thread"]].tolist() == [(0, 0, 8, 0), (0, 1, 0, 1), (1, 0, 0, 1), (0, 2, 24, 0)]

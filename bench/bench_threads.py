@@ -11,14 +11,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pytest
 
-import floor
-import loops
 import measure
-import peer
-import ring
+from bench_peers import handed_over
 from jitslab import SlabCache
+from loops import cache, records, ring
+from loops.heaps import Heap
 from measure import RECORD, Case, Figure, Row, Sizes, Table, speed_ratio
 
 SPARE = 100
@@ -29,24 +27,19 @@ class Stacks:
     """A bare stack for each of two threads: what they share is the machine."""
 
     def __init__(self, sizes: Sizes, live: int) -> None:
-        self.sizes = sizes
-        order = sizes.rng().integers(0, max(live, 1), sizes.thread_ops)
-        self.own = [
-            (floor.bare_stack(live + SPARE), floor.record_array(live + SPARE), np.empty(live, np.int32)) for _ in range(2)
-        ]
-        self.order = order
-        for (stack, top), data, held in self.own:
-            floor.fill(held, stack, top, data)
+        self.sizes, self.order = sizes, sizes.rng().integers(0, max(live, 1), sizes.thread_ops)
+        self.own = [(Heap("stack", live + SPARE), np.empty(live, np.int32)) for _ in range(2)]
+        for heap, held in self.own:
+            records.fill(heap.loop, held)
 
     def pair(self, i: int) -> Job:
         """Return the private pairs of thread i."""
-        (stack, top), data, _ = self.own[i]
-        return lambda: floor.pair(self.sizes.thread_ops, stack, top, data) == 0
+        return lambda: records.pair(self.own[i][0].loop, self.sizes.thread_ops) == 0
 
     def churn(self, i: int) -> Job:
         """Return the private churn of thread i."""
-        (stack, top), data, held = self.own[i]
-        return lambda: floor.churn(held, stack, top, data, self.order) is None
+        heap, held = self.own[i]
+        return lambda: records.churn(heap.loop, held, self.order) is None
 
 
 class Shared:
@@ -72,25 +65,25 @@ class Shared:
 
     def pair(self, i: int) -> Job:
         """Return the private pairs of thread i."""
-        return lambda: loops.pair(self.sizes.thread_ops, self.cache) != 0 and self.cache.faults == 0
+        return lambda: records.pair(self.cache, self.sizes.thread_ops) != 0 and self.cache.faults == 0
 
     def churn(self, i: int) -> Job:
         """Return the private churn of thread i: the records are its own from the start."""
-        return lambda: loops.churn(self.held[i], self.cache, self.order) is None and self.cache.faults == 0
+        return lambda: records.churn(self.cache, self.held[i], self.order) is None and self.cache.faults == 0
 
     def fill(self, team: ring.Team) -> None:
         """Let each thread alloc its own records."""
-        team.run(*(partial(loops.fill, held, self.cache) for held in self.held))
+        team.run(*(partial(records.fill, self.cache, held) for held in self.held))
 
     def cross(self, team: ring.Team) -> None:
         """Let every record be freed by the other thread: handed over there, back, then in batches both ways at once."""
-        n, handles, cache = self.sizes.handed // 10, np.zeros(self.sizes.ring, np.int64), self.cache
+        n, refs = self.sizes.handed // 10, np.zeros(self.sizes.ring, np.int64)
         for swap in (False, True):
             positions = ring.new_positions()
-            jobs = (partial(ring.give, n, cache, handles, positions), partial(ring.take, n, cache, handles, positions))
+            jobs = [partial(loop, self.cache, n, refs, positions) for loop in (ring.send, ring.receive)]
             team.run(*(reversed(jobs) if swap else jobs))
-        team.run(*(partial(loops.alloc_each, moved, cache) for moved in self.moved))
-        team.run(*(partial(loops.free_each, moved, cache) for moved in reversed(self.moved)))
+        team.run(*(partial(cache.alloc_each, self.cache, moved) for moved in self.moved))
+        team.run(*(partial(records.free_each, self.cache, moved) for moved in reversed(self.moved)))
 
 
 def private(make: Any, loop: str, live: int, threads: int, sizes: Sizes) -> Case:
@@ -184,19 +177,7 @@ def table(sizes: Sizes) -> Table:
         "private pairs after cross-thread frees, same threads": crossed(True),
         "private pairs after cross-thread frees, new threads": crossed(False),
         "each record freed by the other thread": Row(
-            {"glibc malloc": peer.handed_over_by_malloc, "cache": peer.handed_over_by_cache},
+            {"glibc malloc": partial(handed_over, "malloc"), "cache": partial(handed_over, "cache")},
             (speed_ratio("cache", "glibc malloc", 1.0),),
         ),
     }
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_answer_is_right(operation: str, contender: str) -> None:
-    """Every contender does what the row says."""
-    measure.check_answer(table, operation, contender)
-
-
-@pytest.mark.parametrize(("operation", "contender"), measure.names(table))
-def test_speed(benchmark: Any, operation: str, contender: str) -> None:
-    """Time of every contender, the start of its threads counted in; for ratios, see run.py."""
-    measure.speed(benchmark, table, operation, contender)

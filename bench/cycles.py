@@ -24,23 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 import bench_alloc
-import floor
-import loops
 from measure import FULL, Case
 
 SYSCALL = {"x86_64": 298, "aarch64": 241}  # number of perf_event_open
 EVENTS = {"cycles": 0, "instructions": 1, "branch misses": 5}
 ENABLE, DISABLE, RESET = 0x2400, 0x2401, 0x2403
 NO_KERNEL = 1 << 5 | 1 << 6  # exclude_kernel, exclude_hv
-KERNELS = {
-    "pair": (("bare stack", floor.pair), ("generations", floor.pair_checked), ("cache", loops.pair), ("new()", loops.pair_new)),
-    "churn": (
-        ("bare stack", floor.churn),
-        ("generations", floor.churn_checked),
-        ("cache", loops.churn),
-        ("new()", loops.churn_new),
-    ),
-}
 TURNS = 1_000  # that llvm-mca simulates
 
 
@@ -120,14 +109,15 @@ def main() -> None:
     columns = ("loop", "contender", *(EVENTS if group else ("instructions", "cycles by llvm-mca")))
     for column in columns:
         table.add_column(column)
-    for operation, kernels in KERNELS.items():
-        for name, kernel in kernels:
+    for operation in rows:
+        for name, (_, pair, _, churn) in bench_alloc.WAYS.items():
+            kernel = {"pair": pair, "churn": churn}[operation]
             case = rows[operation].contenders[name](sizes)
             if group:
                 table.add_row(operation, name, *(f"{value:.2f}" for value in counted(group, case)))
             else:
                 case.run()
-                again = numba.njit(nogil=True)(kernel.py_func)
+                again = numba.njit(nogil=True, _nrt=False)(kernel.py_func)
                 again.compile(kernel.signatures[0])
                 body = hot_loop(again, kernel.signatures[0])
                 table.add_row(operation, name, str(len(body)), simulated(body))

@@ -1,8 +1,8 @@
 """
 How everything here is measured: contenders side by side in interleaved rounds, answers verified, minima compared.
 
-Below every other file of bench.  A table is ``{operation: Row}``, a row ``{contender: setup}``; the same table feeds a
-test of the answers (`check_answer`), pytest-benchmark (`speed`) and `run.py` (`measure`).
+Below every other file of bench.  A table is ``{operation: Row}``, a row ``{contender: setup}``; the same table feeds the tests
+of `conftest.py` (answers, and pytest-benchmark) and `run.py` (`measure`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 RECORD = np.dtype([("x", "i8"), ("pad", "u1", (56,))])  # 64 bytes: one line of the CPU's cache
 PAGE_RECORD = np.dtype([("x", "i8"), ("pad", "u1", (4088,))])  # 4,096 bytes: aliases without the odd-line stride
@@ -70,7 +70,11 @@ SMOKE = Sizes(
     calls=100, caches=20, leaves=500, messages=3_000, particles=300,
 )  # fmt: skip
 SIZES = {sizes.name: sizes for sizes in (FULL, QUICK, SMOKE)}
-UNDER_PYTEST = SIZES[os.environ.get("JITSLAB_BENCH", "quick")]
+
+
+def python_path() -> str:
+    """Return the PYTHONPATH of a process that imports files of bench: this folder before what it was."""
+    return os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 class SkippedError(Exception):
@@ -226,47 +230,3 @@ def measure(operation: str, row: Row, sizes: Sizes) -> Measured:
         for case in cases.values():
             case.close()
     return measured
-
-
-# --- Under pytest ---
-
-
-def names(table: Callable[[Sizes], Table]) -> list[Any]:
-    """All (operation, contender) of a table, as parameters of a test."""
-    return [
-        pytest.param(operation, contender, id=f"{operation}-{contender}".replace(" ", "_"))
-        for operation, row in table(UNDER_PYTEST).items()
-        for contender in row.contenders
-    ]
-
-
-def ready(table: Callable[[Sizes], Table], operation: str, contender: str) -> Case:
-    """Set a contender up, or skip its test by name."""
-    case = set_up(table(UNDER_PYTEST)[operation].contenders[contender], UNDER_PYTEST)
-    if isinstance(case, SkippedError):
-        pytest.skip(f"{contender}: {case}")
-    return case
-
-
-def check_answer(table: Callable[[Sizes], Table], operation: str, contender: str) -> None:
-    """Run a contender twice; `once` raises if an answer is wrong."""
-    case = ready(table, operation, contender)
-    try:
-        case.once()
-        case.once()
-    finally:
-        case.close()
-
-
-def speed(benchmark: Any, table: Callable[[Sizes], Table], operation: str, contender: str) -> None:
-    """Give a contender to pytest-benchmark."""
-    case = ready(table, operation, contender)
-    row = table(UNDER_PYTEST)[operation]
-    try:
-        case.once()  # compiles, touches memory, verifies
-        benchmark.group = operation
-        rounds = min(UNDER_PYTEST.least, row.most or UNDER_PYTEST.least)
-        benchmark.pedantic(case.run, setup=lambda: case.before() and None, teardown=lambda: case.after(), rounds=rounds)
-        benchmark.extra_info["operations a round"] = case.ops
-    finally:
-        case.close()

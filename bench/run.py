@@ -5,10 +5,11 @@ Run everything: ratios from interleaved rounds, beside the figures to reach.
     python bench/run.py --quick                  smaller sizes, below 2 minutes
     python bench/run.py --only alloc threads     some
     python bench/run.py --traces a.npz b.npz     and replay these traces, too
-    python bench/run.py --figures README.md      and write the figures between the markers of that file
-    python bench/run.py --from-results --figures README.md    the same from the results that are there, without measuring
+    python bench/run.py --figures README.md      and write the figures between the markers of that file, and the picture of all
+    python bench/run.py --report                 and write bench/results/FIGURES.md: every figure, with a chart for each suite
+    python bench/run.py --from-results --report  the same from the results that are there, without measuring
 
-Writes bench/results/<suite>.json, or <suite>-quick.json, and draws them (see charts.py).
+Writes bench/results/<suite>.json, or <suite>-quick.json.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import argparse
 import importlib
 import json
 import os
-import re
 import sys
 import time
 from pathlib import Path
@@ -27,16 +27,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-import allocators
-import charts
-import figures
-import hardware
-import peer
-import sections
-import traces
-from figures import RESULTS, TITLES, Content, number, shown, wanted
 from jitslab import SlabError
 from measure import FULL, QUICK, SMOKE, Sizes, SkippedError, measure
+from peers import allocators, process, traces
+from report import charts, figures, hardware, sections
+from report.figures import RESULTS, TITLES, Content, number, shown, wanted
 
 SUITES = (
     "alloc",
@@ -54,16 +49,7 @@ SUITES = (
     "containers",
     "kernels",
 )
-BESIDE_MALLOC = {
-    "peers": ("peer", "table"),
-    "replay": ("bench_replay", "beside_malloc"),
-    "kernels": ("bench_kernels", "rows"),
-}  # suites that are measured in a process for each C allocator: the module and its function
-IN_README = {
-    charts.SUMMARY: "How many times as fast as each alternative",
-    "peers": "Beside C allocators",
-    charts.MEMORY: "Memory over the events of traces",
-}  # charts, and what they show in words
+BESIDE_MALLOC = ("peers", "replay", "kernels")  # suites that are measured in a process for each C allocator
 
 
 def measured(suite: str, sizes: Sizes, console: Console) -> Content:
@@ -75,7 +61,7 @@ def measured(suite: str, sizes: Sizes, console: Console) -> Content:
     if suite in BESIDE_MALLOC:
         for allocator in allocators.ALLOCATORS:
             try:
-                rows = peer.run_with(allocator, sizes.name, *BESIDE_MALLOC[suite])
+                rows = process.run_with(allocator, sizes.name, f"bench_{suite}")
             except SkippedError as why:
                 console.print(f"{allocator} skipped: {why}")
                 content["skipped"][allocator] = str(why)
@@ -83,10 +69,8 @@ def measured(suite: str, sizes: Sizes, console: Console) -> Content:
             for row in rows:
                 content["rows"].append(row)
                 show(row, console)
-    if suite in ("peers", "kernels"):  # all of them are beside malloc
-        return content
     module = importlib.import_module(f"bench_{suite}")
-    for operation, row in module.table(sizes).items():
+    for operation, row in module.table(sizes).items() if hasattr(module, "table") else ():
         content["rows"].append(measure(operation, row, sizes).as_json())
         show(content["rows"][-1], console)
     if hasattr(module, "curves"):
@@ -111,10 +95,19 @@ def show(row: dict[str, Any], console: Console) -> None:
             console.print(f"  {text}{' of ' + found['lap'] if 'lap' in found else ''}, {unit}: {escape('; '.join(parts))}")
 
 
-def as_text(content: Content) -> str:
-    """Return results as JSON, lists of numbers on one line."""
-    text = json.dumps(content, indent=1)
-    return re.sub(r"\[[-\d.,\s]+\]", lambda found: re.sub(r"\s+", " ", found[0]), text) + "\n"
+def as_text(value: Any, indent: str = "\n") -> str:
+    """Return results as JSON: what holds no lists and dicts on one line, numbers to eight digits."""
+    if isinstance(value, float):
+        return json.dumps(float(f"{value:.8g}"))
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    texts = [as_text(one, indent + " ") for one in inner]
+    if isinstance(value, dict):
+        texts = [f"{json.dumps(key)}: {text}" for key, text in zip(value, texts, strict=True)]
+    elif not isinstance(value, list):
+        return json.dumps(value)
+    is_leaf = not any(isinstance(one, dict | list) for one in inner)
+    text = ", ".join(texts) if is_leaf else f"{indent} " + f",{indent} ".join(texts) + indent
+    return f"{{{text}}}" if isinstance(value, dict) else f"[{text}]"
 
 
 MARKS = {True: "[green]reached[/]", False: "[red]missed[/]", None: ""}
@@ -139,11 +132,10 @@ def tabulate(results: dict[str, Content], console: Console) -> None:
         console.print(table)
 
 
-def section(path: Path, results: dict[str, Content], drawn: dict[str, str], sizes: Sizes) -> str:
-    """Return the figures section of a markdown file, with the charts that are drawn."""
-    there = os.path.relpath(RESULTS, path.resolve().parent)
-    pictures = [(text, f"{there}/{drawn[name]}") for name, text in IN_README.items() if name in drawn]
-    return sections.section(results, command(sizes), pictures, f"{there}/{sections.FIGURES}")
+def section(path: Path, results: dict[str, Content], sizes: Sizes) -> str:
+    """Return the figures section of a markdown file."""
+    there = os.path.relpath(RESULTS.parent, path.resolve().parent)
+    return sections.section(results, command(sizes), f"{there}/{RESULTS.name}/{charts.SUMMARY}.svg", there)
 
 
 def command(sizes: Sizes) -> str:
@@ -151,14 +143,15 @@ def command(sizes: Sizes) -> str:
     return f"python bench/run.py{'' if sizes is FULL else f' --{sizes.name}'}"
 
 
-def write(path: Path | None, results: dict[str, Content], sizes: Sizes, console: Console) -> None:
-    """Draw the charts; write the file of all figures, and the section of a markdown file."""
-    drawn = charts.draw(results)
-    if path is None:
-        return
-    (RESULTS / sections.FIGURES).write_text(sections.everything(results, f"{command(sizes)} --figures {path.name}", drawn))
-    sections.replace_between(path, section(path, results, drawn, sizes))
-    console.print(f"figures written to {path.name} and {RESULTS.name}/{sections.FIGURES}")
+def write(path: Path | None, is_all: bool, results: dict[str, Content], sizes: Sizes, console: Console) -> None:
+    """Write the section of a markdown file, and its picture; and all figures, with all charts."""
+    drawn = charts.draw(results, is_all)
+    if is_all:
+        (RESULTS / sections.FIGURES).write_text(sections.everything(results, f"{command(sizes)} --report", drawn))
+        console.print(f"all figures written to {RESULTS.name}/{sections.FIGURES}")
+    if path is not None:
+        sections.replace_between(path, section(path, results, sizes))
+        console.print(f"figures written to {path.name}")
 
 
 def main() -> None:
@@ -169,6 +162,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SUITES, default=SUITES, help="which suites")
     parser.add_argument("--traces", nargs="+", type=Path, metavar="FILE", help="traces to replay besides the packaged one")
     parser.add_argument("--figures", type=Path, help="markdown file whose figures section is written anew")
+    parser.add_argument("--report", action="store_true", help="write all figures, with their charts")
     parser.add_argument("--from-results", action="store_true", help="measure nothing: from the results that are there")
     chosen = parser.parse_args()
     sizes = SMOKE if chosen.smoke else QUICK if chosen.quick else FULL
@@ -188,10 +182,11 @@ def main() -> None:
         if sizes is not SMOKE:
             RESULTS.mkdir(exist_ok=True)
             path = RESULTS / f"{suite}{'' if sizes is FULL else '-' + sizes.name}.json"
-            path.write_text(as_text(results[suite]))
+            path.write_text(as_text(results[suite]) + "\n")
     tabulate(figures.load(sizes.name) if chosen.from_results else results, console)
     if sizes is not SMOKE:
-        write(chosen.figures, figures.load(sizes.name), sizes, console)
+        if chosen.figures or chosen.report:
+            write(chosen.figures, chosen.report, figures.load(sizes.name), sizes, console)
         console.print(f"{time.perf_counter() - start:.0f} s; written to {RESULTS.name}/ of {Path(__file__).parent.name}/")
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import add_symbol, llvm_version_info
 from numba import from_dtype, types
 from numba.core import cgutils, sigutils
 from numba.core.ccallback import CFunc
@@ -23,6 +24,9 @@ from numba.extending import intrinsic as _intrinsic
 
 from ._disk import SOURCE_HASH, KernelCache, NamingCompiler
 from .layout import CONTROL, HEAP, HEAP_BYTES, HEAPS, PROCESS, RUN, SLAB, TAKEN, C, H
+
+if llvm_version_info[0] < 17:  # it restores a register over the result of a function with `preserve_mostcc`
+    raise ImportError(f"jitslab needs Numba 0.62 or later, got {numba.__version__}: its LLVM makes addresses of handles")
 
 int64: Any = np.int64  # in kernels: Numba's int64; Any, since a kernel's ints are Python's to a type checker
 F = TypeVar("F", bound=Callable[..., Any])
@@ -172,6 +176,15 @@ def literal_intrinsic(function: Callable[..., Any]) -> Intrinsic:
 
 
 # --- Addresses and pointers ---
+
+
+def name_object(name: str, obj: Any) -> None:
+    """Have machine code find an object, which is kept for good, by a name: with its address it could not be kept on disk."""
+    add_symbol(name, id(obj))
+    _named.append(obj)
+
+
+_named: list[Any] = []
 
 
 def _typed(builder: Any, value: Any, to: Any) -> Any:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from . import compiled, numa
 from .cache import CLOSED, SlabCache
-from .cast import as_count, as_integer, make_template
+from .cast import as_count, as_integer, make_template, shown
 from .errors import (
     ConflictError,
     ForeignHandleError,
@@ -26,7 +26,7 @@ from .errors import (
     OptionError,
     RecordTypeError,
 )
-from .layout import NULL, check_dtype
+from .layout import NULL, check_dtype, identity
 from .names import Names, check_name, naming
 from .ptr import SlabPtr, bind
 from .report import LiveCache, LiveReport, live_in, make_report
@@ -57,7 +57,7 @@ def check_options(options: dict[str, Any]) -> dict[str, Any]:
     numa.resolve(*((CACHE_OPTIONS | options)[name] for name in OF_MEMORY[:3]))
     init = options.get("init")
     if init is not None and not (isinstance(init, str) and init == "zero"):
-        raise LayoutError(f"init is None or 'zero' for the caches of all dtypes, got {init!r}")
+        raise LayoutError(f"init is None or 'zero' for the caches of all dtypes, got {shown(init)}")
     return dict(options)
 
 
@@ -118,7 +118,8 @@ class SlabAllocator(SizeClasses):
     -----
     A typed cache is made at the first use of its dtype.  Equal dtypes share one; NumPy's equality counts (names, formats,
     offsets, titles and size), and the metadata of the dtype and of its fields, so that one with links is another type.  A
-    declared class has a cache of its own; its records are also known by their dtype.
+    declared class has a cache of its own; its records are also known by their dtype.  An aligned dtype and a packed one that
+    are equal have a cache each, as compiled code tells them apart; so has one of `numpy.record`.  Their records are of one type.
 
     Safe from any number of threads.  After `fork` the child has an allocator of its own.  In compiled code use raw memory by the
     allocator itself, records by ``allocator.typed(dtype)``, which is a `SlabCache`.
@@ -286,19 +287,18 @@ class SlabAllocator(SizeClasses):
         return cache
 
     def _typed_now(self, dtype: np.dtype[Any], declared: type | None, live: int = NULL) -> SlabCache | None:
-        """Return the open cache of a type; of several the one in which a handle is live, or the first."""
-        found = None
-        for cache in self._typed.get(dtype, ()):
-            if (
-                marks(cache._dtype) == marks(dtype)
-                and (declared is None or self._own[cache].declared is declared)
-                and not cache._c[CLOSED]
-            ):
-                if live != NULL and live in cache:
-                    return cache
-                if found is None:
-                    found = cache
-        return found
+        """Return the open cache of a dtype as it is; for a handle, of all of its type the one in which it is live, or any."""
+        found = [
+            cache
+            for cache in self._typed.get(dtype, ())
+            if marks(cache._dtype) == marks(dtype)
+            and (declared is None or self._own[cache].declared is declared)
+            and not cache._c[CLOSED]
+        ]
+        if live != NULL and (owner := next((cache for cache in found if live in cache), None)) is not None:
+            return owner
+        exact = [cache for cache in found if identity(cache._dtype) == identity(dtype)]
+        return next(iter(exact if live == NULL else exact + found), None)
 
     def _make_typed(self, dtype: np.dtype[Any], declared: type | None, options: dict[str, Any]) -> SlabCache:
         """Make the cache of a type."""
@@ -331,7 +331,9 @@ class SlabAllocator(SizeClasses):
             if made is None:
                 raise ForeignHandleError(f"{ptr!r} is not of allocator {self._name!r}")
             if (of is not None and not is_same_type(of, cache._dtype)) or declared not in (None, made.declared):
-                raise RecordTypeError(f"{ptr!r} is a record {fields_of(cache._dtype)}, not {shown(of, declared, cache._dtype)}")
+                raise RecordTypeError(
+                    f"{ptr!r} is a record {fields_of(cache._dtype)}, not {shown_type(of, declared, cache._dtype)}"
+                )
             return cache
         number = as_integer(ptr)
         if of is None:
@@ -340,9 +342,9 @@ class SlabAllocator(SizeClasses):
         if found is None or number not in found:
             for cache in self._record_caches():
                 if number in cache:
-                    raise RecordTypeError(f"{number:#x} is of cache {cache.name!r}, not a typed {shown(of, declared)}")
+                    raise RecordTypeError(f"{number:#x} is of cache {cache.name!r}, not a typed {shown_type(of, declared)}")
             if found is None:
-                raise RecordTypeError(f"allocator {self._name!r} has no typed records {shown(of, declared)}")
+                raise RecordTypeError(f"allocator {self._name!r} has no typed records {shown_type(of, declared)}")
         return found
 
     # --- Dedicated caches, by name ---
@@ -535,7 +537,7 @@ def fields_of(dtype: np.dtype[Any]) -> str:
     return f"({', '.join(names[:SHOWN_FIELDS])}{', ...' if len(names) > SHOWN_FIELDS else ''})"
 
 
-def shown(dtype: np.dtype[Any] | None, declared: type | None, other: np.dtype[Any] | None = None) -> str:
+def shown_type(dtype: np.dtype[Any] | None, declared: type | None, other: np.dtype[Any] | None = None) -> str:
     """Show a type, and how it differs from one that is equal for NumPy."""
     if declared is not None:
         return declared.__name__

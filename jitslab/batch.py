@@ -24,10 +24,13 @@ from ._native import (
     inlined,
     int64,
     is_row,
+    is_run,
     kernel,
     likely,
     live_mask,
     load4,
+    load8,
+    load8_acquire,
     load8_relaxed,
     lowest_bit,
     make_row_live,
@@ -38,7 +41,9 @@ from ._native import (
     shift_right,
     store1,
     store4,
+    store8,
     store_row,
+    thread_pointer,
     u4_array,
     unlikely,
 )
@@ -58,10 +63,11 @@ from .heap import (
     next_slab,
     room_for,
 )
-from .layout import BLOCK, FREE, HOLD, MAGAZINE, NO_INIT, NULL, RUN, TAKEN, C
-from .recover import live_of_all, wake, wake_all
+from .layout import BACK_HEAP, BLOCK, FREE, FULL, HOLD, MAGAZINE, NO_INIT, NULL, OWN, PARTIALLY_USED, RUN, TAKEN, C
+from .recover import heap_row, live_of_all, next_heap, wake, wake_all
 from .slab import (
     ALL,
+    C_BITS,
     C_LIMIT,
     C_NODE_SHIFT,
     C_NODES,
@@ -86,8 +92,9 @@ from .slab import (
 AHEAD = 24  # handles that a batch of frees looks ahead, to have their generations at hand
 F_ALLOC_MANY, F_ALLOC_FEW, F_FREE_FEW = C["f_alloc_many"], C["f_alloc_few"], C["f_free_few"]
 F_FREE_MANY, F_GROW, F_RELEASE = C["f_free_many"], C["f_grow"], C["f_release"]
-F_REFILL, F_FLUSH = C["f_refill"], C["f_flush"]
+F_REFILL, F_FLUSH, F_NOTE = C["f_refill"], C["f_flush"], C["f_note"]
 C_RECORDS = C["records"]
+BLOCK_SHIFT = 6
 
 
 # --- Alloc ---
@@ -243,7 +250,8 @@ def alloc_few(c: int, heap: Heap, out: int, n: int) -> int:
     """`alloc_many` of compiled code: one slot, or rows of them, are taken in the caller's code, others by a call."""
     if n == 1:
         handle = alloc(heap)
-        i8_array(out)[0] = handle
+        if likely(handle != NULL):
+            i8_array(out)[0] = handle
         return int64(handle != NULL)
     h = heap_at(heap)
     top = int64(h.top)
@@ -284,9 +292,11 @@ def free_few(c: int, heap: Heap, hs: int, n: int) -> int:
 
 @Entry
 def alloc_by_heap(c: int, at: int, out: int, n: int, done: int) -> int:
-    """`alloc_many` of the thread whose heap this is, when `done` of the n were taken already."""
+    """`alloc_many` of the thread whose heap this is, when `done` of the n were taken already: of a magazine that held n."""
     h = heap_at(at)
     few = n - done < large_batch(heap_pointer(at))
+    if few and n - done > h.top and not can_have(c, at, n - done):
+        return int64(0)
     while few or n - done <= h.top:
         done += pop_run(heap_pointer(at), out + done * 8, n - done)
         if likely(done == n):
@@ -295,7 +305,7 @@ def alloc_by_heap(c: int, at: int, out: int, n: int, done: int) -> int:
             break
     if call_table(c, F_ALLOC_MANY, (out + done * 8, n - done)) == n - done:
         return n
-    call_table(c, F_FREE_MANY, (out, done, ZERO))
+    take_back(c, out, done)
     return int64(0)
 
 
@@ -359,6 +369,37 @@ def has_room(c: int, n: int) -> bool:
     return out + n <= control_at(c).capacity or live_of_all(c) + n <= control_at(c).capacity
 
 
+@kernel
+def can_have(c: int, at: int, n: int) -> bool:
+    """
+    Whether n more records are within the capacity, and their memory is granted.
+
+    So a batch is refused before anything is written to the caller's array, which keeps what it held.
+    """
+    control = control_at(c)
+    wake_all(c)
+    if control.closed != 0 or not has_room(c, n):
+        return False
+    return control.nodes > 1 or is_granted(c, n - heap_at(at).top)
+
+
+@kernel
+def is_granted(c: int, n: int) -> bool:
+    """Whether the slab layer has memory for n slots, made usable now if need be; with several array sets all of it always is."""
+    control = control_at(c)
+    slots = (control.n_slabs << control.shift) - control.out  # free or fresh in the slab layer
+    missing = n - slots - ((control.committed - control.n_slabs) << control.shift)
+    return missing <= 0 or call_table(c, F_GROW, (((missing - 1) >> control.shift) + 1,)) != 0
+
+
+@kernel
+def take_back(c: int, out: int, n: int) -> None:
+    """Free the n records of a batch that others left no room for; NULL stands where their handles were."""
+    call_table(c, F_FREE_MANY, (out, n, ZERO))
+    for i in range(n):
+        i8_array(out)[i] = NULL
+
+
 @Entry
 def alloc_many(c: int, out: int, n: int) -> int:
     """
@@ -370,9 +411,10 @@ def alloc_many(c: int, out: int, n: int) -> int:
     at = heap_address(heap)
     handles = i8_array(out)
     done = int64(0)
-    if n >= large_batch(heap):
-        if control_at(c).closed != 0 or not has_room(c, n):
-            return int64(0)
+    is_large = n >= large_batch(heap)
+    if (is_large or n > heap_at(at).top) and not can_have(c, at, n):
+        return int64(0)
+    if is_large:
         done = draw_many(follow(heap_at(heap).control, at), at, out, n)
     while done < n:  # a small batch, or what the slab layer did not have: the caller's magazine counts
         if control_at(c).init == NO_INIT:
@@ -381,7 +423,7 @@ def alloc_many(c: int, out: int, n: int) -> int:
                 break
         handle = alloc_any(c, heap)
         if handle == NULL:
-            call_table(c, F_FREE_MANY, (out, done, ZERO))
+            take_back(c, out, done)
             return int64(0)
         handles[done] = handle
         done += 1
@@ -505,17 +547,89 @@ def note_refused(refused: int, p: int) -> None:
 # --- Scans: what is live ---
 
 
+@Entry
+def note_live(c: int, out: int, end: int) -> int:
+    """
+    Note which slots below `end` a scan visits that starts now, if they are live at their turn: bit i of the array at `out`.
+
+    Those that are out of the slab layer and not in a magazine that the calling thread takes slots from.  So a record that it
+    allocates meanwhile is not visited, and of 64 slots one word is looked at, not their generations.
+    """
+    shift = control_at(c).shift
+    wake_all(c)
+    for node in range(frozen(c, C_NODES)):
+        home = set_at(c, node)
+        control = control_at(home)
+        if shift < BLOCK_SHIFT:
+            for base in range(control.first_slot, min(int64(control.limit), end), BLOCK):
+                store8(out, base >> BLOCK_SHIFT, live_mask(frozen(c, C_WORDS) + base * 4))
+        else:
+            for i in range(control.first_slab, min(int64(control.n_slabs), end >> shift)):
+                note_slab(home, i, out)
+    me = thread_pointer()
+    for node in range(frozen(c, C_NODES)):
+        home = set_at(c, node)
+        row = next_heap(home, ZERO)
+        while row >= 0:
+            at = heap_row(home, row)
+            if load8_acquire(at, 0) == me or row == OWN + BACK_HEAP:
+                note_magazine(at, out, end)
+            row = next_heap(home, row + 1)
+    return ZERO
+
+
 @kernel
-def mask_at(words: int, end: int, base: int) -> int:
-    """Return the mask of live slots of the block at `base`; 0 at the end."""
-    return live_mask(words + base * 4) if base < end else ZERO
+def note_slab(c: int, i: int, out: int) -> None:
+    """Note for `note_live` the slots of a slab that are out of the slab layer."""
+    slab, shift = slab_at(c, i), control_at(c).shift
+    state, fresh, slots = int64(slab.state), int64(slab.n_fresh), ONE << shift
+    oldest = (slab.colour + slots - fresh) & (slots - 1)  # the fresh slots start here, and wrap
+    first = i << shift >> BLOCK_SHIFT
+    for k in range(slots >> BLOCK_SHIFT):
+        mask = ZERO
+        if state == PARTIALLY_USED or state == FULL:
+            mask = ~load8(frozen(c, C_BITS), first + k)
+            if fresh > 0:
+                at = ((k << BLOCK_SHIFT) - oldest) & (slots - 1)  # of the block's first slot, counted from there
+                before_wrap = low_bits(slots - at)
+                mask &= ~(low_bits(fresh - at) & before_wrap | low_bits(slots - at + fresh) & ~before_wrap)
+        store8(out, first + k, mask)
+
+
+@kernel
+def note_magazine(at: int, out: int, end: int) -> None:
+    """Take the slots in a magazine out of what `note_live` notes."""
+    slots = at + MAGAZINE
+    j, n = int64(0), int64(heap_at(at).top)
+    while j < n:
+        slot = load4(slots, j)
+        mask, got = ONE << (slot & 63), ONE
+        if j + RUN <= n and is_run(slots + j * 4):
+            mask, got = int64(RUN_MASK) << (slot & 63 & -RUN), int64(RUN)
+        if slot < end:
+            store8(out, slot >> BLOCK_SHIFT, load8(out, slot >> BLOCK_SHIFT) & ~mask)
+        j += got
+
+
+@kernel
+def low_bits(n: int) -> int:
+    """Return a mask of the lowest n of 64 bits; of none where n is less than 0."""
+    return int64(ALL) if n >= BLOCK else (ONE << max(n, ZERO)) - 1
+
+
+@kernel
+def mask_at(words: int, noted: int, all_: int, end: int, base: int) -> int:
+    """Return the mask of the slots of the block at `base` that a scan visits and that are live; 0 at the end."""
+    return live_mask(words + base * 4) & load8(noted, base >> BLOCK_SHIFT & all_) if base < end else ZERO
 
 
 @inlined
-def next_live(c: int, words: int, end: int, base: int, mask: int, after: int, ahead: int) -> Any:
+def next_live(c: int, words: int, noted: int, all_: int, end: int, base: int, mask: int, after: int, ahead: int) -> Any:
     """
     Return (base, mask, after, ahead, handle, 1) of the next live record of a scan by blocks of 64; NULL and 0 at the end.
 
+    noted  int64   address of what `note_live` noted when the scan started
+    all_   int64   -1; or 0 if there was no memory for that: its first word then stands for all
     after  int64   mask of the block after `base`
     ahead  int64   the same without the slots whose records were asked for already
 
@@ -528,8 +642,8 @@ def next_live(c: int, words: int, end: int, base: int, mask: int, after: int, ah
                 return base, mask, after, ahead, int64(NULL), ZERO
             mask = after
             if unlikely(mask == 0):
-                base = skip_free(c, base)
-            after = mask_at(words, end, base + BLOCK)
+                base = skip(c, noted, all_, end, base)
+            after = mask_at(words, noted, all_, end, base + BLOCK)
             ahead = after
         slot = base + lowest_bit(mask)
         mask &= mask - 1
@@ -539,15 +653,26 @@ def next_live(c: int, words: int, end: int, base: int, mask: int, after: int, ah
 
 
 @inlined
-def next_record(c: int, words: int, end: int, base: int, mask: int, after: int, ahead: int, records: int, stride: int) -> Any:
+def next_record(
+    c: int, words: int, noted: int, all_: int, end: int, base: int, mask: int, after: int, ahead: int, records: int, stride: int
+) -> Any:
     """
     `next_live`, and one record of the block after asked for with each of this one.
 
     Without a branch, which the CPU would guess wrong once a block: of none ahead, a place is asked for that is not used.
     """
-    base, mask, after, ahead, handle, is_found = next_live(c, words, end, base, mask, after, ahead)
+    base, mask, after, ahead, handle, is_found = next_live(c, words, noted, all_, end, base, mask, after, ahead)
     prefetch_read(records + (base + BLOCK + lowest_bit(ahead)) * stride)
     return base, mask, after, ahead & (ahead - 1), handle, is_found
+
+
+@kernel
+def skip(c: int, noted: int, all_: int, end: int, base: int) -> int:
+    """Return the block before the next one in which a scan visits slots, if they are live; `base` has none."""
+    base = skip_free(c, base)
+    while base + BLOCK < end and load8(noted, (base >> BLOCK_SHIFT) + 1 & all_) == 0:
+        base += BLOCK
+    return base
 
 
 @kernel
@@ -562,13 +687,6 @@ def skip_free(c: int, base: int) -> int:
     if slots > BLOCK and base & (slots - 1) == 0 and slab_at(c, base >> control.shift).state == FREE:
         return base + slots - BLOCK
     return base
-
-
-@kernel
-def start_scan(c: int) -> Any:
-    """Return what a scan starts with: where it ends, addresses of generations and of records, mask of the first block."""
-    end, words = scan_end(c), frozen(c, C_WORDS)
-    return end, words, frozen(c, C_RECORDS), mask_at(words, end, ZERO)
 
 
 @kernel
@@ -592,16 +710,21 @@ def node_of(c: int, slot: int) -> int:
 def live_handles(c: int, out: int, most: int) -> int:
     """Write the handles of up to `most` live records to the int64 array at `out`, by slot; returns how many there are."""
     handles = i8_array(out)
-    n = int64(0)
-    end = scan_end(c)
-    words = frozen(c, C_WORDS)
-    first = mask_at(words, end, ZERO)
-    base, mask, after, ahead, handle, is_found = next_live(c, words, end, int64(-BLOCK), ZERO, first, first)
-    while is_found != 0:
-        if n < most:
-            handles[n] = handle
-        n += 1
-        base, mask, after, ahead, handle, is_found = next_live(c, words, end, base, mask, after, ahead)
+    words, end = u4_array(frozen(c, C_WORDS)), scan_end(c)
+    n, base = int64(0), int64(0)
+    while base < end:
+        mask = live_mask(frozen(c, C_WORDS) + base * 4)
+        if mask == 0:
+            base = skip_free(c, base)
+        while mask != 0:
+            slot = base + lowest_bit(mask)
+            mask &= mask - 1
+            word = int64(words[slot])
+            if word & 1 == 1:
+                if n < most:
+                    handles[n] = word >> 1 << 32 | slot
+                n += 1
+        base += BLOCK
     return n
 
 
@@ -661,13 +784,9 @@ def make_ready(c: int, n: int) -> int:
     wake_all(c)
     if live_of_all(c) + n > control.capacity:
         return int64(1)
-    if control.nodes > 1:
-        return int64(0)  # all of their memory is usable from the start
-    slots = (control.n_slabs << control.shift) - control.out  # free or fresh in the slab layer
-    missing = n - slots - ((control.committed - control.n_slabs) << control.shift)
-    if missing > 0 and call_table(c, F_GROW, (((missing - 1) >> control.shift) + 1,)) == 0:
-        return int64(2)
-    return int64(0)
+    if control.nodes > 1 or is_granted(c, n):
+        return int64(0)
+    return int64(2)
 
 
 @Entry

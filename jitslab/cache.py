@@ -1,7 +1,7 @@
 """
 `SlabCache`: the typed cache, from Python.
 
-Above `compiled`, `_methods` and `page`.  Every method here validates, calls a kernel, and raises what the kernel answered; no
+Above `compiled`, `cache_calls` and `page`.  Every method here validates, calls a kernel, and raises what the kernel answered; no
 algorithm.  `alloc` and `free` are replaced by C methods when the first cache is made.
 """
 
@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from . import _methods, _os, batch, layout, numa, recover, slab
+from . import _os, batch, cache_calls, guard_calls, guard_class, layout, numa, recover, slab
 from .block import Block, NewBlock
+from .blocktype import BlockHolder, bind, guard_class_of, hold, set_guard_class
 from .cast import as_count, as_handles, as_integer, check_out, make_template, shown
 from .compiled import CacheType, cache_type
 from .declare import declared_class
@@ -35,13 +36,14 @@ from .errors import (
     FaultError,
     ForeignHandleError,
     HandleError,
+    HandleTypeError,
     LawError,
     NullHandleError,
     SlabError,
     StaleHandleError,
 )
-from .guard import SlabObjectGuard, can_be_in_c, guard_class, wrap
-from .guard_many import SlabBatchGuard, batch_class, wrap_many
+from .guard import SlabObjectGuard
+from .guard_many import SlabBatchGuard, fill, new_batch
 from .heap import flush_own
 from .layout import NULL, C
 from .page import SlabNode, SlabObject, SlabPage, SlabPages, SlabState
@@ -71,19 +73,7 @@ NEVER = 1 << 62  # ticks: the end of an interval of the working set that does no
 REST_TRIES = 3  # a thread that was joined may still be giving its magazines back
 
 
-class _Base:
-    """The first slots of a cache: ndarray of the control block, class of guards and its table, where compiled code finds them."""
-
-    __slots__ = ("_control", "_guard_class", "_guard_table")
-
-
-_control_slot: Any = _Base.__dict__["_control"]
-_guard_slots: Any = _Base.__dict__["_guard_class"], _Base.__dict__["_guard_table"]
-for _name in _Base.__slots__:
-    delattr(_Base, _name)  # nothing but this module sets them, and only once for each cache
-
-
-class SlabCache(_Base, Generic[R]):
+class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPython
     """
     A typed cache: slots that each hold one record of `dtype`.
 
@@ -97,7 +87,7 @@ class SlabCache(_Base, Generic[R]):
         For messages and tables.
     dtype : numpy.dtype or class
         Record type: with named fields that do not overlap, without Python objects; or a class that `jitslab.record` made.
-        What Numba cannot type still works from Python.
+        Fields that Numba cannot type still work from Python.
     capacity : int, optional
         Records that can be live at once, 1 to 2**32; one thread gets exactly so many, several may get a few more.
         Without it the cache grows within an address range of min(64 GiB, 1/256 of the address space) of records, on each
@@ -147,8 +137,8 @@ class SlabCache(_Base, Generic[R]):
     >>> cache = jitslab.SlabCache("points", point, capacity=64, init="zero")
     >>> h = cache.alloc()
     >>> cache[h]["x"] = 3.0
-    >>> cache[h]
-    np.void((3.0, 0.0), dtype=[('x', '<f8'), ('y', '<f8')])
+    >>> cache[h].item()
+    (3.0, 0.0)
     >>> cache.free(h)
     >>> h in cache
     False
@@ -185,9 +175,9 @@ class SlabCache(_Base, Generic[R]):
         if hasattr(self, "_numba_type_"):
             raise SlabError(f"{self!r} is open already")
         if not isinstance(name, str) or not name:
-            raise CapacityError(f"a cache is named by a string that is not empty, got {name!r}")
+            raise CapacityError(f"a cache is named by a string that is not empty, got {shown(name)}")
         if not isinstance(keep_empty, bool):
-            raise CapacityError(f"keep_empty is True or False, got {keep_empty!r}")
+            raise CapacityError(f"keep_empty is True or False, got {shown(keep_empty)}")
         prepare()
         own = layout.check_dtype(dtype)
         block = NewBlock(
@@ -212,7 +202,7 @@ class SlabCache(_Base, Generic[R]):
         self._all, self._words = block.records, block.words
         self._columns: dict[tuple[str, ...], Any] = {}  # of sub-arrays, as guards ask for them
         self._c = block.control_words
-        _control_slot.__set__(self, block.control)
+        hold(self, block.address, block.control)
         # Last: who has it is open.
         sizes = block.geometry
         self._numba_type_: CacheType = cache_type(dtype, sizes.stride, int(block.control["init"][0]), sizes.nodes > 1)
@@ -299,7 +289,11 @@ class SlabCache(_Base, Generic[R]):
         except (TypeError, AttributeError, OverflowError, ValueError, IndexError):
             self._need_opened()
         self._need_open()
-        return False
+        try:
+            number = as_integer(handle)
+        except HandleTypeError:
+            return False
+        return number is not handle and number in self
 
     def record(self, handle: int) -> Any:
         """Return ``cache[handle]``: the name that compiled code uses where iterations of a `prange` share a record."""
@@ -368,18 +362,23 @@ class SlabCache(_Base, Generic[R]):
     def _allocate_slow(self) -> SlabObjectGuard[R]:
         """`allocate` where the C method did not succeed, or there is none yet."""
         self._need_open()
-        self._guards()
-        return SlabCache.adopt(self, self.alloc())
+        self.raise_faults()
+        is_first = guard_class_of(self) is None
+        cls = self._guards()
+        if guard_class.IN_C and is_first:
+            return SlabCache.allocate(self)  # in C from now on
+        guard = None if guard_class.IN_C else guard_class.new_guard(cls, self)
+        if guard is None or not fill(guard, 1):
+            self._raise_full(1)
+        return guard  # type: ignore[no-any-return]  # of a class that was made for the dtype
 
     def _guards(self) -> Any:
         """Return the class of this cache's guards, made for the dtype when it is first wanted."""
-        try:
-            return _guard_slots[0].__get__(self)
-        except AttributeError:
-            cls, table = guard_class(self._dtype, self._declared, can_be_in_c(SlabCache, *_guard_slots))
-            _guard_slots[1].__set__(self, table)  # first: who finds the class takes the table
-            _guard_slots[0].__set__(self, cls)
-            return cls
+        if guard_class_of(self) is None:
+            if guard_class.IN_C:
+                prepare_guards()
+            set_guard_class(self, guard_class.guard_class(self._dtype, self._declared))
+        return guard_class_of(self)
 
     def adopt(self, handle: int) -> SlabObjectGuard[R]:
         """
@@ -411,9 +410,9 @@ class SlabCache(_Base, Generic[R]):
         """`adopt` where the C method did not succeed, or there is none."""
         self._slot(handle)
         cls = self._guards()
-        if can_be_in_c(SlabCache, *_guard_slots):
+        if guard_class.IN_C:
             return SlabCache.adopt(self, as_integer(handle))  # a record that was freed meanwhile is refused above
-        return wrap(cls, self, as_integer(handle))  # type: ignore[no-any-return]  # a class that was made for the dtype
+        return guard_class.adopt(cls, self, as_integer(handle))  # type: ignore[no-any-return]  # likewise
 
     def allocate_many(self, n: int) -> SlabBatchGuard[R]:
         """
@@ -431,13 +430,19 @@ class SlabCache(_Base, Generic[R]):
         ...     with cache.allocate_many(3) as batch:
         ...         batch.x = [1.0, 2.0, 4.0]
         ...         batch.n = 7
-        ...         batch.x.sum(), batch.n.tolist()
+        ...         batch.x.sum().item(), batch.n.tolist()
         ...     len(cache)
-        (np.float64(7.0), [7, 7, 7])
+        (7.0, [7, 7, 7])
         0
         """
-        handles = self.alloc_many(n)
-        return wrap_many(batch_class(self._dtype, self._declared), self, handles)  # type: ignore[no-any-return]  # likewise
+        n = self._wanted(n)
+        try:
+            batch = new_batch(guard_class.batch_class(self._dtype, self._declared), self, n)
+        except MemoryError:
+            self._raise_full(n)
+        if not fill(batch, n):
+            self._raise_full(n)
+        return batch  # type: ignore[no-any-return]  # likewise
 
     # --- Many records ---
 
@@ -450,7 +455,7 @@ class SlabCache(_Base, Generic[R]):
         n : int
             How many, 0 or more.
         out : ndarray of int64, shape (n,), optional
-            Where the handles go.
+            Where the handles go; it keeps what it holds if there is no room.
 
         Returns
         -------
@@ -481,11 +486,7 @@ class SlabCache(_Base, Generic[R]):
         >>> float(total)
         499500.0
         """
-        self._need_open()
-        self.raise_faults()
-        n = as_count(n, "n")
-        if n > self._block.geometry.slots:
-            self._raise_full(n)
+        n = self._wanted(n)
         if out is None:
             try:
                 out = np.empty(n, np.int64)
@@ -496,6 +497,15 @@ class SlabCache(_Base, Generic[R]):
         if n > 0 and batch.alloc_many(self._address, out.ctypes.data, n) != n:
             self._raise_full(n)
         return out
+
+    def _wanted(self, n: int) -> int:
+        """Return how many slots are wanted, as an int; so many may be had."""
+        self._need_open()
+        self.raise_faults()
+        n = as_count(n, "n")
+        if n > self._block.geometry.slots:
+            self._raise_full(n)
+        return n
 
     def free_many(self, handles: npt.ArrayLike) -> None:
         """
@@ -513,7 +523,7 @@ class SlabCache(_Base, Generic[R]):
         refused = np.zeros(array.size, np.uint8)
         freed = batch.free_many(self._address, array.ctypes.data, array.size, refused.ctypes.data)
         if freed != array.size:
-            self._raise_refused(array, refused, f"; the other {freed} are freed")
+            self._raise_refused(handles, refused, f"; the other {freed} are freed")
 
     def slots(self, handles: npt.ArrayLike) -> Handles:
         """
@@ -528,7 +538,7 @@ class SlabCache(_Base, Generic[R]):
         array = as_handles(handles)
         refused = np.zeros(array.size, np.uint8)
         if batch.find_refused(self._address, array.ctypes.data, array.size, refused.ctypes.data):
-            self._raise_refused(array, refused, "")
+            self._raise_refused(handles, refused, "")
         return array & SLOT_MASK
 
     def gather(self, handles: npt.ArrayLike, out: Records | None = None) -> Records:
@@ -590,11 +600,25 @@ class SlabCache(_Base, Generic[R]):
         return count, out[:count]
 
     def __iter__(self) -> Iterator[int]:
-        """Iterate over the handles of the records live now; one that is freed meanwhile is passed over."""
-        return (handle for handle in self.live().tolist() if handle in self)
+        """
+        Iterate over the handles of the records that are live when the loop starts, by slot.
+
+        Each is visited once, none that is born meanwhile is.  One that was freed before its turn is passed over; if its
+        slot has another record by then, that one is visited.  Compiled code does the same.
+        """
+        return self._visit((self.live() & SLOT_MASK).tolist())
+
+    def _visit(self, slots: list[int]) -> Iterator[int]:
+        """Iterate over the handles of what is live in slots when their turn comes."""
+        for slot in slots:
+            word = self._words[slot]
+            if word & 1:
+                yield word >> 1 << 32 | slot
+            else:
+                self._need_open()
 
     def items(self) -> Iterator[tuple[int, Any]]:
-        """Iterate over (handle, record)."""
+        """Iterate over (handle, record), as over the handles."""
         return ((handle, self._all[handle & SLOT_MASK]) for handle in self)
 
     def __len__(self) -> int:
@@ -635,7 +659,7 @@ class SlabCache(_Base, Generic[R]):
             if mask.shape != live.shape:
                 raise ArrayError(f"the mask must have shape {live.shape}, as live() has, got {mask.shape}")
         else:
-            mask = np.isin(live & SLOT_MASK, self.slots(mask))
+            mask = np.isin(live & SLOT_MASK, self.slots(keep))
         gone = live[~mask]
         self.free_many(gone)
         return int(gone.size)
@@ -952,10 +976,13 @@ class SlabCache(_Base, Generic[R]):
             slot = handle & SLOT_MASK
             if self._words[slot] == handle >> 31 | 1:
                 return slot  # type: ignore[no-any-return]  # an integer
-        except (TypeError, AttributeError, OverflowError, ValueError, IndexError):  # NumPy's small integers, arrays
+        except (TypeError, AttributeError, OverflowError, ValueError, IndexError):
             self._need_opened()
         self._need_open()
-        raise self._refusal(as_integer(handle))
+        number = as_integer(handle)
+        if number in self:  # integers that `&` and `>>` do not take beside Python's: some of NumPy's, or with `__index__` alone
+            return number & SLOT_MASK
+        raise self._refusal(number)
 
     def _refusal(self, handle: int) -> HandleError:
         """Say why a handle is refused."""
@@ -976,12 +1003,13 @@ class SlabCache(_Base, Generic[R]):
         state = "is live again" if word & 1 else "is free"
         return StaleHandleError(f"slot {slot} of handle {handle:#x} {state} (handle cycle {cycle}, slot cycle {word >> 1})")
 
-    def _raise_refused(self, handles: Handles, refused: npt.NDArray[np.uint8], suffix: str) -> NoReturn:
+    def _raise_refused(self, handles: npt.ArrayLike, refused: npt.NDArray[np.uint8], suffix: str) -> NoReturn:
         """Raise for a batch with refused handles."""
         positions = np.flatnonzero(refused).tolist()
-        first = self._refusal(int(handles[positions[0]]))
+        given = handles if isinstance(handles, np.ndarray) else np.asarray(handles, object)  # as they are: some fit no int64
+        first = self._refusal(as_integer(given[positions[0]]))
         shown = ", ".join(map(str, positions[:8])) + (", ..." if len(positions) > 8 else "")
-        text = f"{len(positions)} of {handles.size} handles refused, at {shown}{suffix}; the first: {first}"
+        text = f"{len(positions)} of {refused.size} handles refused, at {shown}{suffix}; the first: {first}"
         raise type(first)(text, positions)
 
     def _raise_full(self, n: int) -> NoReturn:
@@ -992,6 +1020,9 @@ class SlabCache(_Base, Generic[R]):
         raise CacheFullError(
             f"the system gives cache {self._name!r} no memory for {n} records of {self._block.geometry.stride} bytes"
         )
+
+
+bind(CacheType, SlabCache, "SlabCache")
 
 
 class _Known(weakref.ref[SlabCache]):
@@ -1024,4 +1055,10 @@ def open_caches() -> list[tuple[int, SlabCache]]:
 @cached
 def prepare() -> None:
     """Compile the entry points and give `SlabCache` its C methods, before the first cache."""
-    _methods.install(SlabCache, _control_slot, "_control")
+    cache_calls.install(SlabCache)
+
+
+@cached
+def prepare_guards() -> None:
+    """Give `SlabCache` the C methods that make guards, before the first guard."""
+    guard_calls.install(SlabCache)

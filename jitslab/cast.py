@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import reprlib
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,26 @@ from . import layout
 from .errors import ArrayError, CapacityError, HandleTypeError, LayoutError
 
 Handles = npt.NDArray[np.int64]
+MOST_BITS = 2048  # of integers that are printed: 640 digits can be, whatever limit Python was given
+
+
+class _Short(reprlib.Repr):
+    """Python's, but for integers of thousands of digits: of these each version says something else, or fails."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Show an integer, or how long it is."""
+        return f"of {x.bit_length()} bits" if x.bit_length() > MOST_BITS else super().repr_int(x, level)
+
+
+_short = _Short()
 
 
 def shown(value: Any) -> str:
     """Return a repr, cut where it is long."""
     try:
-        return reprlib.repr(value)
-    except ValueError:  # Python refuses to print integers of thousands of digits
-        return f"of {value.bit_length()} bits" if isinstance(value, int) else "that cannot be shown"
+        return _short.repr(value)
+    except Exception:  # it knows types by their names: a user's own `array` or `deque` is none of Python's
+        return _short.repr_instance(value, 0)
 
 
 def make_template(init: Any, dtype: np.dtype[Any]) -> bytes | None:
@@ -33,14 +46,14 @@ def make_template(init: Any, dtype: np.dtype[Any]) -> bytes | None:
         return None
     if isinstance(init, str):
         if init != "zero":
-            raise LayoutError(f"init is None, 'zero' or a record, got {init!r}")
+            raise LayoutError(f"init is None, 'zero' or a record, got {shown(init)}")
         return bytes(dtype.itemsize)
     try:
         record = np.array(init, dtype)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise LayoutError(f"init is no record of {dtype}: {error}") from error
     if record.shape != () or (isinstance(init, (np.ndarray, np.void)) and init.dtype != dtype):
-        raise LayoutError(f"init must be one record of {dtype}, got {init!r}")
+        raise LayoutError(f"init must be one record of {dtype}, got {shown(init)}")
     return record.tobytes()
 
 
@@ -64,8 +77,12 @@ def as_count(n: Any, what: str, least: int = 0) -> int:
 
 
 def as_handles(handles: npt.ArrayLike) -> Handles:
-    """Return handles as a contiguous int64 array."""
+    """Return handles as a contiguous int64 array, with -1 for those that it cannot hold."""
     array = np.asarray(handles)
+    if array.ndim == 1 and (array.dtype.kind == "O" or (array.dtype.kind == "f" and isinstance(handles, (list, tuple)))):
+        with suppress(TypeError):  # of signed and unsigned integers together NumPy makes floats
+            numbers = [operator.index(handle) for handle in np.asarray(handles, object)]
+            array = np.array([number if 0 <= number < 1 << 63 else -1 for number in numbers], np.int64)
     if array.size and array.dtype.kind not in "iu":
         raise HandleTypeError(f"handles are integers, got an array of {array.dtype}")
     if array.ndim != 1:
@@ -75,8 +92,9 @@ def as_handles(handles: npt.ArrayLike) -> Handles:
 
 def check_out(out: Any, dtype: np.dtype[Any], n: int) -> None:
     """Raise unless `out` can take n values of `dtype`."""
-    if not isinstance(out, np.ndarray) or out.dtype != dtype or out.shape != (n,):
-        got = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+    is_array = issubclass(type(out), np.ndarray)  # a weak proxy says it is one, and does not keep it
+    if not is_array or out.dtype != dtype or out.shape != (n,):
+        got = f"{out.dtype} of shape {out.shape}" if is_array else type(out).__name__
         raise ArrayError(f"out must be an array of {dtype} and shape ({n},), got {got}")
     if not out.flags.writeable or not out.flags.c_contiguous or not out.dtype.isnative:
         raise ArrayError("out must be writable, contiguous and of native byte order")

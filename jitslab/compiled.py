@@ -20,56 +20,128 @@ import numba
 import numpy as np
 from numba import types
 from numba.core import cgutils
+from numba.core.datamodel import default_manager
 from numba.core.errors import NumbaTypeError
 from numba.core.imputils import RefType, iternext_impl, lower_builtin
-from numba.core.typing import templates
 from numba.extending import models, register_model
 
 from . import calls
 from ._disk import SOURCE_HASH
-from ._native import I64, HeapPointer, copy_bytes, frozen, kernel, load8_relaxed, slow, unlikely
-from .batch import alloc_few, free_few, next_live, next_record, scan_end, start_scan
+from ._native import I64, PTR, HeapPointer, copy_bytes, frozen, kernel, load8_relaxed, slow, unlikely
+from .batch import BLOCK_SHIFT, C_RECORDS, F_NOTE, alloc_few, free_few, mask_at, next_live, next_record, scan_end
 from .blocktype import register
 from .calls import Site
 from .heap import F_ADDRESS, H_RECORDS, SLOT_MASK, Heap, address, alloc, alloc_filled, free, free_near, is_live
-from .layout import BLOCK, LINE, NO_INIT, NULL, C
+from .layout import BLOCK, LINE, NO_INIT, NULL, C, identity
 
 F_ALLOC_MANY, F_FREE_MANY, F_LEN, F_CLEAR = (C[name] for name in ("f_alloc_many", "f_free_many", "f_len", "f_clear"))
-C_FAULTS, C_CAPACITY = C["faults"], C["capacity"]
+C_FAULTS, C_CAPACITY, C_WORDS = C["faults"], C["capacity"], C["words"]
 int64_pointer = types.EphemeralPointer(types.int64)
+STATE = ("base", "mask", "after", "ahead")  # what changes of an iterator, as `batch.next_live` says
+NEAR = 4096  # slots of a cache whose notes an iterator has room for itself: a slab of short records
+window = types.EphemeralArray(types.int64, NEAR // BLOCK)
 
 
-class CacheType(types.Type):  # type: ignore[misc]  # numba has no types
+class TypedFields(dict[str, Any]):
+    """The fields that Numba can type; the hidden ones, too, are said to be in it, so that Numba asks for their types."""
+
+    hidden: dict[str, str]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such a field."""
+        return super().__contains__(name) or name in self.hidden
+
+
+class PartialRecord(types.Record):  # type: ignore[misc]  # numba has no types
+    """The Numba type of a record of which Numba cannot type all fields: it has the others; `hidden` says why, by name."""
+
+    def __init__(self, of: np.dtype[Any], fields: list[Any], hidden: dict[str, str]) -> None:
+        self.of, self.hidden = of, hidden
+        super().__init__(fields, of.itemsize, of.isalignedstruct)
+        self.fields: TypedFields = TypedFields(self.fields)
+        self.fields.hidden = hidden
+        assert of.fields is not None
+        without = ",".join(f"{name}[{of.fields[name][0]};offset={of.fields[name][1]}]" for name in hidden)
+        types.Type.__init__(self, f"{self.name[:-1]};without {without})")
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """All fields: so a record that compiled code returns has them."""
+        return self.of
+
+    def typeof(self, key: str) -> Any:
+        """Return the type of a field."""
+        if key in self.hidden:
+            raise NumbaTypeError(f"jitslab: Numba cannot type field {key!r} of these records: {self.hidden[key]}")
+        return super().typeof(key)
+
+
+register_model(PartialRecord)(models.RecordModel)
+
+
+def typed(dtype: np.dtype[Any]) -> Any:
+    """Return the Numba type of a field or of a record; a str, the reason, if it cannot be typed, nor any field of it."""
+    if dtype.subdtype is not None:
+        base = typed(dtype.base)
+        if isinstance(base, str):
+            return base
+        return types.NestedArray(dtype=base, shape=dtype.shape) if hasattr(base, "bitwidth") else f"an array of {dtype.base}"
+    if dtype.fields is None or dtype.names is None:
+        if not dtype.isnative:  # of dates Numba does not look
+            return dtype.str
+        try:
+            found = numba.from_dtype(dtype)
+            default_manager.lookup(found)  # of float16 there is a type, and no values
+            return found
+        except Exception as error:  # numba raises what it likes for a dtype that it cannot type
+            return str(error).splitlines()[0] if str(error) else type(error).__name__
+    fields, hidden = [], {}
+    for name, (of, offset, *title) in dtype.fields.items():
+        found = typed(of)
+        if isinstance(found, str):
+            hidden[name] = found
+        else:
+            fields.append((name, {"type": found, "offset": offset, "title": title[0] if title else None}))
+    if not hidden:
+        return types.Record(fields, dtype.itemsize, dtype.isalignedstruct)
+    return PartialRecord(dtype, fields, hidden) if fields else next(iter(hidden.values()))
+
+
+class CacheType(types.IterableType):  # type: ignore[misc]  # numba has no types
     """
     Numba type of the caches of one dtype.
 
-    `record` is the Numba type of the records, or None if Numba cannot type them; `reason` says why.  The name is part of the
-    key of the user's own compile caches: it carries the hash of the package's sources.
+    `record` is the Numba type of the records, or None if Numba can type no field of them; `reason` says why.  The name is part of
+    the key of the user's own compile caches: it carries the hash of the package's sources.
     """
 
     def __init__(self, dtype: np.dtype[Any], stride: int, init: int, has_nodes: bool) -> None:
-        self.stride, self.init, self.has_nodes, self.itemsize, self.reason = stride, init, has_nodes, dtype.itemsize, ""
-        try:
-            self.record = numba.from_dtype(dtype)
-        except Exception as error:  # numba raises what it likes for a dtype that it cannot type
-            self.record, self.reason = None, str(error).splitlines()[0] if str(error) else type(error).__name__
+        self.stride, self.init, self.has_nodes, self.itemsize = stride, init, has_nodes, dtype.itemsize
+        found = typed(dtype)
+        self.record: Any = None if isinstance(found, str) else found
+        self.reason = found if isinstance(found, str) else ""
         key = self.record.name if self.record else f"{dtype!r} {dtype.itemsize}"
         short = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:12]
         super().__init__(f"jitslab.SlabCache[{SOURCE_HASH},{stride},{init},{'nodes,' if has_nodes else ''}{short}]")
 
+    @property
+    def iterator_type(self) -> CacheIterType:
+        """Type of an iterator over the handles: so Numba takes a cache wherever it takes something to iterate over."""
+        return CacheIterType(self, False)
 
-_types: dict[tuple[np.dtype[Any], int, int, bool], CacheType] = {}
+
+_types: dict[tuple[Any, ...], CacheType] = {}
 
 
 def cache_type(dtype: np.dtype[Any], stride: int, init: int, has_nodes: bool) -> CacheType:
     """Return the type of such caches; one object each."""
-    key = dtype, stride, init, has_nodes
+    key = dtype, identity(dtype), stride, init, has_nodes
     if key not in _types:
         _types[key] = CacheType(dtype, stride, init, has_nodes)
     return _types[key]
 
 
-register(CacheType, "SlabCache")
+register(CacheType)
 
 
 # --- What is refused ---
@@ -321,19 +393,49 @@ class CacheIterType(types.SimpleIteratorType):  # type: ignore[misc]  # numba ha
 
 @register_model(CacheIterType)
 class _CacheIterModel(models.StructModel):  # type: ignore[misc]  # numba has no types
+    """Which slots are to be visited stands in `window`; of a cache that is too large for it in memory of Numba's, at `far`."""
+
     def __init__(self, manager: Any, it: CacheIterType) -> None:
-        members = [(name, types.int64) for name in ("ptr", "words", "records", "end")]
-        members += [(name, int64_pointer) for name in ("base", "mask", "after", "ahead")]
+        members = [(name, types.int64) for name in ("ptr", "words", "records", "end", "far", "all")]
+        members += [("memory", types.MemInfoPointer(types.voidptr)), ("window", window)]
+        members += [(name, int64_pointer) for name in STATE]
         super().__init__(manager, it, members)
+
+    def as_return(self, builder: Any, value: Any) -> Any:
+        raise NumbaTypeError("jitslab: an iterator over a cache lives in the function that made it, and cannot be returned")
+
+
+def noted_by(site: Site, it: Any) -> Any:
+    """Address of what was noted when a scan started."""
+    near = site.builder.ptrtoint(it.window, I64)
+    return site.builder.select(site.builder.icmp_unsigned("==", it.far, I64(0)), near, it.far)
 
 
 def start(site: Site, iterator: CacheIterType, c: Any) -> Any:
-    """Start a scan of the live records."""
-    it = cgutils.create_struct_proxy(iterator)(site.context, site.builder)
+    """Start a scan of the records that are live now; if there is no memory to note them, of those live when it comes to them."""
+    context, builder = site.context, site.builder
+    it = cgutils.create_struct_proxy(iterator)(context, builder)
     it.ptr = c
-    it.end, it.words, it.records, first = cgutils.unpack_tuple(site.builder, site.call(start_scan, c))
-    for name, value in (("base", I64(-BLOCK)), ("mask", I64(0)), ("after", first), ("ahead", I64(0))):
-        setattr(it, name, cgutils.alloca_once_value(site.builder, value))
+    it.end, it.words, it.records = site.call(scan_end, c), site.frozen(c, C_WORDS), site.frozen(c, C_RECORDS)
+    it.window = cgutils.alloca_once(builder, I64, size=window.count)
+    is_small = builder.icmp_signed("<=", it.end, I64(NEAR))
+    memory, far = cgutils.alloca_once_value(builder, cgutils.get_null_value(PTR)), cgutils.alloca_once_value(builder, I64(0))
+    if context.enable_nrt:
+        with builder.if_then(builder.not_(is_small), likely=False):
+            size = builder.add(builder.lshr(it.end, I64(BLOCK_SHIFT - 3)), I64(8))
+            got = context.nrt.meminfo_alloc_unchecked(builder, size)
+            with builder.if_then(cgutils.is_not_null(builder, got)):
+                builder.store(got, memory)
+                builder.store(builder.ptrtoint(context.nrt.meminfo_data(builder, got), I64), far)
+    it.memory, it.far = builder.load(memory), builder.load(far)
+    can_note = builder.or_(is_small, builder.icmp_unsigned("!=", it.far, I64(0)))
+    it.all = builder.sext(can_note, I64)
+    builder.store(I64(-1), it.window)
+    noted = noted_by(site, it)
+    site.table(c, F_NOTE, noted, builder.and_(it.end, it.all))
+    first = site.call(mask_at, it.words, noted, it.all, it.end, I64(0))
+    for name, value in zip(STATE, (I64(-BLOCK), I64(0), first, I64(0)), strict=True):
+        setattr(it, name, cgutils.alloca_once_value(builder, value))
     return it._getvalue()
 
 
@@ -343,16 +445,6 @@ def SlabCache_items(cache: CacheType) -> Any:
     need_record(cache)
     iterator = CacheIterType(cache, True)
     return iterator, lambda site, c: start(site, iterator, c)
-
-
-@templates.infer
-class _CacheGetIter(templates.AbstractTemplate):  # type: ignore[misc]  # numba has no types
-    key = "getiter"
-
-    def generic(self, args: Any, kws: Any) -> Any:
-        if len(args) == 1 and isinstance(args[0], CacheType):
-            return templates.signature(CacheIterType(args[0], False), args[0])
-        return None
 
 
 @lower_builtin("getiter", CacheType)
@@ -368,8 +460,8 @@ def lower_iternext(context: Any, builder: Any, sig: Any, args: Any, result: Any)
     """Go on to the next live record."""
     typ, site = sig.args[0], Site(context, builder)
     it = cgutils.create_struct_proxy(typ)(context, builder, value=args[0])
-    state = it.base, it.mask, it.after, it.ahead
-    values = [it.ptr, it.words, it.end, *map(builder.load, state)]
+    state = [getattr(it, name) for name in STATE]
+    values = [it.ptr, it.words, noted_by(site, it), it.all, it.end, *map(builder.load, state)]
     if typ.with_records and typ.cache.stride >= LINE:
         found = site.call(next_record, *values, it.records, stride_of(typ.cache))
     else:  # the CPU sees short records coming: asking for them takes longer
@@ -399,8 +491,9 @@ def warm() -> None:
         (address, (heap, i, i)),
         (alloc_address, (heap, i)),
         (is_live, (heap, i)),
-        (next_live, (i,) * 7),
-        (start_scan, (i,)),
+        (next_live, (i,) * 9),
+        (scan_end, (i,)),
+        (mask_at, (i,) * 5),
     ):
         dispatcher: Any = kernel_
         dispatcher.compile(arguments)

@@ -19,8 +19,10 @@ from typing import Annotated, Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from .cast import shown
 from .errors import LayoutError
 from .guard import Fields, SlabObjectGuard, SlabRecordView, has_own
+from .guard_class import PythonGuard, PythonView
 from .layout import check_dtype
 
 T = TypeVar("T")
@@ -34,6 +36,9 @@ NEVER_CALLED = {
     "__hash__",
     "__getattribute__",
     "__delattr__",
+    "__getattr__",
+    "__setattr__",
+    "__del__",
 }  # guards are equal to themselves only
 EVERY_CLASS = {"__module__", "__doc__", "__slots__", "__weakref__", "__dict__", "__annotations__", "__orig_bases__"}
 EVERY_CLASS |= {"__parameters__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__"}
@@ -72,8 +77,8 @@ def link(cache: str) -> np.dtype[np.int64]:
     Notes
     -----
     The name is metadata of the dtype: arrays, copies, other byte orders, selections of fields and pickles keep it.  `numpy.save`
-    drops it with a warning, `numpy.dtype.descr` writes it in a form that NumPy does not read, and two dtypes that differ only
-    in it are equal.  Numba sees a plain int64.
+    drops it with a warning, and NumPy before 2.1 does not load what it wrote; `numpy.dtype.descr` writes it in a form that NumPy
+    does not read, and two dtypes that differ only in it are equal.  Numba sees a plain int64.
 
     Examples
     --------
@@ -85,7 +90,7 @@ def link(cache: str) -> np.dtype[np.int64]:
     {('next',): 'nodes'}
     """
     if not isinstance(cache, str) or not cache:
-        raise LayoutError(f"a link names a cache by a string that is not empty, got {cache!r}")
+        raise LayoutError(f"a link names a cache by a string that is not empty, got {shown(cache)}")
     return np.dtype(np.int64, metadata={LINK: cache})
 
 
@@ -314,8 +319,8 @@ def _remade(cls: type[T], dtype: np.dtype[Any], nested: dict[str, Any]) -> type[
     namespace |= {"__slots__": (), "__new__": _refuse, "dtype": dtype, "__jitslab_nested__": nested}
     try:
         made = types.new_class(cls.__name__, cls.__bases__, {"metaclass": type(cls)}, lambda names: names.update(namespace))
-        for guard in (SlabObjectGuard, SlabRecordView):
-            types.new_class(cls.__name__, (guard, made), {}, lambda names: names.update(__slots__=()))
+        for guard in ((PythonGuard, SlabObjectGuard), (PythonView, SlabRecordView)):
+            types.new_class(cls.__name__, (*guard, made), {}, lambda names: names.update(__slots__=()))
     except TypeError as error:  # slots in a base, a base that is a number, a metaclass
         raise LayoutError(f"guards cannot inherit from {cls.__name__}: {error}") from error
     abstract = getattr(made, "__abstractmethods__", ())

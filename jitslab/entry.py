@@ -26,4 +26,5 @@ TABLE: dict[str, Entry] = {
     "f_free_few": batch.free_by_heap,
     "f_len": recover.count_live,
     "f_clear": batch.clear,
+    "f_note": batch.note_live,
 }

@@ -28,11 +28,14 @@ Every class is a `SlabError` and also the builtin that a user would expect::
     │   ├── FieldTypeError(TypeError)            a value of another kind
     │   └── FieldRangeError(OverflowError, ValueError)  a value that the field cannot hold
     ├── RecordTypeError(SlabError, TypeError)    a handle used as that of another dtype, or of none
+    ├── CacheTypeError(SlabError, TypeError)     no cache or allocator, though it answers as one does
     ├── OptionError(SlabError, TypeError)        an option that does not exist
     ├── ConflictError(SlabError, ValueError)     made already, with other options
     ├── DuplicateNameError(SlabError, ValueError)  the name is taken
     ├── UnknownNameError(SlabError, KeyError)    no open cache or allocator has that name
     └── TraceError(SlabError, ValueError)        a file that is no trace, or one not supported
+
+All of them can be pickled and copied: every parameter but the message has a default, and what it sets is an attribute.
 """
 
 from __future__ import annotations
@@ -55,7 +58,7 @@ class HandleError(SlabError, LookupError):
         For a batch: where in the array the refused handles stood.
     """
 
-    def __init__(self, message: str, positions: Sequence[int] = ()) -> None:
+    def __init__(self, message: str = "", positions: Sequence[int] = ()) -> None:
         super().__init__(message)
         self.positions = tuple(positions)
 
@@ -136,7 +139,7 @@ class LawError(SlabError, RuntimeError):
         Index of the slab where it is broken, or -1 when it is one of the whole cache.
     """
 
-    def __init__(self, message: str, law: int, slab: int) -> None:
+    def __init__(self, message: str = "", law: int = 0, slab: int = -1) -> None:
         super().__init__(message)
         self.law = law
         self.slab = slab
@@ -154,7 +157,7 @@ class FaultError(SlabError, RuntimeError):
         The handle of the first one.
     """
 
-    def __init__(self, message: str, count: int, first: int) -> None:
+    def __init__(self, message: str = "", count: int = 0, first: int = 0) -> None:
         super().__init__(message)
         self.count = count
         self.first = first
@@ -175,7 +178,7 @@ class FieldError(SlabError):
 class FieldNameError(FieldError, AttributeError, KeyError):
     """The record has no field of this name; the message names those that are near, found when it is shown."""
 
-    def __init__(self, message: str, wanted: str = "", fields: Sequence[str] = ()) -> None:
+    def __init__(self, message: str = "", wanted: str = "", fields: Sequence[str] = ()) -> None:
         super().__init__(message)
         self._wanted, self._fields = wanted, tuple(fields)
 
@@ -198,6 +201,10 @@ class FieldRangeError(FieldError, OverflowError, ValueError):
 
 class RecordTypeError(SlabError, TypeError):
     """A handle is used as that of another dtype than its record's, or without saying which."""
+
+
+class CacheTypeError(SlabError, TypeError):
+    """An object, such as a weak proxy, answers as a cache or an allocator does, and is none: compiled code cannot take it."""
 
 
 class OptionError(SlabError, TypeError):

@@ -1,30 +1,26 @@
 """
 `SlabObjectGuard`: the owner of one record, with its fields as attributes.
 
-Above `_fields` and `fit`, below `cache`.  Each dtype has a class of guards, made once: a field is an attribute of it, in C where
-`_fields` can make it so, else a `FieldAttribute`.  The methods here whose names end in ``_slow``, and `_read` and `_write`, are
-what the C methods call where they do not do it themselves.
+Above `guard_calls` and `fit`, below `guard_class`, which makes a class of guards for each dtype.  The C methods of that class do
+what takes a few steps, and call the methods here for all else: `_read` and `_write`, `_not_freed` and `_never_freed`,
+`_need_live` and `_refuse_enter`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import reprlib
 import sys
-import types
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache as cached
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn
 
 import numpy as np
 
-from . import _fields
-from ._methods import slot_offset
 from .cast import shown
 from .errors import CopyError, FieldNameError, FieldTypeError, GuardError, HandleError, StaleHandleError
 from .fit import pack
+from .guard_calls import RELEASED, write_one
 from .process import this_process
 
 if TYPE_CHECKING:
@@ -52,27 +48,7 @@ class Field:
     path: tuple[str, ...]
     dtype: np.dtype[Any]
     offset: int
-    view: type[SlabRecordView] | None
-
-
-class FieldAttribute:
-    """A field as an attribute, where it cannot be made in C."""
-
-    def __init__(self, name: str, doc: str) -> None:
-        self.name = name
-        self.__doc__ = doc
-
-    def __get__(self, owner: Any, cls: type) -> Any:
-        """Read the field."""
-        return self if owner is None else owner._read(self.name)
-
-    def __set__(self, owner: Any, value: Any) -> None:
-        """Write the field."""
-        owner._write(self.name, value)
-
-    def __delete__(self, owner: Any) -> None:
-        """Refuse."""
-        owner._delete(self.name)
+    view: Any  # None of what is no nested record
 
 
 class Fields:
@@ -80,7 +56,7 @@ class Fields:
 
     __slots__ = ()
     _fields: ClassVar[dict[str, Field]] = {}
-    _readers: ClassVar[dict[str, Any]] = {}  # of those that are attributes in C
+    _readers: ClassVar[dict[str, Any]] = {}  # of fields in C: of those, too, whose names are the guard's own
     _writers: ClassVar[dict[str, Any]] = {}
     __class__: Any = property(type)  # read-only: with another dtype's class, the fields would lie elsewhere
 
@@ -102,26 +78,9 @@ class Fields:
         try:
             write = self._writers[name]
         except (KeyError, TypeError):
-            write = None
-        if write is None:
             self._write(name, value)
-        else:
-            write(self, value)
-
-    def __getattr__(self, name: str) -> Any:
-        """Say that there is no such field; of a property that fails, say what it says."""
-        if has_own(type(self), name):
-            return object.__getattribute__(self, name)
-        return self._no_attribute(name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Assign a field; there are no other attributes."""
-        try:
-            object.__setattr__(self, name, value)
-        except FieldNameError:
-            raise
-        except AttributeError:
-            self._no_attribute(name)
+            return
+        write(self, value)
 
     def _no_attribute(self, name: str) -> NoReturn:
         """Raise for an attribute that is no field."""
@@ -149,7 +108,7 @@ class Fields:
         value = self._column(name)[slot]
         if isinstance(value, np.ndarray):
             return value  # by reference
-        value = value if isinstance(value, NUMPY_OWN) else value.item()
+        value = as_python(value)
         self._live_slot()  # still: so what was read is this record's
         return value
 
@@ -164,7 +123,7 @@ class Fields:
         self._live_slot()
         handle = self._owned()
         data = pack(value, field.dtype, name)  # runs others' Python, and may take its time
-        if not _fields.write_one(self._of_cache()._address, handle, field.offset, data.nbytes, id(data)):
+        if not write_one(self._of_cache()._address, handle, field.offset, data.nbytes, id(data)):
             self._live_slot()  # raises
 
     def _column(self, name: str) -> Any:
@@ -202,12 +161,6 @@ class Fields:
         """List the fields, for completion of ``guard["``."""
         return list(self._fields)
 
-    def _shown(self) -> str:
-        """Return the fields for a repr, cut where they are long."""
-        names = list(self._fields)
-        shown = [f"{name}={_shown_value(self._read(name))}" for name in names[:SHOWN_FIELDS]]
-        return ", ".join(shown + ["..."] * (len(names) > SHOWN_FIELDS))
-
     def __copy__(self) -> NoReturn:
         """Refuse: a record has one owner."""
         raise CopyError(f"{type(self).__name__} cannot be copied: a record has one owner; copy guard.record")
@@ -228,11 +181,25 @@ def is_plain_number(value: Any, kind: str) -> bool:
     return kind == "f" and isinstance(value, (np.float64, np.float32))
 
 
+def shown_record(record: Any) -> str:
+    """Return the fields of a record for a repr, cut where they are long."""
+    names = list(record.dtype.names)
+    shown = [f"{name}={_shown_value(record[name])}" for name in names[:SHOWN_FIELDS]]
+    return ", ".join(shown + ["..."] * (len(names) > SHOWN_FIELDS))
+
+
 def _shown_value(value: Any) -> str:
     """Return a field's value, short."""
     if isinstance(value, np.ndarray):
         return f"<{value.dtype.base if value.dtype.names is None else 'records'} {'x'.join(map(str, value.shape))}>"
-    return f"({value._shown()})" if isinstance(value, Fields) else _short.repr(value)
+    if value.dtype.names is not None:
+        return f"({shown_record(value)})"
+    return _short.repr(as_python(value))
+
+
+def as_python(value: Any) -> Any:
+    """Return Python's own value of a NumPy scalar, where there is one."""
+    return value if isinstance(value, NUMPY_OWN) else value.item()
 
 
 def epoch() -> int:
@@ -240,7 +207,7 @@ def epoch() -> int:
     return int(this_process().block["epoch"][0])
 
 
-class SlabObjectGuard(Fields, _fields.Memory, Generic[R]):  # type: ignore[misc]  # made by CPython
+class SlabObjectGuard(Fields, Generic[R]):
     """
     The owner of one record: its fields are attributes, and leaving the `with` block frees it.
 
@@ -256,7 +223,8 @@ class SlabObjectGuard(Fields, _fields.Memory, Generic[R]):  # type: ignore[misc]
     ClosedError
         By every access after the cache is closed.
     FieldNameError
-        For a field that the record does not have; the message names those that are near.
+        For a field that the record does not have, by an assignment and by ``guard["name"]``; the message names those that are
+        near.  Reading such an attribute raises CPython's own AttributeError, which proposes near names when it is shown.
     FieldTypeError, FieldRangeError, ArrayError
         By an assignment of another kind, out of range, or of another shape; nothing is written.
     CopyError
@@ -264,13 +232,14 @@ class SlabObjectGuard(Fields, _fields.Memory, Generic[R]):  # type: ignore[misc]
 
     Notes
     -----
-    A number takes some 20 ns to read or write.  Any thread may use it and free it; of two that free it at once one
+    A number takes some 30 ns to read or write.  Any thread may use it and free it; of two that free it at once one
     gets the error.  In a child of `fork` it reads the child's copy; leaving the block and being collected do nothing there.
     Collected without having been freed, it frees its record with a `ResourceWarning`.  Views that were handed out keep the
     cache's memory mapped, and show whatever the slot holds next.  Equal to nothing but itself.
 
     The guard class of a dtype is kept for good, some 15 KB of it.  A guard that dies in one cycle with its cache, which is then
-    closed, gives no warning; one that is collected at the recursion limit may leave its record live.
+    closed, gives no warning.  Whatever exception comes when a guard ends, its record is freed: also by Ctrl-C, at the recursion
+    limit and without memory.
 
     Examples
     --------
@@ -295,11 +264,12 @@ class SlabObjectGuard(Fields, _fields.Memory, Generic[R]):  # type: ignore[misc]
     >>> cache.close()
     """
 
-    __slots__ = ("__weakref__", "_cache", "_entered", "_epoch", "_handle")
+    __slots__ = ()
+    # Its class has these: in C as data of the object, in Python as slots or properties.
     _cache: SlabCache[R]
-    _entered: Any  # True in a with block; "released" after `release`
     _epoch: int  # forks that led to the process that made it
-    _handle: int  # absent once it owns no record any more
+    _handle: int  # 0 once it owns no record any more
+    _state: int  # of GUARD_STATES
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Refuse: a guard is made by a cache."""
@@ -313,7 +283,9 @@ class SlabObjectGuard(Fields, _fields.Memory, Generic[R]):  # type: ignore[misc]
     @property
     def handle(self) -> int:
         """Handle of the record: what links hold."""
-        return self._handle_slow()
+        handle = self._owned()
+        self._cache._slot(handle)
+        return handle
 
     @property
     def record(self) -> Any:
@@ -331,7 +303,7 @@ class SlabObjectGuard(Fields, _fields.Memory, Generic[R]):  # type: ignore[misc]
         ClosedError
             After the cache was closed.
         """
-        self._free_slow()
+        raise NotImplementedError
 
     def release(self) -> int:
         """
@@ -347,28 +319,21 @@ class SlabObjectGuard(Fields, _fields.Memory, Generic[R]):  # type: ignore[misc]
         StaleHandleError
             If the guard owns no record any more.
         """
-        self._cache._slot(self._owned())
-        handle = self._take()
-        _slots["_entered"].__set__(self, "released")
-        return handle
+        raise NotImplementedError
 
     def __enter__(self) -> R:
         """Return the guard; leaving the block frees the record, also by an exception."""
-        return self._enter_slow()  # type: ignore[no-any-return]  # itself, which has the fields of R
+        raise NotImplementedError
 
     def __exit__(self, *args: Any) -> None:
         """Free the record, unless it was freed or released in the block."""
-        self._exit_slow(args[0])
-
-    def __del__(self) -> None:
-        """Free the record as a last resort."""
-        self._collected()
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         """Say the cache and the fields, cut where they are long."""
         head = f"<{type(self).__name__} of {self._cache.name!r}"
         try:
-            return f"{head}: {self._shown()}>"
+            return f"{head}: {shown_record(self.record)}>"
         except HandleError:
             return f"{head}: {self._gone()}>"
         except ValueError:
@@ -378,72 +343,43 @@ class SlabObjectGuard(Fields, _fields.Memory, Generic[R]):  # type: ignore[misc]
 
     def _gone(self) -> str:
         """Say why the guard owns no record."""
-        if hasattr(self, "_handle"):
+        if self._handle:
             return "freed by another"
-        return "released" if getattr(self, "_entered", None) == "released" else "freed"
+        return "released" if self._state == RELEASED else "freed"
 
     def _owned(self) -> int:
         """Return the handle, live or not, if the guard has not given it up."""
-        try:
-            return self._handle
-        except AttributeError:
+        handle = self._handle
+        if handle == 0:
             self._cache._need_open()
-            raise StaleHandleError(f"this guard of cache {self._cache.name!r} has no record any more: {self._gone()}") from None
-
-    def _take(self) -> int:
-        """Return the handle, to one caller only."""
-        handle = self._owned()
-        if not self._forget():
-            self._owned()
+            raise StaleHandleError(f"this guard of cache {self._cache.name!r} has no record any more: {self._gone()}")
         return handle
-
-    def _forget(self) -> bool:
-        """Give the handle up; False if there is none: of two threads one finds nothing."""
-        try:
-            _slots["_handle"].__delete__(self)
-        except AttributeError:
-            return False
-        return True
 
     def _live_slot(self) -> int:
         return self._cache._slot(self._owned())
 
+    _need_live = _live_slot
+
     def _of_cache(self) -> Any:
         return self._cache
 
-    def _handle_slow(self) -> int:
-        handle = self._owned()
-        self._cache._slot(handle)
-        return handle
+    def _refuse_enter(self) -> NoReturn:
+        """Say why the guard cannot be entered."""
+        self._need_live()
+        raise GuardError("this guard is in a with block already")
 
-    def _enter_slow(self) -> Any:
-        self._cache._slot(self._owned())
-        if getattr(self, "_entered", None) is True:
-            raise GuardError("this guard is in a with block already")
-        _slots["_entered"].__set__(self, True)
-        return self
+    def _not_freed(self, handle: int) -> None:
+        """Say why a record could not be freed that the guard owned until now; 0: it owned none."""
+        self._cache.free(handle or self._owned())
 
-    def _exit_slow(self, kind: Any) -> None:
-        if self._epoch != epoch() or not hasattr(self, "_handle") or self._cache.closed:
+    def _never_freed(self, held: bytes | None = None, is_finalizing: Any = sys.is_finalizing) -> None:
+        """Say that the record was left to the collector, which has freed it; `held` is what was in it."""
+        cache = self._cache
+        if is_finalizing() or not hasattr(cache, "_numba_type_"):  # the collector is taking the cache apart
             return
-        try:
-            self._free_slow()
-        except HandleError:  # freed by another: said, but not in the place of what ended the block
-            if kind is None:
-                raise
-
-    def _free_slow(self) -> None:
-        self._cache.free(self._take())
-
-    def _collected(self, is_finalizing: Any = sys.is_finalizing) -> None:
-        handle = getattr(self, "_handle", None)
-        if is_finalizing() or handle is None or self._epoch != epoch() or self._cache.closed or handle not in self._cache:
-            return
-        try:
-            warnings.warn(f"never freed: {self!r}", ResourceWarning, stacklevel=2, source=self)
-        finally:
-            with contextlib.suppress(StaleHandleError):  # another thread called `__del__`, too, and was first
-                self._free_slow()
+        shown = "" if held is None else shown_record(np.frombuffer(held, cache.dtype)[0])
+        text = f"never freed: <{type(self).__name__} of {cache.name!r}: {shown}>"
+        warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
 
 class SlabRecordView(Fields):
@@ -457,20 +393,13 @@ class SlabRecordView(Fields):
     >>> with jitslab.SlabCache("doc-view", dtype, capacity=10, init="zero") as cache, cache.allocate() as it:
     ...     at = it.at
     ...     at.x = 1.5
-    ...     it.record["at"]["x"], at
-    (np.float64(1.5), <SlabRecordView .at: x=1.5, y=0.0>)
+    ...     it.record["at"].item(), at
+    ((1.5, 0.0), <SlabRecordView .at: x=1.5, y=0.0>)
     """
 
-    __slots__ = ("_guard",)
-    _guard: SlabObjectGuard[Any]
+    __slots__ = ()
+    _guard: SlabObjectGuard[Any]  # likewise
     _path: ClassVar[tuple[str, ...]] = ()
-
-    @classmethod
-    def _of(cls, owner: Any) -> SlabRecordView:
-        """Return the view of a guard, or of a view."""
-        view = object.__new__(cls)
-        _view_slot.__set__(view, owner._guard if isinstance(owner, SlabRecordView) else owner)
-        return view
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Refuse: a view is made by reading a guard's field."""
@@ -497,131 +426,13 @@ class SlabRecordView(Fields):
         """Say the path and the fields."""
         head = f"<{type(self).__name__} .{'.'.join(self._path)}"
         try:
-            return f"{head}: {self._shown()}>"
+            return f"{head}: {shown_record(self.record)}>"
         except HandleError:
             return f"{head}: {self._guard._gone()}>"
         except ValueError:
             return f"{head}: its cache is closed>"
 
 
-# --- What only this module sets ---
-
-# The C methods trust what is in these slots: so they are read-only properties to everybody else.
-_slots: dict[str, Any] = {name: SlabObjectGuard.__dict__[name] for name in _fields.GUARD_SLOTS}
-_view_slot: Any = SlabRecordView.__dict__["_guard"]
-
-
-def _seal() -> None:
-    """Make the slots read-only."""
-    for name, slot in _slots.items():
-        setattr(SlabObjectGuard, name, property(slot.__get__))
-    setattr(SlabRecordView, "_guard", property(_view_slot.__get__))  # noqa: B010  # to mypy it stays what it reads
-
-
-# --- A class for each dtype ---
-
-_classes: dict[tuple[Any, ...], tuple[Any, Any]] = {}
-
-
-@cached
-def can_be_in_c(cache: type, class_slot: Any, table_slot: Any) -> bool:
-    """Give guards and the class of caches their C methods, before the first guard; whether that could be done."""
-    can = _can_install and slot_offset(class_slot, "_guard_class") == _fields.GUARD_CLASS
-    can &= slot_offset(table_slot, "_guard_table") == _fields.GUARD_TABLE
-    if can:
-        _fields.install_guard(SlabObjectGuard)
-        _fields.install_cache(cache)
-    return can
-
-
-def guard_class(dtype: np.dtype[Any], declared: Any, in_c: bool) -> tuple[Any, Any]:
-    """Return the class of the guards of a dtype, or of a declared class, and its table: made once."""
-    key = dtype, declared, in_c
-    if key not in _classes:  # of two threads, both take what the first one made
-        _fields.write_one.compile()  # now: when the interpreter ends, it cannot be done any more
-        _classes.setdefault(key, make_class(SlabObjectGuard, dtype, declared, (), 0, in_c))
-    return _classes[key]
-
-
-def make_class(base: type, dtype: np.dtype[Any], declared: Any, path: tuple[str, ...], start: int, in_c: bool) -> tuple[Any, Any]:
-    """
-    Make a class whose fields are attributes; returns it and, of guards in C, the table of its fields.
-
-    Parameters
-    ----------
-    base : type
-        `SlabObjectGuard` or `SlabRecordView`.
-    dtype : numpy.dtype
-        Of its record.
-    declared
-        The class that declares the record, whose methods it gets; or None.
-    path, start
-        Where a nested record lies: names, and bytes from the start of the guard's record.
-    in_c : bool
-        Whether its attributes are made in C.
-    """
-    bases = (base,) if declared is None else (base, declared)
-    name = base.__name__ if declared is None else declared.__name__
-    namespace = {"__slots__": (), "__doc__": (declared or base).__doc__, "__module__": (declared or base).__module__}
-    cls: Any = types.new_class(name, bases, {}, lambda names: names.update(namespace))
-    nested = {} if declared is None else declared.__jitslab_nested__
-    fields = {}
-    for field_name in dtype.names or ():
-        assert dtype.fields is not None
-        of, offset = dtype.fields[field_name][:2]
-        view = None
-        if of.names is not None:
-            view, _ = make_class(SlabRecordView, of, nested.get(field_name), (*path, field_name), start + offset, in_c)
-        fields[field_name] = Field(field_name, (*path, field_name), of, start + offset, view)
-    cls._fields, cls._path, cls._readers, cls._writers = fields, path, {}, {}
-    rows = {}
-    for field in fields.values():
-        if is_free(base, field.name):
-            doc = f"field {field.name!r}: {field.dtype}"
-            if in_c:
-                kind = kind_of(field)
-                row = _fields.install_field(cls, field.name, kind, field.offset, base is SlabRecordView, field.view, doc)
-                if kind != _fields.SLOW:
-                    rows[field.name] = row
-                attribute = vars(cls)[field.name]
-                cls._readers[field.name], cls._writers[field.name] = attribute.__get__, attribute.__set__
-            else:
-                setattr(cls, field.name, FieldAttribute(field.name, doc))
-    if in_c:
-        if base is SlabObjectGuard:
-            _fields.install_field(cls, "handle", _fields.OWN_HANDLE, 0, False, None, base.handle.__doc__ or "")
-            return cls, _fields.install_guards(cls, rows)
-        _fields.install_view(cls)
-    return cls, None
-
-
-def kind_of(field: Field) -> int:
-    """Return how C reads and writes a field."""
-    if field.view is not None:
-        return _fields.VIEW
-    is_plain = field.dtype.isnative and field.dtype.subdtype is None
-    return _fields.KINDS.get(field.dtype.str[1:], _fields.SLOW) if is_plain else _fields.SLOW
-
-
 def has_own(cls: type, name: str) -> bool:
     """Whether objects of a class have an attribute by way of it; `hasattr` would answer for the class's own, too, as `mro`."""
     return any(name in vars(base) for base in cls.__mro__)
-
-
-def is_free(base: type, name: str) -> bool:
-    """Whether a field of that name can be an attribute: it hides nothing of the guard itself."""
-    is_special = name.startswith("__") and name.endswith("__")
-    return not is_special and name.isprintable() and not has_own(base, name)  # no NULs, no halves of characters
-
-
-def wrap(cls: Any, cache: Any, handle: int) -> Any:
-    """Return the guard that owns a live record from now on, where it is not made in C."""
-    guard = object.__new__(cls)
-    _slots["_cache"].__set__(guard, cache)
-    _slots["_epoch"].__set__(guard, epoch())
-    _slots["_handle"].__set__(guard, handle)
-    return guard
-
-
-_can_install = _fields.can_install(SlabObjectGuard, SlabRecordView)
-_seal()

@@ -1,27 +1,27 @@
 """
-`SlabBatchGuard`: the owner of many records, with each field as an array.
+`SlabBatchGuard`: the owner of many records, with each field as an array; and the life that it shares with guards made in Python.
 
-Above `guard`, below `cache`.  Reading a field gathers it into a copy, assigning scatters what was assigned; every access
-compares the generations of all records.
+Above `guard`, below `guard_class`.  Handles lie in an array that has an `Owner` from the first moment on, before there are any:
+it frees what is left of them when it ends, with no Python run.  Reading a field gathers it into a copy, assigning scatters what
+was assigned; every access compares the generations of all records.
 """
 
 from __future__ import annotations
 
 import operator
 import sys
-import types
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from ._fields import write_many, write_one
 from .cast import as_handles
 from .errors import FieldNameError, GuardError, HandleError, StaleHandleError
 from .fit import pack
-from .guard import Field, FieldAttribute, Fields, epoch, is_free
+from .guard import Fields, epoch, has_own
+from .guard_calls import ENTERED, NEW, NOTHING, RELEASED, alloc_owned, free_owned, owner_maker, take_owned, write_many, write_one
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -37,14 +37,174 @@ else:
 Handles = npt.NDArray[np.int64]
 
 
-class SlabBatchGuard(Fields, Generic[R]):
+class OwnerBase:
+    """What an `Owner` calls; the rest of it is made by `guard_calls`."""
+
+    __slots__ = ()
+    cache: Any
+    epoch: int  # forks that led to the process that made it
+    words: Handles  # how many handles it owns, or NOTHING; then they
+    address: int  # of the words
+
+    def _never_freed(self, n: int, is_finalizing: Any = sys.is_finalizing) -> None:
+        """Say that n records were left to the collector, which has freed them."""
+        if not is_finalizing() and hasattr(self.cache, "_numba_type_"):  # else the collector is taking the cache apart
+            text = f"never freed: {n} records of a batch of cache {self.cache.name!r}"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
+
+
+def new_owner(cache: Any, n: int) -> Any:
+    """Return an Owner of n records of a cache, that it has none of yet."""
+    words = np.empty(n + 1, np.int64)
+    words[0] = NOTHING
+    return owner_maker(OwnerBase)(cache, words)
+
+
+class FieldAttribute:
+    """A field as an attribute, where it is not made in C."""
+
+    def __init__(self, name: str, doc: str) -> None:
+        self.name = name
+        self.__doc__ = doc
+
+    def __get__(self, owner: Any, cls: type) -> Any:
+        """Read the field."""
+        return self if owner is None else owner._read(self.name)
+
+    def __set__(self, owner: Any, value: Any) -> None:
+        """Write the field."""
+        owner._write(self.name, value)
+
+    def __delete__(self, owner: Any) -> None:
+        """Refuse."""
+        owner._delete(self.name)
+
+
+class PythonFields(Fields):
+    """What has fields that are not made in C."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        """Say that there is no such field; of a property that fails, say what it says."""
+        if has_own(type(self), name):
+            return object.__getattribute__(self, name)
+        return self._no_attribute(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assign a field; there are no other attributes."""
+        if name in INTERNALS:
+            self._no_attribute(name)
+        try:
+            object.__setattr__(self, name, value)
+        except FieldNameError:
+            raise
+        except AttributeError:
+            self._no_attribute(name)
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse."""
+        (self._delete if name in self._fields else self._no_attribute)(name)
+
+
+INTERNALS = ("_owner", "_state", "_guard")  # slots that are set once, by `object.__setattr__`
+
+
+class Owning(PythonFields):
+    """The life of what owns records by an `Owner`: a batch, or a guard that is not made in C."""
+
+    __slots__ = ()
+    _owner: Any
+    _state: int  # of GUARD_STATES
+    _cache: Any = property(lambda self: self._owner.cache)
+
+    def free(self) -> None:
+        """Free what is owned."""
+        self._cache._need_open()
+        own, owner = self._owned(), self._owner
+        refused = np.zeros(owner.words.size - 1, np.uint8)
+        freed = free_owned(self._cache._address, owner.address, refused.ctypes.data)  # takes and frees: no line in between
+        if freed == NOTHING:
+            self._owned()  # raises: another thread was first
+        if freed != refused.size:
+            self._refused(own, refused)
+
+    def _give_away(self) -> Any:
+        """Give the ownership away, to one caller only; returns what was owned."""
+        own = self._need_live()
+        object.__setattr__(self, "_state", RELEASED)
+        return own if take_owned(self._owner.address) != NOTHING else self._owned()
+
+    def __enter__(self) -> Any:
+        """Return the guard; leaving the block frees what is owned, also by an exception."""
+        self._need_live()
+        if self._state == ENTERED:
+            raise GuardError("this guard is in a with block already")
+        object.__setattr__(self, "_state", ENTERED)
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        """Free what is owned, unless that, or a release, was done in the block."""
+        if self._owner.epoch != epoch() or self._owner.words[0] == NOTHING or self._cache.closed:
+            return
+        try:
+            self.free()
+        except HandleError:  # some freed by another: said, but not in the place of what ended the block
+            if args[0] is None:
+                raise
+
+    def _need_live(self) -> Any:
+        """Return what is owned, all of it live."""
+        raise NotImplementedError
+
+    def _refused(self, own: Any, refused: npt.NDArray[np.uint8]) -> NoReturn:
+        """Say that some of what was owned was freed by another."""
+        raise NotImplementedError
+
+
+class FieldCopy(np.ndarray[Any, Any]):
+    """
+    A field of a batch as a copy that cannot be written to, so that no write is lost.
+
+    ``batch.x += 1`` is to write the records, so it makes a new array here, which is assigned then.  What is computed from it, and
+    what is unpickled, is a plain array.
+    """
+
+    __slots__ = ()
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = True) -> Any:
+        """Return a result as NumPy returns those of plain arrays."""
+        plain = np.asarray(array)
+        return plain[()] if plain.ndim == 0 and return_scalar else plain
+
+    def __reduce__(self) -> Any:
+        """Be pickled as a plain array."""
+        return np.asarray(self).__reduce__()
+
+    def __repr__(self) -> str:
+        """Show it as a plain array."""
+        return repr(np.asarray(self))
+
+
+def _out_of_place(name: str) -> Any:
+    """Return the operator of that name, as in "add", for ``copy += other``."""
+    in_place, plain = getattr(np.ndarray, f"__i{name}__"), getattr(np.ndarray, f"__{name}__")
+    return lambda self, other: (in_place if self.flags.writeable else plain)(self, other)
+
+
+for _name in ["add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "and", "xor", "or"]:
+    if hasattr(np.ndarray, f"__i{_name}__"):
+        setattr(FieldCopy, f"__i{_name}__", _out_of_place(_name))
+
+
+class SlabBatchGuard(Owning, Generic[R]):
     """
     The owner of many records of one cache: a field is an array, leaving the `with` block frees all.
 
     Made by `SlabCache.allocate_many`.  ``batch.x`` is a copy of the field of all records, shape (n, ...), which cannot be
     written to, so that no write is lost; ``batch.x = values`` writes it, checked as the field of a single guard is, and
-    broadcast.  ``batch[i]`` is record i by reference, as ``cache[handle]`` is; ``cache.records[batch.slots]`` gives
-    vectorised access to whole records.
+    broadcast; ``batch.x += 1`` reads, computes as NumPy does, and writes.  ``batch[i]`` is record i by reference, as
+    ``cache[handle]`` is; ``cache.records[batch.slots]`` gives vectorised access to whole records.
 
     Raises
     ------
@@ -63,19 +223,16 @@ class SlabBatchGuard(Fields, Generic[R]):
     >>> with jitslab.SlabCache("doc-many", np.dtype([("x", "f8"), ("at", "f4", (2,))]), capacity=100) as cache:
     ...     with cache.allocate_many(4) as batch:
     ...         batch.x = np.arange(4)
-    ...         batch.x = batch.x * 10
+    ...         batch.x *= 10
     ...         batch.at = [0.5, 1.5]
-    ...         batch[2]["x"], batch.at.shape, len(batch)
+    ...         batch[2]["x"].item(), batch.at.shape, len(batch)
     ...     len(cache)
-    (np.float64(20.0), (4, 2), 4)
+    (20.0, (4, 2), 4)
     0
     """
 
-    __slots__ = ("__weakref__", "_cache", "_entered", "_epoch", "_own")
+    __slots__ = ("__weakref__", "_owner", "_state")
     _cache: SlabCache[R]
-    _entered: Any  # True in a with block; "released" after `release`
-    _epoch: int  # forks that led to the process that made it
-    _own: Handles  # absent once it owns no records any more
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Refuse: a guard is made by a cache."""
@@ -89,9 +246,7 @@ class SlabBatchGuard(Fields, Generic[R]):
     @property
     def handles(self) -> Handles:
         """Handles of the records, int64 of shape (n,), not to be written to."""
-        own = self._owned()
-        self._cache.slots(own)
-        return own
+        return self._need_live()
 
     @property
     def slots(self) -> Handles:
@@ -116,7 +271,7 @@ class SlabBatchGuard(Fields, Generic[R]):
         ClosedError
             After the cache was closed.
         """
-        self._cache.free_many(self._take())
+        super().free()
 
     def release(self) -> Handles:
         """
@@ -127,9 +282,8 @@ class SlabBatchGuard(Fields, Generic[R]):
         ndarray of int64, shape (n,)
             The handles; whoever has them frees them.
         """
-        self._cache.slots(self._owned())
-        handles = self._take().copy()
-        self._entered = "released"
+        handles: Handles = self._need_live().copy()
+        self._give_away()
         return handles
 
     def __len__(self) -> int:
@@ -165,33 +319,7 @@ class SlabBatchGuard(Fields, Generic[R]):
 
     def __enter__(self) -> SlabBatchGuard[R]:
         """Return the guard; leaving the block frees the records, also by an exception."""
-        self._cache.slots(self._owned())
-        if getattr(self, "_entered", None) is True:
-            raise GuardError("this guard is in a with block already")
-        self._entered = True
-        return self
-
-    def __exit__(self, *args: Any) -> None:
-        """Free the records, unless that, or a release, was done in the block."""
-        if self._epoch != epoch() or not hasattr(self, "_own") or self._cache.closed:
-            return
-        try:
-            self.free()
-        except HandleError:  # some freed by another: said, but not in the place of what ended the block
-            if args[0] is None:
-                raise
-
-    def __del__(self, is_finalizing: Any = sys.is_finalizing) -> None:
-        """Free the records as a last resort."""
-        if is_finalizing() or not hasattr(self, "_own") or self._epoch != epoch() or self._cache.closed:
-            return
-        live = [handle for handle in self._take().tolist() if handle in self._cache]
-        text = f"never freed: {len(live)} records of a batch of cache {self._cache.name!r}"
-        try:
-            if live:
-                warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
-        finally:
-            self._cache.free_many(np.array(live, np.int64))
+        return super().__enter__()  # type: ignore[no-any-return]  # itself
 
     def __repr__(self) -> str:
         """Say the cache, the number of records and the fields."""
@@ -205,32 +333,30 @@ class SlabBatchGuard(Fields, Generic[R]):
 
     def _gone(self) -> str:
         """Say why it owns no records."""
-        return "released" if getattr(self, "_entered", None) == "released" else "freed"
+        return "released" if self._state == RELEASED else "freed"
 
     def _owned(self) -> Handles:
         """Return the handles, if it has not given them up."""
-        try:
-            return self._own
-        except AttributeError:
+        words = self._owner.words
+        if words[0] == NOTHING:
             self._cache._need_open()
-            raise StaleHandleError(f"this batch of cache {self._cache.name!r} has no records any more: {self._gone()}") from None
+            raise StaleHandleError(f"this batch of cache {self._cache.name!r} has no records any more: {self._gone()}")
+        return read_only(words[1:])  # type: ignore[no-any-return]  # an array of handles
 
-    def _take(self) -> Handles:
-        """Return the handles, to one caller only."""
+    def _need_live(self) -> Handles:
         own = self._owned()
-        try:
-            del self._own  # of two threads one finds nothing
-        except AttributeError:
-            self._owned()
+        self._cache.slots(own)
         return own
+
+    def _refused(self, own: Handles, refused: npt.NDArray[np.uint8]) -> NoReturn:
+        self._cache._raise_refused(own, refused, f"; the other {int((refused == 0).sum())} are freed")
 
     def _read(self, name: str) -> Any:
         """Gather a field."""
         self._field(name)
         values = self._cache.records[name][self.slots]
-        self._cache.slots(self._owned())  # live still: so what was read is theirs
-        values.flags.writeable = False
-        return values
+        self._need_live()  # still: so what was read is theirs
+        return read_only(values.view(FieldCopy))
 
     def _write(self, name: str, value: Any) -> None:
         """Check values, and scatter them."""
@@ -242,30 +368,20 @@ class SlabBatchGuard(Fields, Generic[R]):
             self._cache.slots(self._owned())  # raises
 
 
-_classes: dict[tuple[Any, ...], Any] = {}
-
-
-def batch_class(dtype: np.dtype[Any], declared: Any) -> Any:
-    """Return the class of the batches of a dtype, or of a declared class: made once."""
-    key = dtype, declared
-    if key not in _classes:
-        write_many.compile(), write_one.compile()  # now: when the interpreter ends, it cannot be done any more
-        assert dtype.fields is not None
-        names = dtype.names or ()
-        cls: Any = types.new_class(
-            SlabBatchGuard.__name__, (SlabBatchGuard,), {}, lambda it: it.update(__slots__=(), __module__=__name__)
-        )
-        cls._fields = {name: Field(name, (name,), dtype.fields[name][0], int(dtype.fields[name][1]), None) for name in names}
-        for name in names:
-            if is_free(SlabBatchGuard, name):
-                setattr(cls, name, FieldAttribute(name, f"field {name!r}: {dtype[name]}"))
-        _classes.setdefault(key, cls)
-    return _classes[key]
-
-
-def wrap_many(cls: Any, cache: Any, handles: Handles) -> Any:
-    """Return the guard that owns live records from now on."""
+def new_batch(cls: Any, cache: Any, n: int) -> Any:
+    """Return a guard for n records of a cache, that it owns none of yet: `fill` it."""
     batch = object.__new__(cls)
-    handles.flags.writeable = False
-    batch._cache, batch._epoch, batch._own = cache, epoch(), handles
+    object.__setattr__(batch, "_owner", new_owner(cache, n))
+    object.__setattr__(batch, "_state", NEW)
     return batch
+
+
+def fill(guard: Any, n: int) -> bool:
+    """Have a guard own n new records, all or none; whether there was room."""
+    return alloc_owned(guard._owner.cache._address, guard._owner.address, n) == n
+
+
+def read_only(array: Any) -> Any:
+    """Return an array, not to be written to from now on."""
+    array.flags.writeable = False
+    return array

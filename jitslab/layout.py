@@ -176,7 +176,7 @@ CONTROL = record(
     ("own_step", "i8"),  # the same of `own_heaps`
     ("base", "i8"),  # of a size class: number of its first slot
     ("heap_region", "i8"),  # of a size class: address of the region of its allocator's heaps, writable where threads came; else 0
-    ("pad0", "i8", (1,)),
+    ("f_note", "i8"),
     # Slab layer: written under the lock only.
     ("lock", "i8"),  # 0 free, 1 held
     ("limit", "i8"),  # slots of the slabs made so far; above, every generation reads 0 and no record is touched
@@ -346,6 +346,19 @@ def has_titles(dtype: np.dtype[Any]) -> bool:
     if dtype.names is None or dtype.fields is None:
         return False
     return len(dtype.fields) != len(dtype.names) or any(has_titles(dtype[name]) for name in dtype.names)
+
+
+def identity(dtype: np.dtype[Any]) -> tuple[Any, ...]:
+    """
+    Return what tells a dtype from others that NumPy calls equal: alignment, class of the scalars, units as they are written.
+
+    With the dtype itself it is the key of what is made once a dtype.  Metadata is not in it: it need not be hashable.
+    """
+    if dtype.subdtype is not None:
+        return identity(dtype.base)
+    if dtype.fields is None or dtype.names is None:
+        return dtype.str, dtype.type
+    return dtype.isalignedstruct, dtype.type, *[identity(dtype.fields[name][0]) for name in dtype.names]
 
 
 def round_up(n: int, to: int) -> int:

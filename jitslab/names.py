@@ -1,7 +1,7 @@
 """
 Names: read-only mappings of what is open, and the lock under which names are given.
 
-Above `errors`, below `sizes`.
+Above `cast`, below `sizes`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
+from .cast import shown
 from .errors import CapacityError, DuplicateNameError, UnknownNameError
 
 T = TypeVar("T")
@@ -43,7 +44,7 @@ class Names(Mapping[str, T], Generic[T]):
         """Return what has this name."""
         found = self._find(name) if isinstance(name, str) else None
         if found is None:
-            raise UnknownNameError(f"there is no {self._what} {name!r}{self._near(name)}")
+            raise UnknownNameError(f"there is no {self._what} {shown(name)}{self._near(name)}")
         return found
 
     def __contains__(self, name: object) -> bool:
@@ -79,7 +80,7 @@ class Names(Mapping[str, T], Generic[T]):
 def check_name(what: str, name: Any, taken: Mapping[str, Any]) -> None:
     """Raise unless `name` can be given to something new."""
     if not isinstance(name, str) or not name:
-        raise CapacityError(f"{what} is named by a string that is not empty, got {name!r}")
+        raise CapacityError(f"{what} is named by a string that is not empty, got {shown(name)}")
     if "#" in name or not name.isprintable() or name != name.strip():
         raise CapacityError(f"the name of {what} is printable, without '#' and without blanks around it, got {name!r}")
     if name in taken:

@@ -165,7 +165,7 @@ def resolve(policy: Any, strict: Any, simulated: Any) -> Placement:
     """
     wish = _as_policy(policy)
     if not isinstance(strict, bool):
-        raise NodeError(f"strict is True or False, got {strict!r}")
+        raise NodeError(f"strict is True or False, got {shown(strict)}")
     if strict and (wish == "interleave" or (isinstance(wish, tuple) and len(wish) > 1)):
         raise NodeError("strict goes with 'local' or one node: pages in turn on several have no strict form")
     if simulated is not None:
@@ -195,7 +195,7 @@ def _as_policy(policy: Any) -> str | tuple[int, ...]:
     try:
         numbers = tuple(operator.index(n) for n in (policy if isinstance(policy, Iterable) else (policy,)))
     except TypeError:
-        raise NodeError(f"a policy is 'local', 'interleave', a node or several, got {policy!r}") from None
+        raise NodeError(f"a policy is 'local', 'interleave', a node or several, got {shown(policy)}") from None
     if isinstance(policy, bool) or not numbers or len(set(numbers)) < len(numbers):
         raise NodeError(f"a policy is 'local', 'interleave', a node or several, got {shown(policy)}")
     return numbers

@@ -29,6 +29,7 @@ from ._os import (
     wipe_on_fork,
 )
 from .block import Block, ClassPlace, NewBlock
+from .blocktype import BlockHolder, bind, hold
 from .cache import NEVER, SlabCache
 from .cast import as_integer, shown
 from .classes import Tuning
@@ -39,6 +40,7 @@ from .errors import (
     CopyError,
     ForeignHandleError,
     HandleError,
+    HandleTypeError,
     NullHandleError,
     SizeError,
     SizeTypeError,
@@ -66,7 +68,7 @@ from .rawlayout import (
     parked_size,
     place_of,
 )
-from .sizetype import size_classes_type
+from .sizetype import SizeClassesType, size_classes_type
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -79,16 +81,6 @@ SHARE, ENOUGH = 1 << 8, 1 << 30  # or so much of it, up to so many bytes
 LEAST = 1 << 20  # bytes
 MOST_LARGE = 1 << 16  # mappings of a Linux process by default
 _numbers = itertools.count(1)  # of arrays that keep pages mapped
-
-
-class _Base:
-    """The first slot of an allocator, where compiled code finds the ndarray of its block."""
-
-    __slots__ = ("_control",)
-
-
-_control_slot: Any = _Base.__dict__["_control"]
-delattr(_Base, "_control")  # nothing but this module sets it, and only once for each allocator
 
 
 @dataclass(frozen=True)
@@ -223,7 +215,7 @@ class ClassCache(SlabCache[Any]):
         self._open(name, block.records.dtype, None, block)
 
 
-class SizeClasses(_Base):
+class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
     """
     Memory of any size, as `malloc` gives it: by size classes, each of them a cache.
 
@@ -306,12 +298,12 @@ class SizeClasses(_Base):
         if hasattr(self, "_numba_type_"):
             raise SlabError(f"{self!r} is open already")
         if not isinstance(name, str) or not name:
-            raise CapacityError(f"an allocator is named by a string that is not empty, got {name!r}")
+            raise CapacityError(f"an allocator is named by a string that is not empty, got {shown(name)}")
         if capacity is not None:
             try:
                 capacity = operator.index(capacity)
             except TypeError:
-                raise CapacityError(f"capacity must be an integer, got {capacity!r}") from None
+                raise CapacityError(f"capacity must be an integer, got {shown(capacity)}") from None
             if not 1 <= capacity <= RESERVED:
                 raise CapacityError(f"capacity must be 1 .. {RESERVED} bytes, got {shown(capacity)}")
         self._name, self._capacity = name, capacity
@@ -363,7 +355,7 @@ class SizeClasses(_Base):
         for field, value in values.items():
             block[field] = value
         self._largest = LARGEST
-        _control_slot.__set__(self, block)
+        hold(self, self._address, block)
 
     # --- One piece of memory ---
 
@@ -825,8 +817,11 @@ class SizeClasses(_Base):
     def __contains__(self, ptr: object) -> bool:
         """Whether `ptr` is that of live memory."""
         self._need_open()
-        is_number = isinstance(ptr, (int, np.integer)) and 0 < ptr < 1 << 63
-        return bool(is_number) and raw.address_slow(self._address, int(ptr), 0) != 0  # type: ignore[call-overload]  # a number
+        try:
+            number = as_integer(ptr)
+        except HandleTypeError:
+            return False
+        return 0 < number < 1 << 63 and raw.address_slow(self._address, number, 0) != 0
 
     def clear(self) -> int:
         """Free everything, with no other thread using the allocator; returns how many pieces."""
@@ -978,6 +973,9 @@ class SizeClasses(_Base):
         """Raise because memory of n bytes could not be had."""
         self._need_open()
         raise CacheFullError(f"allocator {self._name!r} has no memory for {n} bytes more")
+
+
+bind(SizeClassesType, SizeClasses, "SlabAllocator")
 
 
 def fair_bytes() -> int:

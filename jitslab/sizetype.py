@@ -33,7 +33,7 @@ size_classes_type = SizeClassesType()
 BYTES = types.Array(types.uint8, 1, "C")
 
 
-register(SizeClassesType, "SlabAllocator")
+register(SizeClassesType)
 
 
 @intrinsic

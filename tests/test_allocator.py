@@ -74,8 +74,6 @@ def test_equal_dtypes_share_a_cache(alloc):
     for same in (
         np.dtype([("x", "<f8"), ("y", "<f8")]),
         [("x", float), ("y", float)],
-        np.dtype([("x", "f8"), ("y", "f8")], align=True),
-        np.dtype((np.record, [("x", "f8"), ("y", "f8")])),
         {"names": ["x", "y"], "formats": ["f8", "f8"], "offsets": [0, 8]},
     ):
         assert cache is alloc.typed(same)

@@ -201,3 +201,35 @@ def test_batch_beyond_the_capacity_takes_nothing():
 
         assert free_many(cache, np.concatenate([held, last])) == 3000
         cache.check()
+
+
+def refused_in_python(cache, out):
+    """Have a batch refused."""
+    with pytest.raises(jitslab.CacheFullError):
+        cache.alloc_many(out.size, out=out)
+
+
+def refused_in_compiled_code(cache, out):
+    """Likewise."""
+    assert alloc_many(cache, out) == 0
+
+
+@pytest.mark.parametrize("refuse", [refused_in_python, refused_in_compiled_code])
+@pytest.mark.parametrize("n", [1, 3, 16, 40, 127, 128, 700])
+@pytest.mark.parametrize("parked", [0, 1, 20])
+@pytest.mark.parametrize("init", [None, "zero"])
+def test_array_keeps_what_it_holds_when_a_batch_is_refused(refuse, n, parked, init):
+    """The handles of the batch before, so that it can be freed by them; whatever is in the magazine."""
+    with jitslab.SlabCache("batch", np.dtype([("a", "u1", 64)]), capacity=2 * n - 1 + parked, init=init) as cache:
+        cache.free_many(cache.alloc_many(parked))
+        out = cache.alloc_many(n)
+        others = cache.alloc_many(parked)
+        before = out.copy()
+        for _ in range(3):
+            refuse(cache, out)
+            assert before.tolist() == out.tolist()
+            assert n + parked == len(cache)
+        cache.free_many(out)
+        assert n == alloc_many(cache, out)
+        cache.free_many(others)
+        cache.check()

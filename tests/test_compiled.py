@@ -1,9 +1,14 @@
 """What a cache can do in compiled code."""
 
+import gc
+import itertools
+import weakref
+
 import numba
 import numpy as np
 import pytest
-from numba import njit, prange
+from numba import njit, objmode, prange, typed
+from numba.experimental import jitclass
 from program import run_python
 
 import jitslab
@@ -135,6 +140,74 @@ for c in (cache, other):
 print(sum(keeps.f.stats.cache_hits.values()))
 """
     assert [run_python(program) for _ in range(2)] == ["0\n", "2\n"]
+
+
+class Behind:
+    """An object that has all attributes of another, and none of its memory."""
+
+    def __init__(self, it):
+        self.it = it
+
+    def __getattr__(self, name):
+        return getattr(self.it, name)
+
+
+STANDS_FOR = {
+    "weak proxy": weakref.proxy,
+    "object that forwards": Behind,
+    "class attribute": lambda it: type("Fake", (), {"_numba_type_": it._numba_type_})(),
+}
+
+
+@pytest.mark.parametrize("kind", ["cache", "allocator"])
+@pytest.mark.parametrize("way", STANDS_FOR)
+def test_what_only_answers_as_a_cache_is_refused_by_compiled_code(cache, way, kind):
+    """As an argument, inside of a tuple, and as a global; what it stands for is used on."""
+    allocator = jitslab.SlabAllocator("real")
+    it, name = (cache, "SlabCache") if kind == "cache" else (allocator, "SlabAllocator")
+    fake = STANDS_FOR[way](it)
+    text = f"compiled code takes a {name} itself, got an object of type .*, which only answers as one does"
+    take = njit(lambda it: 1)
+
+    for argument in (fake, (it, fake)):
+        with pytest.raises(jitslab.CacheTypeError, match=text):
+            take(argument)
+    with pytest.raises(numba.core.errors.NumbaError, match=text):
+        njit(lambda: take(fake))()
+    assert take(it) == take((it, it)) == 1
+    allocator.close()
+
+
+def test_subclass_of_a_cache_is_a_cache_in_compiled_code():
+    """Whatever else it inherits; one that was not opened is refused by name."""
+
+    class Plain:
+        """A class without slots of its own."""
+
+    class Mine(Plain, jitslab.SlabCache):
+        """A cache of the user's."""
+
+    class Unopened(Mine):
+        """One that says what it will be before it is."""
+
+    with Mine("mine", NODE, capacity=1000) as mine:
+        assert walk(mine, build(mine, 100)) == sum(range(100))
+
+        Unopened._numba_type_ = numba.typeof(mine)
+        with pytest.raises(jitslab.ClosedError, match="this Unopened was never opened"):
+            build(Unopened.__new__(Unopened), 1)
+
+
+def test_what_keeps_nothing_is_no_cache_and_no_array(cache):
+    """A weak proxy says that it is what it stands for: a pointer that had one would not keep its cache, nor a call its array."""
+    out = np.zeros(2, np.int64)
+
+    with pytest.raises(jitslab.RecordTypeError, match="a SlabPtr is of a SlabCache, got ProxyType"):
+        jitslab.SlabPtr(cache.alloc(), weakref.proxy(cache))
+    with pytest.raises(jitslab.ArrayError, match="got ProxyType"):
+        cache.alloc_many(2, out=weakref.proxy(out))
+    with pytest.raises(TypeError, match="doesn't apply to a"):
+        jitslab.SlabCache.alloc(weakref.proxy(cache))
 
 
 @njit
@@ -377,6 +450,373 @@ def test_iteration_passes_over_released_slabs():
         cache.shrink()
 
         assert 200.0 == sum_items(cache) == sum_handles(cache)
+
+
+# --- Births and deaths in a loop: the same in Python and compiled ---
+
+
+def have_child(cache, others):
+    """Each has one child."""
+    n = 0
+    for _h in cache:
+        n += 1
+        cache.alloc()
+    return n
+
+
+def have_many(cache, others):
+    """Each has as many children as go through several slabs' worth of magazines."""
+    n = 0
+    for _h, _node in cache.items():  # no dict
+        n += 1
+        for _ in range(40):
+            cache.alloc()
+    return n
+
+
+def die_and_be_two(cache, others):
+    """Each dies, and has two children, one in its place."""
+    n = 0
+    for h in cache:
+        n += 1
+        cache.free(h)
+        cache.alloc()
+        cache.alloc()
+    return n
+
+
+def kill_the_next(cache, others):
+    """Each kills one whose turn has not come."""
+    n = 0
+    for _h in cache:
+        if n < others.size and others[n] in cache:
+            cache.free(others[n])
+        n += 1
+    return n
+
+
+def kill_and_replace(cache, others):
+    """Each kills one whose turn has not come, and has a child, in its place."""
+    n = 0
+    for _h in cache:
+        if n < others.size and others[n] in cache:
+            cache.free(others[n])
+            cache.alloc()
+        n += 1
+    return n
+
+
+def loop_in_a_loop(cache, others):
+    """The inner loop sees the children of the outer one."""
+    n = 0
+    for _i, _h in enumerate(cache):
+        cache.alloc()
+        for _other in cache:
+            n += 1
+    return n
+
+
+def expected_turns(loop, n):
+    """Return how often a loop over n records turns."""
+    if loop is loop_in_a_loop:
+        return sum(n + i + 1 for i in range(n))
+    return n - (n // 2 if loop is kill_the_next else 0)
+
+
+SIZES_OF_RECORDS = {"bytes": "u1", "numbers": "<i8", "lines": "(16,)<i8", "pages": "(512,)<i8", "slabs": "(9000,)<i8"}
+
+
+@pytest.mark.parametrize("nodes", [None, 3])
+@pytest.mark.parametrize("state", ["packed", "with holes", "parked"])
+@pytest.mark.parametrize("size", SIZES_OF_RECORDS)
+@pytest.mark.parametrize("loop", [have_child, have_many, die_and_be_two, kill_the_next, kill_and_replace, loop_in_a_loop])
+def test_loop_visits_what_is_live_when_it_starts(loop, size, state, nodes):
+    """Each record once, none that is born meanwhile: whatever the slabs, the free slots and the magazines are."""
+    few, many = loop is loop_in_a_loop or size == "slabs", loop is have_child and size in ("bytes", "numbers")
+    n = 30 if few else 9000 if many else 500
+    turns, live = [], []
+    for compiled in (True, False):
+        with jitslab.SlabCache("loop", [("x", SIZES_OF_RECORDS[size])], capacity=60 * n, nodes=nodes) as cache:
+            if state == "packed":
+                handles = cache.alloc_many(n)
+            else:
+                all_ = cache.alloc_many(3 * n)
+                gone = np.random.default_rng(5).permutation(all_)[n:]
+                if state == "with holes":
+                    cache.free_many(gone)
+                else:
+                    for h in gone.tolist():
+                        cache.free(h)
+                handles = np.setdiff1d(all_, gone)
+            by_slot = handles[np.argsort(handles & 0xFFFFFFFF)]
+            turns.append((COMPILED[loop] if compiled else loop)(cache, by_slot[::-1]))
+            live.append(len(cache))
+            cache.check()
+
+    assert turns == [expected_turns(loop, n)] * 2
+    assert live[0] == live[1]
+
+
+COMPILED = {loop: njit(loop) for loop in (have_child, have_many, die_and_be_two, kill_the_next, kill_and_replace, loop_in_a_loop)}
+
+
+def who_is_visited(cache, victim):
+    """Have the first record kill another; returns whom else the loop visits, and the child in the other's place."""
+    seen = np.zeros(10, np.int64)
+    child = n = 0
+    for h in cache:
+        if n == 0:
+            cache.free(victim)
+            child = cache.alloc()
+        seen[n] = h
+        n += 1
+    return seen[:n], child
+
+
+@pytest.mark.parametrize("visit", [who_is_visited, njit(who_is_visited)], ids=["Python", "compiled"])
+def test_slot_that_was_given_to_another_is_visited_once(visit):
+    """A record that died before its turn is passed over; the one in its slot is visited in its turn."""
+    with jitslab.SlabCache("wolves", NODE, capacity=100) as cache:
+        handles = cache.alloc_many(5)
+        handles.sort()
+        seen, child = visit(cache, handles[3])
+
+        assert child & 0xFFFFFFFF == handles[3] & 0xFFFFFFFF
+        assert [*handles[:3].tolist(), child, handles[4]] == seen.tolist()
+
+
+def test_loop_in_a_child_of_fork():
+    """The index that the parent left is rebuilt before a loop believes it."""
+    program = """
+import os, numpy as np, jitslab, numba
+cache = jitslab.SlabCache("f", np.dtype([("x", "i8")]), capacity=100_000)
+handles = cache.alloc_many(20_000)
+for h in handles[::2].tolist():
+    cache.free(h)
+
+@numba.njit
+def step(cache):
+    n = 0
+    for h in cache:
+        n += 1
+        cache.alloc()
+    return n
+
+step.compile((numba.typeof(cache),))
+child = os.fork()
+if child == 0:
+    n = step(cache)
+    cache.check()
+    os._exit(n != 10_000)
+assert os.waitpid(child, 0)[1] == 0
+assert step(cache) == 10_000
+"""
+    assert run_python(program) == ""
+
+
+def test_loop_without_memory_for_notes():
+    """Where there is no memory to note what is live, the loop visits what is live when it comes there: each slot once."""
+    program = """
+import resource, mmap, numpy as np, jitslab, numba
+N = (1 << 24) - 100
+cache = jitslab.SlabCache("m", np.dtype([("x", "u1")]), capacity=1 << 24)
+cache.alloc_many(N)
+
+@numba.njit
+def count(cache):
+    n = 0
+    for h in cache:
+        if n == 0:
+            cache.alloc()
+        n += 1
+    return n
+
+assert count(cache) == N
+with open("/proc/self/statm") as statm:
+    used = int(statm.read().split()[0]) * mmap.PAGESIZE
+resource.setrlimit(resource.RLIMIT_AS, (used, used))
+try:
+    bytearray(1 << 20)
+except MemoryError:
+    print(count(cache) - N)
+"""
+    assert run_python(program, MALLOC_MMAP_THRESHOLD_="65536") == "2\n"
+
+
+# --- Whatever takes something to iterate over ---
+
+
+@njit
+def iterate_in_all_ways(cache):
+    """Return the same handles, by every builtin that takes them."""
+    first = next(iter(cache))
+    by_list, by_sorted, by_set = list(cache), sorted(cache, reverse=True), set(cache)
+    by_comprehension = [h for h in cache]  # noqa: C416
+    by_enumerate = [h for i, h in enumerate(cache, 5) if i >= 5]
+    by_zip = [a for a, b, c in zip(cache, range(1000), cache) if a == c and b < 1000]  # noqa: B905
+    extended = [first][:0]
+    extended.extend(cache)
+    by_items = [h for i, (h, r) in enumerate(cache.items()) if r.key == h & 0xFFFFFFFF]
+    return by_list, by_sorted[::-1], sorted(by_set), by_comprehension, by_enumerate, by_zip, extended, by_items, [first]
+
+
+def test_builtins_take_a_cache_in_compiled_code(cache):
+    """As they take anything to iterate over."""
+    handles = np.sort(cache.alloc_many(300))
+    cache.records["key"] = np.arange(cache.slot_limit)
+    *ways, first = iterate_in_all_ways(cache)
+
+    assert [handles.tolist()] * len(ways) == ways
+    assert [handles[0]] == first
+
+
+@njit
+def first_of(cache):
+    """Return the first handle; of none, Numba raises as Python does."""
+    return next(iter(cache))
+
+
+@njit
+def handles_of(cache, least):
+    """Yield the handles of some records."""
+    for h, node in cache.items():
+        if node.key >= least:
+            yield h
+
+
+@njit
+def total_of_some(cache, least):
+    """Use a generator in compiled code, and leave it."""
+    n = 0
+    for h in handles_of(cache, least):
+        n += 1
+        if n == 5000:
+            break
+    return n
+
+
+@pytest.mark.parametrize("n", [0, 1, 500, 9000])
+def test_iterators_live_on(n):
+    """In a generator, from Python and from compiled code; what was noted goes with them."""
+    with jitslab.SlabCache("generator", NODE, capacity=100_000, init="zero") as cache:
+        handles = np.sort(cache.alloc_many(n))
+        left = handles_of(cache, 0)
+        taken = list(itertools.islice(left, 100))
+        cache.alloc_many(50)
+
+        assert [] == list(handles_of(cache, 1))
+        assert min(n + 50, 5000) == total_of_some(cache, 0)
+        assert handles.tolist() == taken + list(left) if n > 0 else taken == []
+    with jitslab.SlabCache("empty", NODE, capacity=10) as cache, pytest.raises(StopIteration):
+        first_of(cache)
+
+
+def test_iterator_leaves_no_memory_behind():
+    """Notes of a large cache are memory of Numba's, given back at the end of a loop, however it ends."""
+    program = """
+import numpy as np, jitslab, numba
+from numba.core.runtime import rtsys
+
+@numba.njit
+def all_of(cache):
+    n = 0
+    for h in cache:
+        n += 1
+    return n
+
+@numba.njit
+def some_of(cache):
+    for i, h in enumerate(cache):
+        if i == 10:
+            return h
+    return 0
+
+@numba.njit
+def yielded(cache):
+    for h, node in cache.items():
+        yield h
+
+@numba.njit
+def consume(cache):
+    n = 0
+    for h in yielded(cache):
+        n += 1
+    return n
+
+@numba.njit
+def search(cache):
+    n = 0
+    for h in cache:
+        for other in cache:
+            n += 1
+            if n % 3 == 0:
+                break
+        if n > 100:
+            break
+    return n, next(iter(cache)), len(list(zip(cache, cache)))
+
+cache = jitslab.SlabCache("large", np.dtype([("x", "i8")]), capacity=100_000)
+cache.alloc_many(50_000)
+for turn in range(3):
+    if turn == 1:
+        before = rtsys.get_allocation_stats()
+    all_of(cache), some_of(cache), consume(cache), search(cache), list(yielded(cache))
+after = rtsys.get_allocation_stats()
+assert after.alloc - before.alloc == after.free - before.free
+assert after.alloc - before.alloc > 50
+"""
+    assert run_python(program, NUMBA_NRT_STATS="1") == ""
+
+
+def test_iterator_is_not_returned(cache):
+    """It would outlive what it points to: refused in words, by Python's call and by compiled code's."""
+    give = njit(lambda cache: iter(cache))
+    text = "jitslab: an iterator over a cache lives in the function that made it, and cannot be returned"
+
+    with pytest.raises(numba.core.errors.NumbaError, match=text):
+        give(cache)
+    with pytest.raises(numba.core.errors.NumbaError, match=text):
+        njit(lambda cache: next(give(cache)))(cache)
+
+
+# --- The way back to Python ---
+
+
+@njit
+def tell_python(cache):
+    """Use the cache in object mode."""
+    cache.alloc()
+    with objmode(n="int64"):
+        n = len(cache)
+    return n + 1000
+
+
+@njit
+def perhaps(cache, allocator, choice):
+    """Return one of two, in a tuple, or nothing."""
+    return (cache, allocator, 1) if choice else None
+
+
+def test_compiled_code_gives_a_cache_back(cache):
+    """Object mode, what is returned and what containers hold: the same object, its references counted right."""
+    holder = jitclass([("cache", numba.typeof(cache))])(type("Holder", (), {"__init__": set_cache}))(cache)
+    allocator, many = jitslab.SlabAllocator("back"), typed.List()
+    many.append(cache)
+    before = [gc.get_referrers(it) and len(gc.get_referrers(it)) for it in (cache, allocator)]
+
+    assert tell_python(cache) == 1001
+    for _ in range(100):
+        one, other, n = perhaps(cache, allocator, True)
+        assert one is holder.cache is many[0] is cache
+        assert (other is allocator, n, perhaps(cache, allocator, False)) == (True, 1, None)
+    del one, other
+    assert before == [len(gc.get_referrers(it)) for it in (cache, allocator)]
+    allocator.close()
+
+
+def set_cache(self, cache):
+    """Keep a cache."""
+    self.cache = cache
 
 
 @njit

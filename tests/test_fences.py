@@ -14,8 +14,9 @@ FILES = sorted(PACKAGE.glob("*.py"))
 ALLOWED = {
     r"\bimport ctypes|ctypes\.[a-zA-Z]": {
         "_os.py": "system calls",
-        "_methods.py": "CPython's description of a C method",
-        "_fields.py": "CPython's description of a C method and of a C attribute",
+        "_cpython.py": "CPython's descriptions of types, methods and attributes",
+        "guard_calls.py": "calls without giving the GIL up; addresses of its own arrays",
+        "guard_many.py": "the address of its own array",
         "_native.py": "an Entry is called by Numba's own ctypes function",
         "block.py": "the address of the reservation it lays out",
         "cache.py": "addresses of a caller's arrays",
@@ -26,14 +27,15 @@ ALLOWED = {
     },
     r"\bllvmlite\b|\bir\.[A-Z]": {
         "_native.py": "intrinsics",
-        "_methods.py": "calls of CPython",
-        "_fields.py": "fields",
+        "_cpython.py": "calls of CPython",
+        "guard_calls.py": "fields",
         "_disk.py": "its version",
+        "blocktype.py": "a call of CPython",
     },
     r"^@(literal_)?intrinsic": {
         "_native.py": "loads, stores, atomics",
-        "_methods.py": "calls of CPython",
-        "_fields.py": "loads and stores of fields, aligned or not",
+        "_cpython.py": "calls of CPython",
+        "guard_calls.py": "loads and stores of fields, aligned or not",
         "compiled.py": "what the Numba type of a cache knows",
         "sizetype.py": "an array of raw memory",
     },

@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "bench"))  # files of bench import each other by name
 
-import behind  # noqa: E402  # found there only
-import figures  # noqa: E402
-import sections  # noqa: E402
-import tails  # noqa: E402
+import bench_peers  # noqa: E402  # found there only
+import measure  # noqa: E402
+from peers import allocators  # noqa: E402
+from report import figures, reasons, sections, tails  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not figures.RESULTS.exists(), reason="a package without its benchmarks")
 
@@ -76,20 +76,27 @@ def test_the_summary_counts_where_a_peer_is_ahead():
     )
 
 
+def test_an_operation_counts_once_in_a_mean():
+    """A second way to do it has its own figure, but no second vote."""
+    found = figures.ratios(results(row("a", figure("malloc / cache", 2.0), figure("malloc / new()", 8.0))))
+
+    assert [("malloc", "1", "2.00")] == [line[1:4] for line in figures.summary(found)]
+
+
 def test_everything_that_misses_its_target_is_listed():
     """A loss is said as plainly as a win, and what a machine lacks by name."""
     content = results(row("a", figure("glibc / cache", 0.5)), skipped={"jemalloc": "not installed: apt install libjemalloc2"})
     text = sections.everything(content, "run", {})
 
     assert "| C allocators | a | glibc / cache | 0.50 | at least 1 | [unknown](#why-unknown) |" in text
-    assert "jemalloc: not installed: apt install libjemalloc2" in sections.section(content, "run", [], "FIGURES.md")
-    assert "1 of 1 figures with a target miss it" in sections.section(content, "run", [], "FIGURES.md")
+    assert "jemalloc: not installed: apt install libjemalloc2" in sections.section(content, "run", "summary.svg", "bench")
+    assert "1 of 1 figures with a target miss it" in sections.section(content, "run", "summary.svg", "bench")
 
 
 def test_a_miss_has_its_reason_beside_it_and_what_was_tried_below(monkeypatch):
     """The first line that a figure matches names its reason; README counts the figures of each."""
-    monkeypatch.setattr(behind, "ROWS", (("peers", "a*", "glibc / *", "two words"), ("peers", "*", "*", "other")))
-    monkeypatch.setattr(behind, "REASONS", {"two words": behind.Reason("it is slow.", ("this: 5 %.", "that: nothing."))})
+    monkeypatch.setattr(reasons, "ROWS", (("peers", "a*", "glibc / *", "two words"), ("peers", "*", "*", "other")))
+    monkeypatch.setattr(reasons, "REASONS", {"two words": reasons.Reason("it is slow.", ("this: 5 %.", "that: nothing."))})
     content = results(row("ab", figure("glibc / cache", 0.5)), row("ab", figure("glibc / cache", 2.0)))
     text = sections.everything(content, "run", {})
 
@@ -97,8 +104,8 @@ def test_a_miss_has_its_reason_beside_it_and_what_was_tried_below(monkeypatch):
     assert "| ab | glibc / cache | 0.50 | 0.50 |  | at least 1 | **missed**: [two words](#why-two-words) |" in text
     assert '<a id="why-two-words"></a>**two words**: it is slow.\n  - Tried: this: 5 %.\n  - Tried: that: nothing.' in text
     assert (
-        "1 of 2 figures with a target miss it: [which, why, and what was tried](FIGURES.md#missed); by reason: two words (1)."
-        in (sections.section(content, "run", [], "FIGURES.md"))
+        "1 of 2 figures with a target miss it: [why, and what was tried](bench/report/reasons.json); by reason: two words (1)."
+        in (sections.section(content, "run", "summary.svg", "bench"))
     )
 
 
@@ -106,18 +113,21 @@ def test_every_miss_has_a_reason():
     """Ahead in every row, or the row says why not."""
     lost = figures.missed(figures.load())
 
-    assert [] == [one for one in lost if behind.key_of(one.suite, one.operation, one.figure["figure"]) is None]
+    assert [] == [one for one in lost if reasons.key_of(one.suite, one.operation, one.figure["figure"]) is None]
 
 
 def test_every_reason_is_of_a_row_and_tells_of_two_attempts():
-    """A reason whose row is gone goes, too."""
+    """A reason whose row is gone goes, too; a row of the C allocators may be out of the results until they are measured anew."""
     found = {(suite, row["operation"]) for suite, content in figures.load().items() for row in content["rows"]}
+    found |= {
+        ("peers", f"{row}, beside {one}") for row in bench_peers.beside_malloc(measure.FULL) for one in allocators.ALLOCATORS
+    }
 
     assert [] == [
-        line for line in behind.ROWS if not any(suite == line[0] and fnmatchcase(name, line[1]) for suite, name in found)
+        line for line in reasons.ROWS if not any(suite == line[0] and fnmatchcase(name, line[1]) for suite, name in found)
     ]
-    assert {key for *_, key in behind.ROWS} == set(behind.REASONS)
-    assert [] == [key for key, reason in behind.REASONS.items() if len(set(reason.tried)) < 2]
+    assert {key for *_, key in reasons.ROWS} == set(reasons.REASONS)
+    assert [] == [key for key, reason in reasons.REASONS.items() if len(set(reason.tried)) < 2]
 
 
 def loop(operation, ours, its):
@@ -176,40 +186,57 @@ def test_only_what_is_between_the_markers_is_replaced(tmp_path):
         sections.replace_between(path, "new")
 
 
-def test_readme_holds_what_the_results_say():
-    """Nobody types a number: `python bench/run.py --from-results --figures README.md` would change nothing."""
+@pytest.fixture(scope="module")
+def run():
+    """The program that measures and writes; tests/vm has a run.py, too."""
     pytest.importorskip("rich")
-    spec = importlib.util.spec_from_file_location("bench_run", ROOT / "bench" / "run.py")  # tests/vm has a run.py, too
-    run = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(run)
-    drawn = {path.stem: path.name for path in figures.RESULTS.glob("*.svg")}
+    spec = importlib.util.spec_from_file_location("bench_run", ROOT / "bench" / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readme_holds_what_the_results_say(run):
+    """Nobody types a number: `python bench/run.py --from-results --figures README.md` would change nothing."""
     path = ROOT / "README.md"
 
-    assert run.section(path, figures.load(), drawn, run.FULL) == sections.between(path)
+    assert run.section(path, figures.load(), run.FULL) == sections.between(path)
+    assert all((ROOT / "bench" / name).exists() for name in ("results/summary.svg", "report/reasons.json"))
+
+
+def test_results_are_written_a_line_a_figure_and_read_back(run):
+    """What holds no lists and dicts stands on one line; a file that is read is written the same."""
+    value = {"a": [{"x": 1 / 3, "s": "b[0] {c}"}, {}], "n": [1, 2], "none": None, "is": True}
+    text = '{\n "a": [\n  {"x": 0.33333333, "s": "b[0] {c}"},\n  {}\n ],\n "n": [1, 2],\n "none": null,\n "is": true\n}'
+
+    assert text == run.as_text(value)
+    for suite, content in figures.load().items():
+        assert (figures.RESULTS / f"{suite}.json").read_text() == run.as_text(content) + "\n"
 
 
 def test_charts_are_small_and_the_same_for_the_same_results(tmp_path):
     """SVG with text as text, and PNG; what is missed is marked."""
     pytest.importorskip("matplotlib")
-    charts = pytest.importorskip("charts")
-    curve = {"trace": "t", "name": "jitslab", "events": [1, 2], "live": [8, 9], "memory": [4096, 8192], "freed": 4096}
+    charts = pytest.importorskip("report.charts")
+    curve = {"trace": "t", "events": [1, 2], "live": [3, 7], "memory": {"jitslab": [4, 8]}, "freed": {"jitslab": 4}}
     content = results(row("a", figure("mimalloc / cache", 0.5), figure("cache / bare stack", 1.4, "at most", 1.5)))
     content |= results(row("peak", figure("jitslab / glibc", 0.9, "at most"), unit="MiB"), suite="memory", curves=[curve])
     content |= results(row("import", unit="s"), suite="start")
-    drawn = charts.draw(content, tmp_path)
+    drawn = charts.draw(content, True, tmp_path)
     first = {name: (tmp_path / name).read_bytes() for name in drawn.values()}
-    charts.draw(content, tmp_path)
+    charts.draw(content, True, tmp_path)
 
     assert {"summary", "peers", "memory", "start"} == set(drawn)
     assert first == {name: (tmp_path / name).read_bytes() for name in drawn.values()}
     assert all(len(svg) < 100_000 and (tmp_path / name).with_suffix(".png").exists() for name, svg in first.items())
     assert b"missed" in first["peers.svg"]
+    assert {"summary": "summary.svg"} == charts.draw(content, False, tmp_path)
 
 
 def test_without_matplotlib_nothing_fails(tmp_path, monkeypatch, capsys):
     """It is said by name, with the command that installs it."""
-    charts = pytest.importorskip("charts")
+    charts = pytest.importorskip("report.charts")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
-    assert {} == charts.draw(results(row("a", figure("mimalloc / cache", 0.5))), tmp_path)
+    assert {} == charts.draw(results(row("a", figure("mimalloc / cache", 0.5))), True, tmp_path)
     assert "pip install matplotlib" in capsys.readouterr().err

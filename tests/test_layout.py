@@ -83,7 +83,7 @@ def test_constants():
 )
 def test_geometry(itemsize, stride, slots, rounds):
     """Slots a slab: the power of two nearest to 64 KiB; a stride that aliases is one line longer; magazines by bytes."""
-    sizes = geometry(np.dtype([("a", "u1", itemsize)]), 1000, True, PAGE)
+    sizes = geometry(np.dtype([("a", "u1", (itemsize,))]), 1000, True, PAGE)
 
     assert (itemsize, stride, slots, rounds) == (sizes.itemsize, sizes.stride, 1 << sizes.shift, sizes.rounds)
     assert sizes.slots >= 1000 + (layout.HEAPS - 1) * rounds
@@ -92,7 +92,7 @@ def test_geometry(itemsize, stride, slots, rounds):
 @pytest.mark.parametrize("itemsize", [1, 3, 24, 1024, 4096, 65536])
 def test_stride_without_colouring_is_the_itemsize(itemsize):
     """Without colouring nothing is added."""
-    assert itemsize == record_stride(np.dtype([("a", "u1", itemsize)]), False)
+    assert itemsize == record_stride(np.dtype([("a", "u1", (itemsize,))]), False)
 
 
 @pytest.mark.parametrize("n", [1, 100, 10**6, 10**9, 2**32])
@@ -115,7 +115,7 @@ def test_alignment_of_the_dtype_is_kept():
     """Records of an aligned dtype are aligned, whatever the padding."""
     for align, field in ((1, "u1"), (2, "<i2"), (4, "<f4"), (8, "<f8"), (16, "g")):
         for n in (1, 3, 64, 100, 300, 1024):
-            dtype = np.dtype([("a", field, n)], align=True)
+            dtype = np.dtype([("a", field, (n,))], align=True)
             stride = record_stride(dtype, True)
             assert stride % min(align, dtype.alignment) == 0
             assert stride >= dtype.itemsize

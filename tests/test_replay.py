@@ -111,7 +111,7 @@ def test_overwritten_record_is_counted(size: int) -> None:
     with replay.Replay(Trace(np.array([("hundred", size)], CACHE), np.array(rows, EVENT))) as run:
         run._run(run_slabs, run._programs)
         slot = int(run.caches[0].slots(run._handles[50:51])[0])
-        run.caches[0].records["stamp"][slot] ^= 1
+        run.caches[0].records["stamp"][slot : slot + 1] ^= 1
 
         assert run._run(run_slabs, run._drains)[1] == 1
 

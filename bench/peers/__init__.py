@@ -1,0 +1,1 @@
+"""What stands beside the library: C allocators, programs in other languages, traces of malloc."""

@@ -1,0 +1,1 @@
+"""What the results say: figures, their reasons, markdown, charts; and the machine."""
