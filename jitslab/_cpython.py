@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from ._native import I64, PTR, Entry, intrinsic, kernel, literal_intrinsic
+from ._native import I64, PTR, Entry, Intrinsic, c_object, intrinsic, keep, kernel, literal_intrinsic
 
 HEAD = object.__basicsize__  # where an object's own data starts
 METH_NOARGS, METH_O, METH_FASTCALL = 4, 8, 0x80
@@ -71,17 +71,6 @@ def method_of(typing: Any, obj: Any, name: Any) -> Any:
     return types.int64(types.int64, name), emit
 
 
-@literal_intrinsic
-def c_object(typing: Any, name: Any) -> Any:
-    """Address of one of CPython's own objects."""
-    symbol = name.literal_value
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ptrtoint(context.get_python_api(builder).get_c_object(symbol), I64)
-
-    return types.int64(name), emit
-
-
 @intrinsic
 def take_error(typing: Any) -> Any:
     """Take the exception that is set, if one is, so that Python can be called: three objects for `put_error`."""
@@ -124,28 +113,32 @@ def visit(typing: Any, function: Any, obj: Any, argument: Any) -> Any:
     return types.int64(types.int64, types.int64, types.int64), emit
 
 
-@intrinsic
-def store_functions(typing: Any, out: Any, functions: Any) -> Any:
-    """Store the addresses of C functions of int64s, one for each kernel of a tuple, in the array at an address."""
-    compiled = []
-    for function in functions.types:
-        arguments = (types.int64,) * function.dispatcher.py_func.__code__.co_argcount
-        function.get_call_type(typing, arguments, {})
-        compiled.append(function.dispatcher.overloads[arguments])
+def storing(*kernels: Any) -> Intrinsic:
+    """Return an intrinsic that stores the addresses of C functions of int64s, one for each kernel, in the array at an address."""
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        for i, it in enumerate(compiled):
-            shape = ir.FunctionType(I64, [I64] * len(it.signature.args))
-            c_function = ir.Function(builder.module, shape, f"jitslab.{it.fndesc.mangled_name}")
-            c_function.linkage = "internal"
-            inner = ir.IRBuilder(c_function.append_basic_block())
-            context.add_linking_libs([it.library])
-            inner.ret(context.call_internal_no_propagate(inner, it.fndesc, it.signature, c_function.args)[1])
-            at = builder.inttoptr(builder.add(args[0], I64(8 * i)), I64.as_pointer())
-            builder.store(builder.ptrtoint(c_function, I64), at)
-        return I64(len(compiled))
+    @intrinsic
+    def store_functions(typing: Any, out: Any) -> Any:
+        compiled = []
+        for kernel_ in kernels:
+            arguments = (types.int64,) * kernel_.py_func.__code__.co_argcount
+            kernel_.compile(arguments)
+            compiled.append(kernel_.overloads[arguments])
 
-    return types.int64(types.int64, functions), emit
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            for i, it in enumerate(compiled):
+                shape = ir.FunctionType(I64, [I64] * len(it.signature.args))
+                c_function = ir.Function(builder.module, shape, f"jitslab.{it.fndesc.mangled_name}")
+                c_function.linkage = "internal"
+                inner = ir.IRBuilder(c_function.append_basic_block())
+                context.add_linking_libs([it.library])
+                inner.ret(context.call_internal_no_propagate(inner, it.fndesc, it.signature, c_function.args)[1])
+                at = builder.inttoptr(builder.add(args[0], I64(8 * i)), I64.as_pointer())
+                builder.store(builder.ptrtoint(c_function, I64), at)
+            return I64(len(compiled))
+
+        return types.int64(types.int64), emit
+
+    return store_functions
 
 
 @kernel
@@ -248,18 +241,7 @@ def addresses_of(entry: Entry, kernels: tuple[Any, ...]) -> dict[str, int]:
     """Return the addresses of the C functions of kernels, which an Entry stores, by their names without the underscore."""
     addresses = np.zeros(len(kernels), np.int64)
     entry(addresses.ctypes.data)
-    keep(entry.compile())
     return {kernel.py_func.__name__.lstrip("_"): int(at) for kernel, at in zip(kernels, addresses, strict=True)}
-
-
-_kept: list[Any] = []  # CPython keeps pointers to these for as long as it runs
-
-
-def keep(*objects: Any) -> None:
-    """Keep objects for good: modules lose their globals when the interpreter ends, and what points to these may live longer."""
-    _kept.extend(objects)
-    for obj in objects:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(obj))
 
 
 def _api(name: str, *arguments: Any) -> Any:

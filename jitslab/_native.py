@@ -9,6 +9,7 @@ Preconditions of every load and store here: the address is of live memory of tha
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from llvmlite.binding import add_symbol, llvm_version_info
 from numba import from_dtype, types
 from numba.core import cgutils, sigutils
 from numba.core.ccallback import CFunc
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic as _intrinsic
 
 from ._disk import SOURCE_HASH, KernelCache, NamingCompiler
@@ -135,25 +137,32 @@ class Entry:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.__doc__ = function.__doc__
-        self._made: list[tuple[Callable[..., int], int, Any]] = []  # more than one if two threads were first: all are kept
+        self._made: list[tuple[Callable[..., int], int]] = []
 
-    def compile(self) -> tuple[Callable[..., int], int, Any]:
-        """Return what Python calls, the address, and what keeps both; no lock that a fork could leave held."""
+    def compile(self) -> tuple[Callable[..., int], int]:
+        """Return what Python calls, and the address: made under Numba's lock, which a fork waits for."""
         if self._made:
             return self._made[0]
 
         def make(f: Callable[..., Any], cache: Any) -> Any:
-            arity = f.__code__.co_argcount
-            signature = sigutils.normalize_signature(types.int64(*[types.int64] * arity))
+            signature = sigutils.normalize_signature(types.int64(*[types.int64] * f.__code__.co_argcount))
             options = {"error_model": "numpy", "forceinline": True}  # into the C function: it would be a call of its own
             c_function: Any = CFunc(f, signature, {}, options, NamingCompiler)
             c_function._cache = cache
             c_function.compile()
             return c_function
 
-        compiled = _compile(make, self.function)
-        self._made.append((compiled.ctypes, int(compiled.address), compiled))
+        with global_compiler_lock:
+            if not self._made:
+                need_room()
+                compiled = _compile(make, self.function)
+                keep(compiled)
+                self._made.append((self.as_function(compiled), int(compiled.address)))
         return self._made[0]
+
+    def as_function(self, compiled: Any) -> Callable[..., int]:
+        """Return what Python calls."""
+        return compiled.ctypes  # type: ignore[no-any-return]  # numba has no types
 
     @property
     def address(self) -> int:
@@ -163,6 +172,36 @@ class Entry:
     def __call__(self, *args: int) -> int:
         """Call it from Python."""
         return self.compile()[0](*args)
+
+
+class HeldEntry(Entry):
+    """An `Entry` that Python calls without giving the GIL up: no Python of another thread comes between its steps."""
+
+    result: Any = ctypes.c_int64
+
+    def as_function(self, compiled: Any) -> Callable[..., int]:
+        """Return what Python calls."""
+        arity = self.function.__code__.co_argcount
+        return ctypes.PYFUNCTYPE(self.result, *[ctypes.c_int64] * arity)(compiled.address)
+
+
+class ObjectEntry(HeldEntry):
+    """A `HeldEntry` that returns a new reference to a Python object; 0 with an exception set."""
+
+    result = ctypes.py_object
+
+
+def keep(*objects: Any) -> None:
+    """Keep objects for good: machine code may run, and look at them, after the interpreter took its modules' globals apart."""
+    for obj in objects:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(obj))
+
+
+def need_room() -> None:
+    """Raise if the system has no memory for more machine code."""
+    from ._os import need_room_for_code  # which is above this
+
+    need_room_for_code()
 
 
 def intrinsic(function: Callable[..., Any]) -> Intrinsic:
@@ -175,16 +214,51 @@ def literal_intrinsic(function: Callable[..., Any]) -> Intrinsic:
     return _intrinsic(prefer_literal=True)(function)  # type: ignore[no-any-return]  # numba has no types
 
 
-# --- Addresses and pointers ---
+# --- What is known by a name where machine code is c_object, so that it can be kept on disk ---
+
+
+def name_address(name: str, address: int) -> None:
+    """Give an address the name that `c_object` finds it by."""
+    add_symbol(name, address)
 
 
 def name_object(name: str, obj: Any) -> None:
     """Have machine code find an object, which is kept for good, by a name: with its address it could not be kept on disk."""
-    add_symbol(name, id(obj))
-    _named.append(obj)
+    name_address(name, id(obj))
+    keep(obj)
 
 
-_named: list[Any] = []
+@literal_intrinsic
+def c_object(typing: Any, name: Any) -> Any:
+    """Address of one of CPython's own objects, or of what `name_address` gave a name."""
+    symbol = name.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(context.get_python_api(builder).get_c_object(symbol), I64)
+
+    return types.int64(name), emit
+
+
+@intrinsic
+def c_function(typing: Any, function: Any) -> Any:
+    """The address of a C function of int64s that calls a kernel."""
+    arguments = (types.int64,) * function.dispatcher.py_func.__code__.co_argcount
+    function.get_call_type(typing, arguments, {})
+    compiled = function.dispatcher.overloads[arguments]
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        shape = ir.FunctionType(I64, [I64] * len(arguments))
+        c_function = ir.Function(builder.module, shape, f"jitslab.{compiled.fndesc.mangled_name}")
+        c_function.linkage = "internal"
+        inner = ir.IRBuilder(c_function.append_basic_block())
+        context.add_linking_libs([compiled.library])
+        inner.ret(context.call_internal_no_propagate(inner, compiled.fndesc, compiled.signature, c_function.args)[1])
+        return builder.ptrtoint(c_function, I64)
+
+    return types.int64(function), emit
+
+
+# --- Addresses and pointers ---
 
 
 def _typed(builder: Any, value: Any, to: Any) -> Any:
@@ -729,3 +803,54 @@ def my_heap(typing: Any, control: Any) -> Any:
 
 
 assert H["owner"] == 0
+
+
+# --- What ends together with a Python object, in one step that no Python stands between ---
+
+_external: Any = types.ExternalFunction
+_ptr = types.intp
+_PyCapsule_New = _external("PyCapsule_New", _ptr(_ptr, _ptr, _ptr))
+_PyCapsule_GetPointer = _external("PyCapsule_GetPointer", _ptr(_ptr, _ptr))
+_PyCapsule_GetContext = _external("PyCapsule_GetContext", _ptr(_ptr))
+_PyCapsule_SetContext = _external("PyCapsule_SetContext", types.int32(_ptr, _ptr))
+_Py_IncRef = _external("Py_IncRef", types.void(_ptr))
+_Py_DecRef = _external("Py_DecRef", types.void(_ptr))
+
+
+@kernel
+def end_of(capsule: int) -> int:
+    """Call what a capsule's words begin with, and let what it keeps go."""
+    kept = _PyCapsule_GetContext(capsule)
+    call_table(_PyCapsule_GetPointer(capsule, 0), 0, ())  # before what it keeps goes
+    _Py_DecRef(kept)
+    return 0
+
+
+@ObjectEntry
+def make_owner(words: int, kept: int) -> int:
+    """Return a capsule with an end, for `owner`."""
+    capsule = _PyCapsule_New(words, 0, c_function(end_of))
+    if capsule != 0:
+        _Py_IncRef(kept)
+        _PyCapsule_SetContext(capsule, kept)
+    return capsule  # type: ignore[no-any-return]  # C functions have no types
+
+
+def owner(end: Entry, words: Any, *kept: Any) -> Any:
+    """
+    Return an object whose own end calls an entry point, and only then lets go of what it keeps.
+
+    An exception anywhere, Ctrl-C or a want of memory, finds both done or neither: CPython calls the end itself.
+
+    Parameters
+    ----------
+    end : Entry
+        Called with the address of `words`, under the GIL.
+    words : ndarray of int64
+        What it works on.  The first word is for the entry point's address.
+    kept
+        What has to outlast the call.
+    """
+    words[0] = end.address
+    everything = (words, *kept)
+    return make_owner(words.ctypes.data, id(everything))

@@ -20,15 +20,17 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from ._native import kernel
+from ._native import Entry, kernel, owner, store8
 from .errors import CacheFullError
 
 LINUX = sys.platform.startswith("linux")
+if LINUX:
+    import resource
 POSIX = sys.platform != "win32"
 PROT_NONE, PROT_READ, PROT_RW = 0, 1, 3
 MAP_PRIVATE, MAP_ANONYMOUS = 2, 0x20 if LINUX else 0x1000
 MAP_NORESERVE = 0x4000 if LINUX else 0x40
-MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_WIPEONFORK = 4, 5, 14, 15, 18
+MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE = 4, 5, 14, 15
 
 page_bytes = max(mmap.PAGESIZE, 4096)
 
@@ -43,41 +45,92 @@ CAN_WATCH_THREADS = has_symbol("pthread_key_create") and has_symbol("pthread_get
 DEFAULT_LIMIT = 1 << 62 if CAN_GROW else 256 << 20  # most bytes a cache without a capacity reserves
 
 
-class Reservation:
+CODE_BYTES = 32 << 20  # compiling the largest kernel takes 15 MiB, loading it 1
+CODE_MAPPINGS = 16
+
+
+def map_range(n: int, *, usable: bool = False) -> tuple[int, Any]:
     """
-    A range of address space, page-aligned, without memory behind it unless `usable`; unmapped with its last array.
+    Reserve n bytes of address space, page-aligned, without memory behind it unless `usable`.
 
-    NumPy sees it as an array of bytes, ``np.asarray(reservation)``, that keeps it alive.
-
-    Attributes
-    ----------
-    address : int
-        Of its first byte.
+    Returns its address, and the object with whose end it is unmapped.
 
     Raises
     ------
     CacheFullError
         If the address space, or its limit (RLIMIT_AS), does not hold it.
     """
+    try:
+        if CAN_GROW:
+            prot = PROT_RW if usable else PROT_NONE
+            memory = mmap.mmap(-1, n, flags=MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, prot=prot)
+        else:
+            memory = mmap.mmap(-1, n)
+    except (OSError, OverflowError, ValueError) as error:
+        raise CacheFullError(f"cannot reserve {n} bytes of address space: {error}") from error
+    return int(np.frombuffer(memory, np.uint8).ctypes.data), memory
 
-    __slots__ = ("_memory", "address")
 
-    def __init__(self, n: int, *, usable: bool = False) -> None:
-        try:
-            if CAN_GROW:
-                prot = PROT_RW if usable else PROT_NONE
-                memory = mmap.mmap(-1, n, flags=MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, prot=prot)
-            else:
-                memory = mmap.mmap(-1, n)
-        except (OSError, OverflowError, ValueError) as error:
-            raise CacheFullError(f"cannot reserve {n} bytes of address space: {error}") from error
-        self._memory = memory
-        self.address = int(np.frombuffer(memory, np.uint8).ctypes.data)
+class Reservation:
+    """
+    A range of address space with an end: what the process's registry knows of it leaves that, and it is unmapped, in one step.
+
+    That is when its last array is gone.  NumPy sees it as an array of bytes, ``np.asarray(reservation)``, that keeps it alive.
+
+    Parameters
+    ----------
+    n : int
+        Bytes.
+    end : Entry
+        Called with the address of `words` before the range is unmapped.
+    kept
+        What has to stay as long: memory that is used together with it.
+
+    Attributes
+    ----------
+    address : int
+        Of its first byte.
+    words : ndarray of int64
+        For `end`: its own address, this range's, the bytes, and what is noted there later (`layout.RANGE`).
+
+    Raises
+    ------
+    CacheFullError
+        As `map_range`.
+    """
+
+    __slots__ = ("_owner", "address", "words")
+
+    def __init__(self, n: int, end: Entry, *kept: Any) -> None:
+        self.address, memory = map_range(n)
+        self.words = np.array([0, self.address, n, 0], np.int64)
+        self._owner = owner(end, self.words, memory, *kept)
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
         """As NumPy asks for it: to be written to, though nothing may be usable yet."""
-        return {"shape": (len(self._memory),), "typestr": "|u1", "data": (self.address, False), "version": 3}
+        return {"shape": (int(self.words[2]),), "typestr": "|u1", "data": (self.address, False), "version": 3}
+
+
+def need_room_for_code() -> None:
+    """
+    Raise if the system has no memory, or no mappings, for one more kernel: LLVM would end the process.
+
+    Raises
+    ------
+    CacheFullError
+        Saying so.
+    """
+    if not CAN_GROW:
+        return
+    try:
+        address, memory = map_range(CODE_BYTES, usable=True)
+    except CacheFullError as error:
+        raise CacheFullError(f"the system gives no memory to load machine code: {error}") from error
+    step = 2 * page_bytes
+    if not all(make_readable(address + k * step, page_bytes) for k in range(CODE_MAPPINGS // 2)):
+        raise CacheFullError("the system gives no mappings to load machine code: the process has as many as it may")
+    del memory
 
 
 def address_space_left() -> int:
@@ -85,10 +138,11 @@ def address_space_left() -> int:
     total = 1 << 47 if sys.maxsize > 1 << 32 else 1 << 31
     if not LINUX:
         return total
-    import resource
-
-    with open("/proc/self/statm") as statm:
-        used = int(statm.read().split()[0]) * mmap.PAGESIZE
+    try:
+        with open("/proc/self/statm") as statm:
+            used = int(statm.read().split()[0]) * mmap.PAGESIZE
+    except OSError:  # no file can be opened
+        used = 0
     soft = resource.getrlimit(resource.RLIMIT_AS)[0]
     return max((total if soft == resource.RLIM_INFINITY else soft) - used, 0)
 
@@ -103,24 +157,12 @@ def make_readable(address: int, n: int) -> bool:
     return not CAN_GROW or _libc("mprotect")(address, n, PROT_READ) == 0
 
 
-def drop(address: int, n: int) -> bool:
-    """Give back the memory of n bytes from a page-aligned address; whether they read as zeros from now on."""
-    return LINUX and n > 0 and _libc("madvise")(address, n, MADV_DONTNEED) == 0
-
-
 @cache
 def _libc(name: str) -> Callable[[int, int, int], int]:
     """Return a C function of an address, a size and an int."""
     function = getattr(ctypes.CDLL(None), name)
     function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return function  # type: ignore[no-any-return]  # ctypes has no types
-
-
-def wipe_on_fork(address: int, n: int) -> bool:
-    """Ask that a child of fork sees these pages as zeros; whether the system can (Linux 4.14)."""
-    if not LINUX:
-        return False
-    return _libc("madvise")(address, n, MADV_WIPEONFORK) == 0
 
 
 def advise_huge_pages(address: int, n: int) -> None:
@@ -172,16 +214,6 @@ def nodes_of_pages(address: int, n: int) -> npt.NDArray[np.int32]:
     return status
 
 
-def make_thread_exit_key(destructor: int) -> int:
-    """Return a key whose C destructor gets the key's value at the end of each thread that has set one; -1: cannot."""
-    if not CAN_WATCH_THREADS:
-        return -1
-    create = ctypes.CDLL(None).pthread_key_create
-    create.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-    key = (ctypes.c_uint if LINUX else ctypes.c_ulong)()
-    return int(key.value) if create(ctypes.byref(key), destructor) == 0 else -1
-
-
 def drop_thread_exit_key(key: int) -> None:
     """Delete the key: threads that end from now on call no destructor."""
     delete = ctypes.CDLL(None).pthread_key_delete
@@ -211,9 +243,9 @@ if CAN_GROW:
         return _mprotect(address, n, PROT_READ) == 0  # type: ignore[no-any-return]  # a C function has no types
 
     @kernel
-    def give_back(address: int, n: int) -> None:
-        """Give back the memory of n bytes, whole pages both; they read as zeros or as before."""
-        _madvise(address, n, _advice)
+    def give_back(address: int, n: int) -> bool:
+        """Give back the memory of n bytes, whole pages both; whether they read as zeros from now on, and not as before."""
+        return _madvise(address, n, _advice) == 0 and LINUX
 
     @kernel
     def prefer_huge_pages(address: int, n: int) -> None:
@@ -234,8 +266,9 @@ else:
         return True
 
     @kernel
-    def give_back(address: int, n: int) -> None:
+    def give_back(address: int, n: int) -> bool:
         """Nothing can be given back."""
+        return False
 
     @kernel
     def prefer_huge_pages(address: int, n: int) -> None:
@@ -274,7 +307,19 @@ else:
 
 
 if CAN_WATCH_THREADS:
+    _pthread_key_create = _external("pthread_key_create", types.int32(types.int64, types.int64))
     _pthread_setspecific = _external("pthread_setspecific", types.int32(_key_type, types.int64))
+
+    @kernel
+    def make_thread_exit_key(at: int, destructor: int) -> None:
+        """
+        Write to the int64 at an address a key, whose C destructor gets its value at the end of each thread that has set one.
+
+        -1: the system has none left.
+        """
+        store8(at, 0, 0)
+        if _pthread_key_create(at, destructor) != 0:
+            store8(at, 0, -1)
 
     @kernel
     def watch_thread_exit(key: int, value: int) -> None:
@@ -284,5 +329,33 @@ if CAN_WATCH_THREADS:
 else:
 
     @kernel
+    def make_thread_exit_key(at: int, destructor: int) -> None:
+        """There are none."""
+        store8(at, 0, -1)
+
+    @kernel
     def watch_thread_exit(key: int, value: int) -> None:
         """No such notice: the heaps of ended threads are adopted by later ones, or stay."""
+
+
+if has_symbol("__register_atfork"):  # the C library's pthread_atfork is no symbol of glibc's, and calls this
+    _register_atfork = _external("__register_atfork", types.int32(*[types.int64] * 4))
+
+    @kernel
+    def watch_forks(before: int, in_parent: int, in_child: int) -> None:
+        """Have C functions called around every fork, whoever calls it: in reverse order before it, in order after it."""
+        _register_atfork(before, in_parent, in_child, 0)
+
+elif has_symbol("pthread_atfork"):
+    _pthread_atfork = _external("pthread_atfork", types.int32(*[types.int64] * 3))
+
+    @kernel
+    def watch_forks(before: int, in_parent: int, in_child: int) -> None:
+        """Have C functions called around every fork, whoever calls it: in reverse order before it, in order after it."""
+        _pthread_atfork(before, in_parent, in_child)
+
+else:
+
+    @kernel
+    def watch_forks(before: int, in_parent: int, in_child: int) -> None:
+        """There is no fork."""

@@ -63,8 +63,8 @@ from .heap import (
     next_slab,
     room_for,
 )
-from .layout import BACK_HEAP, BLOCK, FREE, FULL, HOLD, MAGAZINE, NO_INIT, NULL, OWN, PARTIALLY_USED, RUN, TAKEN, C
-from .recover import heap_row, live_of_all, next_heap, wake, wake_all
+from .layout import BACK_HEAP, BLOCK, FREE, FULL, HOLD, MAGAZINE, NO_INIT, NULL, OWN, PARTIALLY_USED, RETIRED, RUN, TAKEN, C
+from .recover import heap_row, is_of, live_of_all, next_heap, own_heap, wake, wake_all
 from .slab import (
     ALL,
     C_BITS,
@@ -442,6 +442,8 @@ def free_many(c: int, hs: int, n: int, refused: int) -> int:
 
     Returns how many were freed.  A handle that stands there twice is freed once.
     """
+    if unlikely(control_at(c).closed != 0):
+        return free_of_closed(c, hs, n, refused)
     heap = my_heap(c)
     handles = i8_array(hs)
     freed = int64(0)
@@ -529,6 +531,23 @@ def free_many_of(c: int, hs: int, n: int, refused: int) -> int:
 
 
 @kernel
+def free_of_closed(c: int, hs: int, n: int, refused: int) -> int:
+    """Free the records that an operation got which `close` came into: nothing else is live, and nothing is handed out again."""
+    control = control_at(c)
+    handles = i8_array(hs)
+    end = control.max_slabs << control.shift if control.nodes == 1 else control.nodes << control.node_shift
+    freed = int64(0)
+    for p in range(n):
+        slot = handles[p] & SLOT_MASK
+        if slot < end and load4(frozen(c, C_WORDS), slot) == shift_right(handles[p], 31) | 1:
+            store4(frozen(c, C_WORDS), slot, int64(RETIRED))
+            freed += 1
+        else:
+            note_refused(refused, p)
+    return freed
+
+
+@kernel
 def free_rows(words: int, first: int, hs: int, most: int) -> int:
     """Free up to `most` records of the slots from `first` on, in whole runs, as far as handles are theirs; returns how many."""
     n = int64(0)
@@ -572,7 +591,7 @@ def note_live(c: int, out: int, end: int) -> int:
         row = next_heap(home, ZERO)
         while row >= 0:
             at = heap_row(home, row)
-            if load8_acquire(at, 0) == me or row == OWN + BACK_HEAP:
+            if is_of(load8_acquire(at, 0), me) or row == OWN + BACK_HEAP:
                 note_magazine(at, out, end)
             row = next_heap(home, row + 1)
     return ZERO
@@ -695,6 +714,7 @@ def scan_end(c: int) -> int:
     end = ZERO
     for node in range(frozen(c, C_NODES)):
         home = set_at(c, node)
+        wake(home)
         if control_at(home).n_slabs > control_at(home).first_slab:
             end = max(end, load8_relaxed(home + C_LIMIT, 0))
     return end
@@ -745,6 +765,7 @@ def find_refused(c: int, hs: int, n: int, refused: int) -> int:
 @Entry
 def clear(c: int) -> int:
     """Free every live record; returns how many.  Needs rest: a record freed elsewhere at the same instant is freed twice."""
+    own_heap(c)
     freed = int64(0)
     for node in range(frozen(c, C_NODES)):
         freed += clear_set(set_at(c, node))
@@ -755,7 +776,6 @@ def clear(c: int) -> int:
 def clear_set(c: int) -> int:
     """Free every live record of one array set."""
     control = control_at(c)
-    wake(c)
     words = u4_array(frozen(c, C_WORDS))
     freed = int64(0)
     slots = int64(1) << control.shift
@@ -781,7 +801,7 @@ def clear_set(c: int) -> int:
 def make_ready(c: int, n: int) -> int:
     """Make the memory of n more records usable.  Returns 0: it is; 1: the capacity is too small; 2: the system refuses."""
     control = control_at(c)
-    wake_all(c)
+    own_heap(c)
     if live_of_all(c) + n > control.capacity:
         return int64(1)
     if control.nodes > 1 or is_granted(c, n):

@@ -20,6 +20,7 @@ from .entry import TABLE
 from .errors import CacheFullError, CapacityError
 from .layout import CONTROL, NIL, NO_INIT, TEMPLATE, Geometry
 from .process import close_cache, this_process
+from .process import reserve as reserve_range
 
 EAGER_BYTES = 2 << 20  # metadata up to this is made usable at once, so that a small cache has few mappings
 STAGGERED = ("control", "heaps", "words")  # regions, in the order of `staggered`
@@ -51,19 +52,20 @@ class ClassPlace(NamedTuple):
 
 
 def reserve(
-    dtype: np.dtype[Any], capacity: int | None, colouring: bool, nodes: int, has_heaps: bool
+    dtype: np.dtype[Any], capacity: int | None, colouring: bool, nodes: int, place: ClassPlace | None
 ) -> tuple[Geometry, _os.Reservation]:
     """Lay a cache out and reserve its address range."""
+    has_heaps, kept = place is None, () if place is None else (place.memory,)
     if capacity is not None:
         sizes = layout.geometry(dtype, capacity, colouring, _os.page_bytes, nodes, has_heaps)
-        return sizes, _os.Reservation(sizes.total)
+        return sizes, reserve_range(sizes.total, *kept)
     space = min(layout.DEFAULT_BYTES, _os.DEFAULT_LIMIT, _os.address_space_left() // max(256, 32 * nodes))
     room = layout.MAX_CAPACITY if nodes == 1 else layout.MAX_SLOTS // nodes // 2
     while True:
         most = min(max(space // layout.record_stride(dtype, colouring), 1), room)
         sizes = layout.geometry(dtype, most, colouring, _os.page_bytes, nodes, has_heaps)
         try:
-            return sizes, _os.Reservation(sizes.total)
+            return sizes, reserve_range(sizes.total, *kept)
         except CacheFullError:
             if most == 1:
                 raise
@@ -160,18 +162,7 @@ class Block:
 
     def close(self) -> None:
         """Have the cache refuse everything from now on and give the memory back; the addresses stay mapped."""
-        slots = self.leave() << self.geometry.shift
-        if slots < 0:
-            return
-        offset, words = self.geometry.offset, int(self.control["words"][0]) - self._base
-        first = head_end(offset) if self.geometry.nodes == 1 else offset["words"]
-        end = words if _os.drop(self._base + first, self.geometry.total - first) else words + 4 * slots
-        if slots > 0:
-            self.bytes[words : min(max(first, end), offset["records"])] = 0  # no generation may stay odd
-
-    def leave(self) -> int:
-        """Have the cache refuse everything and leave the registry; returns the slabs that were usable, NIL: it had left."""
-        return close_cache(this_process().address, self.address)
+        close_cache(this_process().address, self.address)
 
 
 class NewBlock(Block):
@@ -190,11 +181,11 @@ class NewBlock(Block):
     ) -> None:
         self._place = place
         try:
-            self._reserve(dtype, capacity, colouring, placement)
+            memory = self._reserve(dtype, capacity, colouring, placement)
         except (CacheFullError, CapacityError):
             if len(placement.sets) == 1 or placement.is_simulated:
                 raise
-            self._reserve(dtype, capacity, colouring, placement.undivided())  # one set needs less
+            memory = self._reserve(dtype, capacity, colouring, placement.undivided())  # one set needs less
         serial = next(serials)
         offset, stagger = self.geometry.offset, staggered(serial)
         at_control, at_heaps, at_words = (offset[region] + n for region, n in zip(STAGGERED, stagger, strict=True))
@@ -203,15 +194,16 @@ class NewBlock(Block):
         self._place_memory(self._base + at_words)
         self._fill(place or own, self._base + at_words, 2 * first_cycle(serial), colouring, template)
         self._fill_sets(own)
-        self.control["row"] = this_process().enter(self.address)
+        this_process().enter(self.address, memory.words)  # last: from here on others find it
 
-    def _reserve(self, dtype: np.dtype[Any], capacity: int | None, colouring: bool, placement: numa.Placement) -> None:
+    def _reserve(self, dtype: np.dtype[Any], capacity: int | None, colouring: bool, placement: numa.Placement) -> _os.Reservation:
         """Reserve the address range, for an array set on each node of the placement."""
         self.placement = placement
-        self.geometry, memory = reserve(dtype, capacity, colouring, len(placement.sets), self._place is None)
+        self.geometry, memory = reserve(dtype, capacity, colouring, len(placement.sets), self._place)
         self.bytes = np.asarray(memory)
         self._base = memory.address
         self._make_metadata_usable()
+        return memory
 
     def _make_metadata_usable(self) -> None:
         """
@@ -225,7 +217,6 @@ class NewBlock(Block):
                 raise CacheFullError(
                     f"the system gives no {self.geometry.total} bytes for a cache on {self.geometry.nodes} nodes"
                 )
-            this_process().heaps_are_wiped &= _os.wipe_on_fork(self._base, offset["template"])
             return
         control, head, end = offset["control"], head_end(offset), offset["records"]
         is_eager = end <= EAGER_BYTES
@@ -234,7 +225,6 @@ class NewBlock(Block):
                 raise CacheFullError(f"the system gives no {n} bytes for the metadata of a cache")
         if not is_eager and not _os.make_readable(self._base + head, end - head):  # a handle may name any slot
             raise CacheFullError(f"the system lets {end - head} bytes of generations not be read")
-        this_process().heaps_are_wiped &= _os.wipe_on_fork(self._base, offset["template"])
 
     def _regions(self, number: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return (address, bytes) of the slab rows and of the free bits of an array set."""

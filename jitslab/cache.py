@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache as cached
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn
@@ -47,6 +46,7 @@ from .guard_many import SlabBatchGuard, fill, new_batch
 from .heap import flush_own
 from .layout import NULL, C
 from .page import SlabNode, SlabObject, SlabPage, SlabPages, SlabState
+from .process import close_cache
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -70,6 +70,8 @@ FAULT_TEXTS = {
 }
 SLOT_MASK = 0xFFFFFFFF
 NEVER = 1 << 62  # ticks: the end of an interval of the working set that does not end
+# What errors and ends call: loaded while there is memory, since they are needed when there is none.
+ENDS = (batch.alloc_one, batch.free_one, flush_own, recover.is_moving, recover.check_laws, close_cache)
 REST_TRIES = 3  # a thread that was joined may still be giving its magazines back
 
 
@@ -187,9 +189,7 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
             make_template(init, own),
             numa.resolve(policy, strict, nodes),
         )
-        known = _Known(self, _leave)
-        known.block, known.serial = block, next(_serials)
-        _known[known.serial] = known
+        _known[next(_serials)] = self
         if keep_empty:
             block.control["interval_end"] = NEVER
         self._open(name, own, declared_class(dtype), block)
@@ -904,7 +904,8 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         Refuse everything from now on and give the memory back.
 
         Addresses stay mapped, reading as zeros, until the last array or record of the cache is gone, so that nothing
-        that still points there can do harm.  A second `close` does nothing.
+        that still points there can do harm.  Kernels that run meanwhile in other threads get NULL, and what they free is
+        refused; so that they do, the generations stay, too: 4 bytes a slot.  A second `close` does nothing.
         """
         self._need_opened()
         self._block.close()
@@ -1024,29 +1025,13 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
 
 bind(CacheType, SlabCache, "SlabCache")
 
-
-class _Known(weakref.ref[SlabCache]):
-    """A cache of the process, and its block, which leaves the registry when the cache goes."""
-
-    __slots__ = ("block", "serial")
-    block: Block
-    serial: int
-
-
-_known: dict[int, _Known] = {}
+_known: weakref.WeakValueDictionary[int, SlabCache] = weakref.WeakValueDictionary()
 _serials = itertools.count(1)
-
-
-def _leave(known: weakref.ref[SlabCache], is_over: Callable[[], bool] = sys.is_finalizing) -> None:
-    """Have the block of a cache that is gone leave the registry; its memory goes with the last array on it."""
-    if not is_over() and isinstance(known, _Known):
-        del _known[known.serial]
-        known.block.leave()
 
 
 def open_caches() -> list[tuple[int, SlabCache]]:
     """Return every open cache of the process with its number, in the order they were made."""
-    made = [(known.serial, known()) for known in list(_known.values())]
+    made = [(known.key, known()) for known in _known.valuerefs()]
     return [
         (serial, cache) for serial, cache in made if cache is not None and hasattr(cache, "_numba_type_") and not cache.closed
     ]
@@ -1055,6 +1040,8 @@ def open_caches() -> list[tuple[int, SlabCache]]:
 @cached
 def prepare() -> None:
     """Compile the entry points and give `SlabCache` its C methods, before the first cache."""
+    for entry in ENDS:
+        entry.compile()
     cache_calls.install(SlabCache)
 
 

@@ -44,6 +44,5 @@ def free(self: int, obj: int) -> int:
 
 def install(cls: type) -> None:
     """Give a class with the methods ``_alloc_slow()`` and ``_free_slow(handle)`` the C methods `alloc` and `free`."""
-    _cpython.keep(alloc.compile(), free.compile())
     _cpython.add_method(cls, "alloc", alloc.address, _cpython.METH_NOARGS, "($self, /)")
     _cpython.add_method(cls, "free", free.address, _cpython.METH_O, "($self, handle, /)")

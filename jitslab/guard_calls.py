@@ -41,7 +41,6 @@ from ._cpython import (
     PyObject_GC_UnTrack,
     PyObject_GenericSetAttr,
     PyObject_Type,
-    c_object,
     call,
     is_attribute_error,
     is_exactly,
@@ -49,19 +48,22 @@ from ._cpython import (
     new_reference,
     none,
     put_error,
-    store_functions,
+    storing,
     take_error,
     visit,
 )
 from ._native import (
     I64,
     Entry,
+    HeldEntry,
+    c_object,
     call_table,
     compare_exchange,
     copy_bytes,
     frozen,
     inlined,
     int64,
+    keep,
     kernel,
     literal_intrinsic,
     load4,
@@ -573,22 +575,6 @@ def _setattro(self: int, name: int, value: int) -> int:
 # --- What NumPy has converted, into records that are live ---
 
 
-class HeldEntry(Entry):
-    """An `Entry` that Python calls without giving the GIL up: no Python of another thread comes between its steps."""
-
-    def __init__(self, function: Any) -> None:
-        super().__init__(function)
-        self._held: list[tuple[Any, int, Any]] = []
-
-    def compile(self) -> tuple[Any, int, Any]:
-        """Return what Python calls, the address, and what keeps both."""
-        if not self._held:
-            _, address, kept = super().compile()
-            arity = self.function.__code__.co_argcount
-            self._held.append((ctypes.PYFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * arity)(address), address, kept))
-        return self._held[0]
-
-
 @kernel
 def put(c: int, heap: Any, handle: int, offset: int, size: int, source: int) -> bool:
     """Copy bytes into the record of a handle; False: it is not live."""
@@ -641,18 +627,19 @@ LIFE_FUNCTIONS = (
 )
 GUARD_FUNCTIONS = (*FIELD_FUNCTIONS, *LIFE_FUNCTIONS)
 OWNER_FUNCTIONS = (_new_owner, _owner_dealloc, _traverse)
+_store_guard_functions, _store_owner_functions = storing(*GUARD_FUNCTIONS), storing(*OWNER_FUNCTIONS)
 
 
 @Entry
 def write_guard_functions(out: int) -> int:
     """Write the addresses of the C functions of guards and views to the array at `out`."""
-    return store_functions(out, GUARD_FUNCTIONS)
+    return _store_guard_functions(out)  # type: ignore[no-any-return]  # an intrinsic has no types
 
 
 @Entry
 def write_owner_functions(out: int) -> int:
     """Likewise, those of an Owner."""
-    return store_functions(out, OWNER_FUNCTIONS)
+    return _store_owner_functions(out)  # type: ignore[no-any-return]  # an intrinsic has no types
 
 
 @cached
@@ -714,7 +701,7 @@ def new_field(cls: type, name: str, kind: int, offset: int, nested: bool, view: 
         limits = np.iinfo(next(code for code, it in KINDS.items() if it == kind))
         least, most = int(limits.min), min(int(limits.max), (1 << 63) - 1)
     row[0] = (kind, offset, least, most, id(name), 0 if view is None else id(view))
-    _cpython.keep(row, name, view)
+    keep(row, name, view)
     get, set_ = ("view_get", "view_set") if nested else ("get", "set")
     return _cpython.new_attribute(cls, name, functions()[get], functions()[set_], row.ctypes.data, doc)
 

@@ -66,7 +66,20 @@ from .layout import (
     C,
     H,
 )
-from .recover import C_CLAIMED, heap_row, live_of, live_of_all, next_claimed, next_heap, note_fault, row_of_heap, wake_all
+from .recover import (
+    C_CLAIMED,
+    EVEN,
+    heap_row,
+    is_of,
+    live_of,
+    live_of_all,
+    next_claimed,
+    next_heap,
+    note_fault,
+    own_heap,
+    row_of_heap,
+    wake_all,
+)
 from .slab import (
     ALL,
     C_FRONT,
@@ -78,6 +91,7 @@ from .slab import (
     end_of_interval,
     is_drawn_by_other,
     lock,
+    lock_word,
     pick,
     put_slots,
     set_at,
@@ -94,12 +108,11 @@ H_WORDS, H_RECORDS, H_LIMIT, H_ROUNDS = (H[name] for name in ("words", "records"
 C_SCRATCH, C_RECORDS, C_TEMPLATE, C_RETIRED = C["scratch"], C["records"], C["template"], C["retired"]
 F_ALLOC, F_FREE, F_ADDRESS = C["f_alloc"], C["f_free"], C["f_address"]
 F_REFILL, F_FLUSH, F_GROW, F_RELEASE = C["f_refill"], C["f_flush"], C["f_grow"], C["f_release"]
-C_NODE_SLOTS, C_ARRIVALS, C_CPU_NODES, C_HEAP_REGION = (
-    C[name] for name in ("node_slots", "arrivals", "cpu_nodes", "heap_region")
+C_NODE_SLOTS, C_ARRIVALS, C_CPU_NODES, C_HEAP_REGION, C_PROCESS = (
+    C[name] for name in ("node_slots", "arrivals", "cpu_nodes", "heap_region", "process")
 )
 BELOW_TOP = MAGAZINE - 4  # entry `top` of the array that starts here is the uppermost slot
 SLOT_MASK = 0xFFFFFFFF
-EVEN = -2
 CLOSED_OWNER = -1  # no thread pointer
 
 
@@ -305,7 +318,7 @@ def alien_heap(c: int, at: int) -> int:
     """Return the heap, opened now if need be, that the thread of heap `at` frees records of array set `c` into."""
     row = int64(OWN) + row_of_heap(c, at)
     alien = heap_row(c, row)
-    owner = heap_at(at).owner
+    owner = heap_at(at).owner & EVEN
     if load8_acquire(alien, 0) != owner:
         open_heap(c, row)
         store8_release(alien, 0, owner)
@@ -340,7 +353,7 @@ def follow(c: int, at: int) -> int:
         alien = heap_row(here, OWN + row)
         if h.top > 0:
             call_table(c, F_FLUSH, (at, h.top))
-        if load8_acquire(alien, 0) == h.owner and heap_at(alien).top > 0:
+        if is_of(h.owner, load8_acquire(alien, 0)) and heap_at(alien).top > 0:
             call_table(here, F_FLUSH, (alien, heap_at(alien).top))
         h.slab = NIL
         h.control = here
@@ -596,33 +609,48 @@ def claim(c: int, me: int) -> int:
     Return the address of thread `me`'s heap, claimed now if it has none, to draw from the node that it runs on.
 
     A thread beyond the table, or without memory for a heap, gets the shared one, and any thread the closed one after `close`.
-    The end of the thread is watched, so that its slots go home.  In a child of `fork` all heaps read as zeros: the first claim
-    rebuilds the index, and the slots that the parent's threads had parked are free again.
+    The end of the thread is watched, so that its slots go home.  A torn index is rebuilt before anybody has a heap of it.
     """
     control = control_at(c)
-    process = process_at(control.process)
     here = set_here(c)
     wake_all(c)
     row = next_claimed(c, ZERO)
     while 0 <= row < HEAPS and control.closed == 0:
         at = heap_row(c, row)
-        if load8_acquire(at, 0) == me:
+        owner = load8_acquire(at, 0)
+        if is_of(owner, me):
+            if owner != me:
+                store8_release(at, 0, me)
             return at
         row = next_claimed(c, row + 1)
+    lock_word(control.process)
+    at = take_heap(c, here, me) if control.closed == 0 else open_heap(here, int64(OWN + CLOSED_HEAP))
+    store8_release(control.process, 0, 0)
+    return at
+
+
+@kernel
+def take_heap(c: int, here: int, me: int) -> int:
+    """
+    Return the address of a heap that was nobody's and is thread `me`'s from now on, or of the shared one.
+
+    Needs   the registry's lock, and an open cache.
+    """
+    process = frozen(c, C_PROCESS)
     row = shift_right(mixed(me), HASH_SHIFT)
     for _ in range(HEAPS):
         at = heap_row(c, row)
-        is_nobodys = control.closed == 0 and load8_acquire(at, 0) == 0
-        if is_nobodys and not is_writable(c, at):
-            break  # nor would the next ones be
-        if is_nobodys and compare_exchange(at, 0, me):
+        if load8_acquire(at, 0) == 0:
+            if not is_writable(c, at):
+                break  # nor would the next ones be
             open_heap(here, row)
-            watch_thread_exit(process.key, control.process)
-            if control.closed == 0:
-                return at
-            shut_heap(at)
+            store8_release(at, 0, me)
+            watch_thread_exit(process_at(process).key, process)
+            return at
         row = (row + 1) & (HEAPS - 1)
-    return open_heap(here, int64(OWN + CLOSED_HEAP) if control.closed else int64(OWN + SHARED_HEAP))
+    for node in range(frozen(c, C_NODES)):
+        note_claimed(set_at(c, node), int64(OWN + BACK_HEAP))  # which who has the shared one goes by
+    return open_heap(here, int64(OWN + SHARED_HEAP))
 
 
 @kernel
@@ -657,13 +685,13 @@ def flush_own(c: int) -> int:
     """Give all slots of the calling thread's heaps home; returns how many."""
     me = thread_pointer()
     n = int64(0)
-    wake_all(c)
+    own_heap(c)
     for node in range(frozen(c, C_NODES)):
         home = set_at(c, node)
         row = next_heap(home, ZERO)
         while row >= 0:
             at = heap_row(home, row)
-            if load8_acquire(at, 0) == me and heap_at(at).top > 0:
+            if is_of(load8_acquire(at, 0), me) and heap_at(at).top > 0:
                 n += heap_at(at).top
                 call_table(home, F_FLUSH, (at, heap_at(at).top))
             row = next_heap(home, row + 1)

@@ -19,11 +19,13 @@ from ._native import (
     Entry,
     call_table,
     compare_exchange,
+    control_at,
     copy_bytes,
     fetch_add,
     frozen,
     int64,
     kernel,
+    load4,
     load8,
     load8_acquire,
     my_heap,
@@ -34,8 +36,13 @@ from ._native import (
 from ._os import give_back
 from ._pages import CAN_MAP, map_pages, map_spare_pages, move_pages, place_pages, unmap_pages
 from .heap import SLOT_MASK, alloc, free_any, is_live
-from .layout import NULL, C
+from .layout import NULL, RANGE, C, offsets
 from .rawlayout import (
+    A_BLOCK,
+    A_BYTES,
+    A_NUMBER,
+    A_PAGES,
+    A_PTR,
     AT_HAND,
     AT_HOLD,
     AT_LARGE_BYTES,
@@ -65,8 +72,10 @@ from .rawlayout import (
     TAG_MASK,
     parked_size,
 )
+from .slab import C_LIMIT, C_NODES, C_WORDS, set_at
 
 C_RECORDS = C["records"] // 8
+R_START, R_CONTROL = (offsets(RANGE)[name] // 8 for name in ("start", "control"))
 page_bytes = _os.page_bytes
 _parked_size: Any = kernel(parked_size)
 
@@ -236,26 +245,34 @@ def large_scratch(s: int, size: int) -> int:
 
 
 @Entry
-def hold_pages(s: int, ptr: int, size: int, number: int) -> int:
-    """Have an array keep the pages of large memory mapped; returns their address, 0: refused, or another array does."""
+def hold_pages(words: int, size: int) -> int:
+    """
+    Have an array keep the pages of large memory mapped; returns their address, 0: refused, or another array does.
+
+    Its words (`rawlayout.HELD`) say which; their address is noted there, for the end of the array.
+    """
+    s, ptr, number = load8(words, A_BLOCK), load8(words, A_PTR), load8(words, A_NUMBER)
     at = large_at(s, ptr, size)
     pages = pages_at(at, ptr) if at != 0 else int64(0)
     mark = as_mark(number, ptr)
     if pages == 0 or not compare_exchange(at + AT_HOLD, 0, mark):
         return int64(0)
     if fetch_add(at, 0) == as_word(pages, ptr) and load8(at, L_ASKED) == size:  # from here on no realloc changes them
-        return pages  # looked at again, after the store above: a free at the same instant sees the mark, or is seen
+        store8(words, A_PAGES, pages)
+        return pages  # looked at again, after the mark was set: a free at the same instant sees the mark, or is seen
     compare_exchange(at + AT_HOLD, mark, 0)  # a free that has seen it left nothing mapped but addresses
     return int64(0)
 
 
 @Entry
-def let_pages_go(s: int, ptr: int, number: int, pages: int, n: int) -> int:
-    """The array that kept pages mapped is gone: they are the ptr's again, or, if that was freed, unmapped."""
+def let_pages_go(words: int) -> int:
+    """The end of an array that kept pages mapped: they are the ptr's again, or, if that was freed, unmapped."""
+    s, ptr, number, pages = load8(words, A_BLOCK), load8(words, A_PTR), load8(words, A_NUMBER), load8(words, A_PAGES)
+    if pages == 0:
+        return int64(0)
     at = load8(load8(s, S_LARGE), C_RECORDS) + ((ptr - load8(s, S_LARGE_BASE)) & SLOT_MASK) * LARGE_BYTES
     if not compare_exchange(at + AT_HOLD, as_mark(number, ptr), 0):
-        unmap_pages(pages, n)
-        return int64(1)
+        unmap_pages(pages, load8(words, A_BYTES))
     return int64(0)
 
 
@@ -263,6 +280,34 @@ def let_pages_go(s: int, ptr: int, number: int, pages: int, n: int) -> int:
 def as_mark(number: int, ptr: int) -> int:
     """Return what stands in the row of memory that an array holds: a free of another ptr of that slot passes it by."""
     return number << TAG_BITS | (ptr >> 32) & TAG_MASK
+
+
+@kernel
+def free_all(s: int) -> None:
+    """Refuse large memory from now on, and give all of it back."""
+    store8_release(s, S_CLOSED, 1)
+    c = load8(s, S_LARGE)
+    for node in range(frozen(c, C_NODES)):
+        home = set_at(c, node)
+        control = control_at(home)
+        for slot in range(control.first_slot, load8_acquire(home + C_LIMIT, 0)):
+            word = load4(frozen(home, C_WORDS), slot)
+            if word & 1 != 0:
+                free_large(s, (word >> 1 << 32 | slot) + load8(s, S_LARGE_BASE), int64(0))
+    give_up_all(s)
+
+
+@Entry
+def end_sizes(words: int) -> int:
+    """The end of an allocator's memory: large memory is all that is not in it, or in ranges that have ended before."""
+    if load8(words, R_CONTROL) == 0:  # it was never there
+        return int64(0)
+    s = load8(words, R_START)
+    free_all(s)
+    scratch = load8(s + AT_SCRATCH, 0)
+    if scratch != 0:
+        unmap_pages(scratch, load8(scratch, 0) + page_bytes)
+    return int64(0)
 
 
 # --- Parked pages: taken and put by compare and exchange, so that no fork and no dead thread can leave a lock behind ---

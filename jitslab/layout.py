@@ -26,11 +26,17 @@ Read first: the words, the ladders, the data and the laws of a cache.
 
 5. Who may write what
    A generation: whoever holds the record (free) or took the slot from a magazine or the slab layer (alloc).
-   A heap: the thread that owns it; its owner word by CAS from 0, and back to 0 by the same thread only.
-   Free bits, slab rows, lists, counts: the holder of the lock.  The frozen part: nobody after creation.
+   A heap: the thread that owns it; its owner word is set under the registry's lock, and back to 0 by the same thread only.
+   Free bits, slab rows, lists, counts: the holder of the lock, who owns a heap of the cache.  The frozen part: nobody after
+   creation.
    Order of locks: the process's registry, then one cache's lock.  No system call and no C-API call under a
    cache's lock; under the registry's, the end of a thread may give empty slabs back to the system, and the opening of a
-   size class makes its memory usable.
+   size class, or of a thread's heaps, makes its memory usable.
+   The process holds the registry's lock over a fork.  So no cache is opened or closed meanwhile, no heap gets or loses its
+   owner, and a cache of which no other thread owns a heap is whole in the child, which then writes nothing to it.  Any other
+   may have been copied in the middle of a change: it is TORN, and who first takes its lock in the child rebuilds its index.
+   The thread that forks keeps its heaps, magazines and all.  Their owner words are odd while a cache is torn: so the thread
+   comes by `heap.claim`, and the index is rebuilt before its magazine changes.
 
 6. Space
    One reservation a cache: heaps | template, scratch | free bits | slab rows, control block, generations | records, each
@@ -111,10 +117,12 @@ MAX_CAPACITY = MAX_SLOTS
 DEFAULT_BYTES = 64 << 30  # of records, reserved when no capacity is given
 MAX_CYCLE = 1 << 30  # a slot is retired after its cycle reached this
 START_BITS = 29  # first cycles of a cache lie below 2**29
-TAKEN = 0x80000001  # word & TAKEN == 0 <=> free and not retired
+RETIRED = 0x80000000  # word of a slot that is not handed out any more, whatever its generation was
+TAKEN = RETIRED | 1  # word & TAKEN == 0 <=> free and not retired
 
 FREE, PARTIALLY_USED, FULL = 0, 1, 2  # states of a slab
 RELEASING = 3  # on no list while its memory is given back
+SOUND, TORN, MENDED = 0, 1, 2  # of a cache: no fork came between; one did, and the index is not rebuilt yet; it was
 
 NO_INIT, TEMPLATE = 0, 1  # what alloc does with the record
 STALE, NO_SLOT, TWICE = 1, 2, 3  # kinds of fault: refused handle; new() on a full cache; slot freed twice in a race
@@ -191,7 +199,7 @@ CONTROL = record(
     ("refills", "i8"),
     ("flushes", "i8"),
     ("released", "i8"),  # slabs given back to the system
-    ("epoch", "i8"),  # forks that this cache has recovered from
+    ("torn", "i8"),  # SOUND, TORN or MENDED
     ("closed", "i8"),
     ("releasing", "i8"),  # 1 while one thread gives slabs back
     ("interval_end", "i8"),  # ticks at which the interval ends
@@ -243,8 +251,16 @@ PROCESS = record(
     ("key", "i8"),  # thread-exit key, -1: none
     ("n_rows", "i8"),  # registry rows in use, holes counted
     ("n_holes", "i8"),
-    ("pad", "i8", (3,)),
+    ("started", "i8"),  # 1: the system tells of forks and of ends of threads
+    ("pad", "i8", (2,)),
 )  # the registry follows: i8 a row, the address of an open cache's control block, 0: a hole
+RANGE = record(
+    # Of a range of addresses, beside it: what its end needs.
+    ("end", "i8"),  # address of the entry point that is the end
+    ("start", "i8"),
+    ("bytes", "i8"),
+    ("control", "i8"),  # address of the one control block in it that was entered in the registry, 0: none, or several
+)
 
 assert CONTROL.itemsize % LINE == 0
 assert SLAB.itemsize == PROCESS.itemsize == LINE

@@ -17,7 +17,6 @@ from ._native import (
     likely,
     load8,
     load8_acquire,
-    process_at,
     store8,
     store8_release,
 )
@@ -61,7 +60,7 @@ def open_class(s: int, row: int) -> int:
     """
     Make the cache of a class by its plan, if nobody has; returns the address of its control block, or 0.
 
-    Under the lock of the process's registry.  A child of `fork` has that anew, and finds the class open, or opens it itself.
+    Under the lock of the process's registry, which is held over a fork, too.
     """
     p = load8(load8(s, S_LARGE), C_PROCESS)
     lock_word(p)
@@ -74,7 +73,6 @@ def open_class(s: int, row: int) -> int:
             fill_control(c, load8(s, S_LARGE), plan)
             place_heaps(c, s + HEAPS_AT, number, load8(row, K_BASE))
             control = control_at(c)
-            control.epoch = process_at(p).epoch
             control.row = enter_row(p, c)
             if control.row == NIL:
                 c = int64(0)

@@ -1,42 +1,72 @@
 """
-The process: a registry of its open caches, what happens at `fork` and at the end of a thread.
+The process: a registry of its open caches, what happens at `fork`, at the end of a thread, and at the end of their memory.
 
 Above `heap`.  One small block of memory, shared by all caches, holds the registry's lock, the count of forks and the key
-whose destructor flushes the heaps of a thread that ends.
+whose destructor flushes the heaps of a thread that ends.  What the registry knows and what is mapped end together: either
+natively, as the memory's last array goes (`leave_range`), or not at all.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
+from typing import Any
 
 import numpy as np
+from llvmlite.binding import ffi
+from numba.core.compiler_lock import global_compiler_lock
 
 from . import _os
 from ._native import (
     Entry,
+    c_function,
+    c_object,
     control_at,
     frozen,
     heap_at,
     int64,
+    keep,
     kernel,
     load8,
     load8_acquire,
     load8_relaxed,
+    name_address,
     process_at,
     store8,
     store8_release,
     thread_pointer,
+    u4_array,
+    zero_bytes,
 )
 from .errors import CacheFullError
 from .heap import leave_heap, shut_heap
-from .layout import HEAP_ROWS, MAX_ROWS, NIL, PROCESS, C
-from .recover import heap_row, next_heap
-from .slab import C_LOCK, C_NODES, ZERO, lock, lock_word, set_at, unlock
+from .layout import (
+    BACK_HEAP,
+    HEAP_ROWS,
+    HEAPS,
+    MAGAZINE,
+    MAX_ROWS,
+    NIL,
+    OWN,
+    PROCESS,
+    RANGE,
+    RETIRED,
+    ROUNDS,
+    SOUND,
+    TORN,
+    C,
+    offsets,
+)
+from .recover import heap_row, is_of, next_claimed, next_heap
+from .slab import C_LOCK, C_NODES, ONE, ZERO, lock_word, set_at, slab_at, unlock
 
 ROWS = PROCESS.itemsize  # the registry's first row
+P_KEY = offsets(PROCESS)["key"]
+R_START, R_BYTES, R_CONTROL = (offsets(RANGE)[name] // 8 for name in ("start", "bytes", "control"))
 C_RELEASING = C["releasing"]
+PASSES = 4  # times that `close` looks for what other threads were in the middle of
 
 
 @kernel
@@ -69,88 +99,196 @@ def enter_row(p: int, c: int) -> int:
 
 
 @Entry
-def enter_cache(p: int, c: int) -> int:
-    """Enter an open cache; returns its row, or NIL when the registry is full."""
+def enter_cache(p: int, c: int, range_: int) -> int:
+    """Enter an open cache, and note in the words of its range that it is; returns its row, or NIL when the registry is full."""
     lock_word(p)
-    for node in range(frozen(c, C_NODES)):
-        control_at(set_at(c, node)).epoch = process_at(p).epoch
     row = enter_row(p, c)
+    if row != NIL:
+        for node in range(frozen(c, C_NODES)):
+            control_at(set_at(c, node)).row = row
+        store8(range_, R_CONTROL, c)
     unlock_registry(p)
     return row
 
 
+# --- The end of a cache ---
+
+
 @Entry
 def close_cache(p: int, c: int) -> int:
-    """
-    Take a cache out of the registry and make it refuse everything.
+    """Close a cache, as `close` does."""
+    close(p, c)
+    return ZERO
 
-    Its memory stays where it is: other threads may be in the middle of an operation.  Returns the number of slabs, from the
-    cache's first on, whose memory was usable, or NIL if the cache was closed.
+
+@kernel
+def close(p: int, c: int) -> None:
     """
-    row = int64(control_at(c).row)
-    answer = int64(NIL)
+    Take a cache out of the registry, make it refuse everything, and give its memory back; nothing if that was done.
+
+    Its addresses stay mapped: other threads may be in the middle of an operation.
+    """
     lock_word(p)
-    if load8(p + ROWS, row) == c:  # it may be closed: by the parent of this process, which was not done yet
-        answer = close_row(p, row)
+    row = int64(control_at(c).row)
+    is_open = load8(p + ROWS, row) == c
+    has_others = close_row(p, row) if is_open else False
     unlock_registry(p)
-    return answer
+    if is_open:
+        for node in range(frozen(c, C_NODES)):
+            give_all_back(set_at(c, node), has_others)
 
 
 @Entry
-def close_caches_in(p: int, start: int, end: int) -> int:
-    """
-    Close every cache whose control block lies in a range of addresses, which is about to go; returns how many.
+def leave_range(words: int) -> int:
+    """The end of a `_os.Reservation`: whatever is in it leaves the registry, before the memory is unmapped."""
+    p = c_object("jitslab.process")
+    control = load8(words, R_CONTROL)
+    lock_word(p)
+    if control == 0:
+        close_rows_in(p, load8(words, R_START), load8(words, R_START) + load8(words, R_BYTES))
+    elif load8(p + ROWS, control_at(control).row) == control:
+        close_row(p, int64(control_at(control).row))
+    unlock_registry(p)
+    return ZERO
 
-    A child of `fork` may have one there that its parent was about to open, and that only the registry knows.
+
+@kernel
+def close_rows_in(p: int, start: int, end: int) -> int:
+    """
+    Close every cache whose control block lies in a range of addresses; returns how many.
+
+    Needs   the registry's lock.
     """
     n = int64(0)
-    lock_word(p)
     for row in range(process_at(p).n_rows):
         if start <= load8(p + ROWS, row) < end:
             close_row(p, row)
             n += 1
-    unlock_registry(p)
     return n
 
 
 @kernel
-def close_row(p: int, row: int) -> int:
+def close_row(p: int, row: int) -> bool:
     """
-    Close the cache in a row of the registry, as `close_cache` does.
+    Make the cache in a row of the registry refuse everything, and empty the row; whether others than this thread had heaps of it.
 
     Needs   the registry's lock.
     """
     c = load8(p + ROWS, row)
-    answer = int64(NIL)
     for node in range(frozen(c, C_NODES)):
-        answer = max(answer, close_set(set_at(c, node)))
-    store8(p + ROWS, row, 0)  # last: until here a child of fork finds it, and frees its locks
+        home = set_at(c, node)
+        control = control_at(home)
+        lock_word(home + C_LOCK)
+        control.closed = 1
+        control.limit = 0
+        control.out = 0
+        unlock(home)
+    has_others = is_others(c, thread_pointer())
+    for node in range(frozen(c, C_NODES)):
+        home = set_at(c, node)
+        heap = next_heap(home, ZERO)
+        while heap >= 0:
+            shut_heap(heap_row(home, heap))
+            heap = next_heap(home, heap + 1)
+        while load8_relaxed(home + C_RELEASING, 0) != 0:
+            _os.yield_core()
+    store8(p + ROWS, row, 0)
     process_at(p).n_holes += 1
-    return answer
+    return has_others
 
 
 @kernel
-def close_set(c: int) -> int:
-    """Make one array set refuse everything; returns the number of slabs, from the cache's first on, that were usable."""
+def is_others(c: int, me: int) -> bool:
+    """
+    Whether another thread than `me` owns a heap of the cache, or can have one by turns.
+
+    Needs   the registry's lock.
+    """
+    for node in range(frozen(c, C_NODES)):
+        home = set_at(c, node)
+        row = next_claimed(home, ZERO)
+        while row >= 0:
+            owner = load8_acquire(heap_row(home, row), 0)
+            if row == OWN + BACK_HEAP or (owner != 0 and not is_of(owner, me)):
+                return True
+            row = next_claimed(home, row + 1)
+    return False
+
+
+@kernel
+def give_all_back(c: int, has_others: bool) -> None:
+    """
+    Give back the memory of an array set of a closed cache.
+
+    Its generations are even from then on.  If other threads have heaps of it, those of the slots that they can have are those
+    of retired slots, and stay: a thread in the middle of a kernel may go on with what its magazine holds, and a zero would be
+    a free slot to it.  An operation that it is in the middle of may write over one of them: we look for those again, in its
+    magazine, where the slot is.  One that the system has put aside meanwhile keeps the record that it was about to get.
+    """
     control = control_at(c)
-    lock(c)
-    usable = int64(control.committed)
-    control.closed = 1
-    control.limit = 0
+    words = control.words
+    start = words + (control.first_slab << control.shift << 2)
+    made, end = words + (control.n_slabs << control.shift << 2), words + (control.committed << control.shift << 2)
+    if has_others:
+        retire_all(c)
+        for _ in range(PASSES):
+            _os.yield_core()
+            retire_magazines(c)
+        start = made
+    zero_words(start, end)
+    slab_bytes = control.stride << control.shift
+    records = control.records + control.first_slab * slab_bytes
+    _os.give_back(records, whole_pages((control.committed - control.first_slab) * slab_bytes))
     control.n_slabs = 0
     control.committed = 0
-    control.out = 0
-    unlock(c)
+
+
+@kernel
+def whole_pages(n: int) -> int:
+    """Return n bytes, or an address, rounded up to whole pages."""
+    return (n + _os.page_bytes - 1) & -_os.page_bytes
+
+
+@kernel
+def retire_all(c: int) -> None:
+    """Make the generations of all slots that were ever handed out those of retired slots."""
+    control = control_at(c)
+    for i in range(control.first_slab, control.n_slabs):
+        if slab_at(c, i).n_fresh != ONE << control.shift:
+            words = u4_array(control.words + (i << control.shift << 2))
+            for j in range(ONE << control.shift):
+                words[j] = np.uint32(RETIRED)
+
+
+@kernel
+def retire_magazines(c: int) -> None:
+    """Do the same for all that stands in the magazines, whatever their tops say."""
+    control = control_at(c)
+    words = u4_array(control.words)
     row = next_heap(c, ZERO)
     while row >= 0:
-        shut_heap(heap_row(c, row))
+        slots = u4_array(heap_row(c, row) + MAGAZINE)
+        for j in range(ROUNDS):
+            if control.first_slot <= slots[j] < control.n_slabs << control.shift:
+                words[slots[j]] = np.uint32(RETIRED)
         row = next_heap(c, row + 1)
-    while load8_relaxed(c + C_RELEASING, 0) != 0:
-        _os.yield_core()
-    return usable
 
 
-@Entry
+@kernel
+def zero_words(start: int, end: int) -> None:
+    """Make the generations between two addresses zeros, whole pages of them by giving their memory back."""
+    first, last = whole_pages(start), end & -_os.page_bytes
+    if first < last and _os.give_back(first, last - first):
+        zero_bytes(start, first - start)
+        zero_bytes(last, end - last)
+    else:
+        zero_bytes(start, end - start)
+
+
+# --- The end of a thread ---
+
+
+@kernel
 def leave_thread(p: int) -> int:
     """Give the heaps of the calling thread, which ends, home: in every cache."""
     me = thread_pointer()
@@ -173,78 +311,174 @@ def leave_set(c: int, first: int, me: int) -> None:
     row = next_heap(c, first)
     while row >= 0:
         at = heap_row(c, row)
-        if load8_acquire(at, 0) == me:
+        if is_of(load8_acquire(at, 0), me):
             leave_heap(c, at)
         row = next_heap(c, row + 1)
 
 
-@Entry
-def after_fork(p: int, wipe: int) -> int:
-    """
-    In a child of `fork`: every lock is free, and the heaps of the parent's threads are nobody's.
+# --- Fork ---
 
-    They read as zeros, or are wiped here where the system does not do it (`wipe`).  Each cache rebuilds its index when it is
-    first used, and believes nothing of the old one; so the parent need not hold the locks over the fork, where a thread that
-    waits for one with the GIL would never let the fork go on.
-    """
-    process = process_at(p)
-    for row in range(process.n_rows):
-        front = load8(p + ROWS, row)
-        if front != 0:
-            for node in range(frozen(front, C_NODES)):
-                c = set_at(front, node)
-                if load8(c + C_LOCK, 0) != 0:  # most pages stay shared with the parent
-                    store8(c + C_LOCK, 0, 0)
-                if load8(c + C_RELEASING, 0) != 0:
-                    store8(c + C_RELEASING, 0, 0)
-                heap = next_heap(c, ZERO) if wipe != 0 else int64(NIL)
-                while heap >= 0:
-                    at = heap_row(c, heap)
-                    heap_at(at).top = 0
-                    store8_release(at, 0, 0)
-                    heap = next_heap(c, heap + 1)
-    process.epoch += 1
-    store8(p, 0, 0)
+
+@kernel
+def before_fork() -> int:
+    """Take the registry's lock: what the child finds is no cache half opened, no heap half claimed."""
+    lock_word(c_object("jitslab.process"))
     return ZERO
 
 
+@kernel
+def after_fork_in_parent() -> int:
+    """Go on."""
+    unlock_registry(c_object("jitslab.process"))
+    return ZERO
+
+
+@kernel
+def after_fork_in_child() -> int:
+    """
+    Make every lock free, and the heaps of the parent's other threads nobody's.
+
+    The locks are not held over the fork: each would be a page less that parent and child share.  A cache of which no other
+    thread has a heap was not being changed, and is not written to.  Any other rebuilds its index when it is first used, and
+    believes nothing of the old one.
+    """
+    p = c_object("jitslab.process")
+    me = thread_pointer()
+    for row in range(process_at(p).n_rows):
+        c = load8(p + ROWS, row)
+        if c != 0:
+            is_torn = is_others(c, me)
+            for node in range(frozen(c, C_NODES)):
+                home = set_at(c, node)
+                is_torn |= control_at(home).torn != SOUND or control_at(home).releasing != 0
+                if load8(home + C_LOCK, 0) != 0:
+                    store8(home + C_LOCK, 0, 0)
+            if is_torn:
+                tear(c, me)
+    process_at(p).epoch += 1
+    unlock_registry(p)
+    return ZERO
+
+
+@kernel
+def tear(c: int, me: int) -> None:
+    """Have a cache rebuild its index when it is first used, the heaps of others than thread `me` empty and nobody's."""
+    for node in range(frozen(c, C_NODES)):
+        home = set_at(c, node)
+        control_at(home).torn = TORN
+        control_at(home).releasing = 0
+        row = next_claimed(home, ZERO)
+        while row >= 0:
+            at = heap_row(home, row)
+            if is_of(load8(at, 0), me):
+                if row < HEAPS:
+                    store8(at, 0, me | 1)
+            elif load8(at, 0) != 0 or heap_at(at).top != 0:  # most pages stay shared with the parent
+                heap_at(at).top = 0
+                store8(at, 0, 0)
+            row = next_claimed(home, row + 1)
+
+
+@Entry
+def start(p: int) -> int:
+    """Have the system tell of every fork, and of the ends of threads; once."""
+    process = process_at(p)
+    if process.started == 0:
+        process.started = 1
+        _os.make_thread_exit_key(p + P_KEY, c_function(leave_thread))
+        _os.watch_forks(c_function(before_fork), c_function(after_fork_in_parent), c_function(after_fork_in_child))
+    return ZERO
+
+
+# --- From Python ---
+
+_address, _memory = _os.map_range(ROWS + 8 * MAX_ROWS, usable=True)
+keep(_memory)
+name_address("jitslab.process", _address)
+
+
 class Process:
-    """The block of this process, made with the first cache and kept for good."""
+    """The block of this process, in use from the first cache on and kept for good."""
 
     def __init__(self) -> None:
-        self.memory = np.asarray(_os.Reservation(ROWS + 8 * MAX_ROWS, usable=True))
+        self.memory = np.frombuffer(_memory, np.uint8)
         self.block = self.memory[:ROWS].view(PROCESS)
-        self.address = int(self.block.ctypes.data)
-        self.block["key"] = _os.make_thread_exit_key(leave_thread.address)
-        self.heaps_are_wiped = True  # by the system, at fork; false as soon as one cache could not have it
-        if hasattr(os, "register_at_fork"):
-            _ = after_fork.address  # compiled before it is needed
-            os.register_at_fork(after_in_child=lambda: after_fork(self.address, int(not self.heaps_are_wiped)))
+        self.address = _address
+        start(self.address)
         atexit.register(self.forget_threads)
 
     def forget_threads(self) -> None:
         """Threads that outlive the interpreter must not call into code that goes with it."""
-        if self.block["key"][0] != -1:
-            _os.drop_thread_exit_key(int(self.block["key"][0]))
-            self.block["key"] = -1
+        key = int(self.block["key"][0])
+        self.block["key"] = -1  # first: the number may be another's as soon as it is given back
+        if key != -1:
+            _os.drop_thread_exit_key(key)
 
-    def enter(self, control: int) -> int:
-        """Enter a cache; returns its row."""
-        row = enter_cache(self.address, control)
-        if row == NIL:
+    def enter(self, control: int, words: Any) -> None:
+        """Enter the cache in a reservation, and note that in its words."""
+        if enter_cache(self.address, control, words.ctypes.data) == NIL:
             raise CacheFullError(f"{MAX_ROWS} caches are open in this process")
-        return int(row)
 
 
 _process: Process | None = None
-_first = threading.Lock()
+_first = threading.RLock()
 
 
 def this_process() -> Process:
-    """Return the block of this process, made at the first call."""
+    """Return the block of this process, in use from the first call on."""
     global _process  # one a process, as its name says
     if _process is None:
         with _first:
             if _process is None:
                 _process = Process()
     return _process
+
+
+# Where the locks are that a thread in the middle of a compile holds, in the order in which it takes them: ours, Numba's,
+# llvmlite's.  A child of fork would wait for them for ever.
+_PLACES: tuple[tuple[Any, str], ...] = (
+    (sys.modules[__name__], "_first"),
+    (global_compiler_lock, "_lock"),
+    (ffi.lib._lock, "_lock"),
+)
+
+
+class _Held(threading.local):
+    """The locks that a thread which forks has taken."""
+
+    def __init__(self) -> None:
+        self.locks: list[Any] = []
+
+
+_held = _Held()
+
+
+def _take_locks() -> None:
+    """Before a fork: let others end their compiles."""
+    for place, name in _PLACES:
+        lock = getattr(place, name)
+        lock.acquire()
+        _held.locks.append(lock)
+
+
+def _give_locks() -> None:
+    """After it: go on."""
+    while _held.locks:
+        _held.locks.pop().release()
+
+
+def _renew_locks() -> None:
+    """In the child: make those anew that could not be had, as by Ctrl-C; no thread is there to give them back."""
+    for place, name in _PLACES:
+        if getattr(place, name) not in _held.locks:
+            setattr(place, name, threading.RLock())
+    _give_locks()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_take_locks, after_in_parent=_give_locks, after_in_child=_renew_locks)
+
+
+def reserve(n: int, *kept: Any) -> _os.Reservation:
+    """Reserve a range of addresses for caches, which leave the registry when it ends; `kept` stays as long."""
+    return _os.Reservation(n, leave_range, *kept)

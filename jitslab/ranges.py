@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from . import numa
-from ._os import Reservation, page_bytes
+from ._os import page_bytes
 from .block import EAGER_BYTES, Block, ClassPlace, first_cycle, head_end, serials, staggered
 from .layout import NO_INIT, PAGE, SLAB, Geometry, geometry
-from .process import close_caches_in, this_process
+from .process import reserve
 from .rawlayout import CLASS, LARGER_SCRATCH, PLAN, SCRATCH
 
 
@@ -78,19 +78,25 @@ class ClassRange:
     """
     A range of addresses that is reserved for several classes.
 
-    Attributes
+    Parameters
     ----------
     rows : range
         Rows of the classes in their allocator.
+    wanted : tuple of Wanted
+        The classes.
+    placement : Placement
+        Where the memory shall lie.
+    memory : ndarray
+        The allocator's memory, where the classes have their heaps.
     """
 
     __slots__ = ("_base", "_layout", "_memory", "_placement", "rows")
 
-    def __init__(self, rows: range, wanted: tuple[Wanted, ...], placement: numa.Placement) -> None:
+    def __init__(self, rows: range, wanted: tuple[Wanted, ...], placement: numa.Placement, memory: Any) -> None:
         self.rows, self._layout, self._placement = rows, lay_out(wanted), placement
-        memory = Reservation(self._layout.total)
-        self._base = memory.address
-        self._memory = np.asarray(memory)
+        reserved = reserve(self._layout.total, memory)
+        self._base = reserved.address
+        self._memory = np.asarray(reserved)
         numa.bind(self._base, self._memory.size, placement, 0)
 
     def plans(self, interval_end: int, allocator: int) -> npt.NDArray[np.void]:
@@ -124,7 +130,3 @@ class ClassRange:
         start = int(own["bits"]) - sizes.offset["bits"] - self._base
         memory = self._memory[start : start + sizes.total]
         return Block(memory, sizes, dtype_of(high), self._placement, int(row["control"]), int(own["words"]), place)
-
-    def leave(self) -> None:
-        """Have whatever is in the range leave the process's registry: the range is about to go."""
-        close_caches_in(this_process().address, self._base, self._base + self._memory.size)

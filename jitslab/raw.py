@@ -48,9 +48,10 @@ from ._native import (
 )
 from .heap import BELOW_TOP, H_RECORDS, H_WORDS, SLOT_MASK, Heap, alloc, free_any, is_live, push
 from .heap import F_ADDRESS as CACHE_ADDRESS
-from .large import allocate_large, free_large, large_at, large_scratch, pages_at, realloc_large
+from .large import allocate_large, free_all, free_large, large_at, large_scratch, pages_at, realloc_large
 from .layout import NULL, TAKEN, C, H
-from .opening import control_of, open_class
+from .opening import C_PROCESS, control_of, open_class
+from .process import close
 from .rawlayout import (
     CLASS_BYTES,
     COUNTS,
@@ -328,6 +329,21 @@ def realloc(s: int, ptr: int, old: int, new: int) -> int:
     copy_bytes(address(s, to, new), source, min(old, new))
     release(s, ptr, old)
     return to
+
+
+@Entry
+def close_sizes(s: int) -> int:
+    """Close an allocator: it refuses everything from now on, and its memory is given back."""
+    c = load8(s, S_LARGE)
+    free_all(s)
+    close(load8(c, C_PROCESS), c)  # by the registry's lock: who takes that afterwards opens no class any more
+    row = s + ROWS
+    for _ in range(load8(s, S_N_ROWS)):
+        c = load8_acquire(row, K_CONTROL)
+        if c != 0:
+            close(load8(c, C_PROCESS), c)
+        row += CLASS_BYTES
+    return int64(0)
 
 
 @Entry

@@ -76,7 +76,16 @@ LARGE = record(
     ("asked", "i8"),
     ("hold", "i8"),  # number of the array in Python that keeps the pages mapped, with the same low bits; 0: none
 )
-S, K, L, P = offsets(SIZES), offsets(CLASS), offsets(LARGE), offsets(PLAN)
+HELD = record(
+    # Of an array in Python that shows large memory, beside it: what its end needs.
+    ("end", "i8"),  # address of the entry point that is the end
+    ("block", "i8"),  # address of the allocator's block
+    ("ptr", "i8"),
+    ("number", "i8"),  # of the array
+    ("pages", "i8"),  # their address, 0: it does not keep them mapped
+    ("bytes", "i8"),  # of the pages
+)
+S, K, L, P, A = offsets(SIZES), offsets(CLASS), offsets(LARGE), offsets(PLAN), offsets(HELD)
 
 S_N_ROWS, S_LARGE, S_LARGE_BASE, S_OBSERVE, S_CLOSED, S_MODE = (
     S[name] // 8 for name in ("n_rows", "large", "large_base", "observe", "closed", "mode")
@@ -93,6 +102,7 @@ P_CONTROL, P_START, P_USABLE, P_READABLE, P_INTERVAL_END = (
 )
 AT_OWN = P["own"]
 L_PAGES, L_BYTES, L_ASKED, L_HOLD = (L[name] // 8 for name in ("pages", "bytes", "asked", "hold"))
+A_BLOCK, A_PTR, A_NUMBER, A_PAGES, A_BYTES = (A[name] // 8 for name in ("block", "ptr", "number", "pages", "bytes"))
 AT_HOLD, AT_LARGE_BYTES, AT_MASK, AT_SCRATCH, AT_PARKED, AT_HAND = (
     L["hold"],
     *(S[name] for name in ("large_bytes", "mask", "scratch", "parked", "hand")),

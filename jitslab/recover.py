@@ -26,7 +26,6 @@ from ._native import (
     load8_relaxed,
     lowest_bit,
     pause,
-    process_at,
     store8,
     store8_release,
     thread_pointer,
@@ -47,8 +46,10 @@ from .layout import (
     OWN,
     PARTIALLY_USED,
     QUARTERS,
+    RETIRED,
     ROUNDS,
     TAKEN,
+    TORN,
     C,
 )
 from .slab import (
@@ -75,9 +76,9 @@ from .slab import (
     unlock,
 )
 
-C_CLAIMED, C_FAULTS, C_TICKS, F_REBUILD = (C[n] for n in ("claimed", "faults", "ticks", "f_rebuild"))
-C_OWN_HEAPS, C_OWN_STEP = C["own_heaps"], C["own_step"]
-RETIRED = 0x80000000
+C_CLAIMED, C_FAULTS, C_TICKS = C["claimed"], C["faults"], C["ticks"]
+C_OWN_HEAPS, C_OWN_STEP, F_CLAIM = C["own_heaps"], C["own_step"], C["f_claim"]
+EVEN = -2
 MOVED = -1  # answer of `check_laws`: not at rest
 SAMPLES = 4000  # looks of `is_moving`: some 100 microseconds
 
@@ -117,6 +118,18 @@ def next_heap(c: int, row: int) -> int:
     while row >= 0 and heap_at(heap_row(c, row)).control != c:
         row = next_claimed(c, row + 1)
     return row
+
+
+@kernel
+def is_of(owner: int, me: int) -> bool:
+    """Whether an owner word is that of thread `me`, also where a fork made it odd."""
+    return owner & EVEN == me
+
+
+@kernel
+def own_heap(c: int) -> None:
+    """Have the calling thread own a heap of the cache: a fork takes it that nobody else changes the slab layer."""
+    call_table(frozen(c, C_FRONT), F_CLAIM, (thread_pointer(),))
 
 
 @kernel
@@ -175,7 +188,7 @@ def is_moving(c: int) -> int:
     row = next_heap(c, ZERO)
     while row >= 0:
         heap = heap_row(c, row)
-        if load8_relaxed(heap, 0) != me:
+        if not is_of(load8_relaxed(heap, 0), me):
             trace = trace_of(c, heap)
             for k in range(SAMPLES):
                 if trace_of(c, heap) != trace:
@@ -302,19 +315,9 @@ def rebuild(c: int) -> int:
 
 @kernel
 def wake(c: int) -> None:
-    """
-    Rebuild the index if this process is a child of `fork` and the cache is used for the first time.
-
-    Every way into a cache that reads the index comes by here, by `wake_all`, or by `heap.claim`, which calls that.
-    """
-    control = control_at(c)
-    process = process_at(control.process)
-    if unlikely(control.epoch != process.epoch):
-        lock(c)
-        if control.epoch != process.epoch:
-            if control.closed == 0:
-                call_table(c, F_REBUILD, ())
-            control.epoch = process.epoch
+    """Rebuild the index of a cache that is torn: what reads it without the lock comes by here first."""
+    if unlikely(control_at(c).torn == TORN):
+        lock(c)  # which does it
         unlock(c)
 
 
@@ -328,25 +331,21 @@ def wake_all(c: int) -> None:
 @Entry
 def recover_cache(c: int) -> int:
     """Rebuild one array set under its lock."""
+    own_heap(c)
+    control_at(c).torn = TORN
     wake(c)
-    lock(c)
-    if control_at(c).closed == 0:
-        call_table(c, F_REBUILD, ())
-    unlock(c)
     return ZERO
 
 
 @Entry
 def count_live(c: int) -> int:
     """Count the live records of the cache."""
-    wake_all(c)
     return live_of_all(c)
 
 
 @Entry
 def count_live_in(c: int) -> int:
     """Count the live records of one array set."""
-    wake(c)
     lock(c)
     n = live_of(c)
     unlock(c)
@@ -471,7 +470,6 @@ def check_laws(c: int, parked_bits: int, n_words: int) -> int:
     grown beyond the words.  O(slots).
     Needs   rest.
     """
-    wake(c)
     lock(c)
     if (control_at(c).n_slabs << control_at(c).shift) - control_at(c).first_slot > n_words * BLOCK:
         unlock(c)

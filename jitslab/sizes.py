@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import classes, numa, raw, rawlayout
+from ._native import owner
 from ._os import (
     Reservation,
     address_space_left,
@@ -26,7 +27,6 @@ from ._os import (
     node_mask,
     page_bytes,
     refuse_huge_pages,
-    wipe_on_fork,
 )
 from .block import Block, ClassPlace, NewBlock
 from .blocktype import BlockHolder, bind, hold
@@ -48,10 +48,9 @@ from .errors import (
     StaleHandleError,
     WrongSizeError,
 )
-from .large import drop_parked, hold_pages, let_pages_go
-from .layout import HEAP_BYTES, HEAPS, NULL, ROUNDS, ROUNDS_BYTES, SLAB_BYTES, record_stride, round_up
+from .large import drop_parked, end_sizes, hold_pages, let_pages_go
+from .layout import HEAP_BYTES, HEAPS, NULL, RANGE, ROUNDS, ROUNDS_BYTES, SLAB_BYTES, offsets, record_stride, round_up
 from .names import naming
-from .process import this_process
 from .ranges import ClassRange, Wanted, dtype_of
 from .rawlayout import (
     CLASS,
@@ -80,6 +79,7 @@ SHARE_OF_MANY = 1 << 12  # so much of the address space that is left is a class'
 SHARE, ENOUGH = 1 << 8, 1 << 30  # or so much of it, up to so many bytes
 LEAST = 1 << 20  # bytes
 MOST_LARGE = 1 << 16  # mappings of a Linux process by default
+R_CONTROL = offsets(RANGE)["control"] // 8
 _numbers = itertools.count(1)  # of arrays that keep pages mapped
 
 
@@ -153,16 +153,17 @@ class SizeStats:
 class _Pages:
     """The pages of one piece of large memory, seen by NumPy: they stay mapped while an array shows them."""
 
-    __slots__ = ("__array_interface__", "__weakref__")
+    __slots__ = ("__array_interface__", "__weakref__", "_owner")
 
-    def __init__(self, parts: _Parts, ptr: int, number: int, pages: int, size: int) -> None:
-        self.__array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (pages, False), "version": 3}
-        n = round_up(size, page_bytes)
-        weakref.finalize(self, parts.let_pages_go, ptr, number, pages, n).atexit = False
+    def __init__(self, parts: _Parts, ptr: int, size: int) -> None:
+        words = np.array([0, parts.address, ptr, next(_numbers), 0, round_up(size, page_bytes)], np.int64)
+        self._owner = owner(let_pages_go, words, parts.memory)
+        pages = hold_pages(words.ctypes.data, size)  # 0: they could not be had
+        self.__array_interface__: dict[str, Any] = {"shape": (size,), "typestr": "|u1", "data": (pages, False), "version": 3}
 
 
 class _Parts:
-    """What an allocator consists of; large memory goes back to the system when it is closed or collected."""
+    """What an allocator consists of; large memory goes back to the system when it is closed, or with the memory of its tables."""
 
     __slots__ = ("address", "caches", "large", "memory", "plans", "ranges", "rows")
 
@@ -184,26 +185,6 @@ class _Parts:
             return None
         shared = next(each for each in self.ranges if row in each.rows)
         return shared.block(self.rows[row], self.plans[row], self.place_of(row))
-
-    def let_pages_go(self, ptr: int, number: int, pages: int, n: int) -> None:
-        """Give up the pages that an array kept mapped."""
-        let_pages_go(self.address, ptr, number, pages, n)
-
-    def close(self) -> None:
-        """Refuse everything from now on, and give all memory back."""
-        block = self.memory[: SIZES.itemsize].view(SIZES)
-        block["closed"] = 1
-        if not self.large.closed:
-            for handle in self.large.live().tolist():
-                raw.free_slow(self.address, handle + int(block["large_base"][0]), int(self.large[handle]["asked"]))
-        drop_parked(self.address)
-        self.large.close()  # by the registry's lock: who takes that afterwards opens no class any more
-        for row, cache in enumerate(self.caches):
-            opened = self.open_block(row) if cache is None else cache._block
-            if opened is not None:
-                opened.close()
-        for each in self.ranges:
-            each.leave()
 
 
 class ClassCache(SlabCache[Any]):
@@ -310,27 +291,23 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         self._of_caches: dict[str, Any] = {"policy": policy, "strict": strict, "nodes": nodes, "keep_empty": keep_empty}
         self._placement = numa.resolve(policy, strict, nodes)
         self._make_block()
-        try:
-            self._use([(low, high, False) for low, high in itertools.pairwise([0, *classes.fixed_table()])])
-        except BaseException:
-            self._parts.close()
-            raise
-        weakref.finalize(self, self._parts.close).atexit = False
+        self._use([(low, high, False) for low, high in itertools.pairwise([0, *classes.fixed_table()])])
         self._numba_type_ = size_classes_type  # last: who has it is open
         self._see_observed(bool(observe))
 
     def _make_block(self) -> None:
         """Lay the block, the rows and the maps out."""
-        memory = np.asarray(Reservation(rawlayout.SIZES_BYTES))
-        self._address = int(memory.__array_interface__["data"][0])
+        raw.close_sizes.compile()  # while there is memory
+        large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, **self._of_caches)
+        reservation = Reservation(rawlayout.SIZES_BYTES, end_sizes, large._block.bytes)
+        memory = np.asarray(reservation)
+        self._address = reservation.address
         heaps, n_heaps = self._address + rawlayout.HEAPS_AT, rawlayout.SIZES_BYTES - rawlayout.HEAPS_AT
         of_threads = rawlayout.THREAD_BYTES * HEAPS  # all can be looked at, each is made writable for who comes
         granted = make_usable(self._address, rawlayout.HEAPS_AT) and make_readable(heaps, of_threads)
         if not (granted and make_usable(heaps + of_threads, n_heaps - of_threads)):
             raise CacheFullError(f"the system gives no memory for the tables of allocator {self._name!r}")
         refuse_huge_pages(heaps, n_heaps)  # a thread needs some pages, far from the next one's
-        this_process().heaps_are_wiped &= wipe_on_fork(heaps, n_heaps)
-        large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, **self._of_caches)
         self._parts = _Parts(memory, self._address, large)
         self._caches = self._parts.caches
         self._bases: list[int] = [0]
@@ -354,6 +331,7 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
             values |= {"mode": self._placement.mode, "mask": mask}
         for field, value in values.items():
             block[field] = value
+        reservation.words[R_CONTROL] = large._address  # from here on there is an allocator to end
         self._largest = LARGEST
         hold(self, self._address, block)
 
@@ -552,14 +530,13 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
     def _pages(self, ptr: int, size: int) -> _Pages:
         """Return the object that keeps the pages of large memory mapped; one for all arrays on them."""
         with naming():
-            owner = self._owners.get(ptr)
-            if owner is None:
-                number = next(_numbers)
-                pages = hold_pages(self._address, ptr, size, number)
-                if pages == 0:
+            pages = self._owners.get(ptr)
+            if pages is None:
+                pages = _Pages(self._parts, ptr, size)
+                if pages.__array_interface__["data"][0] == 0:
                     raise self._refusal(ptr, size)
-                owner = self._owners[ptr] = _Pages(self._parts, ptr, number, pages, size)
-            return owner
+                self._owners[ptr] = pages
+            return pages
 
     # --- Classes ---
 
@@ -576,18 +553,19 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
 
     def _open_caches(self) -> list[tuple[int, ClassCache]]:
         """Return the caches of the classes that were ever used, with their rows."""
-        found = ((row, self._cache(row)) for row in np.flatnonzero(self._rows["control"]).tolist())
+        found = ((row, self._cache(row)) for row in np.flatnonzero(self._rows["control"][: self._block["n_rows"]]).tolist())
         return [(row, cache) for row, cache in found if cache is not None]
 
     def _use(self, table: list[tuple[int, int, bool]]) -> None:
         """Have new memory come from the classes of a table of (low, high, whether for alignments only), one thread at a time."""
-        known = {int(row["high"]): i for i, row in enumerate(self._rows[: self._block["n_rows"]]) if i and not row["is_aligned"]}
+        n_rows = int(self._block["n_rows"])
+        known = {int(row["high"]): i for i, row in enumerate(self._rows[:n_rows]) if i and not row["is_aligned"]}
         new = [each for each in table if each[2] or each[1] not in known]
-        if len(new) + int(self._block["n_rows"]) > MAX_CLASSES:
+        if len(new) + n_rows > MAX_CLASSES:
             raise SizeError(f"allocator {self._name!r} cannot have more than {MAX_CLASSES - 1} classes, old ones among them")
         if new:
             self._make_rows(new, fair_bytes())
-            known |= {high: i for i, (_, high, is_aligned) in enumerate(new, len(self._caches) - len(new)) if not is_aligned}
+            known |= {high: i for i, (_, high, is_aligned) in enumerate(new, n_rows) if not is_aligned}
         real = self._real.copy()
         for low, high, is_aligned in table:
             if not is_aligned:
@@ -633,20 +611,24 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
             self._make_rows(new, max(space // 2, LEAST))
 
     def _plan_rows(self, wanted: tuple[Wanted, ...]) -> None:
-        """Reserve a range for classes, each to be opened at its first use."""
-        first = len(self._caches)
+        """
+        Reserve a range for classes, each to be opened at its first use.
+
+        They are there with the new number of rows, which is written last: what an exception leaves before that is written over.
+        """
+        first = int(self._block["n_rows"])
         rows = range(first, first + len(wanted))
-        shared = ClassRange(rows, wanted, self._placement)
+        shared = ClassRange(rows, wanted, self._placement, self._parts.memory)
         self._parts.plans[first : rows.stop] = shared.plans(NEVER if self._of_caches["keep_empty"] else 0, self._address)
         self._rows[first : rows.stop] = shared.class_rows(self._free_slots()[0])
-        self._parts.ranges.append(shared)
-        self._bases += self._rows["base"][first : rows.stop].tolist()
-        self._caches += [None] * len(wanted)
+        self._parts.ranges[:] = [*(each for each in self._parts.ranges if each.rows.start < first), shared]
+        self._bases[first:] = self._rows["base"][first : rows.stop].tolist()
+        self._caches[first:] = [None] * len(wanted)
         self._block["n_rows"] = rows.stop
 
     def _open_row(self, wanted: Wanted) -> None:
-        """Open a class with several array sets, in a reservation of its own."""
-        row, base = len(self._caches), self._free_slots()[0]
+        """Open a class with several array sets, in a reservation of its own; it is there with the new number of rows."""
+        row, base = int(self._block["n_rows"]), self._free_slots()[0]
         self._rows[row]["base"] = base
         place = self._parts.place_of(row)
         dtype = dtype_of(wanted.high)
@@ -654,16 +636,14 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         if self._of_caches["keep_empty"]:
             block.control["interval_end"] = NEVER
         cache = ClassCache(f"{self._name}-{wanted.high}", block)
-        weakref.finalize(cache, block.leave).atexit = False
         stride, end = record_stride(dtype, not wanted.is_aligned), base + block.geometry.slots
+        self._caches[row:], self._bases[row:] = [cache], [base]
         self._rows[row] = (base, stride, block.address, end, wanted.low, wanted.high, wanted.is_aligned, 0)
-        self._caches.append(cache)
-        self._bases.append(base)
         self._block["n_rows"] = row + 1
 
     def _free_slots(self) -> tuple[int, int]:
         """Return the first slot number that no class has, and how many there are from there."""
-        first = int(self._rows["end"].max())
+        first = int(self._rows["end"][: self._block["n_rows"]].max())
         return first, int(self._block["large_base"]) - first
 
     def _aligned_row(self, high: int) -> int:
@@ -870,7 +850,7 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         Addresses stay mapped while an array shows them.  No compiled code may be using large memory meanwhile.
         """
         self._need_opened()
-        self._parts.close()
+        raw.close_sizes(self._address)
         self._largest = 0
 
     def __enter__(self) -> SizeClasses:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ._native import (
     Entry,
+    call_table,
     compare_exchange,
     control_at,
     frozen,
@@ -45,6 +46,7 @@ from .layout import (
     HUGE_BYTES,
     INTERVAL,
     LINE,
+    MENDED,
     NIL,
     PARTIALLY_USED,
     QUARTERS,
@@ -52,6 +54,7 @@ from .layout import (
     RELEASING,
     RUN,
     SLAB,
+    TORN,
     TURNOVERS,
     C,
 )
@@ -69,7 +72,7 @@ LOOKS = 8  # slabs of other heaps that `pick` passes over before it takes a new 
 C_LOCK, C_SLABS, C_BITS, C_WORDS, C_HEAPS, C_HEAP_STEP, C_HEADS, C_TAILS, C_LIMIT = (
     C[name] for name in ("lock", "slabs", "bits", "words", "heaps", "heap_step", "heads", "tails", "limit")
 )
-C_FRONT, C_NODES, C_NODE_SHIFT = C["front"], C["nodes"], C["node_shift"]
+C_FRONT, C_NODES, C_NODE_SHIFT, F_REBUILD = C["front"], C["nodes"], C["node_shift"], C["f_rebuild"]
 SET_BYTES = CONTROL.itemsize  # from one array set to the next
 ROW = SLAB.itemsize
 COLOUR_STEP = 37  # odd: the first 64 slabs start on different slots of 64
@@ -111,8 +114,13 @@ def lock_word(at: int) -> None:
 
 @kernel
 def lock(c: int) -> None:
-    """Take the lock of an array set."""
+    """Take the lock of an array set; in a child of `fork` rebuild its index first, if that may be torn."""
     lock_word(c + C_LOCK)
+    control = control_at(c)
+    if unlikely(control.torn == TORN):
+        if control.closed == 0:
+            call_table(c, F_REBUILD, ())
+        control.torn = MENDED
 
 
 @kernel
@@ -478,7 +486,7 @@ def release(c: int, count: int) -> int:
 
     A released slab is fresh again: its row keeps the highest generation that it issued and its words restart there, so
     that no handle of before is taken for one of after, and the generations' pages go back too.
-    Needs   that the lock is not held.
+    Needs   that the lock is not held, and a heap of the cache.
     """
     control = control_at(c)
     chain = int64(NIL)

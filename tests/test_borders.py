@@ -1,5 +1,7 @@
 """What lies at a border: of a page, of a variable's life, of a cache's, of a process's."""
 
+import ctypes
+import sys
 import threading
 
 import numpy as np
@@ -117,12 +119,19 @@ def test_check_of_a_cache_that_grows_meanwhile_is_refused():
         assert not bits.any()
 
 
-def test_large_cache_closes_where_memory_cannot_be_dropped(monkeypatch):
-    """With nothing committed there is no generation to clear, and none is written."""
-    cache = jitslab.SlabCache("default", LINE)
-    monkeypatch.setattr("jitslab._os.drop", lambda address, n: False)
+@pytest.mark.skipif(sys.platform != "linux", reason="memory that is locked can be given back elsewhere")
+def test_closed_cache_has_no_odd_generation_where_memory_cannot_be_given_back():
+    """The system refuses it for pages that are locked."""
+    cache = jitslab.SlabCache("locked", LINE, capacity=100_000)
+    cache.alloc_many(5000)
+    words = np.frombuffer(cache._words, np.uint32)
+    first = -(-words.ctypes.data // 4096) * 4096
+    locked = ctypes.c_void_p(first), ctypes.c_size_t(8192)
+    assert ctypes.CDLL(None).mlock(*locked) == 0
     cache.close()
+    ctypes.CDLL(None).munlock(*locked)
 
+    assert not words.any()
     assert cache.closed
 
 

@@ -564,15 +564,16 @@ def test_child_of_fork_has_the_whole_capacity(cache):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("nodes", [None, 2])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_fork_while_another_thread_closes(nodes):
-    """Whatever lock was held: the child can close the cache too, once, and its registry has each row once."""
-    cache = jitslab.SlabCache("closing", ITEM, capacity=1000, nodes=nodes)
+def test_fork_while_another_thread_opens_and_closes(nodes):
+    """The child can close a cache too, once, and its registry has each row once."""
+    cache = jitslab.SlabCache("stays", ITEM, capacity=1000, nodes=nodes)
     cache.alloc()
-    lock = cache._block.control["lock"]
-    lock[-1] = 1  # another thread is in the middle of something, on the last node
-    thread = threading.Thread(target=cache.close)
-    thread.start()
-    time.sleep(0.2)
+    is_over = threading.Event()
+
+    def churn():
+        while not is_over.is_set():
+            with jitslab.SlabCache("passing", ITEM, capacity=1000, nodes=nodes) as passing:
+                passing.alloc()
 
     def work():
         cache.close()
@@ -580,11 +581,14 @@ def test_fork_while_another_thread_closes(nodes):
         caches = [jitslab.SlabCache("new", ITEM, capacity=10) for _ in range(3)]
         return len({int(new._block.control["row"][0]) for new in caches})
 
-    answer = in_child(work)
-    lock[-1] = 0
+    thread = threading.Thread(target=churn)
+    thread.start()
+    answers = [in_child(work) for _ in range(30)]
+    is_over.set()
     thread.join()
-    assert answer == 3
-    assert cache.closed
+
+    assert answers == [3] * 30
+    assert len(cache) == 1
 
 
 def test_growth_that_ends_while_the_cache_is_closed_leaves_nothing_live():

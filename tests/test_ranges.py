@@ -14,7 +14,7 @@ from worker import Worker
 
 import jitslab
 from jitslab import NULL, _os, classes, layout
-from jitslab.process import close_caches_in, this_process
+from jitslab.process import this_process
 from jitslab.sizes import SizeClasses
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="as Linux tells it")
@@ -271,27 +271,21 @@ def test_dropped_allocator_leaves_the_registry():
     assert int(rows["n_rows"][0] - rows["n_holes"][0]) == before
 
 
-def test_class_that_only_the_registry_knows_is_opened_again_and_leaves_at_the_end():
-    """As in a child of a fork in the middle of an opening: entered, but in no row of the allocator."""
+def test_end_of_a_range_leaves_other_ranges_in_the_registry():
+    """Those before it in memory, and those after it."""
     rows = this_process().block
     gc.collect()
     before = int(rows["n_rows"][0] - rows["n_holes"][0])
-    memory = SizeClasses("half")
-    ptr = take(memory, 64)
-    give(memory, ptr, 64)
-    row = int(np.flatnonzero(memory._rows["high"] == 64)[0])
-    address = int(memory._rows[row]["control"])
-    memory._rows[row]["control"] = 0
-    assert take_elsewhere(memory, 64) != NULL
-    assert int(memory._rows[row]["control"]) == address
-    with SizeClasses("other") as other:
-        take(other, 64)
-        shared = other._parts.ranges[0]
-        assert close_caches_in(this_process().address, address, address) == 0
-        memory.close()
-        assert int(rows["n_rows"][0] - rows["n_holes"][0]) == before + 2
-        assert close_caches_in(this_process().address, shared._base, shared._base + shared._memory.size) == 1
+    several = [SizeClasses(f"one of {n}") for n in range(3)]
+    ptrs = [take(memory, 64) for memory in several]
+    del several[1]
+    gc.collect()
 
+    assert int(rows["n_rows"][0] - rows["n_holes"][0]) == before + 4
+    assert give(several[0], ptrs[0], 64)
+    assert give(several[1], ptrs[2], 64)
+    for memory in several:
+        memory.close()
     assert int(rows["n_rows"][0] - rows["n_holes"][0]) == before
 
 
