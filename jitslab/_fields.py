@@ -513,7 +513,8 @@ def write_field(field: int, at: int, obj: int) -> bool:
         if kind == F8:
             poke(at, number, "f8")
             return True
-        if abs(number) < 3.4e38 or number != number or abs(number) == np.inf:  # between: the slow path rounds, and looks
+        most = 9007199254740992.0 if is_int else 3.4e38  # an int above is no double, and would be rounded twice
+        if abs(number) < most or number != number or abs(number) == np.inf:  # between: the slow path rounds, and looks
             poke(at, number, "f4")
             return True
         return False

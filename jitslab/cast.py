@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import layout
-from .errors import ArrayError, CapacityError, HandleTypeError, LayoutError
+from .errors import ArrayError, CapacityError, HandleTypeError
 
 Handles = npt.NDArray[np.int64]
 
@@ -25,23 +25,6 @@ def shown(value: Any) -> str:
         return reprlib.repr(value)
     except ValueError:  # Python refuses to print integers of thousands of digits
         return f"of {value.bit_length()} bits" if isinstance(value, int) else "that cannot be shown"
-
-
-def make_template(init: Any, dtype: np.dtype[Any]) -> bytes | None:
-    """Return the bytes of the record that a new one is a copy of."""
-    if init is None:
-        return None
-    if isinstance(init, str):
-        if init != "zero":
-            raise LayoutError(f"init is None, 'zero' or a record, got {init!r}")
-        return bytes(dtype.itemsize)
-    try:
-        record = np.array(init, dtype)
-    except (TypeError, ValueError) as error:
-        raise LayoutError(f"init is no record of {dtype}: {error}") from error
-    if record.shape != () or (isinstance(init, (np.ndarray, np.void)) and init.dtype != dtype):
-        raise LayoutError(f"init must be one record of {dtype}, got {init!r}")
-    return record.tobytes()
 
 
 def as_integer(handle: Any) -> int:

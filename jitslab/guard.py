@@ -23,8 +23,8 @@ import numpy as np
 from . import _fields
 from ._methods import slot_offset
 from .cast import shown
-from .errors import CopyError, FieldNameError, FieldTypeError, GuardError, HandleError, StaleHandleError
-from .fit import pack
+from .errors import CopyError, FieldNameError, FieldTextError, FieldTypeError, GuardError, HandleError, StaleHandleError
+from .fit import is_own, pack, text_of
 from .layout import identity
 from .process import this_process
 
@@ -147,10 +147,14 @@ class Fields:
         slot = self._live_slot()
         if field.view is not None:
             return field.view._of(self)
-        value = self._column(name)[slot]
-        if isinstance(value, np.ndarray):
-            return value  # by reference
-        value = value if isinstance(value, NUMPY_OWN) else value.item()
+        column = self._column(name)
+        if column.dtype.kind == "U" and column.ndim == 1:
+            value: Any = text_of(column[slot : slot + 1], name)
+        else:
+            value = column[slot]
+            if isinstance(value, np.ndarray):
+                return value  # by reference
+            value = value if isinstance(value, NUMPY_OWN) else value.item()
         self._live_slot()  # still: so what was read is this record's
         return value
 
@@ -206,8 +210,15 @@ class Fields:
     def _shown(self) -> str:
         """Return the fields for a repr, cut where they are long."""
         names = list(self._fields)
-        shown = [f"{name}={_shown_value(self._read(name))}" for name in names[:SHOWN_FIELDS]]
+        shown = [f"{name}={self._shown_field(name)}" for name in names[:SHOWN_FIELDS]]
         return ", ".join(shown + ["..."] * (len(names) > SHOWN_FIELDS))
+
+    def _shown_field(self, name: str) -> str:
+        """Return a field's value for a repr."""
+        try:
+            return _shown_value(self._read(name))
+        except FieldTextError:
+            return "<no text>"
 
     def __copy__(self) -> NoReturn:
         """Refuse: a record has one owner."""
@@ -600,7 +611,7 @@ def kind_of(field: Field) -> int:
     """Return how C reads and writes a field."""
     if field.view is not None:
         return _fields.VIEW
-    is_plain = field.dtype.isnative and field.dtype.subdtype is None
+    is_plain = field.dtype.isnative and field.dtype.subdtype is None and is_own(field.dtype)
     return _fields.KINDS.get(field.dtype.str[1:], _fields.SLOW) if is_plain else _fields.SLOW
 
 

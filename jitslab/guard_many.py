@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ._fields import write_many, write_one
 from .cast import as_handles
 from .errors import FieldNameError, GuardError, HandleError, StaleHandleError
-from .fit import pack
+from .fit import pack, text_of
 from .guard import Field, FieldAttribute, Fields, epoch, is_free
 from .layout import identity
 
@@ -229,6 +229,8 @@ class SlabBatchGuard(Fields, Generic[R]):
         """Gather a field."""
         self._field(name)
         values = self._cache.records[name][self.slots]
+        if values.dtype.kind == "U":
+            text_of(values, name)  # raises
         self._cache.slots(self._owned())  # live still: so what was read is theirs
         values.flags.writeable = False
         return values
