@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from . import compiled, numa
 from .cache import CLOSED, SlabCache
-from .cast import as_count, as_integer, make_template, shown
+from .cast import as_count, as_integer, shown
 from .errors import (
     ConflictError,
     ForeignHandleError,
@@ -26,6 +26,7 @@ from .errors import (
     OptionError,
     RecordTypeError,
 )
+from .fit import make_template
 from .layout import NULL, check_dtype, identity
 from .names import Names, check_name, naming
 from .ptr import SlabPtr, bind

@@ -45,6 +45,11 @@ def hold(holder: Any, address: int, array: Any) -> None:
     _objects[address] = holder
 
 
+def is_going(holder: Any) -> bool:
+    """Whether a BlockHolder is being collected: together with what refers to it, if that is in a cycle with it."""
+    return _objects.get(_address.__get__(holder)) is not holder
+
+
 def set_guard_class(holder: Any, cls: type) -> None:
     """Have a cache make guards of a class."""
     _guard_class.__set__(holder, cls)

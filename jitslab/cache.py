@@ -22,7 +22,7 @@ import numpy.typing as npt
 from . import _os, batch, cache_calls, guard_calls, guard_class, layout, numa, recover, slab
 from .block import Block, NewBlock
 from .blocktype import BlockHolder, bind, guard_class_of, hold, set_guard_class
-from .cast import as_count, as_handles, as_integer, check_out, make_template, shown
+from .cast import as_count, as_handles, as_integer, check_out, shown
 from .compiled import CacheType, cache_type
 from .declare import declared_class
 from .errors import (
@@ -41,6 +41,7 @@ from .errors import (
     SlabError,
     StaleHandleError,
 )
+from .fit import make_template
 from .guard import SlabObjectGuard
 from .guard_many import SlabBatchGuard, fill, new_batch
 from .heap import flush_own
@@ -97,7 +98,7 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
     colouring : bool, default True
         Spread the first records of slabs, and strides that alias, over the sets of the CPU's caches.
     init : {None, "zero"} or record, optional
-        What a new record holds: whatever was there; zeros; or a copy of this record.
+        What a new record holds: whatever was there; zeros; or a copy of this record, whose values fit as in a guard.
     policy : {"local", "interleave"}, int or sequence of int, default "local"
         Where the memory lies on a machine with several NUMA nodes.  ``"local"``: a record on the node of the thread that
         allocates it; a number: on that node; ``"interleave"``, or numbers: the pages in turn on all nodes, or on these.  A

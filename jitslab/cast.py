@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import layout
-from .errors import ArrayError, CapacityError, HandleTypeError, LayoutError
+from .errors import ArrayError, CapacityError, HandleTypeError
 
 Handles = npt.NDArray[np.int64]
 MOST_BITS = 2048  # of integers that are printed: 640 digits can be, whatever limit Python was given
@@ -38,23 +38,6 @@ def shown(value: Any) -> str:
         return _short.repr(value)
     except Exception:  # it knows types by their names: a user's own `array` or `deque` is none of Python's
         return _short.repr_instance(value, 0)
-
-
-def make_template(init: Any, dtype: np.dtype[Any]) -> bytes | None:
-    """Return the bytes of the record that a new one is a copy of."""
-    if init is None:
-        return None
-    if isinstance(init, str):
-        if init != "zero":
-            raise LayoutError(f"init is None, 'zero' or a record, got {shown(init)}")
-        return bytes(dtype.itemsize)
-    try:
-        record = np.array(init, dtype)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise LayoutError(f"init is no record of {dtype}: {error}") from error
-    if record.shape != () or (isinstance(init, (np.ndarray, np.void)) and init.dtype != dtype):
-        raise LayoutError(f"init must be one record of {dtype}, got {shown(init)}")
-    return record.tobytes()
 
 
 def as_integer(handle: Any) -> int:

@@ -26,7 +26,8 @@ Every class is a `SlabError` and also the builtin that a user would expect::
     ├── FieldError(SlabError)                    a field was not read or written; nothing changed
     │   ├── FieldNameError(AttributeError, KeyError)    the record has no such field
     │   ├── FieldTypeError(TypeError)            a value of another kind
-    │   └── FieldRangeError(OverflowError, ValueError)  a value that the field cannot hold
+    │   ├── FieldRangeError(OverflowError, ValueError)  a value that the field cannot hold
+    │   └── FieldTextError(UnicodeError)         a text field that holds no text
     ├── RecordTypeError(SlabError, TypeError)    a handle used as that of another dtype, or of none
     ├── CacheTypeError(SlabError, TypeError)     no cache or allocator, though it answers as one does
     ├── OptionError(SlabError, TypeError)        an option that does not exist
@@ -197,6 +198,10 @@ class FieldTypeError(FieldError, TypeError):
 
 class FieldRangeError(FieldError, OverflowError, ValueError):
     """The value is of the right kind, and the field cannot hold it."""
+
+
+class FieldTextError(FieldError, UnicodeError):
+    """A text field holds what is no text: it was never written, or not as text."""
 
 
 class RecordTypeError(SlabError, TypeError):

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn
 import numpy as np
 
 from .cast import shown
-from .errors import CopyError, FieldNameError, FieldTypeError, GuardError, HandleError, StaleHandleError
-from .fit import pack
+from .errors import CopyError, FieldNameError, FieldTextError, FieldTypeError, GuardError, HandleError, StaleHandleError
+from .fit import pack, text_of
 from .guard_calls import RELEASED, write_one
 from .process import this_process
 
@@ -105,10 +105,14 @@ class Fields:
         slot = self._live_slot()
         if field.view is not None:
             return field.view._of(self)
-        value = self._column(name)[slot]
-        if isinstance(value, np.ndarray):
-            return value  # by reference
-        value = as_python(value)
+        column = self._column(name)
+        if column.dtype.kind == "U" and column.ndim == 1:
+            value: Any = text_of(column[slot : slot + 1], name)
+        else:
+            value = column[slot]
+            if isinstance(value, np.ndarray):
+                return value  # by reference
+            value = as_python(value)
         self._live_slot()  # still: so what was read is this record's
         return value
 
@@ -184,12 +188,18 @@ def is_plain_number(value: Any, kind: str) -> bool:
 def shown_record(record: Any) -> str:
     """Return the fields of a record for a repr, cut where they are long."""
     names = list(record.dtype.names)
-    shown = [f"{name}={_shown_value(record[name])}" for name in names[:SHOWN_FIELDS]]
+    shown = [f"{name}={_shown_field(record, name)}" for name in names[:SHOWN_FIELDS]]
     return ", ".join(shown + ["..."] * (len(names) > SHOWN_FIELDS))
 
 
-def _shown_value(value: Any) -> str:
+def _shown_field(record: Any, name: str) -> str:
     """Return a field's value, short."""
+    if record.dtype[name].kind == "U":
+        try:
+            return _short.repr(text_of(np.asarray(record).reshape(1)[name], name))
+        except FieldTextError:
+            return "<no text>"
+    value = record[name]
     if isinstance(value, np.ndarray):
         return f"<{value.dtype.base if value.dtype.names is None else 'records'} {'x'.join(map(str, value.shape))}>"
     if value.dtype.names is not None:

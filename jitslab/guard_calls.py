@@ -503,6 +503,9 @@ def write_integer(kind: int, at: int, value: int) -> None:
         poke(at, value, "i1")
 
 
+EXACT_INTS = 1 << 53  # integers below this are doubles
+
+
 @kernel
 def write_float(kind: int, at: int, number: float) -> bool:
     """Store a float; False: the slow path rounds it, and looks whether it becomes infinite."""
@@ -532,6 +535,8 @@ def write_field(field: int, at: int, obj: int) -> bool:
         PyErr_Clear()
         return False
     if is_float:
+        if kind == F4 and abs(value) >= EXACT_INTS:
+            return False  # it would be rounded twice
         return write_float(kind, at, float(value))
     if value < load8(field, F_LEAST) or value > load8(field, F_MOST):
         return False

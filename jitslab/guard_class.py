@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from . import guard_calls
+from .blocktype import is_going
+from .fit import is_own
 from .guard import Field, SlabObjectGuard, SlabRecordView, epoch, has_own
 from .guard_calls import NEW, NOTHING
 from .guard_many import FieldAttribute, Owning, PythonFields, SlabBatchGuard, new_owner
@@ -51,7 +53,7 @@ class PythonGuard(Owning):
         """Free the record as a last resort; if this is interrupted, the Owner does it."""
         if is_finalizing() or not hasattr(self, "_owner") or self._epoch != epoch() or self._cache.closed:
             return
-        if self._handle not in self._cache:  # also 0
+        if is_going(self._cache) or self._handle not in self._cache:  # also 0
             return
         held = self.record.tobytes()
         if guard_calls.free_owned(self._cache._address, self._owner.address, 0) > 0:
@@ -193,7 +195,7 @@ def kind_of(field: Field) -> int:
     """Return how C reads and writes a field."""
     if field.view is not None:
         return guard_calls.VIEW
-    is_plain = field.dtype.isnative and field.dtype.subdtype is None
+    is_plain = field.dtype.isnative and field.dtype.subdtype is None and is_own(field.dtype)
     return guard_calls.KINDS.get(field.dtype.str[1:], guard_calls.SLOW) if is_plain else guard_calls.SLOW
 
 

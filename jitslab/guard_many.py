@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from .cast import as_handles
 from .errors import FieldNameError, GuardError, HandleError, StaleHandleError
-from .fit import pack
+from .fit import pack, text_of
 from .guard import Fields, epoch, has_own
 from .guard_calls import ENTERED, NEW, NOTHING, RELEASED, alloc_owned, free_owned, owner_maker, take_owned, write_many, write_one
 
@@ -355,6 +355,8 @@ class SlabBatchGuard(Owning, Generic[R]):
         """Gather a field."""
         self._field(name)
         values = self._cache.records[name][self.slots]
+        if values.dtype.kind == "U":
+            text_of(values, name)  # raises
         self._need_live()  # still: so what was read is theirs
         return read_only(values.view(FieldCopy))
 

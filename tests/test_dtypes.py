@@ -216,3 +216,94 @@ cache = jitslab.SlabCache("partly", [("x", "f8"), ("y", ">i4")], capacity=4)
 print(partly.put(cache, cache.alloc()), sum(partly.put.stats.cache_hits.values()))
 """
     assert ["2.5 0\n", "2.5 1\n"] == [run_python(program, NUMBA_CACHE_DIR="") for _ in range(2)]
+
+
+# --- Text that is none, text of no width, dtypes of users ---
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_text_field_that_holds_no_text_is_refused_when_it_is_read(order):
+    """Of such code points NumPy makes a str that Python cannot handle: a debug build ends at once.  What is written mends it."""
+    dtype = np.dtype([("text", f"{order}U2"), ("at", [("text", f"{order}U2")]), ("n", "i4"), ("texts", f"{order}U2", (2,))])
+    with jitslab.SlabCache("garbage", dtype, capacity=4) as cache, cache.allocate() as it, cache.allocate_many(2) as batch:
+        cache.records[:] = np.frombuffer(np.full(cache.records.nbytes, 1, np.uint8), dtype)
+        message = r"^field 'text' holds no text \(was it ever written\?\): code point not in range\(0x110000\)$"
+        for read in (lambda: it.text, lambda: it["text"], lambda: it.at.text, lambda: batch.text, lambda: batch["text"]):
+            with pytest.raises(jitslab.FieldTextError, match=message):
+                read()
+        assert "<SlabObjectGuard of 'garbage': text=<no text>, at=(text=<no text>), n=16843009, texts=<<U2 2>>" == repr(
+            it
+        ).replace(">U2 2>", "<U2 2>")
+        assert "<SlabRecordView .at: text=<no text>>" == repr(it.at)
+        it.text, it.at.text, batch.text = "a", "\U0010ffff\ud800", ["b", "cd"]
+        it.texts[:] = "ef"
+        assert ("a", "\U0010ffff\ud800", ["b", "cd"]) == (it.text, it.at.text, batch.text.tolist())
+        assert "text='a'" in repr(it)
+
+
+def test_texts_of_no_width_hold_the_empty_one():
+    """And nothing else; also in whole records, where NumPy, asked alone, makes them one wide."""
+    dtype = np.dtype([("a", "S0"), ("b", "U0"), ("c", "V0"), ("z", "f4", (0,)), ("n", "u1")])
+    record = (b"", "", b"", [], 7)
+    cache = jitslab.SlabCache("narrow", [("at", dtype), ("after", "u1")], capacity=4, init=(record, 1))
+    with cache, cache.allocate() as it, cache.allocate_many(2) as batch:
+        assert 1 == it.at.n - 6 == it.after == batch.after[1]
+        for value in (np.zeros((), dtype), dict(zip(dtype.names, record, strict=True)), np.array(record, dtype), record):
+            it.at = batch.at = value
+        batch.at = [record] * 2
+        assert (b"", "", b"", 0, 7) == (it.at.a, it.at.b, it.at.c, it.at.z.size, it.at.n)
+        for i, wrong in enumerate((b"\0", "x", b"\0", [1.0, 2.0])):
+            with pytest.raises((jitslab.FieldRangeError, jitslab.ArrayError), match="^field 'at"):
+                it.at = (*record[:i], wrong, *record[i + 1 :])
+        assert [7, 7, 7, 1, 1, 1] == [it.at.n, *batch.at["n"], it.after, *batch.after]
+
+
+def test_user_dtypes_are_numbers_where_their_values_are():
+    """What can be read can be written: rounded as the dtype rounds, but never to infinity, to NaN or to its largest number."""
+    ml_dtypes = pytest.importorskip("ml_dtypes", "0.5")
+    names = "bfloat16", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "int4"
+    dtype = np.dtype([(name, getattr(ml_dtypes, name)) for name in names] + [("f", "f4"), ("i", "i2"), ("raw", "V2")])
+    cache = jitslab.SlabCache("users", dtype, capacity=4, init="zero")
+    with cache, cache.allocate() as it, cache.allocate_many(2) as batch:
+        it.bfloat16, it.float8_e4m3fn, it.float8_e5m2, it.float4_e2m1fn, it.int4 = 2.7, 0.1, np.float32(0.1), 0.4, -8
+        assert (2.703125, 0.1015625, 0.09375, 0.5, -8) == tuple(it[name] for name in names)
+        batch.bfloat16 = np.array([1.0, 2.0], "f4")
+        batch.f = batch.bfloat16
+        batch.i = batch.int4 = np.array([3, -3], ml_dtypes.int4)
+        assert ([1, 2], [3, -3], [3, -3]) == (batch.f.tolist(), batch.i.tolist(), batch.int4.tolist())
+        before = it.record.tobytes()
+        for name, value in (
+            ("bfloat16", 3.4e38 * 2**120),
+            ("float8_e4m3fn", 500.0),
+            ("float8_e4m3fn", np.inf),
+            ("float8_e5m2", 1e6),
+            ("float4_e2m1fn", 100.0),
+            ("float4_e2m1fn", np.nan),
+            ("int4", 8),
+            ("int4", np.uint64(2**64 - 1)),
+            ("int4", -9),
+        ):
+            with pytest.raises(jitslab.FieldRangeError, match=f"^field '{name}' takes a {name}, got "):
+                it[name] = value
+        for name, value in (
+            ("int4", 1.0),
+            ("bfloat16", "1"),
+            ("bfloat16", b"ab"),
+            ("raw", ml_dtypes.bfloat16(1)),
+            ("i", ml_dtypes.bfloat16(1)),
+        ):
+            with pytest.raises(jitslab.FieldTypeError, match=f"^field '{name}' takes "):
+                it[name] = value
+        assert before == it.record.tobytes()
+
+
+def test_user_dtype_of_a_standard_size_is_read_as_what_it_is():
+    """Numbers of other packages that are called f4 by NumPy, too, are none of C's floats."""
+    dtype = np.dtype([("r", rational), ("n", "i8")])
+    with jitslab.SlabCache("rational", dtype, capacity=4, init="zero") as cache, cache.allocate() as it:
+        it.r, it.n = rational(1, 3), 5
+        assert (rational(1, 3), 5) == (it.r, it.n)
+        for value in (1, 0.5, "1/3", np.void(b"12345678"), None):
+            with pytest.raises(jitslab.FieldTypeError, match="^field 'r' takes a rational, got "):
+                it.r = value
+        assert rational(1, 3) == it.r

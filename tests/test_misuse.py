@@ -614,6 +614,9 @@ def test_wrong_init_is_refused():
         make("bad", XY, capacity=1, init=np.zeros((), XY.newbyteorder(">"))[()])
     with pytest.raises(jitslab.LayoutError, match=r"^init is no record of "):
         make("bad", XY, capacity=1, init=np.zeros((), [("x", "<f4")])[()])
+    for dtype, init in (("u1", 300), ("i4", 1.5), ("M8[s]", np.datetime64(1, "ns")), ("S2", b"abc"), ("f4", 1e39), ("u1", "1")):
+        with pytest.raises(jitslab.LayoutError, match=r"^init is no record of \[\('n', '.*'\)\]: field 'n' takes "):
+            make("bad", [("n", dtype)], capacity=1, init=(init,))
 
 
 # --- After close, and before open ---
