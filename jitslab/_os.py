@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
+import os
 import platform
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from ._native import Entry, kernel, owner, store8
+from ._native import Entry, int64, kernel, load1, load8, owner, store8
 from .errors import CacheFullError
 
 LINUX = sys.platform.startswith("linux")
@@ -32,7 +33,8 @@ MAP_PRIVATE, MAP_ANONYMOUS = 2, 0x20 if LINUX else 0x1000
 MAP_NORESERVE = 0x4000 if LINUX else 0x40
 MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE = 4, 5, 14, 15
 
-page_bytes = max(mmap.PAGESIZE, 4096)
+mapped_page_bytes = mmap.PAGESIZE
+page_bytes = max(mapped_page_bytes, 4096)
 
 
 def has_symbol(name: str) -> bool:
@@ -67,7 +69,7 @@ def map_range(n: int, *, usable: bool = False) -> tuple[int, Any]:
         else:
             memory = mmap.mmap(-1, n)
     except (OSError, OverflowError, ValueError) as error:
-        raise CacheFullError(f"cannot reserve {n} bytes of address space: {error}") from error
+        raise CacheFullError(f"cannot reserve {n} bytes of address space{limit_text()}: {error}") from error
     return int(np.frombuffer(memory, np.uint8).ctypes.data), memory
 
 
@@ -133,18 +135,51 @@ def need_room_for_code() -> None:
     del memory
 
 
-def address_space_left() -> int:
-    """Bytes of address space that this process may still reserve, as far as the system tells."""
-    total = 1 << 47 if sys.maxsize > 1 << 32 else 1 << 31
+def address_limit() -> int:
+    """RLIMIT_AS, the most bytes of address space that this process may have; -1: there is no such limit."""
     if not LINUX:
-        return total
+        return -1
+    return resource.getrlimit(resource.RLIMIT_AS)[0]
+
+
+def limit_text() -> str:
+    """Return what messages of refused addresses end with: RLIMIT_AS, if it is set."""
+    limit = address_limit()
+    return "" if limit == -1 else f" (RLIMIT_AS, ulimit -v, allows {limit} bytes of address space)"
+
+
+def address_space(address: int) -> int:
+    """Bytes of address space that the system has for a process, judged by a fresh reservation and by the C library's place."""
+    library = ctypes.cast(ctypes.CDLL(None).mmap, ctypes.c_void_p).value if POSIX else None
+    return 1 << max(address, library or 0).bit_length()
+
+
+def most_mappings() -> int:
+    """Mappings that a process can have; of other systems than Linux, more than any."""
+    if not LINUX:
+        return 1 << 30
     try:
-        with open("/proc/self/statm") as statm:
-            used = int(statm.read().split()[0]) * mmap.PAGESIZE
-    except OSError:  # no file can be opened
-        used = 0
-    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return max((total if soft == resource.RLIM_INFINITY else soft) - used, 0)
+        with open("/proc/sys/vm/max_map_count") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 65_530
+
+
+def counts_usable() -> bool:
+    """Whether the system counts what is usable, used or not, as memory of this process: by RLIMIT_DATA, or for all of them."""
+    if not LINUX:
+        return False
+    return resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY or _is_strict()
+
+
+@cache
+def _is_strict() -> bool:
+    """Whether the system lets no more be usable than there is: vm.overcommit_memory is 2."""
+    try:
+        with open("/proc/sys/vm/overcommit_memory") as file:
+            return file.read().strip() == "2"
+    except OSError:
+        return False
 
 
 def make_usable(address: int, n: int) -> bool:
@@ -273,6 +308,51 @@ else:
     @kernel
     def prefer_huge_pages(address: int, n: int) -> None:
         """No such wish is known."""
+
+
+if LINUX and all(map(has_symbol, ("open", "read", "close", "getrlimit"))):
+    _open = _external("open", types.int32(types.int64, types.int32))
+    _read = _external("read", types.int64(types.int32, types.int64, types.int64))
+    _close = _external("close", types.int32(types.int32))
+    _getrlimit = _external("getrlimit", types.int32(types.int32, types.int64))
+    _RLIMIT_AS, _TO_READ = resource.RLIMIT_AS, os.O_RDONLY | os.O_CLOEXEC
+
+    @kernel
+    def address_space_used(path: int, text: int, n: int) -> int:
+        """
+        Bytes of address space that the process has in use, as the file at a path tells; 0: it cannot be read.
+
+        The path is a C string; what the file tells, a number of pages first, goes to the n bytes at `text`.
+        """
+        file = _open(path, _TO_READ)
+        if file < 0:
+            return 0
+        length = _read(file, text, n)
+        _close(file)
+        pages = int64(0)
+        for k in range(length):
+            digit = load1(text, k) - 48
+            if not 0 <= digit <= 9:
+                break
+            pages = pages * 10 + digit
+        return pages * mapped_page_bytes  # type: ignore[no-any-return]  # int64 has no type
+
+    @kernel
+    def address_space_limit(pair: int) -> int:
+        """RLIMIT_AS, by way of the two int64 at an address; negative: there is none."""
+        return load8(pair, int64(0)) if _getrlimit(_RLIMIT_AS, pair) == 0 else -1
+
+else:
+
+    @kernel
+    def address_space_used(path: int, text: int, n: int) -> int:
+        """Not known."""
+        return 0
+
+    @kernel
+    def address_space_limit(pair: int) -> int:
+        """There is none."""
+        return -1
 
 
 if has_symbol("sched_getcpu"):

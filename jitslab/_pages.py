@@ -10,8 +10,20 @@ from typing import Any
 
 from numba import types
 
-from ._native import int64, kernel
-from ._os import LINUX, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, MASK_BITS, MBIND, PROT_RW, give_back, has_symbol
+from ._native import int64, kernel, load8, store8
+from ._os import (
+    LINUX,
+    MAP_ANONYMOUS,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    MASK_BITS,
+    MBIND,
+    PROT_NONE,
+    PROT_RW,
+    give_back,
+    has_symbol,
+    page_bytes,
+)
 
 _external: Any = types.ExternalFunction
 MREMAP_MAYMOVE = 1
@@ -27,6 +39,12 @@ if CAN_MAP:
     def map_pages(n: int) -> int:
         """Address of n bytes of new pages, zeros; 0: the system gives none."""
         at = _mmap(int64(0), n, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, int64(0))
+        return int64(0) if at == -1 else at  # type: ignore[no-any-return]  # a C function has no types
+
+    @kernel
+    def reserve_pages(n: int) -> int:
+        """Address of n bytes of address space, in whole pages, without memory behind them; 0: there are none left."""
+        at = _mmap(int64(0), n, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, int64(0))
         return int64(0) if at == -1 else at  # type: ignore[no-any-return]  # a C function has no types
 
     @kernel
@@ -47,15 +65,20 @@ else:
 
     @kernel
     def map_pages(n: int) -> int:
-        """Address of n zeroed bytes; 0: the system gives none."""
-        return _calloc(n, int64(1))  # type: ignore[no-any-return]  # a C function has no types
+        """Address of n zeroed bytes, on the border of a page; 0: the system gives none."""
+        given = _calloc(n + page_bytes, int64(1))
+        if given == 0:
+            return given  # type: ignore[no-any-return]  # a C function has no types
+        at = (given + page_bytes) & -page_bytes  # the C library's are at least 16 bytes before
+        store8(at - 8, int64(0), given)
+        return at  # type: ignore[no-any-return]  # a C function has no types
 
-    map_spare_pages = map_pages
+    map_spare_pages = reserve_pages = map_pages
 
     @kernel
     def unmap_pages(address: int, n: int) -> None:
         """Give the bytes back."""
-        _free(address)
+        _free(load8(address - 8, int64(0)))
 
 
 if MBIND >= 0 and has_symbol("syscall"):

@@ -496,6 +496,10 @@ class SlabAllocator(SizeClasses):
         """Free all records and raw memory, with no other thread using the allocator; returns how many pieces."""
         return super().clear() + sum(cache.clear() for cache in self._record_caches())
 
+    def flush(self) -> int:
+        """Give the free slots and places in the calling thread's magazines home, as `SlabCache.flush`; returns how many."""
+        return super().flush() + sum(cache.flush() for cache in self._record_caches())
+
     def shrink(self) -> int:
         """Give the memory of all empty slabs back to the system; returns how many slabs."""
         return super().shrink() + sum(cache.shrink() for cache in self._record_caches())

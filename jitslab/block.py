@@ -21,8 +21,8 @@ from .errors import CacheFullError, CapacityError
 from .layout import CONTROL, NIL, NO_INIT, TEMPLATE, Geometry
 from .process import close_cache, this_process
 from .process import reserve as reserve_range
+from .slab import grow
 
-EAGER_BYTES = 2 << 20  # metadata up to this is made usable at once, so that a small cache has few mappings
 STAGGERED = ("control", "heaps", "words")  # regions, in the order of `staggered`
 
 serials = itertools.count()  # of all caches of the process
@@ -52,24 +52,52 @@ class ClassPlace(NamedTuple):
 
 
 def reserve(
-    dtype: np.dtype[Any], capacity: int | None, colouring: bool, nodes: int, place: ClassPlace | None
+    dtype: np.dtype[Any], capacity: int | None, colouring: bool, nodes: int, place: ClassPlace | None, has_spare: bool
 ) -> tuple[Geometry, _os.Reservation]:
-    """Lay a cache out and reserve its address range."""
+    """Lay a cache out and reserve its address range: as much as it needs, and spare slots if wanted; or its share."""
+    stride, _, rounds = layout.slab_shape(dtype.itemsize, max(1, dtype.alignment), colouring)
     has_heaps, kept = place is None, () if place is None else (place.memory,)
+    parked = layout.HEAPS * rounds
     if capacity is not None:
-        sizes = layout.geometry(dtype, capacity, colouring, _os.page_bytes, nodes, has_heaps)
+        spare = spare_slots(stride, nodes) if has_spare else 0
+        sizes = layout.geometry(dtype, capacity, colouring, _os.page_bytes, nodes, has_heaps, capacity + max(parked, spare))
         return sizes, reserve_range(sizes.total, *kept)
-    space = min(layout.DEFAULT_BYTES, _os.DEFAULT_LIMIT, _os.address_space_left() // max(256, 32 * nodes))
-    room = layout.MAX_CAPACITY if nodes == 1 else layout.MAX_SLOTS // nodes // 2
+    share = this_process().share(without_capacity=True) // nodes
+    if share < max(layout.LEAST_BYTES, stride):
+        raise CacheFullError(f"{no_room()}: give the cache a capacity")
+    most = layout.MAX_SLOTS if nodes == 1 else layout.MAX_SLOTS // nodes // 2
+    slots = min(share // (stride + layout.META_BYTES), min(layout.DEFAULT_BYTES, _os.DEFAULT_LIMIT) // stride, most)
     while True:
-        most = min(max(space // layout.record_stride(dtype, colouring), 1), room)
-        sizes = layout.geometry(dtype, most, colouring, _os.page_bytes, nodes, has_heaps)
+        slots = max(slots, 1)
+        certain = slots - min(parked, slots >> layout.SMALL_SHIFT)
+        sizes = layout.geometry(dtype, certain, colouring, _os.page_bytes, nodes, has_heaps, slots)
         try:
             return sizes, reserve_range(sizes.total, *kept)
         except CacheFullError:
-            if most == 1:
+            if slots == 1:
                 raise
-            space //= 2
+            slots //= 2
+
+
+def spare_slots(stride: int, nodes: int) -> int:
+    """
+    Return how many slots of one node a cache reserves beyond its capacity, for those that will be retired: a power of two.
+
+    They are addresses and no more; not so with several nodes, where all is usable at once: there they are not for a system
+    that counts that.  None where every byte of a reservation is memory.
+    """
+    if not _os.CAN_GROW or (nodes > 1 and _os.counts_usable()):
+        return 0
+    share = this_process().share(without_capacity=False) // (stride * nodes)
+    return 1 << min(share, layout.SPARE_SLOTS).bit_length() >> 1
+
+
+def no_room() -> str:
+    """Say why a cache without a capacity is refused."""
+    process = this_process()
+    if process.n_open >= process.most_open:
+        return f"{process.n_open} caches and size classes are open, and the system limits the mappings of a process"
+    return f"what is left of the address space is for others than caches without a capacity{_os.limit_text()}"
 
 
 def staggered(serial: Any) -> tuple[Any, Any, Any]:
@@ -180,12 +208,18 @@ class NewBlock(Block):
         place: ClassPlace | None = None,
     ) -> None:
         self._place = place
-        try:
-            memory = self._reserve(dtype, capacity, colouring, placement)
-        except (CacheFullError, CapacityError):
-            if len(placement.sets) == 1 or placement.is_simulated:
-                raise
-            memory = self._reserve(dtype, capacity, colouring, placement.undivided())  # one set needs less
+        attempts = [(placement, True), (placement, False)]  # spare slots are wished for, not needed
+        if place is not None:
+            del attempts[0]
+        if len(placement.sets) > 1 and not placement.is_simulated:
+            attempts.append((placement.undivided(), False))  # one set needs less
+        while True:
+            try:
+                memory = self._reserve(dtype, capacity, colouring, *attempts.pop(0))
+                break
+            except (CacheFullError, CapacityError):
+                if not attempts:
+                    raise
         serial = next(serials)
         offset, stagger = self.geometry.offset, staggered(serial)
         at_control, at_heaps, at_words = (offset[region] + n for region, n in zip(STAGGERED, stagger, strict=True))
@@ -194,12 +228,19 @@ class NewBlock(Block):
         self._place_memory(self._base + at_words)
         self._fill(place or own, self._base + at_words, 2 * first_cycle(serial), colouring, template)
         self._fill_sets(own)
+        is_split = offset["records"] > layout.EAGER_BYTES and self.control["committed"][0] == 0
+        if is_split and capacity is not None and grow(self.address, 1) == 0:  # later it may be one mapping too many
+            raise CacheFullError(
+                f"the system gives no memory for the first slab of a cache: {self.geometry.stride} bytes a record"
+            )
         this_process().enter(self.address, memory.words)  # last: from here on others find it
 
-    def _reserve(self, dtype: np.dtype[Any], capacity: int | None, colouring: bool, placement: numa.Placement) -> _os.Reservation:
+    def _reserve(
+        self, dtype: np.dtype[Any], capacity: int | None, colouring: bool, placement: numa.Placement, has_spare: bool
+    ) -> _os.Reservation:
         """Reserve the address range, for an array set on each node of the placement."""
         self.placement = placement
-        self.geometry, memory = reserve(dtype, capacity, colouring, len(placement.sets), self._place)
+        self.geometry, memory = reserve(dtype, capacity, colouring, len(placement.sets), self._place, has_spare)
         self.bytes = np.asarray(memory)
         self._base = memory.address
         self._make_metadata_usable()
@@ -219,11 +260,12 @@ class NewBlock(Block):
                 )
             return
         control, head, end = offset["control"], head_end(offset), offset["records"]
-        is_eager = end <= EAGER_BYTES
-        for first, n in ((0, end),) if is_eager else ((0, offset["bits"]), (control, head - control)):
+        usable = end if end <= layout.EAGER_BYTES else head  # all, or all but generations
+        parts = [(0, usable)] if usable <= layout.EAGER_BYTES else [(0, offset["bits"]), (control, head - control)]
+        for first, n in parts:
             if not _os.make_usable(self._base + first, n):
                 raise CacheFullError(f"the system gives no {n} bytes for the metadata of a cache")
-        if not is_eager and not _os.make_readable(self._base + head, end - head):  # a handle may name any slot
+        if usable < end and not _os.make_readable(self._base + head, end - head):  # a handle may name any slot
             raise CacheFullError(f"the system lets {end - head} bytes of generations not be read")
 
     def _regions(self, number: int) -> tuple[tuple[int, int], tuple[int, int]]:

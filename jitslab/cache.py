@@ -38,6 +38,7 @@ from .errors import (
     HandleTypeError,
     LawError,
     NullHandleError,
+    RetiredError,
     SlabError,
     StaleHandleError,
 )
@@ -93,8 +94,8 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         Fields that Numba cannot type still work from Python.
     capacity : int, optional
         Records that can be live at once, 1 to 2**32; one thread gets exactly so many, several may get a few more.
-        Without it the cache grows within an address range of min(64 GiB, 1/256 of the address space) of records, on each
-        node.
+        Without it the cache grows within its share of what is left of the address space: 64 GiB of records, or less where that
+        is more than 1/512; it is refused if less than 1/128 of the address space, 1 TiB of 47 bits, would be left.
     colouring : bool, default True
         Spread the first records of slabs, and strides that alias, over the sets of the CPU's caches.
     init : {None, "zero"} or record, optional
@@ -130,8 +131,10 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
     Notes
     -----
     `alloc` and `free` are O(1), about 1 ns in compiled code; any thread may free.  Memory is taken as it is used and empty
-    slabs go back to the system.  Metadata: 4.2 bytes a slot and 64 a slab.  A slot is retired after 2**29 or more
-    reuses, so that a stale handle is never taken for a live one.
+    slabs go back to the system.  Metadata: 4.2 bytes a slot and 64 a slab.  A slot is retired after 2**28 or more
+    reuses, so that a stale handle is never taken for a live one.  A cache reserves 4 million slots for that, or as many as
+    1/512 of the address space holds: records of up to 32 KiB have 10**15 allocs, of 256 KiB 10**14, even if one is live at a
+    time.
 
     Examples
     --------
@@ -222,7 +225,7 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         Raises
         ------
         CacheFullError
-            If `capacity` records are live, or the system gives no more memory.
+            If `capacity` records are live, or the system gives no more memory; `RetiredError` if too many slots are retired.
         FaultError
             If compiled code used a refused handle since the last report; nothing is allocated.
         ClosedError
@@ -852,6 +855,8 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
             If other threads are using the cache.
         FaultError
             As `raise_faults`.
+        CacheFullError
+            If there is no memory for one bit a slot.
 
         Notes
         -----
@@ -862,7 +867,12 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         self._need_rest("check")
         for address, control in zip(self._sets(), self._block.control, strict=True):
             n_slots = int(control["n_slabs"] - control["first_slab"]) << self._block.geometry.shift
-            seen = np.zeros((n_slots + 63) // 64 + 1, np.int64)
+            n_words = (n_slots + 63) // 64 + 1
+            try:
+                seen = np.zeros(n_words, np.int64)
+            except MemoryError:
+                text = f"check of cache {self._name!r} needs {8 * n_words} bytes, which the system does not give"
+                raise CacheFullError(text) from None
             answer = recover.check_laws(address, seen.ctypes.data, seen.size)
             if answer == recover.MOVED:
                 raise self._busy("check")
@@ -889,11 +899,35 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         for address in self._sets():
             recover.recover_cache(address)
 
+    @property
+    def parked(self) -> int:
+        """Free slots in the magazines of threads: up to 512 of each thread; a slab with one of them is not empty."""
+        live, control = len(self), self._block.control
+        return max(int(control["out"].sum() - control["retired"].sum()) - live, 0)
+
+    def flush(self) -> int:
+        """
+        Give the free slots in the calling thread's magazine home; returns how many.
+
+        For a thread that is going to wait: what it keeps is nobody else's, and keeps slabs from `shrink`.
+
+        Examples
+        --------
+        >>> import numpy as np, jitslab
+        >>> with jitslab.SlabCache("doc-flush", np.dtype([("x", "f8")]), capacity=1000) as cache:
+        ...     cache.free(cache.alloc())
+        ...     cache.parked == cache.flush() > 0, cache.parked
+        (True, 0)
+        """
+        self._need_open()
+        return flush_own(self._address)
+
     def shrink(self) -> int:
         """
         Give the memory of all empty slabs back to the system; returns how many slabs.
 
-        The calling thread's magazine goes home first.
+        The calling thread's magazine goes home first.  Those of other threads cannot be touched while these live: up to 512
+        slots of each, `parked` in all, keep a slab each in memory, until the thread calls `flush` or ends.
         """
         self._need_open()
         flush_own(self._address)
@@ -1016,11 +1050,25 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
 
     def _raise_full(self, n: int) -> NoReturn:
         """Raise because n slots could not be had."""
-        live, capacity = len(self), self._block.geometry.capacity
-        if live + n > capacity:
-            raise CacheFullError(f"cache {self._name!r} has {live} of {capacity} records live, {n} more were asked for")
-        raise CacheFullError(
-            f"the system gives cache {self._name!r} no memory for {n} records of {self._block.geometry.stride} bytes"
+        raise self._full(n)
+
+    def _full(self, n: int) -> CacheFullError:
+        """Say why n slots could not be had."""
+        live, sizes, sets = len(self), self._block.geometry, self._block.control
+        if live + n > sizes.capacity:
+            return CacheFullError(f"cache {self._name!r} has {live} of {sizes.capacity} records live, {n} more were asked for")
+        used_up = sets[sets["n_slabs"] == sets["max_slabs"]]
+        if not used_up.size:
+            return CacheFullError(f"the system gives cache {self._name!r} no memory for {n} records of {sizes.stride} bytes")
+        retired, slots, parked = int(used_up["retired"].sum()), sizes.max_slabs << sizes.shift, self.parked
+        if retired and parked <= slots - sizes.capacity:
+            return RetiredError(
+                f"cache {self._name!r} is worn out: {retired} of its slots are retired, after 2**28 or more reuses each; "
+                f"{live} records are live, {n} more were asked for"
+            )
+        return CacheFullError(
+            f"cache {self._name!r} has {live} records live and {parked} free slots in magazines of threads, "
+            f"{n} more were asked for"
         )
 
 

@@ -34,7 +34,9 @@ from .calls import Site
 from .heap import F_ADDRESS, H_RECORDS, SLOT_MASK, Heap, address, alloc, alloc_filled, free, free_near, is_live
 from .layout import BLOCK, LINE, NO_INIT, NULL, C, identity
 
-F_ALLOC_MANY, F_FREE_MANY, F_LEN, F_CLEAR = (C[name] for name in ("f_alloc_many", "f_free_many", "f_len", "f_clear"))
+F_ALLOC_MANY, F_FREE_MANY, F_LEN, F_CLEAR, F_FLUSH_OWN = (
+    C[name] for name in ("f_alloc_many", "f_free_many", "f_len", "f_clear", "f_flush_own")
+)
 C_FAULTS, C_CAPACITY, C_WORDS = C["faults"], C["capacity"], C["words"]
 int64_pointer = types.EphemeralPointer(types.int64)
 STATE = ("base", "mask", "after", "ahead")  # what changes of an iterator, as `batch.next_live` says
@@ -284,6 +286,12 @@ def SlabCache_free_many(cache: CacheType, handles: Any) -> Any:
 def SlabCache_clear(cache: CacheType) -> Any:
     """Free every live record: how many."""
     return types.int64, lambda site, c: site.table(c, F_CLEAR)
+
+
+@method("flush")
+def SlabCache_flush(cache: CacheType) -> Any:
+    """Give the free slots in the calling thread's magazine home: how many."""
+    return types.int64, lambda site, c: site.table(c, F_FLUSH_OWN)
 
 
 @function(len)

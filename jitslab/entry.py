@@ -25,6 +25,7 @@ TABLE: dict[str, Entry] = {
     "f_alloc_few": batch.alloc_by_heap,
     "f_free_few": batch.free_by_heap,
     "f_len": recover.count_live,
+    "f_flush_own": heap.flush_own,
     "f_clear": batch.clear,
     "f_note": batch.note_live,
 }

@@ -11,6 +11,7 @@ Every class is a `SlabError` and also the builtin that a user would expect::
     │   └── WrongSizeError                       memory of another size than the one given
     ├── HandleTypeError(SlabError, TypeError)    a handle that is no integer
     ├── CacheFullError(SlabError, MemoryError)   no slot left, or the system gives no memory
+    │   └── RetiredError                         its slots were reused as often as handles can tell apart
     ├── LayoutError(SlabError, TypeError)        a dtype that cannot be the record of a cache
     ├── CapacityError(SlabError, ValueError)     a capacity, count or setting out of bounds
     ├── NodeError(SlabError, ValueError)         a NUMA node that does not exist, has no memory or is not allowed
@@ -86,6 +87,10 @@ class HandleTypeError(SlabError, TypeError):
 
 class CacheFullError(SlabError, MemoryError):
     """The cache holds `capacity` records, or the system gives no more memory."""
+
+
+class RetiredError(CacheFullError):
+    """So many slots of the cache are retired, each reused as often as handles can tell apart, that none is left."""
 
 
 class LayoutError(SlabError, TypeError):

@@ -44,7 +44,7 @@ from ._native import (
     unlikely,
     zero_bytes,
 )
-from ._os import commit, current_cpu, page_bytes, watch_thread_exit, yield_core
+from ._os import commit, current_cpu, give_back, page_bytes, watch_thread_exit, yield_core
 from .layout import (
     BACK_HEAP,
     BLOCK,
@@ -69,6 +69,7 @@ from .layout import (
 from .recover import (
     C_CLAIMED,
     EVEN,
+    RETIRED,
     heap_row,
     is_of,
     live_of,
@@ -336,6 +337,7 @@ def take(c: int, at: int) -> int:
             handle = make_live(c, slot)
             if handle != NULL:
                 return handle
+            give_back_retired(c, slot)
         c = follow(c, at)
         if call_table(c, F_REFILL, (at,)) == 0:
             return int64(NULL)
@@ -400,6 +402,17 @@ def make_live(c: int, slot: int) -> int:
     else:
         note_fault(c, word >> 1 << 32 | slot, int64(TWICE))
     return int64(NULL)
+
+
+@kernel
+def give_back_retired(c: int, slot: int) -> None:
+    """Give back the pages that only the record of a slot has, if that is retired: nobody will write there any more."""
+    control = control_at(c)
+    if load4(control.words, slot) & TAKEN == RETIRED:
+        record = control.records + slot * control.stride
+        start, stop = (record + page_bytes - 1) & -page_bytes, (record + control.stride) & -page_bytes
+        if stop > start:
+            give_back(start, stop - start)
 
 
 @kernel

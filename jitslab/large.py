@@ -36,7 +36,7 @@ from ._native import (
 from ._os import give_back
 from ._pages import CAN_MAP, map_pages, map_spare_pages, move_pages, place_pages, unmap_pages
 from .heap import SLOT_MASK, alloc, free_any, is_live
-from .layout import NULL, RANGE, C, offsets
+from .layout import NULL, C
 from .rawlayout import (
     A_BLOCK,
     A_BYTES,
@@ -75,7 +75,6 @@ from .rawlayout import (
 from .slab import C_LIMIT, C_NODES, C_WORDS, set_at
 
 C_RECORDS = C["records"] // 8
-R_START, R_CONTROL = (offsets(RANGE)[name] // 8 for name in ("start", "control"))
 page_bytes = _os.page_bytes
 _parked_size: Any = kernel(parked_size)
 
@@ -295,19 +294,6 @@ def free_all(s: int) -> None:
             if word & 1 != 0:
                 free_large(s, (word >> 1 << 32 | slot) + load8(s, S_LARGE_BASE), int64(0))
     give_up_all(s)
-
-
-@Entry
-def end_sizes(words: int) -> int:
-    """The end of an allocator's memory: large memory is all that is not in it, or in ranges that have ended before."""
-    if load8(words, R_CONTROL) == 0:  # it was never there
-        return int64(0)
-    s = load8(words, R_START)
-    free_all(s)
-    scratch = load8(s + AT_SCRATCH, 0)
-    if scratch != 0:
-        unmap_pages(scratch, load8(scratch, 0) + page_bytes)
-    return int64(0)
 
 
 # --- Parked pages: taken and put by compare and exchange, so that no fork and no dead thread can leave a lock behind ---

@@ -42,9 +42,10 @@ Read first: the words, the ladders, the data and the laws of a cache.
    One reservation a cache: heaps | template, scratch | free bits | slab rows, control block, generations | records, each
    part reserved for the largest size and made usable in steps.  Nothing ever moves.  The slab rows grow downwards: so the first
    of them share a page with the control block and the first generations.  Slot i of the cache is at
-   ``records + i * stride`` over all slabs.  The size classes of an allocator share one: each has its part of it, laid out as
-   this but for heaps and scratch, and is opened in it when it is first used (opening).  The heaps of all classes lie in one
-   region, a thread's side by side (rawlayout).
+   ``records + i * stride`` over all slabs.  A size class of an allocator has one, too, without heaps and scratch, from its first
+   use on (opening).  The heaps of all classes lie in one region, a thread's side by side (rawlayout).
+   A reservation has more slots than the capacity: for those parked in magazines, and for those that will be retired.  Who was
+   given no capacity takes a share of what is left of the address space, and is refused the last 128th (process).
 
 7. Nodes
    On a machine with several NUMA nodes a cache has one *array set* for each: a CONTROL row, and the slabs whose slots
@@ -116,6 +117,7 @@ MAX_SLOTS = 1 << 32
 MAX_CAPACITY = MAX_SLOTS
 DEFAULT_BYTES = 64 << 30  # of records, reserved when no capacity is given
 MAX_CYCLE = 1 << 30  # a slot is retired after its cycle reached this
+SPARE_SLOTS = 1 << 22  # slots beyond the capacity that a cache reserves, for those that will be retired
 START_BITS = 29  # first cycles of a cache lie below 2**29
 RETIRED = 0x80000000  # word of a slot that is not handed out any more, whatever its generation was
 TAKEN = RETIRED | 1  # word & TAKEN == 0 <=> free and not retired
@@ -185,6 +187,8 @@ CONTROL = record(
     ("base", "i8"),  # of a size class: number of its first slot
     ("heap_region", "i8"),  # of a size class: address of the region of its allocator's heaps, writable where threads came; else 0
     ("f_note", "i8"),
+    ("f_flush_own", "i8"),
+    ("pad_entries", "i8", (7,)),
     # Slab layer: written under the lock only.
     ("lock", "i8"),  # 0 free, 1 held
     ("limit", "i8"),  # slots of the slabs made so far; above, every generation reads 0 and no record is touched
@@ -252,7 +256,11 @@ PROCESS = record(
     ("n_rows", "i8"),  # registry rows in use, holes counted
     ("n_holes", "i8"),
     ("started", "i8"),  # 1: the system tells of forks and of ends of threads
-    ("pad", "i8", (2,)),
+    ("addresses", "i8"),  # bytes of address space that a process can have, if no limit is set
+    ("most", "i8"),  # caches that are open when those without a capacity are refused
+    ("path", "i8", (3,)),  # where the system tells how many of them it has, as a C string
+    ("text", "i8", (4,)),  # what it tells
+    ("pad", "i8", (1,)),
 )  # the registry follows: i8 a row, the address of an open cache's control block, 0: a hole
 RANGE = record(
     # Of a range of addresses, beside it: what its end needs.
@@ -263,8 +271,8 @@ RANGE = record(
 )
 
 assert CONTROL.itemsize % LINE == 0
-assert SLAB.itemsize == PROCESS.itemsize == LINE
-assert HEAP.itemsize == 2 * LINE
+assert SLAB.itemsize == LINE
+assert HEAP.itemsize == PROCESS.itemsize == 2 * LINE
 
 MAGAZINE = HEAP.itemsize  # offset of a heap's magazine
 HEAP_BYTES = (MAGAZINE + 4 * ROUNDS) | LINE  # an odd number of lines: equal tops of two heaps fall into different sets
@@ -272,7 +280,15 @@ FIRST_ROWS = 8  # slab rows, at least, that share the page of the control block
 STAGGERS = 16  # lines that the control blocks of caches start on
 STAGGER = (FIRST_ROWS + STAGGERS) * LINE  # the last of them
 HEAD_BYTES = STAGGER + CONTROL.itemsize  # what is usable, from a page border on, of the region of a cache's control block
+EAGER_BYTES = 2 << 20  # metadata up to this is made usable at once, so that a small cache has few mappings
 MAX_ROWS = 1 << 20  # caches open at once in one process
+KEPT_SHIFT = 7  # 1/128 of the address space, 1 TiB of 47 bits, is for others than caches that were not told how much to take
+FEW_ROWS = 1024  # so many caches take a larger share
+FEW_SHIFT, MANY_SHIFT = 9, 12  # a share, of what is left
+SMALL_SHIFT, SMALL_BYTES = 3, 1 << 30  # at least so much of it, up to so many bytes, where no capacity is given
+META_BYTES = 5  # of a slot, at most, where a slab has many
+LEAST_BYTES = 1 << 20  # of records: a share that is less is refused
+MAPPINGS = 10  # of a process, at least, for each cache that is open when those without a capacity are refused
 
 
 def offsets(dtype: np.dtype[Any]) -> dict[str, int]:
@@ -325,6 +341,14 @@ def stride_of(itemsize: int, align: int, colouring: bool) -> int:
     if colouring and stride >= 1024 and stride % 256 == 0:
         stride += LINE if LINE % align == 0 else align
     return stride
+
+
+@lru_cache(maxsize=256)
+def slab_shape(itemsize: int, align: int, colouring: bool) -> tuple[int, int, int]:
+    """Return (stride, shift, rounds) of a dtype of such a size and alignment: a slab has ``1 << shift`` slots."""
+    stride = stride_of(itemsize, align, colouring)
+    shift = min(max(round(np.log2(SLAB_BYTES / stride)), 0), MAX_SLAB_SHIFT)
+    return stride, shift, min(max(ROUNDS_BYTES // stride, 1), ROUNDS)
 
 
 def check_dtype(value: Any) -> np.dtype[Any]:
@@ -389,20 +413,19 @@ def geometry(
     page: int,
     nodes: int = 1,
     has_heaps: bool = True,
-    is_part: bool = False,
+    slots: int = 0,
 ) -> Geometry:
     """
-    Lay out one cache.
+    Lay out one cache: of so many slots, or of as many as its capacity needs.
 
-    With the heaps of threads, or without: those of a size class lie among its allocator's.  A part of a range that several
-    classes share has no scratch records, either.
+    With the heaps of threads, or without: those of a size class lie among its allocator's.
     """
-    return lay_out(dtype.itemsize, max(1, dtype.alignment), capacity, colouring, page, nodes, has_heaps, is_part)
+    return lay_out(dtype.itemsize, max(1, dtype.alignment), capacity, colouring, page, nodes, has_heaps, slots)
 
 
 @lru_cache(maxsize=128)
 def lay_out(
-    itemsize: int, align: int, capacity: int, colouring: bool, page: int, nodes: int, has_heaps: bool, is_part: bool
+    itemsize: int, align: int, capacity: int, colouring: bool, page: int, nodes: int, has_heaps: bool, slots: int
 ) -> Geometry:
     """
     Return the `geometry` of a dtype of such a size and alignment.
@@ -410,10 +433,8 @@ def lay_out(
     Each node's range alone holds the capacity.  The reservation is larger than the capacity, so that slots parked in other
     threads' magazines, and retired ones, do not make `alloc` fail before `capacity` records are live.
     """
-    stride = stride_of(itemsize, align, colouring)
-    shift = min(max(round(np.log2(SLAB_BYTES / stride)), 0), MAX_SLAB_SHIFT)
-    rounds = min(max(ROUNDS_BYTES // stride, 1), ROUNDS)
-    slots = min(capacity + HEAPS * rounds, MAX_SLOTS)
+    stride, shift, rounds = slab_shape(itemsize, align, colouring)
+    slots = min(slots or capacity + HEAPS * rounds, MAX_SLOTS)
     max_slabs = -(-slots // (1 << shift))
     node_shift, n_slots, where = MAX_SLOTS.bit_length(), max_slabs << shift, ""
     if nodes > 1:
@@ -431,8 +452,8 @@ def lay_out(
     n_heaps = (int(has_heaps) + (0 if nodes == 1 else nodes)) * HEAP_ROWS
     for name, size in (
         ("heaps", n_heaps * HEAP_BYTES + page if n_heaps else 0),
-        ("template", 0 if is_part else scratch),
-        ("scratch", 0 if is_part else HEAP_ROWS * scratch_step if scratch_step else scratch),
+        ("template", scratch),
+        ("scratch", HEAP_ROWS * scratch_step if scratch_step else scratch),
         ("cpus", 0 if nodes == 1 else CPUS),
         ("bits", nodes * round_up(-(-(max_slabs << shift) // BLOCK) * 8, page)),
         ("slabs", nodes * round_up(max_slabs * SLAB.itemsize, page)),

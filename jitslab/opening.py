@@ -2,10 +2,13 @@
 The opening of a size class at its first use, in kernels: from its plan to a cache.
 
 Above `process` and `rawlayout`, below `raw`.  Compiled code opens a class as Python does: by `control_of`, where it needs the
-class's control block and finds none.
+class's control block and finds none.  A class reserves its addresses then, as many as are its share of what is left; what is
+never used takes none.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from ._native import (
     Entry,
@@ -20,10 +23,24 @@ from ._native import (
     store8,
     store8_release,
 )
-from ._os import CAN_GROW, commit, let_read
-from .layout import HEAP_BYTES, LISTS, NIL, C
-from .process import enter_row, unlock_registry
+from ._os import CAN_GROW, commit, let_read, page_bytes
+from ._pages import place_pages, reserve_pages
+from .large import whole_pages
+from .layout import (
+    BLOCK,
+    EAGER_BYTES,
+    HEAD_BYTES,
+    HEAP_BYTES,
+    HEAPS,
+    LISTS,
+    META_BYTES,
+    NIL,
+    SMALL_SHIFT,
+    C,
+)
+from .process import enter_row, range_of, room_of, share_of, unlock_registry
 from .rawlayout import (
+    AT_MASK,
     AT_OWN,
     CLASS_BYTES,
     F_OPEN,
@@ -31,19 +48,21 @@ from .rawlayout import (
     K_BASE,
     K_CONTROL,
     OWN_BYTES,
+    P_BYTES,
     P_CONTROL,
     P_INTERVAL_END,
-    P_READABLE,
-    P_START,
-    P_USABLE,
+    P_LEAST,
+    P_MEMORY,
+    P_WORDS,
     PLAN_BYTES,
     PLANS,
     ROWS,
     S_CLOSED,
     S_LARGE,
+    S_MODE,
     THREAD_BYTES,
 )
-from .slab import C_HEADS, C_LOCK, C_TAILS, lock_word
+from .slab import C_HEADS, C_LOCK, C_TAILS, ROW, lock_word
 
 C_PROCESS = C["process"] // 8
 
@@ -68,9 +87,8 @@ def open_class(s: int, row: int) -> int:
     if c == 0 and load8(s, S_CLOSED) == 0:
         number = (row - s - ROWS) // CLASS_BYTES
         plan = s + PLANS + number * PLAN_BYTES
-        if make_usable(plan):
-            c = load8(plan, P_CONTROL)
-            fill_control(c, load8(s, S_LARGE), plan)
+        if has_range(s, p, plan) and make_usable(plan):
+            c = fill_control(load8(s, S_LARGE), plan)
             place_heaps(c, s + HEAPS_AT, number, load8(row, K_BASE))
             control = control_at(c)
             control.row = enter_row(p, c)
@@ -82,24 +100,85 @@ def open_class(s: int, row: int) -> int:
 
 
 @kernel
-def make_usable(plan: int) -> bool:
-    """Make usable what a cache needs from the start, and let all its generations be read; whether the system granted it."""
-    start, n, n_read = load8(plan, P_START), load8(plan, P_USABLE), load8(plan, P_READABLE)
-    return commit(start, n) and (n_read == 0 or let_read(start + n, n_read))
+def regions(own: Any) -> Any:
+    """Return how far into the range of a class its control block and its records start, and the bytes of the range."""
+    slots = own.max_slabs << own.shift
+    control = whole_pages((slots + BLOCK - 1) // BLOCK * 8) + whole_pages(own.max_slabs * ROW)
+    records = control + whole_pages(slots * 4 + BLOCK * 4 + page_bytes)
+    return control, records, records + whole_pages(slots * own.stride)
 
 
 @kernel
-def fill_control(c: int, other: int, plan: int) -> None:
-    """Fill a control block in: by a plan, and for what all caches with one array set have in common from another's."""
+def has_range(s: int, p: int, plan: int) -> bool:
+    """
+    Reserve a range of addresses for a class, if it has none; whether it has one.
+
+    Of its share of what is left, or of less where that is in pieces; but of the least that it needs.
+    """
+    if load8(plan, P_MEMORY) != 0:
+        return True
+    own = control_at(plan + AT_OWN)
+    least, most = load8(plan, P_LEAST), int64(own.max_slabs)
+    room, unit = room_of(p), own.stride + META_BYTES << own.shift
+    share = range_of(p, room) if own.capacity == 0 else share_of(p, room)
+    if own.capacity == 0 and share < least * unit:
+        return False
+    own.max_slabs = max(min(most, share // unit), least)
+    n = regions(own)[2]
+    at = reserve_pages(n)
+    while at == 0 and own.max_slabs > least:
+        own.max_slabs = max(own.max_slabs >> 1, least)
+        n = regions(own)[2]
+        at = reserve_pages(n)
+    if at == 0:
+        own.max_slabs = most
+        return False
+    if load8(s, S_MODE) != 0:
+        place_pages(at, n, load8(s, S_MODE), s + AT_MASK)
+    store8(plan, P_BYTES, n)
+    store8_release(plan, P_MEMORY, at)
+    return True
+
+
+@kernel
+def make_usable(plan: int) -> bool:
+    """Make usable what a cache needs from the start, and let all its generations be read; whether the system granted it."""
+    at = load8(plan, P_MEMORY)
+    control, records, _ = regions(control_at(plan + AT_OWN))
+    if records <= EAGER_BYTES:
+        return commit(at, records)
+    end = control + whole_pages(int64(HEAD_BYTES))
+    return commit(at + control, end - control) and let_read(at + end, records - end)
+
+
+@kernel
+def fill_control(other: int, plan: int) -> int:
+    """
+    Fill a control block in: by a plan, and for what all caches with one array set have in common from another's.
+
+    Returns its address.
+    """
+    own = control_at(plan + AT_OWN)
+    at = load8(plan, P_MEMORY)
+    border, records, _ = regions(own)
+    c = at + border + load8(plan, P_CONTROL)
     copy_bytes(c, other, int64(C_LOCK))
     copy_bytes(c, plan + AT_OWN, int64(OWN_BYTES))
     control = control_at(c)
+    control.bits = at
+    control.slabs = c - ROW
+    control.words = at + border + load8(plan, P_WORDS)
+    control.records = at + records
+    if own.capacity == 0:
+        slots = own.max_slabs << own.shift
+        control.capacity = slots - min(HEAPS * own.rounds, slots >> SMALL_SHIFT)
     control.front = c
     control.interval_end = load8(plan, P_INTERVAL_END)
-    control.committed = int64(0) if CAN_GROW else control.max_slabs
+    control.committed = int64(0) if CAN_GROW else own.max_slabs
     for which in range(LISTS):
         store8(c + C_HEADS, which, int64(NIL))
         store8(c + C_TAILS, which, int64(NIL))
+    return c  # type: ignore[no-any-return]  # int64 has no type
 
 
 @kernel

@@ -40,13 +40,19 @@ from ._native import (
     u4_array,
     zero_bytes,
 )
+from ._os import address_space_limit, address_space_used
 from .errors import CacheFullError
 from .heap import leave_heap, shut_heap
 from .layout import (
     BACK_HEAP,
+    FEW_ROWS,
+    FEW_SHIFT,
     HEAP_ROWS,
     HEAPS,
+    KEPT_SHIFT,
     MAGAZINE,
+    MANY_SHIFT,
+    MAPPINGS,
     MAX_ROWS,
     NIL,
     OWN,
@@ -54,6 +60,8 @@ from .layout import (
     RANGE,
     RETIRED,
     ROUNDS,
+    SMALL_BYTES,
+    SMALL_SHIFT,
     SOUND,
     TORN,
     C,
@@ -63,7 +71,8 @@ from .recover import heap_row, is_of, next_claimed, next_heap
 from .slab import C_LOCK, C_NODES, ONE, ZERO, lock_word, set_at, slab_at, unlock
 
 ROWS = PROCESS.itemsize  # the registry's first row
-P_KEY = offsets(PROCESS)["key"]
+P_KEY, P_PATH, P_TEXT = (offsets(PROCESS)[name] for name in ("key", "path", "text"))
+TEXT_BYTES = PROCESS["text"].itemsize
 R_START, R_BYTES, R_CONTROL = (offsets(RANGE)[name] // 8 for name in ("start", "bytes", "control"))
 C_RELEASING = C["releasing"]
 PASSES = 4  # times that `close` looks for what other threads were in the middle of
@@ -146,10 +155,21 @@ def leave_range(words: int) -> int:
     lock_word(p)
     if control == 0:
         close_rows_in(p, load8(words, R_START), load8(words, R_START) + load8(words, R_BYTES))
-    elif load8(p + ROWS, control_at(control).row) == control:
-        close_row(p, int64(control_at(control).row))
+    else:
+        leave(p, control)
     unlock_registry(p)
     return ZERO
+
+
+@kernel
+def leave(p: int, c: int) -> None:
+    """
+    Close a cache whose memory ends, if it stands in the registry.
+
+    Needs   the registry's lock.
+    """
+    if load8(p + ROWS, control_at(c).row) == c:
+        close_row(p, int64(control_at(c).row))
 
 
 @kernel
@@ -161,7 +181,7 @@ def close_rows_in(p: int, start: int, end: int) -> int:
     """
     n = int64(0)
     for row in range(process_at(p).n_rows):
-        if start <= load8(p + ROWS, row) < end:
+        if start <= load8(p + ROWS, row) < start + n:
             close_row(p, row)
             n += 1
     return n
@@ -285,6 +305,50 @@ def zero_words(start: int, end: int) -> None:
         zero_bytes(start, end - start)
 
 
+# --- Room for more ---
+
+
+@kernel
+def room_of(p: int) -> int:
+    """
+    Bytes of address space that is left for caches that were not told how much to take; 0, too, if too many are open.
+
+    Needs   the registry's lock.
+    """
+    process = process_at(p)
+    if process.n_rows - process.n_holes >= process.most:
+        return int64(0)
+    total = int64(process.addresses)
+    limit = address_space_limit(p + P_TEXT)
+    if 0 <= limit < total:
+        total = limit
+    used = address_space_used(p + P_PATH, p + P_TEXT, int64(TEXT_BYTES))
+    return max(total - (total >> KEPT_SHIFT) - used, ZERO)
+
+
+@kernel
+def share_of(p: int, room: int) -> int:
+    """Bytes of the room that one cache may take beyond what its capacity needs: none if many are open."""
+    process = process_at(p)
+    return room >> FEW_SHIFT if process.n_rows - process.n_holes < FEW_ROWS else ZERO
+
+
+@kernel
+def range_of(p: int, room: int) -> int:
+    """Bytes of the room that a cache without a capacity may take."""
+    return max(max(share_of(p, room), room >> MANY_SHIFT), min(room >> SMALL_SHIFT, int64(SMALL_BYTES)))
+
+
+@Entry
+def find_share(p: int, without_capacity: int) -> int:
+    """Bytes of address space that one more cache may take: beyond what its capacity needs, or if it was given none."""
+    lock_word(p)
+    room = room_of(p)
+    share = range_of(p, room) if without_capacity != 0 else share_of(p, room)
+    unlock_registry(p)
+    return share
+
+
 # --- The end of a thread ---
 
 
@@ -395,6 +459,7 @@ def start(p: int) -> int:
 _address, _memory = _os.map_range(ROWS + 8 * MAX_ROWS, usable=True)
 keep(_memory)
 name_address("jitslab.process", _address)
+STATM = b"/proc/self/statm"
 
 
 class Process:
@@ -404,6 +469,9 @@ class Process:
         self.memory = np.frombuffer(_memory, np.uint8)
         self.block = self.memory[:ROWS].view(PROCESS)
         self.address = _address
+        self.block["addresses"] = _os.address_space(self.address)
+        self.block["most"] = _os.most_mappings() // MAPPINGS
+        self.block["path"].view(np.uint8)[0, : len(STATM)] = np.frombuffer(STATM, np.uint8)
         start(self.address)
         atexit.register(self.forget_threads)
 
@@ -413,6 +481,20 @@ class Process:
         self.block["key"] = -1  # first: the number may be another's as soon as it is given back
         if key != -1:
             _os.drop_thread_exit_key(key)
+
+    @property
+    def n_open(self) -> int:
+        """Caches and size classes that are open."""
+        return int(self.block["n_rows"][0] - self.block["n_holes"][0])
+
+    @property
+    def most_open(self) -> int:
+        """So many of them, and those without a capacity are refused."""
+        return int(self.block["most"][0])
+
+    def share(self, without_capacity: bool) -> int:
+        """Bytes of address space that one more cache may take: beyond what its capacity needs, or if it was given none."""
+        return find_share(self.address, int(without_capacity))
 
     def enter(self, control: int, words: Any) -> None:
         """Enter the cache in a reservation, and note that in its words."""

@@ -1,8 +1,8 @@
 """
-The range of addresses that several size classes share, laid out before any of them is opened.
+Size classes before they are opened, and the ranges of addresses that they reserve when they are.
 
-Above `rawlayout` and `block`, below `sizes`.  Each class has its part of the range, laid out as a reservation of its own; a
-plan (`rawlayout.PLAN`) says where, and `opening.open_class` makes the class there at its first use.
+Above `rawlayout` and `block`, below `sizes`.  A plan (`rawlayout.PLAN`) says what a class is to be; `opening.open_class` reserves
+its range at its first use and makes the cache there.  A `ClassMemory` is one such range, seen from Python.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import numa
-from ._os import page_bytes
-from .block import EAGER_BYTES, Block, ClassPlace, first_cycle, head_end, serials, staggered
-from .layout import NO_INIT, PAGE, SLAB, Geometry, geometry
-from .process import reserve
+from .block import Block, ClassPlace, first_cycle, serials, staggered
+from .layout import CONTROL, LEAST_BYTES, NO_INIT, PAGE, Geometry, slab_shape
 from .rawlayout import CLASS, LARGER_SCRATCH, PLAN, SCRATCH
 
 
@@ -27,15 +25,9 @@ class Wanted(NamedTuple):
     low: int  # it serves the sizes above this
     high: int  # and up to this
     is_aligned: bool  # whether it is for alignments only
-    capacity: int  # pieces
-
-
-class Layout(NamedTuple):
-    """The plans and the rows of several classes, as if their range began at address 0 and their slot numbers at 0."""
-
-    plans: npt.NDArray[np.void]
-    rows: npt.NDArray[np.void]
-    total: int  # bytes of the range
+    capacity: int  # pieces that one thread can always have; 0: as many as there is room for
+    least: int  # slots, at least
+    most: int  # and at most
 
 
 @lru_cache(maxsize=256)
@@ -44,89 +36,66 @@ def dtype_of(high: int) -> np.dtype[Any]:
     return np.dtype([("bytes", "u1", (high,))])
 
 
-def geometry_of(high: int, capacity: int, is_aligned: bool) -> Geometry:
-    """Return the geometry of a class with one array set."""
-    return geometry(dtype_of(high), capacity, not is_aligned, page_bytes, has_heaps=False, is_part=True)
-
-
 @lru_cache(maxsize=4)
-def lay_out(wanted: tuple[Wanted, ...]) -> Layout:
-    """Lay several classes out, one after the other."""
+def lay_out(wanted: tuple[Wanted, ...]) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
+    """Return what the plans of several classes have in common in all allocators, and their rows, with slots numbered from 0."""
     plans, rows = np.zeros(len(wanted), PLAN), np.zeros(len(wanted), CLASS)
-    at = slot = 0
-    for i, (each, plan) in enumerate(zip(wanted, plans, strict=True)):
-        sizes = geometry_of(each.high, each.capacity, each.is_aligned)
-        offset, own = sizes.offset, plan["own"]
-        is_eager = offset["records"] <= EAGER_BYTES
-        start = 0 if is_eager else offset["control"]
-        end = offset["records"] if is_eager else head_end(offset)
-        plan["control"], plan["start"], plan["usable"] = at + offset["control"], at + start, end - start
-        plan["readable"] = offset["records"] - end
-        for region in ("bits", "words", "records"):
-            own[region] = at + offset[region]
-        for field in ("stride", "itemsize", "shift", "max_slabs", "capacity", "rounds"):
-            own[field] = getattr(sizes, field)
-        own["scratch_step"] = PAGE if sizes.scratch_step else 0
-        own["colours"], own["init"] = int(not each.is_aligned), NO_INIT
-        end = slot + sizes.slots
-        rows[i] = (slot, sizes.stride, 0, end, each.low, each.high, int(each.is_aligned), 0)
-        at, slot = at + sizes.total, end
-    return Layout(plans, rows, at)
+    own, slot = plans["own"], 0
+    for i, each in enumerate(wanted):
+        stride, shift, rounds = slab_shape(each.high, 1, not each.is_aligned)
+        own["stride"][i], own["shift"][i], own["rounds"][i] = stride, shift, rounds
+        least = max(-(-each.least >> shift), LEAST_BYTES // (stride << shift) if each.capacity == 0 else 0, 1)
+        plans["least"][i], own["max_slabs"][i] = least, max(-(-each.most >> shift), least)
+        end = slot + (int(own["max_slabs"][i]) << shift)
+        rows[i] = (slot, stride, 0, end, each.low, each.high, int(each.is_aligned), 0)
+        slot = end
+    own["itemsize"], own["capacity"] = rows["high"], [each.capacity for each in wanted]
+    own["scratch_step"] = np.where(own["stride"] <= PAGE, PAGE, 0)
+    own["scratch"] = own["template"] = np.where(own["stride"] <= PAGE, SCRATCH, LARGER_SCRATCH)
+    own["colours"], own["init"] = 1 - rows["is_aligned"], NO_INIT
+    return plans, rows
 
 
-class ClassRange:
-    """
-    A range of addresses that is reserved for several classes.
+def plan_classes(
+    wanted: tuple[Wanted, ...], first_slot: int, interval_end: int, allocator: int
+) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
+    """Return the plans of several classes, with cycles and places in the CPU's caches of their own, and their rows."""
+    plans, rows = (each.copy() for each in lay_out(wanted))
+    numbers = np.array([next(serials) for _ in wanted])
+    plans["control"], _, plans["words"] = staggered(numbers)
+    plans["interval_end"] = interval_end
+    own = plans["own"]
+    own["scratch"] += allocator
+    own["template"] += allocator
+    own["start"] = [2 * first_cycle(number) for number in numbers.tolist()]
+    rows["base"] += first_slot
+    rows["end"] += first_slot
+    return plans, rows
 
-    Parameters
-    ----------
-    rows : range
-        Rows of the classes in their allocator.
-    wanted : tuple of Wanted
-        The classes.
-    placement : Placement
-        Where the memory shall lie.
-    memory : ndarray
-        The allocator's memory, where the classes have their heaps.
-    """
 
-    __slots__ = ("_base", "_layout", "_memory", "_placement", "rows")
+class ClassMemory:
+    """The range of addresses of a class, which NumPy sees as an array of bytes: it ends with its allocator's memory."""
 
-    def __init__(self, rows: range, wanted: tuple[Wanted, ...], placement: numa.Placement, memory: Any) -> None:
-        self.rows, self._layout, self._placement = rows, lay_out(wanted), placement
-        reserved = reserve(self._layout.total, memory)
-        self._base = reserved.address
-        self._memory = np.asarray(reserved)
-        numa.bind(self._base, self._memory.size, placement, 0)
+    __slots__ = ("__array_interface__", "_kept")
 
-    def plans(self, interval_end: int, allocator: int) -> npt.NDArray[np.void]:
-        """Return the plans of the classes, with places of their own in the CPU's caches, and cycles of their own."""
-        plans = self._layout.plans.copy()
-        numbers = np.array([next(serials) for _ in self.rows])
-        control, _, words = staggered(numbers)
-        own = plans["own"]
-        plans["start"] += self._base
-        plans["control"] += self._base + control
-        own["slabs"] = plans["control"] - SLAB.itemsize
-        own["words"] += self._base + words
-        own["bits"] += self._base
-        own["records"] += self._base
-        own["scratch"] = own["template"] = allocator + np.where(own["scratch_step"] > 0, SCRATCH, LARGER_SCRATCH)
-        own["start"] = [2 * first_cycle(number) for number in numbers.tolist()]
-        plans["interval_end"] = interval_end
-        return plans
+    def __init__(self, plan: np.void, kept: npt.NDArray[np.uint8]) -> None:
+        self._kept = kept
+        data = int(plan["memory"]), False
+        self.__array_interface__: dict[str, Any] = {"shape": (int(plan["bytes"]),), "typestr": "|u1", "data": data, "version": 3}
 
-    def class_rows(self, first_slot: int) -> npt.NDArray[np.void]:
-        """Return the rows of the classes, whose slots are numbered from `first_slot` on."""
-        rows = self._layout.rows.copy()
-        rows["base"] += first_slot
-        rows["end"] += first_slot
-        return rows
 
-    def block(self, row: np.void, plan: np.void, place: ClassPlace) -> Block:
-        """Return the block of a class that was opened by its plan."""
-        own, high = plan["own"], int(row["high"])
-        sizes = geometry_of(high, int(own["capacity"]), bool(row["is_aligned"]))
-        start = int(own["bits"]) - sizes.offset["bits"] - self._base
-        memory = self._memory[start : start + sizes.total]
-        return Block(memory, sizes, dtype_of(high), self._placement, int(row["control"]), int(own["words"]), place)
+def block_of(memory: npt.NDArray[np.uint8], row: np.void, plan: np.void, placement: numa.Placement, place: ClassPlace) -> Block:
+    """Return the block of a class that was opened by its plan, in its range."""
+    start, address = int(plan["memory"]), int(row["control"])
+    control = memory[address - start : address - start + CONTROL.itemsize].view(CONTROL)[0]
+    own = {name: int(control[name]) for name in ("itemsize", "stride", "shift", "capacity", "max_slabs", "rounds")}
+    border = address - start - int(plan["control"])
+    sizes = Geometry(
+        **own,
+        nodes=1,
+        node_shift=int(control["node_shift"]),
+        scratch_step=int(control["scratch_step"]),
+        offset={"bits": 0, "control": border, "words": border, "records": int(control["records"]) - start},
+        total=memory.size,
+    )
+    return Block(memory, sizes, dtype_of(int(row["high"])), placement, address, int(control["words"]), place)

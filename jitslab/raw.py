@@ -21,6 +21,7 @@ from ._native import (
     HASH_SHIFT,
     Entry,
     advance,
+    c_object,
     call_table,
     cold,
     copy_bytes,
@@ -46,13 +47,15 @@ from ._native import (
     thread_pointer,
     zero_bytes,
 )
+from ._pages import unmap_pages
 from .heap import BELOW_TOP, H_RECORDS, H_WORDS, SLOT_MASK, Heap, alloc, free_any, is_live, push
 from .heap import F_ADDRESS as CACHE_ADDRESS
-from .large import allocate_large, free_all, free_large, large_at, large_scratch, pages_at, realloc_large
+from .large import allocate_large, free_all, free_large, large_at, large_scratch, page_bytes, pages_at, realloc_large
 from .layout import NULL, TAKEN, C, H
 from .opening import C_PROCESS, control_of, open_class
-from .process import close
+from .process import R_CONTROL, R_START, close, leave, unlock_registry
 from .rawlayout import (
+    AT_SCRATCH,
     CLASS_BYTES,
     COUNTS,
     F_ADDRESS,
@@ -72,6 +75,10 @@ from .rawlayout import (
     MAX_ALIGN,
     MAX_BYTES,
     NATURAL,
+    P_BYTES,
+    P_MEMORY,
+    PLAN_BYTES,
+    PLANS,
     ROWS,
     ROWS_AT,
     S_CLOSED,
@@ -82,6 +89,7 @@ from .rawlayout import (
     THREAD_BYTES,
     place_of,
 )
+from .slab import lock_word
 
 C_RECORDS = C["records"] // 8
 H_BASE, H_STRIDE = H["base"], H["stride"]
@@ -343,6 +351,30 @@ def close_sizes(s: int) -> int:
         if c != 0:
             close(load8(c, C_PROCESS), c)
         row += CLASS_BYTES
+    return int64(0)
+
+
+@Entry
+def end_sizes(words: int) -> int:
+    """The end of an allocator's memory: its classes leave the registry, and their ranges and large memory are unmapped."""
+    if load8(words, R_CONTROL) == 0:  # it was never there
+        return int64(0)
+    s = load8(words, R_START)
+    free_all(s)
+    scratch = load8(s + AT_SCRATCH, 0)
+    if scratch != 0:
+        unmap_pages(scratch, load8(scratch, 0) + page_bytes)
+    p = c_object("jitslab.process")
+    lock_word(p)
+    for number in range(load8(s, S_N_ROWS)):
+        c = load8(s + ROWS + number * CLASS_BYTES, K_CONTROL)
+        plan = s + PLANS + number * PLAN_BYTES
+        start = load8(plan, P_MEMORY)
+        if start != 0:
+            if c != 0:
+                leave(p, c)
+            unmap_pages(start, load8(plan, P_BYTES))
+    unlock_registry(p)
     return int64(0)
 
 

@@ -4,8 +4,8 @@ The memory of an allocator by size: its block, its rows, the map from sizes to c
 Above `layout`, below `large` and `raw`.  All of it is one range; what follows the block lies at fixed distances, so that no fast
 path loads an address that it can compute.
 
-With one array set a class costs nothing until it is first used: its row has no control block, and a plan says where in a range
-of addresses, reserved for many classes together, `opening.open_class` is to make it.
+With one array set a class costs nothing until it is first used: its row has no control block, and a plan says how
+`opening.open_class` is to make it, in a range of addresses that it reserves then.
 """
 
 from __future__ import annotations
@@ -41,13 +41,15 @@ OWN_BYTES = C["process"]  # what a control block begins with: the fields that ar
 OWN_FIELDS = [(name, "i8") for name in C if C[name] < OWN_BYTES]
 PLAN = record(
     # Frozen: how a class is opened.
-    ("control", "i8"),  # where its control block is to be
-    ("start", "i8"),  # from where on memory is made usable
-    ("usable", "i8"),  # bytes of that
-    ("readable", "i8"),  # bytes of generations after it to make readable, 0: they are usable
+    ("control", "i8"),  # where its control block is to start, from the border of a page on
+    ("words", "i8"),  # where the generations are to, from the same border
+    ("least", "i8"),  # slabs that it has at least
     ("interval_end", "i8"),  # ticks at which the first interval of the working set ends
-    ("own", OWN_FIELDS),  # of the control block
-    ("pad", "i8", (2,)),
+    # Written once, under the registry's lock.
+    ("memory", "i8"),  # address of its range, 0: it has none yet
+    ("bytes", "i8"),  # of the range
+    ("own", OWN_FIELDS),  # of the control block; of the slabs as many as there may be, then as there are
+    ("pad", "i8"),
 )
 SIZES = record(
     ("f_allocate", "i8"),  # entry points of the slow paths
@@ -97,8 +99,8 @@ F_ALLOCATE, F_FREE, F_ADDRESS, F_REALLOC, F_SCRATCH, F_OPEN = (
 K_BASE, K_STRIDE, K_CONTROL, K_END, K_LOW, K_HIGH, K_ALIGNED = (
     K[name] // 8 for name in ("base", "stride", "control", "end", "low", "high", "is_aligned")
 )
-P_CONTROL, P_START, P_USABLE, P_READABLE, P_INTERVAL_END = (
-    P[name] // 8 for name in ("control", "start", "usable", "readable", "interval_end")
+P_CONTROL, P_WORDS, P_LEAST, P_INTERVAL_END, P_MEMORY, P_BYTES = (
+    P[name] // 8 for name in ("control", "words", "least", "interval_end", "memory", "bytes")
 )
 AT_OWN = P["own"]
 L_PAGES, L_BYTES, L_ASKED, L_HOLD = (L[name] // 8 for name in ("pages", "bytes", "asked", "hold"))

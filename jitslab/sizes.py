@@ -20,15 +20,17 @@ import numpy.typing as npt
 from . import classes, numa, raw, rawlayout
 from ._native import owner
 from ._os import (
+    CAN_GROW,
+    DEFAULT_LIMIT,
     Reservation,
-    address_space_left,
+    limit_text,
     make_readable,
     make_usable,
     node_mask,
     page_bytes,
     refuse_huge_pages,
 )
-from .block import Block, ClassPlace, NewBlock
+from .block import Block, ClassPlace, NewBlock, no_room
 from .blocktype import BlockHolder, bind, hold
 from .cache import NEVER, SlabCache
 from .cast import as_integer, shown
@@ -48,10 +50,23 @@ from .errors import (
     StaleHandleError,
     WrongSizeError,
 )
-from .large import drop_parked, end_sizes, hold_pages, let_pages_go
-from .layout import HEAP_BYTES, HEAPS, NULL, RANGE, ROUNDS, ROUNDS_BYTES, SLAB_BYTES, offsets, record_stride, round_up
+from .large import drop_parked, hold_pages, let_pages_go
+from .layout import (
+    HEAP_BYTES,
+    HEAPS,
+    LEAST_BYTES,
+    NULL,
+    RANGE,
+    ROUNDS,
+    SLAB_BYTES,
+    offsets,
+    record_stride,
+    round_up,
+    slab_shape,
+)
 from .names import naming
-from .ranges import ClassRange, Wanted, dtype_of
+from .process import this_process
+from .ranges import ClassMemory, Wanted, block_of, dtype_of, plan_classes
 from .rawlayout import (
     CLASS,
     COARSE,
@@ -75,9 +90,8 @@ SLOT_MASK = 0xFFFFFFFF
 SLOTS = 1 << 32
 RESERVED_SMALL = 8 << 30  # most bytes of a class of up to 1 KiB: more would leave no slot numbers for tuned classes
 RESERVED = 16 << 30  # most bytes of a larger one
-SHARE_OF_MANY = 1 << 12  # so much of the address space that is left is a class's, so that there is some for many allocators
-SHARE, ENOUGH = 1 << 8, 1 << 30  # or so much of it, up to so many bytes
-LEAST = 1 << 20  # bytes
+ALL_SHIFT = 4  # so much of a cache's share of the address space is a class's where all classes are opened at once
+SPARE = HEAPS * ROUNDS  # slots of a class, at least, where there is room: some will be retired
 MOST_LARGE = 1 << 16  # mappings of a Linux process by default
 R_CONTROL = offsets(RANGE)["control"] // 8
 _numbers = itertools.count(1)  # of arrays that keep pages mapped
@@ -165,14 +179,13 @@ class _Pages:
 class _Parts:
     """What an allocator consists of; large memory goes back to the system when it is closed, or with the memory of its tables."""
 
-    __slots__ = ("address", "caches", "large", "memory", "plans", "ranges", "rows")
+    __slots__ = ("address", "caches", "large", "memory", "placement", "plans", "rows")
 
-    def __init__(self, memory: npt.NDArray[np.uint8], address: int, large: SlabCache) -> None:
-        self.memory, self.address, self.large = memory, address, large
+    def __init__(self, memory: npt.NDArray[np.uint8], address: int, large: SlabCache, placement: numa.Placement) -> None:
+        self.memory, self.address, self.large, self.placement = memory, address, large, placement
         self.rows = memory[rawlayout.ROWS : rawlayout.ROWS_AT].view(CLASS)
         self.plans = memory[rawlayout.PLANS : rawlayout.PLANS + MAX_CLASSES * PLAN.itemsize].view(PLAN)
         self.caches: list[ClassCache | None] = [None]  # by row of the class, those that Python has needed so far
-        self.ranges: list[ClassRange] = []
 
     def place_of(self, row: int) -> ClassPlace:
         """Where the heaps of a class are."""
@@ -183,8 +196,8 @@ class _Parts:
         """Return the block of a class that was opened by its plan; None: it was not."""
         if self.rows[row]["control"] == 0:
             return None
-        shared = next(each for each in self.ranges if row in each.rows)
-        return shared.block(self.rows[row], self.plans[row], self.place_of(row))
+        memory = np.asarray(ClassMemory(self.plans[row], self.memory))
+        return block_of(memory, self.rows[row], self.plans[row], self.placement, self.place_of(row))
 
 
 class ClassCache(SlabCache[Any]):
@@ -208,8 +221,8 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
     name : str, default "memory"
         For messages and tables.
     capacity : int, optional
-        Bytes of each class that can be live at once; without it 8 GiB, of classes above 1 KiB 16 GiB, or less where the
-        address space is small or holds many allocators.
+        Bytes of each class that can be live at once.  Without it 8 GiB, of classes above 1 KiB 16 GiB or 131,072 pieces; where
+        the address space is small or in use, an eighth of what is left of it when the class is first used, up to 1 GiB.
     policy, strict, nodes, keep_empty
         Where the memory lies on a machine with several NUMA nodes, and whether empty slabs stay, as of `SlabCache`.  Large
         memory of the local policy lies where it is first written to.  With n nodes a class holds 1/(2 n) of the above on each.
@@ -221,7 +234,7 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
     CapacityError
         If the name or the capacity is not one.
     CacheFullError
-        If the address range cannot be had.
+        If the address range cannot be had; without a capacity, too, if less than 1/128 of the address space would be left.
 
     Notes
     -----
@@ -290,16 +303,29 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         self._name, self._capacity = name, capacity
         self._of_caches: dict[str, Any] = {"policy": policy, "strict": strict, "nodes": nodes, "keep_empty": keep_empty}
         self._placement = numa.resolve(policy, strict, nodes)
-        self._make_block()
-        self._use([(low, high, False) for low, high in itertools.pairwise([0, *classes.fixed_table()])])
+        if capacity is None and this_process().share(without_capacity=True) < LEAST_BYTES:
+            raise CacheFullError(f"{no_room()}: give the allocator a capacity")
+        try:
+            self._make()
+        except CacheFullError:
+            if len(self._placement.sets) == 1 or self._placement.is_simulated:
+                raise
+            self._placement = self._placement.undivided()  # one array set needs less
+            self._of_caches["nodes"] = 1  # all caches of an allocator have as many
+            self._make()  # in the place of what there was
         self._numba_type_ = size_classes_type  # last: who has it is open
         self._see_observed(bool(observe))
+
+    def _make(self) -> None:
+        """Make the block, and the classes of the fixed table."""
+        self._make_block()
+        self._use([(low, high, False) for low, high in itertools.pairwise([0, *classes.fixed_table()])])
 
     def _make_block(self) -> None:
         """Lay the block, the rows and the maps out."""
         raw.close_sizes.compile()  # while there is memory
         large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, **self._of_caches)
-        reservation = Reservation(rawlayout.SIZES_BYTES, end_sizes, large._block.bytes)
+        reservation = Reservation(rawlayout.SIZES_BYTES, raw.end_sizes, large._block.bytes)
         memory = np.asarray(reservation)
         self._address = reservation.address
         heaps, n_heaps = self._address + rawlayout.HEAPS_AT, rawlayout.SIZES_BYTES - rawlayout.HEAPS_AT
@@ -308,7 +334,7 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         if not (granted and make_usable(heaps + of_threads, n_heaps - of_threads)):
             raise CacheFullError(f"the system gives no memory for the tables of allocator {self._name!r}")
         refuse_huge_pages(heaps, n_heaps)  # a thread needs some pages, far from the next one's
-        self._parts = _Parts(memory, self._address, large)
+        self._parts = _Parts(memory, self._address, large, self._placement)
         self._caches = self._parts.caches
         self._bases: list[int] = [0]
         self._rows = self._parts.rows
@@ -381,7 +407,7 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
                         size + 7 >> 3 if size <= FINE else (size + 63 >> 7) + COARSE
                     ]  # `place_of`: a call is 100 ns
                     return self._caches[row].alloc() + self._bases[row]  # type: ignore[union-attr]  # row 0 is no size's
-            except (TypeError, AttributeError):
+            except (TypeError, AttributeError, CacheFullError):
                 self._need_opened()
         return self._allocate_slow(size, align, zero)
 
@@ -439,7 +465,7 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         answer = raw.realloc(self._address, number, old, new) if 0 < number < 1 << 63 else NULL
         if answer == NULL:
             self._locate(number, old)
-            self._raise_full(new)
+            self._raise_full(new, int(self._real[place_of(new)]) if new <= LARGEST else 0)
         return answer
 
     def view(self, ptr: int, size: int) -> Bytes:
@@ -511,7 +537,7 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
             row = self._aligned_row(raw.quarter_size(n, alignment))
             ptr = raw.allocate_in(self._address, self._row_address(row))
         if ptr == NULL:
-            self._raise_full(n)
+            self._raise_full(n, row)
         if cache is None:
             self._cache(row)  # it is open: from now on `allocate` finds it
         if zero and n <= LARGEST:
@@ -564,7 +590,7 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         if len(new) + n_rows > MAX_CLASSES:
             raise SizeError(f"allocator {self._name!r} cannot have more than {MAX_CLASSES - 1} classes, old ones among them")
         if new:
-            self._make_rows(new, fair_bytes())
+            self._make_rows(self._wanted(new))
             known |= {high: i for i, (_, high, is_aligned) in enumerate(new, n_rows) if not is_aligned}
         real = self._real.copy()
         for low, high, is_aligned in table:
@@ -577,18 +603,27 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         if not self._block["observe"]:
             self._map[:] = real.astype(np.uint16) * rawlayout.HEAP_LINES
 
-    def _wanted(self, new: list[tuple[int, int, bool]], space: int) -> tuple[Wanted, ...]:
-        """Return new classes with what they are to hold: up to `space` bytes each, or their share of the slot numbers."""
+    def _wanted(self, new: list[tuple[int, int, bool]]) -> tuple[Wanted, ...]:
+        """Return new classes with what they are to hold, or their share of the slot numbers."""
         part = 0.9 if self._block["n_rows"] == 1 else 0.3 if len(new) > 1 else 0.1  # of the slot numbers that are left
         room = int(self._free_slots()[1] * part) // self._spread - sum(spare(high) for _, high, _ in new)
-        most = (min(RESERVED_SMALL if high < classes.ODD_FROM else RESERVED, space) for _, high, _ in new)
-        pieces = [max((self._capacity or n) // high, 1) for n, (_, high, _) in zip(most, new, strict=True)]
+        most = [self._capacity or most_bytes(high) for _, high, _ in new]
+        if self._spread > 1 and self._capacity is None:  # all are opened now
+            space = this_process().share(without_capacity=True) >> ALL_SHIFT
+            most = [min(n, RESERVED, space) for n in most]
+        pieces = [max(n // high, 1) for n, (_, high, _) in zip(most, new, strict=True)]
         share = min(1.0, room / sum(pieces))
-        wanted = tuple(Wanted(*each, int(n * share)) for each, n in zip(new, pieces, strict=True))
-        for each in wanted:
-            if each.capacity < 1:
-                raise CacheFullError(f"allocator {self._name!r} has no slot numbers left for a class of {each.high} bytes")
-        return wanted
+        wanted = []
+        for (low, high, is_aligned), n in zip(new, pieces, strict=True):
+            n = int(n * share)
+            if n < 1:
+                raise CacheFullError(f"allocator {self._name!r} has no slot numbers left for a class of {high} bytes")
+            parked = HEAPS * slab_shape(high, 1, not is_aligned)[2]
+            if self._capacity is None:
+                wanted.append(Wanted(low, high, is_aligned, 0, 1, n))
+            else:
+                wanted.append(Wanted(low, high, is_aligned, n, n + parked, n + (SPARE if CAN_GROW else parked)))
+        return tuple(wanted)
 
     @property
     def _spread(self) -> int:
@@ -596,35 +631,21 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         sets = len(self._placement.sets)
         return 1 if sets == 1 else 2 * sets
 
-    def _make_rows(self, new: list[tuple[int, int, bool]], space: int) -> None:
-        """Make the rows of new classes, in their order, of up to `space` bytes each: of less where that cannot be had."""
-        wanted = self._wanted(new, space)
+    def _make_rows(self, wanted: tuple[Wanted, ...]) -> None:
+        """Make the rows of new classes, each to be opened at its first use; those of several array sets are opened now."""
         if len(self._placement.sets) > 1:
             for each in wanted:
                 self._open_row(each)
             return
-        try:
-            self._plan_rows(wanted)
-        except CacheFullError:
-            if self._capacity is not None or space == LEAST:
-                raise
-            self._make_rows(new, max(space // 2, LEAST))
-
-    def _plan_rows(self, wanted: tuple[Wanted, ...]) -> None:
-        """
-        Reserve a range for classes, each to be opened at its first use.
-
-        They are there with the new number of rows, which is written last: what an exception leaves before that is written over.
-        """
         first = int(self._block["n_rows"])
-        rows = range(first, first + len(wanted))
-        shared = ClassRange(rows, wanted, self._placement, self._parts.memory)
-        self._parts.plans[first : rows.stop] = shared.plans(NEVER if self._of_caches["keep_empty"] else 0, self._address)
-        self._rows[first : rows.stop] = shared.class_rows(self._free_slots()[0])
-        self._parts.ranges[:] = [*(each for each in self._parts.ranges if each.rows.start < first), shared]
-        self._bases[first:] = self._rows["base"][first : rows.stop].tolist()
+        end = first + len(wanted)
+        interval_end = NEVER if self._of_caches["keep_empty"] else 0
+        self._parts.plans[first:end], self._rows[first:end] = plan_classes(
+            wanted, self._free_slots()[0], interval_end, self._address
+        )
+        self._bases[first:] = self._rows["base"][first:end].tolist()
         self._caches[first:] = [None] * len(wanted)
-        self._block["n_rows"] = rows.stop
+        self._block["n_rows"] = end
 
     def _open_row(self, wanted: Wanted) -> None:
         """Open a class with several array sets, in a reservation of its own; it is there with the new number of rows."""
@@ -632,7 +653,7 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         self._rows[row]["base"] = base
         place = self._parts.place_of(row)
         dtype = dtype_of(wanted.high)
-        block = NewBlock(dtype, wanted.capacity, not wanted.is_aligned, None, self._placement, place)
+        block = NewBlock(dtype, wanted.capacity or wanted.most, not wanted.is_aligned, None, self._placement, place)
         if self._of_caches["keep_empty"]:
             block.control["interval_end"] = NEVER
         cache = ClassCache(f"{self._name}-{wanted.high}", block)
@@ -811,8 +832,17 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         n += large.clear()  # those whose pages another thread had in hand when this process was forked
         return n + sum(cache.clear() for _, cache in self._open_caches())
 
+    def flush(self) -> int:
+        """Give the free places in the calling thread's magazines home, as `SlabCache.flush`; returns how many."""
+        self._need_open()
+        return sum(cache.flush() for cache in self._raw_caches())
+
     def shrink(self) -> int:
-        """Give the memory of all empty slabs, and freed large memory, back to the system; returns how many slabs."""
+        """
+        Give the memory of all empty slabs, and freed large memory, back to the system; returns how many slabs.
+
+        What other threads have in their magazines stays, as of `SlabCache.shrink`.
+        """
         self._need_open()
         drop_parked(self._address)
         return sum(cache.shrink() for _, cache in self._open_caches())
@@ -949,24 +979,29 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
             return StaleHandleError(f"the memory of ptr {ptr:#x} was freed")
         return ForeignHandleError(f"allocator {self._name!r} never issued ptr {ptr:#x}")
 
-    def _raise_full(self, n: int) -> NoReturn:
-        """Raise because memory of n bytes could not be had."""
+    def _raise_full(self, n: int, row: int = 0) -> NoReturn:
+        """Raise because memory of n bytes could not be had, of a class if its row is given."""
         self._need_open()
-        raise CacheFullError(f"allocator {self._name!r} has no memory for {n} bytes more")
+        text = f"allocator {self._name!r} has no memory for {n} bytes more"
+        cache = self._cache(row) if row else None
+        if cache is not None:
+            why = cache._full(1)
+            raise type(why)(f"{text}: {why}")
+        is_refused = row and self._capacity is None and this_process().share(without_capacity=True) < LEAST_BYTES
+        raise CacheFullError(f"{text}: {no_room() if is_refused else f'the system gives none{limit_text()}'}")
 
 
 bind(SizeClassesType, SizeClasses, "SlabAllocator")
 
 
-def fair_bytes() -> int:
-    """Return the most bytes of a class as far as the address space goes: a share of what is left of it."""
-    left = address_space_left()
-    return max(left // SHARE_OF_MANY, min(left // SHARE, ENOUGH), LEAST)
+def most_bytes(high: int) -> int:
+    """Return the bytes of a class that was given no capacity, as far as there is room."""
+    return min(max(RESERVED_SMALL if high < classes.ODD_FROM else RESERVED, high * SPARE), DEFAULT_LIMIT)
 
 
 def spare(high: int) -> int:
-    """Most slots that the cache of a class has beyond its capacity: in magazines, to fill a slab, to end on a border."""
-    return HEAPS * min(ROUNDS_BYTES // high + 1, ROUNDS) + 2 * SLAB_BYTES // high + 1 + (1 << 12)
+    """Most slots that the cache of a class has beyond its capacity: in reserve, to fill a slab, to end on a border."""
+    return SPARE + 2 * SLAB_BYTES // high + 1 + (1 << 12)
 
 
 def as_alignment(align: Any) -> int:

@@ -12,7 +12,7 @@ PAGE = 4096
 
 def test_sizes_of_rows():
     """Rows are whole lines; a slab's metadata is 64 bytes."""
-    assert (HEAP.itemsize, SLAB.itemsize, PROCESS.itemsize) == (128, 64, 64)
+    assert (HEAP.itemsize, SLAB.itemsize, PROCESS.itemsize) == (128, 64, 128)
     assert CONTROL.itemsize % 64 == 0
 
 

@@ -660,6 +660,8 @@ USES = {
     "check": lambda c: c.check(),
     "recover": lambda c: c.recover(),
     "shrink": lambda c: c.shrink(),
+    "flush": lambda c: c.flush(),
+    "parked": lambda c: c.parked,
     "with": lambda c: c.__enter__(),
 }
 STILL_KNOWN = {"name", "dtype", "capacity", "stride", "slot_limit", "closed", "faults", "raise_faults"}

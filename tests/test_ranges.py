@@ -1,6 +1,7 @@
-"""Size classes that share a range of addresses, each opened at its first use, from compiled code or from Python."""
+"""Size classes, each opened at its first use, by compiled code or by Python, in a range of addresses that it reserves then."""
 
 import gc
+import itertools
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from numba import njit
 from worker import Worker
 
 import jitslab
-from jitslab import NULL, _os, classes, layout
+from jitslab import NULL, layout
 from jitslab.process import this_process
 from jitslab.sizes import SizeClasses
 
@@ -56,6 +57,16 @@ def opened(memory):
 def seen(memory):
     """Sizes of the classes whose caches Python has seen."""
     return [cache.dtype.itemsize for cache in memory._caches if cache is not None]
+
+
+def rights(start, n):
+    """Return the access that the mappings of n bytes from an address have."""
+    found = set()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, end = (int(part, 16) for part in line.split()[0].split("-"))
+        if first < start + n and start < end:
+            found.add(line.split()[1])
+    return found
 
 
 def run(program):
@@ -110,28 +121,38 @@ def test_caches_of_classes_are_listed_nowhere():
 def test_classes_start_on_lines_and_cycles_of_their_own():
     """Control blocks and generations do not fall into the same sets of the CPU's caches; no class takes another's handles."""
     with SizeClasses("apart") as memory:
-        plans = memory._parts.plans[1 : int(memory._block["n_rows"])]
+        for size in memory.table:
+            take(memory, size)
+        controls = [cache._block.control[0] for _, cache in memory._open_caches()]
 
-        assert len(set((plans["control"] % 4096).tolist())) == 16
-        assert len(set((plans["own"]["words"] % 4096).tolist())) == 16
-        assert (plans["own"]["words"] % 4096 >= 17 * 64).all()
-        assert len(set(plans["own"]["start"].tolist())) == len(plans)
+        assert len(controls) == 60
+        assert len({cache._address % 4096 for _, cache in memory._open_caches()}) == 16
+        assert len({int(control["words"]) % 4096 for control in controls}) == 16
+        assert all(int(control["words"]) % 4096 >= 17 * 64 for control in controls)
+        assert len({int(control["start"]) for control in controls}) == 60
 
 
-def test_parts_of_a_range_do_not_overlap():
-    """Each class has its own, in the order of the table."""
-    with SizeClasses("parts") as memory:
-        plans = memory._parts.plans[1 : int(memory._block["n_rows"])]
-        own = plans["own"]
-        slots = own["max_slabs"] << own["shift"]
-        first_row = own["slabs"] - (own["max_slabs"] - 1) * layout.SLAB.itemsize
-        starts = [own["bits"], first_row, plans["control"], own["words"], own["records"]]
-        ends = [own["bits"] + slots // 8, own["slabs"] + layout.SLAB.itemsize]
-        ends += [plans["control"] + layout.CONTROL.itemsize, own["words"] + 4 * slots, own["records"] + slots * own["stride"]]
+@pytest.mark.parametrize("capacity", [None, 1, 100_000_000])
+def test_regions_of_a_class_do_not_overlap(capacity):
+    """Free bits, slab rows, control block, generations, records: one after the other, all in the range; ranges are apart."""
+    with SizeClasses("regions", capacity=capacity) as memory:
+        for size in memory.table:
+            take(memory, size)
+        edges = []
+        for row, cache in memory._open_caches():
+            control, plan = cache._block.control[0], memory._parts.plans[row]
+            slabs, slots = int(control["max_slabs"]), int(control["max_slabs"]) << int(control["shift"])
+            first_row, records = int(control["slabs"]) - (slabs - 1) * layout.SLAB.itemsize, int(control["records"])
+            starts = [int(control["bits"]), first_row, cache._address, int(control["words"]), records]
+            ends = [starts[0] + (slots + 63) // 64 * 8, first_row + slabs * layout.SLAB.itemsize]
+            ends += [starts[2] + layout.CONTROL.itemsize, starts[3] + 4 * slots + 256, records + slots * cache.stride]
+            edges.append((int(plan["memory"]), int(plan["memory"]) + int(plan["bytes"])))
 
-        for end, start in zip(ends, starts[1:], strict=False):
-            assert (end <= start).all()
-        assert (ends[-1][:-1] <= own["bits"][1:]).all()
+            assert all(end <= start for end, start in zip(ends, starts[1:], strict=False)), size
+            assert edges[-1][0] == starts[0]
+            assert ends[-1] <= edges[-1][1]
+        assert len(edges) == 60
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(sorted(edges)))
 
 
 # --- Opened by compiled code ---
@@ -326,7 +347,7 @@ def test_class_that_the_system_gives_no_memory_for_can_be_opened_later():
         "try: m.allocate(5000)\n"
         "except jitslab.CacheFullError as error: said = str(error)\n"
         "resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))\n"
-        "assert none == 0 and said == \"allocator 'm' has no memory for 5000 bytes more\", (none, said)\n"
+        "assert none == 0 and said == \"allocator 'm' has no memory for 5000 bytes more: the system gives none\", (none, said)\n"
         "assert take(m, 100) and m.allocate(5000) and len(m) == 3\n"
         "m.check(); print('ok')\n"
     )
@@ -335,35 +356,24 @@ def test_class_that_the_system_gives_no_memory_for_can_be_opened_later():
 # --- Where all is usable from the start ---
 
 
+@LINUX
 def test_small_classes_are_usable_at_once():
     """All metadata of a class that holds little, so that it has few mappings."""
     with SizeClasses("little", capacity=1000) as memory:
         ptr = take(memory, 64)
         plan = memory._parts.plans[int(np.flatnonzero(memory._rows["high"] == 64)[0])]
-        assert int(plan["readable"]) == 0
+        metadata = int(memory._open_caches()[0][1]._block.control["records"][0] - plan["memory"])
+        assert rights(int(plan["memory"]), metadata) == {"rw-p"}
         memory.view(ptr, 64)[:] = 1
         memory.check()
 
 
-def test_placement_is_asked_for_once_for_all_classes(monkeypatch):
-    """Of the whole range."""
-    asked = []
-    monkeypatch.setattr(_os, "bind_memory", lambda *args: asked.append(args) or 0)
-    with SizeClasses("placed", policy=jitslab.nodes()[0].id) as memory:
-        shared = memory._parts.ranges[0]
-        if asked:
-            assert (shared._base, shared._memory.size) in [args[:2] for args in asked]
-            assert len(asked) == 2  # large memory has a reservation of its own
-        take(memory, 64)
-        memory.check()
-
-
-def test_tuned_classes_share_a_range():
-    """One for each table."""
+def test_tuned_classes_are_opened_at_their_first_use():
+    """As those of the fixed table."""
     with SizeClasses("tuned") as memory:
         memory.tune([1030] * 99 + [24] * 50)
         ptrs = [take(memory, size) for size in (24, 1030, 100)]
 
-        assert [len(each.rows) for each in memory._parts.ranges] == [len(classes.fixed_table()), len(memory._caches) - 61]
+        assert (len(opened(memory)), len(seen(memory))) == (3, 0)
         assert len(set(ptrs)) == len(memory) == 3
         memory.check()

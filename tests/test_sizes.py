@@ -163,7 +163,7 @@ def cases(memory):
         "too much": (
             lambda: memory.allocate(1 << 46),
             jitslab.CacheFullError,
-            f"allocator 'test' has no memory for {1 << 46} bytes more",
+            f"allocator 'test' has no memory for {1 << 46} bytes more: the system gives none",
         ),
         "NULL": (lambda: memory.free(NULL, 8), jitslab.NullHandleError, "the ptr is NULL"),
         "negative": (lambda: memory.free(-1, 8), jitslab.ForeignHandleError, "-1 is no ptr: 1 .. 2**63 - 1"),
@@ -218,7 +218,7 @@ def cases(memory):
         "realloc, too much": (
             lambda: memory.realloc(live, 100, 1 << 46),
             jitslab.CacheFullError,
-            f"allocator 'test' has no memory for {1 << 46} bytes more",
+            f"allocator 'test' has no memory for {1 << 46} bytes more: the system gives none",
         ),
         "name": (lambda: SizeClasses(""), jitslab.CapacityError, "an allocator is named by a string that is not empty, got ''"),
         "capacity": (lambda: SizeClasses(capacity=0), jitslab.CapacityError, f"capacity must be 1 .. {16 << 30} bytes, got 0"),
@@ -269,6 +269,7 @@ def test_misuse_is_refused_by_name_and_changes_nothing(memory):
         lambda m: m.tune([8]),
         lambda m: m.check(),
         lambda m: m.shrink(),
+        lambda m: m.flush(),
         lambda m: m.clear(),
     ],
 )
