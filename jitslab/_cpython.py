@@ -1,7 +1,7 @@
 """
 Types and methods of CPython from kernels, by documented calls of its stable ABI.
 
-Above `_native`, below `blocktype`; knows no slab.  A C function is a kernel of int64s whose address `c_function` tells; what such
+Above `_native`, below `blocktype`; knows no slab.  A C function is a kernel of int64s whose address `storing` tells; what such
 a kernel calls of CPython is declared here.  `make_type` makes a type; `add_method` and `new_attribute` make C methods and
 attributes for a class that Python made.  An object of a type that was made here keeps its own data from `HEAD` on; nothing of
 CPython's own is read.
@@ -124,28 +124,32 @@ def visit(typing: Any, function: Any, obj: Any, argument: Any) -> Any:
     return types.int64(types.int64, types.int64, types.int64), emit
 
 
-@intrinsic
-def store_functions(typing: Any, out: Any, functions: Any) -> Any:
-    """Store the addresses of C functions of int64s, one for each kernel of a tuple, in the array at an address."""
-    compiled = []
-    for function in functions.types:
-        arguments = (types.int64,) * function.dispatcher.py_func.__code__.co_argcount
-        function.get_call_type(typing, arguments, {})
-        compiled.append(function.dispatcher.overloads[arguments])
+def storing(kernels: tuple[Any, ...]) -> Any:
+    """Return an intrinsic that stores the addresses of C functions of int64s, one for each kernel, in the array at an address."""
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        for i, it in enumerate(compiled):
-            shape = ir.FunctionType(I64, [I64] * len(it.signature.args))
-            c_function = ir.Function(builder.module, shape, f"jitslab.{it.fndesc.mangled_name}")
-            c_function.linkage = "internal"
-            inner = ir.IRBuilder(c_function.append_basic_block())
-            context.add_linking_libs([it.library])
-            inner.ret(context.call_internal_no_propagate(inner, it.fndesc, it.signature, c_function.args)[1])
-            at = builder.inttoptr(builder.add(args[0], I64(8 * i)), I64.as_pointer())
-            builder.store(builder.ptrtoint(c_function, I64), at)
-        return I64(len(compiled))
+    @intrinsic
+    def store(typing: Any, out: Any) -> Any:
+        compiled = []
+        for it in kernels:
+            arguments = (types.int64,) * it.py_func.__code__.co_argcount
+            it.compile(arguments)
+            compiled.append(it.overloads[arguments])
 
-    return types.int64(types.int64, functions), emit
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            for i, it in enumerate(compiled):
+                shape = ir.FunctionType(I64, [I64] * len(it.signature.args))
+                c_function = ir.Function(builder.module, shape, f"jitslab.{it.fndesc.mangled_name}")
+                c_function.linkage = "internal"
+                inner = ir.IRBuilder(c_function.append_basic_block())
+                context.active_code_library.add_linking_library(it.library)
+                inner.ret(context.call_internal_no_propagate(inner, it.fndesc, it.signature, c_function.args)[1])
+                at = builder.inttoptr(builder.add(args[0], I64(8 * i)), I64.as_pointer())
+                builder.store(builder.ptrtoint(c_function, I64), at)
+            return I64(len(compiled))
+
+        return types.int64(types.int64), emit
+
+    return store
 
 
 @kernel

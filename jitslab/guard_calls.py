@@ -49,7 +49,6 @@ from ._cpython import (
     new_reference,
     none,
     put_error,
-    store_functions,
     take_error,
     visit,
 )
@@ -641,18 +640,19 @@ LIFE_FUNCTIONS = (
 )
 GUARD_FUNCTIONS = (*FIELD_FUNCTIONS, *LIFE_FUNCTIONS)
 OWNER_FUNCTIONS = (_new_owner, _owner_dealloc, _traverse)
+store_guard_functions, store_owner_functions = _cpython.storing(GUARD_FUNCTIONS), _cpython.storing(OWNER_FUNCTIONS)
 
 
 @Entry
 def write_guard_functions(out: int) -> int:
     """Write the addresses of the C functions of guards and views to the array at `out`."""
-    return store_functions(out, GUARD_FUNCTIONS)
+    return store_guard_functions(out)
 
 
 @Entry
 def write_owner_functions(out: int) -> int:
     """Likewise, those of an Owner."""
-    return store_functions(out, OWNER_FUNCTIONS)
+    return store_owner_functions(out)
 
 
 @cached
