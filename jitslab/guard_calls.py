@@ -278,11 +278,12 @@ def _guard_dealloc(self: int, unused: int) -> int:
 @kernel
 def was_left(guard: int) -> bool:
     """Free the record of a guard that ends, and say so if it was live; the guard has ended then, or somebody has it."""
-    handle = load8(guard, OWNED // 8)
-    store8(guard, OWNED // 8, 0)
-    c = control_of(guard)
+    if not is_at_home(guard):
+        return False
+    handle, c = load8(guard, OWNED // 8), control_of(guard)
     heap = my_heap(c)
-    if not is_at_home(guard) or not is_live(heap, handle):
+    store8(guard, OWNED // 8, 0)
+    if not is_live(heap, handle):
         return False
     error = take_error()
     held = PyBytes_FromStringAndSize(load8(guard, AT // 8), frozen(c, C_ITEMSIZE))

@@ -872,7 +872,7 @@ def test_guards_are_in_c_where_they_can_be(cache, it):
     """On this interpreter the C methods are there; or this is the run without them."""
     kinds = {type(inspect.getattr_static(it, name)).__name__ for name in ("weight", "free")}
 
-    expected = {"getset_descriptor", "method_descriptor"} if guard_class.IN_C else {"FieldAttribute", "function"}
+    expected = {"getset_descriptor", "method_descriptor"} if guard_class.IN_C else {"property", "function"}
     assert expected == kinds
     assert "free" in (type(it).free.__doc__ or "").lower()
 
