@@ -7,9 +7,11 @@ elsewhere (`CAN_GROW` false) the whole range is usable from the start, so the de
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
+import os
 import platform
 import sys
 from collections.abc import Callable
@@ -45,14 +47,23 @@ DEFAULT_LIMIT = 1 << 62 if CAN_GROW else 256 << 20  # most bytes a cache without
 
 class Reservation:
     """
-    A range of address space, page-aligned, without memory behind it unless `usable`; unmapped with its last array.
+    A range of address space, page-aligned, without memory behind it unless `usable`.
 
     NumPy sees it as an array of bytes, ``np.asarray(reservation)``, that keeps it alive.
+
+    Parameters
+    ----------
+    n : int
+        Bytes.
+    end : callable, optional
+        Called with the address, n and the two numbers of `block` when the last array is gone; without it the range stays.
 
     Attributes
     ----------
     address : int
         Of its first byte.
+    block : tuple of int, int
+        Address, of a page, and bytes of what keeps its content at the end: compiled code may still look at it.
 
     Raises
     ------
@@ -60,37 +71,77 @@ class Reservation:
         If the address space, or its limit (RLIMIT_AS), does not hold it.
     """
 
-    __slots__ = ("_memory", "address")
+    __slots__ = ("_end", "_memory", "_n", "address", "block")
 
-    def __init__(self, n: int, *, usable: bool = False) -> None:
+    def __init__(self, n: int, end: Callable[[int, int, int, int], Any] | None = None, *, usable: bool = False) -> None:
+        self._memory, self._n = None, n
         try:
             if CAN_GROW:
-                prot = PROT_RW if usable else PROT_NONE
-                memory = mmap.mmap(-1, n, flags=MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, prot=prot)
+                self.address = _map(n, PROT_RW if usable else PROT_NONE)
             else:
-                memory = mmap.mmap(-1, n)
+                self._memory, end = mmap.mmap(-1, n), None
+                self.address = int(np.frombuffer(self._memory, np.uint8).ctypes.data)
         except (OSError, OverflowError, ValueError) as error:
             raise CacheFullError(f"cannot reserve {n} bytes of address space: {error}") from error
-        self._memory = memory
-        self.address = int(np.frombuffer(memory, np.uint8).ctypes.data)
+        self.block = self.address, 0
+        self._end = end  # last: from here on there is something to end
+
+    def __del__(self, is_over: Callable[[], bool] = sys.is_finalizing) -> None:
+        """Have the range end; not with the interpreter, which other threads may outlive."""
+        end = getattr(self, "_end", None)
+        if end is not None and not is_over():
+            end(self.address, self._n, *self.block)
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
         """As NumPy asks for it: to be written to, though nothing may be usable yet."""
-        return {"shape": (len(self._memory),), "typestr": "|u1", "data": (self.address, False), "version": 3}
+        return {"shape": (self._n,), "typestr": "|u1", "data": (self.address, False), "version": 3}
+
+
+def _map(n: int, prot: int) -> int:
+    """Return the address of n bytes of new pages, without a claim to memory."""
+    address = _mmap()(None, n, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if address == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return int(address)
+
+
+@cache
+def _mmap() -> Any:
+    """Return the C function."""
+    function = ctypes.CDLL(None, use_errno=True).mmap
+    function.restype = ctypes.c_void_p
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    return function
+
+
+def limits() -> tuple[int, bool]:
+    """Return the bytes of address space that this process may have in all, and whether writable memory is counted and limited."""
+    total = 1 << 47 if sys.maxsize > 1 << 32 else 1 << 31
+    if not LINUX:
+        return total, False
+    import resource
+
+    space, data = (resource.getrlimit(what)[0] for what in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    return total if space == resource.RLIM_INFINITY else min(space, total), data != resource.RLIM_INFINITY or is_strict()
+
+
+@cache
+def is_strict() -> bool:
+    """Whether the system lets nobody have more writable memory than there is (vm.overcommit_memory=2)."""
+    with contextlib.suppress(OSError), open("/proc/sys/vm/overcommit_memory") as file:
+        return file.read().strip() == "2"
+    return False
 
 
 def address_space_left() -> int:
     """Bytes of address space that this process may still reserve, as far as the system tells."""
-    total = 1 << 47 if sys.maxsize > 1 << 32 else 1 << 31
+    total = limits()[0]
     if not LINUX:
         return total
-    import resource
-
     with open("/proc/self/statm") as statm:
         used = int(statm.read().split()[0]) * mmap.PAGESIZE
-    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return max((total if soft == resource.RLIM_INFINITY else soft) - used, 0)
+    return max(total - used, 0)
 
 
 def make_usable(address: int, n: int) -> bool:

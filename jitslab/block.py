@@ -56,14 +56,14 @@ def reserve(
     """Lay a cache out and reserve its address range."""
     if capacity is not None:
         sizes = layout.geometry(dtype, capacity, colouring, _os.page_bytes, nodes, has_heaps)
-        return sizes, _os.Reservation(sizes.total)
+        return sizes, this_process().reserve(sizes.total)
     space = min(layout.DEFAULT_BYTES, _os.DEFAULT_LIMIT, _os.address_space_left() // max(256, 32 * nodes))
     room = layout.MAX_CAPACITY if nodes == 1 else layout.MAX_SLOTS // nodes // 2
     while True:
         most = min(max(space // layout.record_stride(dtype, colouring), 1), room)
         sizes = layout.geometry(dtype, most, colouring, _os.page_bytes, nodes, has_heaps)
         try:
-            return sizes, _os.Reservation(sizes.total)
+            return sizes, this_process().reserve(sizes.total)
         except CacheFullError:
             if most == 1:
                 raise
@@ -190,28 +190,33 @@ class NewBlock(Block):
     ) -> None:
         self._place = place
         try:
-            self._reserve(dtype, capacity, colouring, placement)
+            memory = self._reserve(dtype, capacity, colouring, placement)
         except (CacheFullError, CapacityError):
             if len(placement.sets) == 1 or placement.is_simulated:
                 raise
-            self._reserve(dtype, capacity, colouring, placement.undivided())  # one set needs less
+            memory = self._reserve(dtype, capacity, colouring, placement.undivided())  # one set needs less
         serial = next(serials)
         offset, stagger = self.geometry.offset, staggered(serial)
         at_control, at_heaps, at_words = (offset[region] + n for region, n in zip(STAGGERED, stagger, strict=True))
         self._view(dtype, at_control, at_words)
+        memory.block = (
+            self._base + offset["control"],
+            (at_words if self.geometry.nodes == 1 else offset["words"]) - offset["control"],
+        )
         own = ClassPlace(self.bytes, 0, self._base + at_heaps, layout.HEAP_BYTES, 0)
         self._place_memory(self._base + at_words)
         self._fill(place or own, self._base + at_words, 2 * first_cycle(serial), colouring, template)
         self._fill_sets(own)
         self.control["row"] = this_process().enter(self.address)
 
-    def _reserve(self, dtype: np.dtype[Any], capacity: int | None, colouring: bool, placement: numa.Placement) -> None:
+    def _reserve(self, dtype: np.dtype[Any], capacity: int | None, colouring: bool, placement: numa.Placement) -> _os.Reservation:
         """Reserve the address range, for an array set on each node of the placement."""
         self.placement = placement
         self.geometry, memory = reserve(dtype, capacity, colouring, len(placement.sets), self._place is None)
         self.bytes = np.asarray(memory)
         self._base = memory.address
         self._make_metadata_usable()
+        return memory
 
     def _make_metadata_usable(self) -> None:
         """

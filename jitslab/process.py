@@ -1,8 +1,12 @@
 """
-The process: a registry of its open caches, what happens at `fork` and at the end of a thread.
+The process: a registry of its open caches, what happens at `fork`, at the end of a thread and at the end of memory.
 
-Above `heap`.  One small block of memory, shared by all caches, holds the registry's lock, the count of forks and the key
-whose destructor flushes the heaps of a thread that ends.
+Above `heap` and `_pages`.  One small block of memory, shared by all caches, holds the registry's lock, the count of forks and the
+key whose destructor flushes the heaps of a thread that ends.
+
+Compiled code can hold what keeps nothing: an array of a record's field or of raw memory, or a cache itself, in a generator, a
+jitclass or a container of Numba's.  So memory that ends gives its pages back, and its addresses stay *kept*: they read as zeros,
+and a cache there is a closed one.  A ring has them, the oldest are unmapped; where addresses are wanted, all are.
 """
 
 from __future__ import annotations
@@ -28,7 +32,9 @@ from ._native import (
     store8,
     store8_release,
     thread_pointer,
+    zero_bytes,
 )
+from ._pages import map_hole, map_zeros, unmap_pages
 from .errors import CacheFullError
 from .heap import leave_heap, shut_heap
 from .layout import HEAP_ROWS, MAX_ROWS, NIL, PROCESS, C
@@ -37,6 +43,12 @@ from .slab import C_LOCK, C_NODES, ZERO, lock, lock_word, set_at, unlock
 
 ROWS = PROCESS.itemsize  # the registry's first row
 C_RELEASING = C["releasing"]
+# After the registry: what is kept.
+MOST_KEPT = 512  # ranges: each takes up to 6 of the 65,530 mappings that Linux gives a process
+KEPT_SHARE = 16  # and all together up to a 16th of the address space
+KEPT = ROWS + 8 * MAX_ROWS
+K_FIRST, K_COUNT, K_BYTES, K_MOST, K_LIMITED = range(5)
+K_RANGES = KEPT + 64  # address and bytes of each
 
 
 @kernel
@@ -208,14 +220,113 @@ def after_fork(p: int, wipe: int) -> int:
     return ZERO
 
 
+# --- The end of memory ---
+
+
+@kernel
+def keep(p: int, start: int, n: int) -> None:
+    """Keep a range that reads as zeros; the oldest go, so that there are not too many."""
+    lock_word(p)
+    while True:
+        count = load8(p + KEPT, K_COUNT)
+        if count < MOST_KEPT and (count == 0 or load8(p + KEPT, K_BYTES) + n <= load8(p + KEPT, K_MOST)):
+            break
+        unlock_registry(p)
+        let_oldest_go(p)
+        lock_word(p)
+    at = 2 * ((load8(p + KEPT, K_FIRST) + count) & (MOST_KEPT - 1))
+    store8(p + K_RANGES, at, start)
+    store8(p + K_RANGES, at + 1, n)
+    store8(p + KEPT, K_BYTES, load8(p + KEPT, K_BYTES) + n)
+    store8(p + KEPT, K_COUNT, count + 1)
+    unlock_registry(p)
+
+
+@kernel
+def let_oldest_go(p: int) -> int:
+    """Unmap the range that is kept longest; returns its bytes, 0: none is kept."""
+    start, n = ZERO, ZERO
+    lock_word(p)
+    count = load8(p + KEPT, K_COUNT)
+    if count > 0:
+        first = load8(p + KEPT, K_FIRST)
+        start, n = load8(p + K_RANGES, 2 * first), load8(p + K_RANGES, 2 * first + 1)
+        store8(p + KEPT, K_FIRST, (first + 1) & (MOST_KEPT - 1))
+        store8(p + KEPT, K_COUNT, count - 1)
+        store8(p + KEPT, K_BYTES, load8(p + KEPT, K_BYTES) - n)
+    unlock_registry(p)
+    if n > 0:
+        unmap_pages(start, n)
+    return n
+
+
+@kernel
+def let_all_kept_go(p: int) -> int:
+    """Unmap all ranges that are kept; returns how many bytes."""
+    total = ZERO
+    while True:
+        n = let_oldest_go(p)
+        if n == 0:
+            return total
+        total += n
+
+
+@Entry
+def let_kept_go(p: int) -> int:
+    """`let_all_kept_go`, from Python."""
+    return let_all_kept_go(p)
+
+
+@kernel
+def part_with(p: int, start: int, n: int) -> None:
+    """Give n bytes of pages back that compiled code may have arrays of; their addresses are kept."""
+    if n <= load8(p + KEPT, K_MOST) and map_zeros(start, n, load8(p + KEPT, K_LIMITED)):
+        keep(p, start, n)
+    else:
+        unmap_pages(start, n)
+
+
+@kernel
+def part_with_moved(p: int, start: int, n: int) -> None:
+    """The same for pages that the system has moved elsewhere."""
+    if n <= load8(p + KEPT, K_MOST) and map_hole(start, n, load8(p + KEPT, K_LIMITED)):
+        keep(p, start, n)
+
+
+@Entry
+def end_range(p: int, start: int, n: int, block: int, n_block: int) -> int:
+    """
+    Give a range's memory back; its addresses are kept.
+
+    The bytes from `block` on keep their content.  If the range begins with it, it is one of many mappings, which become one; else
+    the others stay, since a closed cache is written to before its block.
+    """
+    stop, end, is_limited = block + n_block, start + n, load8(p + KEPT, K_LIMITED)
+    rest = (stop + _os.page_bytes - 1) & -_os.page_bytes
+    is_kept = n <= load8(p + KEPT, K_MOST)
+    if is_kept and block > start and is_limited == 0:
+        _os.give_back(start, block - start)
+        _os.give_back(rest, end - rest)
+    elif is_kept:
+        is_kept = map_zeros(rest, end - rest, is_limited) and (block == start or map_zeros(start, block - start, is_limited))
+    if is_kept:
+        zero_bytes(stop, rest - stop)
+        keep(p, start, n)
+    else:
+        unmap_pages(start, n)
+    return ZERO
+
+
 class Process:
     """The block of this process, made with the first cache and kept for good."""
 
     def __init__(self) -> None:
-        self.memory = np.asarray(_os.Reservation(ROWS + 8 * MAX_ROWS, usable=True))
+        self.memory = np.asarray(_os.Reservation(K_RANGES + 16 * MOST_KEPT, usable=True))
         self.block = self.memory[:ROWS].view(PROCESS)
         self.address = int(self.block.ctypes.data)
         self.block["key"] = _os.make_thread_exit_key(leave_thread.address)
+        self._kept = self.memory[KEPT:K_RANGES].view(np.int64)
+        _ = end_range.address, let_kept_go.address  # compiled while there is memory
         self.heaps_are_wiped = True  # by the system, at fork; false as soon as one cache could not have it
         if hasattr(os, "register_at_fork"):
             _ = after_fork.address  # compiled before it is needed
@@ -228,6 +339,28 @@ class Process:
             _os.drop_thread_exit_key(int(self.block["key"][0]))
             self.block["key"] = -1
 
+    def reserve(self, n: int) -> _os.Reservation:
+        """
+        Reserve a range of addresses whose end is `end_range`.
+
+        Raises
+        ------
+        CacheFullError
+            If the address space does not hold it, not even without what is kept.
+        """
+        space, is_limited = _os.limits()
+        self._kept[K_MOST], self._kept[K_LIMITED] = space // KEPT_SHARE, is_limited
+        try:
+            return _os.Reservation(n, self._end)
+        except CacheFullError:
+            if let_kept_go(self.address) == 0:
+                raise
+            return _os.Reservation(n, self._end)
+
+    def _end(self, start: int, n: int, block: int, n_block: int) -> None:
+        """End a range."""
+        end_range(self.address, start, n, block, n_block)
+
     def enter(self, control: int) -> int:
         """Enter a cache; returns its row."""
         row = enter_cache(self.address, control)
@@ -235,6 +368,8 @@ class Process:
             raise CacheFullError(f"{MAX_ROWS} caches are open in this process")
         return int(row)
 
+
+assert MOST_KEPT & (MOST_KEPT - 1) == 0
 
 _process: Process | None = None
 _first = threading.Lock()

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import numa
-from ._os import Reservation, page_bytes
+from ._os import page_bytes
 from .block import EAGER_BYTES, Block, ClassPlace, first_cycle, head_end, serials, staggered
 from .layout import NO_INIT, PAGE, SLAB, Geometry, geometry
 from .process import close_caches_in, this_process
@@ -88,7 +88,7 @@ class ClassRange:
 
     def __init__(self, rows: range, wanted: tuple[Wanted, ...], placement: numa.Placement) -> None:
         self.rows, self._layout, self._placement = rows, lay_out(wanted), placement
-        memory = Reservation(self._layout.total)
+        memory = this_process().reserve(self._layout.total)
         self._base = memory.address
         self._memory = np.asarray(memory)
         numa.bind(self._base, self._memory.size, placement, 0)

@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from . import classes, numa, raw, rawlayout
 from ._os import (
-    Reservation,
     address_space_left,
     make_readable,
     make_usable,
@@ -331,7 +330,9 @@ class SizeClasses(_Base):
 
     def _make_block(self) -> None:
         """Lay the block, the rows and the maps out."""
-        memory = np.asarray(Reservation(rawlayout.SIZES_BYTES))
+        range_ = this_process().reserve(rawlayout.SIZES_BYTES)
+        range_.block = range_.address, SIZES.itemsize
+        memory = np.asarray(range_)
         self._address = int(memory.__array_interface__["data"][0])
         heaps, n_heaps = self._address + rawlayout.HEAPS_AT, rawlayout.SIZES_BYTES - rawlayout.HEAPS_AT
         of_threads = rawlayout.THREAD_BYTES * HEAPS  # all can be looked at, each is made writable for who comes
@@ -874,7 +875,8 @@ class SizeClasses(_Base):
         """
         Refuse everything from now on and give the memory back; a second `close` does nothing.
 
-        Addresses stay mapped while an array shows them.  No compiled code may be using large memory meanwhile.
+        Addresses stay mapped while an array shows them, and then as long as those of a cache.  No compiled code may be using
+        large memory meanwhile.
         """
         self._need_opened()
         self._parts.close()
