@@ -17,6 +17,7 @@ from functools import cache as cached
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -82,6 +83,35 @@ _control_slot: Any = _Base.__dict__["_control"]
 _guard_slots: Any = _Base.__dict__["_guard_class"], _Base.__dict__["_guard_table"]
 for _name in _Base.__slots__:
     delattr(_Base, _name)  # nothing but this module sets them, and only once for each cache
+
+
+class PlainRecord(np.void):  # type: ignore[misc]  # to type checkers nobody inherits from it, as numpy.record does
+    """A record where Numba is told to compile nothing: its fields are attributes, before those of NumPy, as in compiled code."""
+
+    def __getattribute__(self, name: str) -> Any:
+        """Return a field, nested ones with attributes of their own; or what `numpy.void` has."""
+        if name not in _fields_of(self):
+            return super().__getattribute__(name)
+        value = self[name]
+        return value.view((PlainRecord, value.dtype)) if type(value) is np.void else value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Write a field; nothing else can be set."""
+        if name not in _fields_of(self):
+            raise AttributeError(f"the record has no field {name!r}")
+        self[name] = value
+
+    def __repr__(self) -> str:
+        """Show what any record shows."""
+        return repr(np.void.view(self, (np.void, _dtype_slot.__get__(self))))
+
+
+_dtype_slot: Any = np.void.__dict__.get("dtype", np.generic.__dict__["dtype"])
+
+
+def _fields_of(record: PlainRecord) -> tuple[str, ...]:
+    """Return the names of a record's fields; the record may have one that is named `dtype`."""
+    return _dtype_slot.__get__(record).names or ()
 
 
 class SlabCache(_Base, Generic[R]):
@@ -211,6 +241,8 @@ class SlabCache(_Base, Generic[R]):
         self._block = block
         self._address = block.address
         self._all, self._words = block.records, block.words
+        if numba.config.DISABLE_JIT:
+            self._all = self._all.view((PlainRecord, self._all.dtype))
         self._columns: dict[tuple[str, ...], Any] = {}  # of sub-arrays, as guards ask for them
         self._c = block.control_words
         _control_slot.__set__(self, block.control)
@@ -896,7 +928,8 @@ class SlabCache(_Base, Generic[R]):
         Refuse everything from now on and give the memory back.
 
         Addresses stay mapped, reading as zeros, until the last array or record of the cache is gone, so that nothing
-        that still points there can do harm.  A second `close` does nothing.
+        that still points there can do harm; and then for as long as README says, since compiled code may have arrays that
+        keep nothing.  A second `close` does nothing.
         """
         self._need_opened()
         self._block.close()
