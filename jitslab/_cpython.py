@@ -1,7 +1,7 @@
 """
 Types and methods of CPython from kernels, by documented calls of its stable ABI.
 
-Above `_native`, below `blocktype`; knows no slab.  A C function is a kernel of int64s whose address `c_function` tells; what such
+Above `_native`, below `blocktype`; knows no slab.  A C function is a kernel of int64s whose address `storing` tells; what such
 a kernel calls of CPython is declared here.  `make_type` makes a type; `add_method` and `new_attribute` make C methods and
 attributes for a class that Python made.  An object of a type that was made here keeps its own data from `HEAD` on; nothing of
 CPython's own is read.
@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from ._native import I64, PTR, Entry, Intrinsic, c_object, intrinsic, keep, kernel, literal_intrinsic
+from ._native import I64, PTR, Entry, c_object, intrinsic, keep, kernel, literal_intrinsic
 
 HEAD = object.__basicsize__  # where an object's own data starts
 METH_NOARGS, METH_O, METH_FASTCALL = 4, 8, 0x80
@@ -113,16 +113,16 @@ def visit(typing: Any, function: Any, obj: Any, argument: Any) -> Any:
     return types.int64(types.int64, types.int64, types.int64), emit
 
 
-def storing(*kernels: Any) -> Intrinsic:
+def storing(kernels: tuple[Any, ...]) -> Any:
     """Return an intrinsic that stores the addresses of C functions of int64s, one for each kernel, in the array at an address."""
 
     @intrinsic
-    def store_functions(typing: Any, out: Any) -> Any:
+    def store(typing: Any, out: Any) -> Any:
         compiled = []
-        for kernel_ in kernels:
-            arguments = (types.int64,) * kernel_.py_func.__code__.co_argcount
-            kernel_.compile(arguments)
-            compiled.append(kernel_.overloads[arguments])
+        for it in kernels:
+            arguments = (types.int64,) * it.py_func.__code__.co_argcount
+            it.compile(arguments)
+            compiled.append(it.overloads[arguments])
 
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             for i, it in enumerate(compiled):
@@ -130,7 +130,7 @@ def storing(*kernels: Any) -> Intrinsic:
                 c_function = ir.Function(builder.module, shape, f"jitslab.{it.fndesc.mangled_name}")
                 c_function.linkage = "internal"
                 inner = ir.IRBuilder(c_function.append_basic_block())
-                context.add_linking_libs([it.library])
+                context.active_code_library.add_linking_library(it.library)
                 inner.ret(context.call_internal_no_propagate(inner, it.fndesc, it.signature, c_function.args)[1])
                 at = builder.inttoptr(builder.add(args[0], I64(8 * i)), I64.as_pointer())
                 builder.store(builder.ptrtoint(c_function, I64), at)
@@ -138,7 +138,7 @@ def storing(*kernels: Any) -> Intrinsic:
 
         return types.int64(types.int64), emit
 
-    return store_functions
+    return store
 
 
 @kernel

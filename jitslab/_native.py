@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 from llvmlite import ir
-from llvmlite.binding import add_symbol, llvm_version_info
+from llvmlite.binding import add_symbol, ffi, llvm_version_info
 from numba import from_dtype, types
 from numba.core import cgutils, sigutils
 from numba.core.ccallback import CFunc
@@ -137,10 +137,10 @@ class Entry:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.__doc__ = function.__doc__
-        self._made: list[tuple[Callable[..., int], int]] = []
+        self._made: list[tuple[Callable[..., int], int, Any]] = []
 
-    def compile(self) -> tuple[Callable[..., int], int]:
-        """Return what Python calls, and the address: made under Numba's lock, which a fork waits for."""
+    def compile(self) -> tuple[Callable[..., int], int, Any]:
+        """Return what Python calls, the address, and Numba's function: made under Numba's lock, which a fork waits for."""
         if self._made:
             return self._made[0]
 
@@ -157,7 +157,7 @@ class Entry:
                 need_room()
                 compiled = _compile(make, self.function)
                 keep(compiled)
-                self._made.append((self.as_function(compiled), int(compiled.address)))
+                self._made.append((self.as_function(compiled), int(compiled.address), compiled))
         return self._made[0]
 
     def as_function(self, compiled: Any) -> Callable[..., int]:
@@ -189,6 +189,10 @@ class ObjectEntry(HeldEntry):
     """A `HeldEntry` that returns a new reference to a Python object; 0 with an exception set."""
 
     result = ctypes.py_object
+
+
+# Where the locks of Numba and llvmlite are that a thread holds while it compiles, in the order in which it takes them.
+COMPILE_LOCKS: tuple[tuple[Any, str], ...] = ((global_compiler_lock, "_lock"), (ffi.lib._lock, "_lock"))
 
 
 def keep(*objects: Any) -> None:

@@ -75,38 +75,30 @@ def map_range(n: int, *, usable: bool = False) -> tuple[int, Any]:
 
 class Reservation:
     """
-    A range of address space with an end: what the process's registry knows of it leaves that, and it is unmapped, in one step.
+    A range of address space with an end, in one step: the process's registry forgets what is in it, and its memory goes.
 
     That is when its last array is gone.  NumPy sees it as an array of bytes, ``np.asarray(reservation)``, that keeps it alive.
 
     Parameters
     ----------
-    n : int
-        Bytes.
+    words : ndarray of int64
+        What `layout.RANGE` says, all zeros: it is there as soon as its address and its bytes stand in them.
     end : Entry
-        Called with the address of `words` before the range is unmapped.
+        Called with the address of `words`; it has to give the range back.
     kept
         What has to stay as long: memory that is used together with it.
-
-    Attributes
-    ----------
-    address : int
-        Of its first byte.
-    words : ndarray of int64
-        For `end`: its own address, this range's, the bytes, and what is noted there later (`layout.RANGE`).
-
-    Raises
-    ------
-    CacheFullError
-        As `map_range`.
     """
 
-    __slots__ = ("_owner", "address", "words")
+    __slots__ = ("_owner", "words")
 
-    def __init__(self, n: int, end: Entry, *kept: Any) -> None:
-        self.address, memory = map_range(n)
-        self.words = np.array([0, self.address, n, 0], np.int64)
-        self._owner = owner(end, self.words, memory, *kept)
+    def __init__(self, words: npt.NDArray[np.int64], end: Entry, *kept: Any) -> None:
+        self.words = words
+        self._owner = owner(end, words, *kept)
+
+    @property
+    def address(self) -> int:
+        """Of its first byte."""
+        return int(self.words[1])
 
     @property
     def __array_interface__(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ._os import (
     MASK_BITS,
     MBIND,
     PROT_NONE,
+    PROT_READ,
     PROT_RW,
     give_back,
     has_symbol,
@@ -27,6 +28,7 @@ from ._os import (
 
 _external: Any = types.ExternalFunction
 MREMAP_MAYMOVE = 1
+MAP_FIXED, MAP_FIXED_NOREPLACE = 0x10, 0x100000
 CAN_MAP = has_symbol("mmap") and has_symbol("munmap")
 CAN_MOVE = LINUX and CAN_MAP and has_symbol("mremap")
 
@@ -59,6 +61,27 @@ if CAN_MAP:
         if _munmap(address, n) != 0:
             give_back(address, n)
 
+    @kernel
+    def map_zeros(address: int, n: int, is_limited: int) -> bool:
+        """
+        Give the memory of n bytes of pages back and have them read as zeros, and written to without harm; whether granted.
+
+        Where writable memory is limited they can only be read: what nobody uses shall not count there.
+        """
+        flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED
+        if is_limited == 0 and _mmap(address, n, PROT_RW, flags, -1, int64(0)) == address:
+            return True
+        return _mmap(address, n, PROT_READ, flags, -1, int64(0)) == address  # type: ignore[no-any-return]  # likewise
+
+    @kernel
+    def map_hole(address: int, n: int, is_limited: int) -> bool:
+        """Do the same where pages were that the system has moved; False, too, if others have mapped something there meanwhile."""
+        flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE
+        at = _mmap(address, n, PROT_RW if is_limited == 0 else PROT_READ, flags, -1, int64(0))
+        if at != -1 and at != address:  # before Linux 4.17
+            _munmap(at, n)
+        return at == address  # type: ignore[no-any-return]  # likewise
+
 else:
     _calloc = _external("calloc", types.int64(types.int64, types.int64))
     _free = _external("free", types.void(types.int64))
@@ -79,6 +102,16 @@ else:
     def unmap_pages(address: int, n: int) -> None:
         """Give the bytes back."""
         _free(load8(address - 8, int64(0)))
+
+    @kernel
+    def map_zeros(address: int, n: int, is_limited: int) -> bool:
+        """No such call: the addresses go with the memory."""
+        return False
+
+    @kernel
+    def map_hole(address: int, n: int, is_limited: int) -> bool:
+        """Nothing is moved."""
+        return False
 
 
 if MBIND >= 0 and has_symbol("syscall"):

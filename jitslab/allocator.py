@@ -19,6 +19,7 @@ import numpy.typing as npt
 from . import compiled, numa
 from .cache import CLOSED, SlabCache
 from .cast import as_count, as_integer, shown
+from .declare import plain
 from .errors import (
     ConflictError,
     ForeignHandleError,
@@ -275,6 +276,7 @@ class SlabAllocator(SizeClasses):
         ...     len(allocator.typed(point))
         9
         """
+        dtype = plain(dtype)
         of, declared = check_dtype(dtype), dtype if isinstance(dtype, type) else None
         cache = self._typed_now(of, declared)
         if cache is None:
@@ -324,6 +326,7 @@ class SlabAllocator(SizeClasses):
     def _cache_of(self, ptr: Any, dtype: npt.DTypeLike | None) -> SlabCache:
         """Return the cache whose record a handle names, with its dtype or without."""
         self._need_open()
+        dtype = plain(dtype)
         of, declared = None if dtype is None else check_dtype(dtype), dtype if isinstance(dtype, type) else None
         if isinstance(ptr, SlabPtr):
             cache = ptr._cache
@@ -423,6 +426,7 @@ class SlabAllocator(SizeClasses):
     def _make_cache(self, name: str, dtype: Any, options: dict[str, Any]) -> SlabCache:
         """Make a cache: the one place where the options of an allocator meet those of a cache."""
         check_names(options)
+        dtype = plain(dtype)
         cache = SlabCache(name, dtype, **self._options | options)
         self._creations += 1
         if self._creations * CLOSED_SHARE > len(self._own):

@@ -63,8 +63,24 @@ from .heap import (
     next_slab,
     room_for,
 )
-from .layout import BACK_HEAP, BLOCK, FREE, FULL, HOLD, MAGAZINE, NO_INIT, NULL, OWN, PARTIALLY_USED, RETIRED, RUN, TAKEN, C
-from .recover import heap_row, is_of, live_of_all, next_heap, own_heap, wake, wake_all
+from .layout import (
+    BACK_HEAP,
+    BLOCK,
+    FREE,
+    FULL,
+    HOLD,
+    MAGAZINE,
+    NO_INIT,
+    NULL,
+    OWN,
+    PARTIALLY_USED,
+    RETIRED,
+    RUN,
+    TAKEN,
+    TORN,
+    C,
+)
+from .recover import heap_row, is_of, live_of_all, next_heap, own_heap, wake_all
 from .slab import (
     ALL,
     C_BITS,
@@ -92,7 +108,7 @@ from .slab import (
 AHEAD = 24  # handles that a batch of frees looks ahead, to have their generations at hand
 F_ALLOC_MANY, F_ALLOC_FEW, F_FREE_FEW = C["f_alloc_many"], C["f_alloc_few"], C["f_free_few"]
 F_FREE_MANY, F_GROW, F_RELEASE = C["f_free_many"], C["f_grow"], C["f_release"]
-F_REFILL, F_FLUSH, F_NOTE = C["f_refill"], C["f_flush"], C["f_note"]
+F_REFILL, F_FLUSH, F_NOTE, F_LEN = C["f_refill"], C["f_flush"], C["f_note"], C["f_len"]
 C_RECORDS = C["records"]
 BLOCK_SHIFT = 6
 
@@ -714,7 +730,8 @@ def scan_end(c: int) -> int:
     end = ZERO
     for node in range(frozen(c, C_NODES)):
         home = set_at(c, node)
-        wake(home)
+        if unlikely(control_at(home).torn == TORN):
+            call_table(c, F_LEN, ())  # which rebuilds the index
         if control_at(home).n_slabs > control_at(home).first_slab:
             end = max(end, load8_relaxed(home + C_LIMIT, 0))
     return end

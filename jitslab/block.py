@@ -19,7 +19,7 @@ from . import _os, layout, numa
 from .entry import TABLE
 from .errors import CacheFullError, CapacityError
 from .layout import CONTROL, NIL, NO_INIT, TEMPLATE, Geometry
-from .process import close_cache, this_process
+from .process import R_BLOCK, R_BLOCK_BYTES, close_cache, let_kept_go, this_process
 from .process import reserve as reserve_range
 from .slab import grow
 
@@ -62,8 +62,11 @@ def reserve(
         spare = spare_slots(stride, nodes) if has_spare else 0
         sizes = layout.geometry(dtype, capacity, colouring, _os.page_bytes, nodes, has_heaps, capacity + max(parked, spare))
         return sizes, reserve_range(sizes.total, *kept)
+    least = max(layout.LEAST_BYTES, stride)
     share = this_process().share(without_capacity=True) // nodes
-    if share < max(layout.LEAST_BYTES, stride):
+    if share < least and let_kept_go(this_process().address) > 0:
+        share = this_process().share(without_capacity=True) // nodes
+    if share < least:
         raise CacheFullError(f"{no_room()}: give the cache a capacity")
     most = layout.MAX_SLOTS if nodes == 1 else layout.MAX_SLOTS // nodes // 2
     slots = min(share // (stride + layout.META_BYTES), min(layout.DEFAULT_BYTES, _os.DEFAULT_LIMIT) // stride, most)
@@ -219,11 +222,15 @@ class NewBlock(Block):
                 break
             except (CacheFullError, CapacityError):
                 if not attempts:
-                    raise
+                    if let_kept_go(this_process().address) == 0:  # else there are more mappings now
+                        raise
+                    attempts.append((self.placement, False))
         serial = next(serials)
         offset, stagger = self.geometry.offset, staggered(serial)
         at_control, at_heaps, at_words = (offset[region] + n for region, n in zip(STAGGERED, stagger, strict=True))
         self._view(dtype, at_control, at_words)
+        memory.words[R_BLOCK] = self._base + offset["control"]
+        memory.words[R_BLOCK_BYTES] = (at_words if self.geometry.nodes == 1 else offset["words"]) - offset["control"]
         own = ClassPlace(self.bytes, 0, self._base + at_heaps, layout.HEAP_BYTES, 0)
         self._place_memory(self._base + at_words)
         self._fill(place or own, self._base + at_words, 2 * first_cycle(serial), colouring, template)

@@ -16,6 +16,7 @@ from functools import cache as cached
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -24,7 +25,7 @@ from .block import Block, NewBlock
 from .blocktype import BlockHolder, bind, guard_class_of, hold, set_guard_class
 from .cast import as_count, as_handles, as_integer, check_out, shown
 from .compiled import CacheType, cache_type
-from .declare import declared_class
+from .declare import declared_class, plain
 from .errors import (
     ArrayError,
     BusyError,
@@ -48,7 +49,7 @@ from .guard_many import SlabBatchGuard, fill, new_batch
 from .heap import flush_own
 from .layout import NULL, C
 from .page import SlabNode, SlabObject, SlabPage, SlabPages, SlabState
-from .process import close_cache
+from .process import close_cache, let_kept_go
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -73,8 +74,38 @@ FAULT_TEXTS = {
 SLOT_MASK = 0xFFFFFFFF
 NEVER = 1 << 62  # ticks: the end of an interval of the working set that does not end
 # What errors and ends call: loaded while there is memory, since they are needed when there is none.
-ENDS = (batch.alloc_one, batch.free_one, flush_own, recover.is_moving, recover.check_laws, close_cache)
+ENDS = (batch.alloc_one, batch.free_one, flush_own, recover.is_moving, recover.check_laws, close_cache, let_kept_go)
+CHECKED = 1 << 17  # slots that `check` looks at together: it has to work when there is hardly any memory left
 REST_TRIES = 3  # a thread that was joined may still be giving its magazines back
+
+
+class PlainRecord(np.void):  # type: ignore[misc]  # to type checkers nobody inherits from it, as numpy.record does
+    """A record where Numba is told to compile nothing: its fields are attributes, before those of NumPy, as in compiled code."""
+
+    def __getattribute__(self, name: str) -> Any:
+        """Return a field, nested ones with attributes of their own; or what `numpy.void` has."""
+        if name not in _fields_of(self):
+            return super().__getattribute__(name)
+        value = self[name]
+        return value.view((PlainRecord, value.dtype)) if type(value) is np.void else value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Write a field; nothing else can be set."""
+        if name not in _fields_of(self):
+            raise AttributeError(f"the record has no field {name!r}")
+        self[name] = value
+
+    def __repr__(self) -> str:
+        """Show what any record shows."""
+        return repr(np.void.view(self, (np.void, _dtype_slot.__get__(self))))
+
+
+_dtype_slot: Any = np.void.__dict__.get("dtype", np.generic.__dict__["dtype"])
+
+
+def _fields_of(record: PlainRecord) -> tuple[str, ...]:
+    """Return the names of a record's fields; the record may have one that is named `dtype`."""
+    return _dtype_slot.__get__(record).names or ()
 
 
 class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPython
@@ -119,7 +150,7 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
     CapacityError
         If `capacity` is out of bounds, or `keep_empty` is not one of them.
     CacheFullError
-        If the address range cannot be had.
+        If the address range cannot be had, or the cache has no capacity and the process is to keep what is left.
     NodeError
         If a node does not exist, has no memory or is not allowed to this process.
 
@@ -132,9 +163,9 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
     -----
     `alloc` and `free` are O(1), about 1 ns in compiled code; any thread may free.  Memory is taken as it is used and empty
     slabs go back to the system.  Metadata: 4.2 bytes a slot and 64 a slab.  A slot is retired after 2**28 or more
-    reuses, so that a stale handle is never taken for a live one.  A cache reserves 4 million slots for that, or as many as
-    1/512 of the address space holds: records of up to 32 KiB have 10**15 allocs, of 256 KiB 10**14, even if one is live at a
-    time.
+    reuses, so that a stale handle is never taken for a live one.  A cache with a capacity reserves 4 million slots for
+    that, or as many as 1/512 of the address space holds: of records of up to 32 KiB there are 10**15 allocs, of 256 KiB
+    10**14, even if one is live at a time.
 
     Examples
     --------
@@ -185,6 +216,7 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         if not isinstance(keep_empty, bool):
             raise CapacityError(f"keep_empty is True or False, got {shown(keep_empty)}")
         prepare()
+        dtype = plain(dtype)
         own = layout.check_dtype(dtype)
         block = NewBlock(
             own,
@@ -204,6 +236,8 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         self._block = block
         self._address = block.address
         self._all, self._words = block.records, block.words
+        if numba.config.DISABLE_JIT:
+            self._all = self._all.view((PlainRecord, self._all.dtype))
         self._columns: dict[tuple[str, ...], Any] = {}  # of sub-arrays, as guards ask for them
         self._c = block.control_words
         hold(self, block.address, block.control)
@@ -855,8 +889,6 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
             If other threads are using the cache.
         FaultError
             As `raise_faults`.
-        CacheFullError
-            If there is no memory for one bit a slot.
 
         Notes
         -----
@@ -865,17 +897,9 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         self._need_open()
         self.raise_faults()
         self._need_rest("check")
-        for address, control in zip(self._sets(), self._block.control, strict=True):
-            n_slots = int(control["n_slabs"] - control["first_slab"]) << self._block.geometry.shift
-            n_words = (n_slots + 63) // 64 + 1
-            try:
-                seen = np.zeros(n_words, np.int64)
-            except MemoryError:
-                text = f"check of cache {self._name!r} needs {8 * n_words} bytes, which the system does not give"
-                raise CacheFullError(text) from None
-            answer = recover.check_laws(address, seen.ctypes.data, seen.size)
-            if answer == recover.MOVED:
-                raise self._busy("check")
+        words = np.empty(CHECKED // 64, np.int64)
+        for address in self._sets():
+            answer = recover.check_laws(address, words.ctypes.data, words.size)
             if answer:
                 self._need_rest("check")
                 self._need_open()  # closed meanwhile: what was counted is gone
@@ -939,8 +963,9 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         Refuse everything from now on and give the memory back.
 
         Addresses stay mapped, reading as zeros, until the last array or record of the cache is gone, so that nothing
-        that still points there can do harm.  Kernels that run meanwhile in other threads get NULL, and what they free is
-        refused; so that they do, the generations stay, too: 4 bytes a slot.  A second `close` does nothing.
+        that still points there can do harm; and then for as long as README says, since compiled code may have arrays that
+        keep nothing.  Kernels that run meanwhile in other threads get NULL, and what they free is refused; so that they do,
+        the generations stay, too: 4 bytes a slot.  A second `close` does nothing.
         """
         self._need_opened()
         self._block.close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import keyword
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from .layout import check_dtype
 
 T = TypeVar("T")
 LINK = "jitslab.link"  # key in the metadata of a link's dtype
+HEAP_TYPE = 1 << 9  # flag of the classes that Python code makes
 PLAIN = (bool, int, float, complex)  # of Python's own types, those that have one size in NumPy
 
 NEVER_CALLED = {
@@ -182,14 +184,21 @@ def record(cls: type[T]) -> type[T]:
     """
     if not isinstance(cls, type):
         raise LayoutError(f"record decorates a class, got {type(cls).__name__}")
-    if issubclass(cls, tuple):
-        raise LayoutError(f"{cls.__name__} is a tuple; a record is a class of its own, without NamedTuple")
+    for base, made_by in ((tuple, "NamedTuple"), (dict, "TypedDict")):
+        if issubclass(cls, base):
+            raise LayoutError(f"{cls.__name__} is a {base.__name__}; a record is a class of its own, without {made_by}")
+    if "__dataclass_fields__" in vars(cls):
+        raise LayoutError(f"{cls.__name__} is a dataclass; write @jitslab.record in the place of @dataclass")
     _check_methods(cls)
-    frame = sys._getframe(1)
+    try:
+        annotations = inspect.get_annotations(cls)
+    except Exception as error:  # from Python 3.14 on they are evaluated now
+        raise LayoutError(f"annotations of {cls.__name__}: {error}") from error
+    names = _names_around(cls, sys._getframe(1))
     fields, nested = _inherited(cls)
-    for name, annotation in inspect.get_annotations(cls).items():
+    for name, annotation in annotations.items():
         try:
-            annotation = _evaluated(annotation, vars(sys.modules[cls.__module__]), frame.f_locals)
+            annotation = plain(_evaluated(annotation, *names))
         except Exception as error:  # whatever the text of the annotation raises
             raise LayoutError(f"field {name!r} of {cls.__name__}: {error}") from error
         if typing.ClassVar in (annotation, typing.get_origin(annotation)):
@@ -211,13 +220,24 @@ def declared_class(dtype: Any) -> Any:
     Raises
     ------
     LayoutError
-        For a class that inherits from a declared one, and is none itself: its guards would lack what it adds.
+        For a class that inherits from a declared one, and is none itself: its guards would lack what it adds.  For one that
+        was changed afterwards, as `dataclass` does it: guards are equal to themselves only, and made by caches.
     """
     if not isinstance(dtype, type) or not hasattr(dtype, "__jitslab_nested__"):
         return None
     if not _is_declared(dtype):
         raise LayoutError(f"{dtype.__name__} inherits from a declared record; decorate it with jitslab.record, too")
+    added = sorted(vars(dtype).keys() & NEVER_CALLED - {"__new__"})
+    if added:
+        raise LayoutError(f"{dtype.__name__} got {added[0]} after it was declared; write @jitslab.record without @dataclass")
     return dtype
+
+
+def plain(annotation: Any) -> Any:
+    """Return what an alias by ``type`` stands for, and of a declared class with parameters, such as ``Box[int]``, the class."""
+    annotation = getattr(annotation, "__value__", annotation)
+    origin = typing.get_origin(annotation)
+    return origin if _is_declared(origin) else annotation
 
 
 def _inherited(cls: type) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -234,6 +254,23 @@ def _inherited(cls: type) -> tuple[dict[str, Any], dict[str, Any]]:
     return fields, nested
 
 
+def _names_around(cls: type, frame: types.FrameType) -> tuple[dict[str, Any], dict[str, Any]]:
+    """
+    Return what the text of an annotation of a class can name: globals and locals.
+
+    They are found on the stack: the code that makes the class is still running, whether its module is in `sys.modules` or not.
+    Its locals, and those of the functions and classes around it, are its own; a module without a name is called builtins.
+    """
+    frames = [it for it, _ in traceback.walk_stack(frame) if it.f_globals.get("__name__", "builtins") == cls.__module__]
+    around = set(cls.__qualname__.split("."))
+    local: dict[str, Any] = {}
+    for it in reversed(frames):
+        if it is frame or it.f_code.co_name in around:
+            local |= it.f_locals
+    module = frames[0].f_globals if frames else getattr(sys.modules.get(cls.__module__), "__dict__", {})
+    return module, local | dict(vars(cls))
+
+
 def _evaluated(annotation: Any, module: dict[str, Any], local: dict[str, Any]) -> Any:
     """Return what an annotation means that is a string, as after ``from __future__ import annotations``."""
     if not isinstance(annotation, str):
@@ -242,7 +279,7 @@ def _evaluated(annotation: Any, module: dict[str, Any], local: dict[str, Any]) -
     try:
         return typing.get_type_hints(holder, module, local, include_extras=True)["it"]
     except TypeError:
-        if eval(annotation, module, dict(local)) is typing.ClassVar:  # Python 3.10 knows only ClassVar[...] in text
+        if eval(annotation, module, local) is typing.ClassVar:  # Python 3.10 knows only ClassVar[...] in text
             return typing.ClassVar
         raise
 
@@ -269,7 +306,7 @@ def _check_methods(cls: type) -> None:
     """Raise for a method that guards have themselves, or would not call: theirs would go before it in silence."""
     own = vars(Fields).keys() | vars(SlabObjectGuard).keys() | vars(SlabRecordView).keys() | NEVER_CALLED
     for base in cls.__mro__:
-        if base in (Generic, Protocol) or base.__module__ == "builtins" or _is_declared(base):
+        if base in (Generic, Protocol) or not base.__flags__ & HEAP_TYPE or _is_declared(base):
             continue
         for name in vars(base):
             if name in own and name not in EVERY_CLASS and not (name == "__hash__" and vars(base)[name] is None):
@@ -283,9 +320,8 @@ def _dtype_of(annotation: Any, where: str) -> np.dtype[Any]:
     if typing.get_origin(annotation) is Annotated:
         named = annotation.__metadata__[0]
     elif not (annotation in PLAIN or _is_declared(annotation) or isinstance(annotation, np.dtype) or _is_scalar(annotation)):
-        raise LayoutError(
-            f"{where}: no NumPy type in {_shown(annotation)}; write Annotated[{_shown(annotation)}, 'f8'] with the one you mean"
-        )
+        shown, example = _shown(annotation), {str: "U8", bytes: "S8"}.get(annotation, "f8")
+        raise LayoutError(f"{where}: no NumPy type in {shown}; write Annotated[{shown}, {example!r}] with the one you mean")
     try:
         dtype: np.dtype[Any] = np.dtype(named)
     except (TypeError, ValueError) as error:

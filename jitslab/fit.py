@@ -23,6 +23,7 @@ import numpy as np
 
 from .cast import shown
 from .errors import ArrayError, FieldError, FieldRangeError, FieldTextError, FieldTypeError, LayoutError
+from .layout import is_own
 
 TAKES = {"b": "b", "i": "biu", "u": "biu", "f": "biuf", "c": "biufc", "S": "S", "U": "U", "M": "M", "m": "m", "V": "SV"}
 SECOND = 10**18
@@ -34,15 +35,9 @@ OWN: dict[type, Any] = {int: int.__pos__, float: float.__pos__, complex: complex
 OWN[bytes] = lambda value: bytes.__getitem__(value, slice(None))  # what Python's own types make of a sub-class: itself, as theirs
 NUMBERS = {int, bool, float}  # that NumPy makes doubles of, in one list
 NO_LISTS = str, bytes, bytearray, memoryview, range, buffer  # sequences to Python, arrays or texts to NumPy
-USERS = 256  # number of the first dtype that is not NumPy's own
 WIDEST = {"b": "?", "i": "i8", "f": "f8", "c": "c16"}  # of NumPy's own dtypes, what holds a Python number of that kind
 EXACT = 1 << 53  # integers up to here are doubles
 MOST_DIMENSIONS = 64  # of an array
-
-
-def is_own(dtype: np.dtype[Any]) -> bool:
-    """Whether it is one of NumPy's own dtypes, not one of a user's, such as bfloat16."""
-    return 0 <= dtype.num < USERS
 
 
 def kind_of(dtype: np.dtype[Any]) -> str:

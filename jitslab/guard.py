@@ -237,6 +237,8 @@ class SlabObjectGuard(Fields, Generic[R]):
         near.  Reading such an attribute raises CPython's own AttributeError, which proposes near names when it is shown.
     FieldTypeError, FieldRangeError, ArrayError
         By an assignment of another kind, out of range, or of another shape; nothing is written.
+    FieldTextError
+        By reading a text field that holds no text.
     CopyError
         If it is copied or pickled.
 

@@ -48,7 +48,6 @@ from ._cpython import (
     new_reference,
     none,
     put_error,
-    storing,
     take_error,
     visit,
 )
@@ -281,11 +280,12 @@ def _guard_dealloc(self: int, unused: int) -> int:
 @kernel
 def was_left(guard: int) -> bool:
     """Free the record of a guard that ends, and say so if it was live; the guard has ended then, or somebody has it."""
-    handle = load8(guard, OWNED // 8)
-    store8(guard, OWNED // 8, 0)
-    c = control_of(guard)
+    if not is_at_home(guard):
+        return False
+    handle, c = load8(guard, OWNED // 8), control_of(guard)
     heap = my_heap(c)
-    if not is_at_home(guard) or not is_live(heap, handle):
+    store8(guard, OWNED // 8, 0)
+    if not is_live(heap, handle):
         return False
     error = take_error()
     held = PyBytes_FromStringAndSize(load8(guard, AT // 8), frozen(c, C_ITEMSIZE))
@@ -632,19 +632,19 @@ LIFE_FUNCTIONS = (
 )
 GUARD_FUNCTIONS = (*FIELD_FUNCTIONS, *LIFE_FUNCTIONS)
 OWNER_FUNCTIONS = (_new_owner, _owner_dealloc, _traverse)
-_store_guard_functions, _store_owner_functions = storing(*GUARD_FUNCTIONS), storing(*OWNER_FUNCTIONS)
+store_guard_functions, store_owner_functions = _cpython.storing(GUARD_FUNCTIONS), _cpython.storing(OWNER_FUNCTIONS)
 
 
 @Entry
 def write_guard_functions(out: int) -> int:
     """Write the addresses of the C functions of guards and views to the array at `out`."""
-    return _store_guard_functions(out)  # type: ignore[no-any-return]  # an intrinsic has no types
+    return store_guard_functions(out)
 
 
 @Entry
 def write_owner_functions(out: int) -> int:
     """Likewise, those of an Owner."""
-    return _store_owner_functions(out)  # type: ignore[no-any-return]  # an intrinsic has no types
+    return store_owner_functions(out)
 
 
 @cached

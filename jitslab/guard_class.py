@@ -19,11 +19,10 @@ import numpy as np
 
 from . import guard_calls
 from .blocktype import is_going
-from .fit import is_own
 from .guard import Field, SlabObjectGuard, SlabRecordView, epoch, has_own
 from .guard_calls import NEW, NOTHING
-from .guard_many import FieldAttribute, Owning, PythonFields, SlabBatchGuard, new_owner
-from .layout import identity
+from .guard_many import Owning, PythonFields, SlabBatchGuard, field_attribute, new_owner
+from .layout import identity, is_own
 
 IN_C = not sysconfig.get_config_var("Py_GIL_DISABLED") and not os.environ.get("JITSLAB_PYTHON_GUARDS")
 _classes: dict[tuple[Any, ...], Any] = {}
@@ -173,7 +172,7 @@ def add_attributes(cls: Any) -> None:
     """Make fields attributes in Python."""
     for field in cls._fields.values():
         if is_free(cls, field.name):
-            setattr(cls, field.name, FieldAttribute(field.name, description(field)))
+            setattr(cls, field.name, field_attribute(field.name, description(field)))
 
 
 def add_c_attributes(cls: Any, nested: bool) -> None:

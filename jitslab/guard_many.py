@@ -60,24 +60,11 @@ def new_owner(cache: Any, n: int) -> Any:
     return owner_maker(OwnerBase)(cache, words)
 
 
-class FieldAttribute:
-    """A field as an attribute, where it is not made in C."""
-
-    def __init__(self, name: str, doc: str) -> None:
-        self.name = name
-        self.__doc__ = doc
-
-    def __get__(self, owner: Any, cls: type) -> Any:
-        """Read the field."""
-        return self if owner is None else owner._read(self.name)
-
-    def __set__(self, owner: Any, value: Any) -> None:
-        """Write the field."""
-        owner._write(self.name, value)
-
-    def __delete__(self, owner: Any) -> None:
-        """Refuse."""
-        owner._delete(self.name)
+def field_attribute(name: str, doc: str) -> property:
+    """Return a field as an attribute, where it is not made in C."""
+    return property(
+        lambda owner: owner._read(name), lambda owner, value: owner._write(name, value), lambda owner: owner._delete(name), doc
+    )
 
 
 class PythonFields(Fields):
@@ -210,7 +197,7 @@ class SlabBatchGuard(Owning, Generic[R]):
     ------
     HandleError
         By every access when records were freed by somebody else (`positions` says which), or all by this guard.
-    FieldNameError, FieldTypeError, FieldRangeError, ArrayError, ClosedError, CopyError
+    FieldNameError, FieldTypeError, FieldRangeError, FieldTextError, ArrayError, ClosedError, CopyError
         As of `SlabObjectGuard`.
 
     Notes

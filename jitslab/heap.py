@@ -30,6 +30,7 @@ from ._native import (
     load4,
     load4_relaxed,
     load8_acquire,
+    load8_relaxed,
     lowest_bit,
     mixed,
     process_at,
@@ -57,6 +58,7 @@ from .layout import (
     NO_SLOT,
     NULL,
     OWN,
+    RETIRED,
     ROUNDS,
     RUN,
     SHARED_HEAP,
@@ -69,7 +71,6 @@ from .layout import (
 from .recover import (
     C_CLAIMED,
     EVEN,
-    RETIRED,
     heap_row,
     is_of,
     live_of,
@@ -601,6 +602,12 @@ def note_claimed(c: int, row: int) -> None:
 
 
 @kernel
+def is_noted(c: int, row: int) -> bool:
+    """Whether a heap row was ever array set `c`'s."""
+    return load8_relaxed(c + C_CLAIMED, row >> 6) >> (row & 63) & 1 != 0
+
+
+@kernel
 def set_here(c: int) -> int:
     """Return the array set of the node that the calling thread runs on."""
     cpu_nodes = frozen(c, C_CPU_NODES)
@@ -627,7 +634,7 @@ def claim(c: int, me: int) -> int:
     control = control_at(c)
     here = set_here(c)
     wake_all(c)
-    row = next_claimed(c, ZERO)
+    row, n_owned = next_claimed(c, ZERO), 0
     while 0 <= row < HEAPS and control.closed == 0:
         at = heap_row(c, row)
         owner = load8_acquire(at, 0)
@@ -635,7 +642,10 @@ def claim(c: int, me: int) -> int:
             if owner != me:
                 store8_release(at, 0, me)
             return at
+        n_owned += owner != 0
         row = next_claimed(c, row + 1)
+    if unlikely(n_owned == HEAPS and is_noted(here, int64(OWN + BACK_HEAP)) and control.closed == 0):
+        return open_heap(here, int64(OWN + SHARED_HEAP))
     lock_word(control.process)
     at = take_heap(c, here, me) if control.closed == 0 else open_heap(here, int64(OWN + CLOSED_HEAP))
     store8_release(control.process, 0, 0)

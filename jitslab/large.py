@@ -1,7 +1,7 @@
 """
 Memory above the largest size class: pages of its own, in kernels.
 
-Above `heap` and `_pages`, below `raw`.  A slot of the cache `large` describes each piece, so its ptr is checked as any other.
+Above `process` and `_pages`, below `raw`.  A slot of the cache `large` describes each piece, so its ptr is checked as any other.
 Pages that are freed are *parked*, up to PARKED_BYTES of them, for the next piece that they fit: a system call and the faults of
 new pages cost more than most programs do with them.
 
@@ -37,6 +37,7 @@ from ._os import give_back
 from ._pages import CAN_MAP, map_pages, map_spare_pages, move_pages, place_pages, unmap_pages
 from .heap import SLOT_MASK, alloc, free_any, is_live
 from .layout import NULL, C
+from .process import let_all_kept_go, part_with, part_with_moved
 from .rawlayout import (
     A_BLOCK,
     A_BYTES,
@@ -74,7 +75,7 @@ from .rawlayout import (
 )
 from .slab import C_LIMIT, C_NODES, C_WORDS, set_at
 
-C_RECORDS = C["records"] // 8
+C_RECORDS, C_PROCESS = C["records"] // 8, C["process"]
 page_bytes = _os.page_bytes
 _parked_size: Any = kernel(parked_size)
 
@@ -122,6 +123,12 @@ def large_at(s: int, ptr: int, size: int) -> int:
 
 
 @kernel
+def process_of(s: int) -> int:
+    """Return the address of the PROCESS block."""
+    return frozen(load8(s, S_LARGE), C_PROCESS)
+
+
+@kernel
 def whole_pages(size: int) -> int:
     """Return the size in whole pages."""
     return (size + page_bytes - 1) & -page_bytes
@@ -138,6 +145,7 @@ def allocate_large(s: int, size: int, fresh: int) -> int:
         pages = map_pages(n)
         if pages == 0:
             give_up_all(s)
+            let_all_kept_go(process_of(s))
             pages = map_pages(n)
         if pages == 0:
             return int64(NULL)
@@ -186,7 +194,7 @@ def drop_large(s: int, ptr: int, at: int, pages: int) -> None:
     if is_of(hold, ptr):
         give_back(pages, n)
     elif not park(s, pages, n):
-        unmap_pages(pages, n)
+        part_with(process_of(s), pages, n)
     free_any(load8(s, S_LARGE), my_heap(load8(s, S_LARGE)), ptr - load8(s, S_LARGE_BASE))
 
 
@@ -205,8 +213,12 @@ def realloc_large(s: int, ptr: int, old: int, new: int) -> int:
     n = load8(at, L_BYTES)
     moved, size = pages, whole_pages(new)
     if is_mine and LARGEST < new <= MAX_BYTES:
-        if size != n:
+        if size > n:
             moved = move_pages(pages, n, size)
+            if moved != 0 and moved != pages:
+                part_with_moved(process_of(s), pages, n)
+        elif size < n:
+            part_with(process_of(s), pages + size, n - size)
         if moved != 0:
             store8(at, L_BYTES, size)
             store8(at, L_ASKED, new)
@@ -271,7 +283,7 @@ def let_pages_go(words: int) -> int:
         return int64(0)
     at = load8(load8(s, S_LARGE), C_RECORDS) + ((ptr - load8(s, S_LARGE_BASE)) & SLOT_MASK) * LARGE_BYTES
     if not compare_exchange(at + AT_HOLD, as_mark(number, ptr), 0):
-        unmap_pages(pages, load8(words, A_BYTES))
+        part_with(process_of(s), pages, load8(words, A_BYTES))
     return int64(0)
 
 
@@ -341,7 +353,7 @@ def parked_pages(s: int, n: int) -> int:
         if n <= size <= n + (n >> 2) and compare_exchange(s + AT_PARKED + 8 * k, word, 0):
             pages = word >> PARKED_SHIFT << PARKED_PAGE
             if size > n:
-                unmap_pages(pages + n, size - n)
+                part_with(process_of(s), pages + n, size - n)
             return pages
     k = fetch_add(s + AT_HAND, 1) & (PARKED - 1)
     give_up(s, k)
@@ -353,7 +365,7 @@ def give_up(s: int, k: int) -> None:
     """Give the pages in a place back to the system."""
     word = load8_acquire(s + AT_PARKED, k)
     if word != 0 and compare_exchange(s + AT_PARKED + 8 * k, word, 0):
-        unmap_pages(word >> PARKED_SHIFT << PARKED_PAGE, _parked_size(word))
+        part_with(process_of(s), word >> PARKED_SHIFT << PARKED_PAGE, _parked_size(word))
 
 
 @kernel

@@ -30,8 +30,8 @@ Read first: the words, the ladders, the data and the laws of a cache.
    Free bits, slab rows, lists, counts: the holder of the lock, who owns a heap of the cache.  The frozen part: nobody after
    creation.
    Order of locks: the process's registry, then one cache's lock.  No system call and no C-API call under a
-   cache's lock; under the registry's, the end of a thread may give empty slabs back to the system, and the opening of a
-   size class, or of a thread's heaps, makes its memory usable.
+   cache's lock; under the registry's, the end of a thread may give empty slabs back to the system, the opening of a size class
+   reserves its addresses and makes them usable, as that of a thread's heaps does, and the address space is looked at.
    The process holds the registry's lock over a fork.  So no cache is opened or closed meanwhile, no heap gets or loses its
    owner, and a cache of which no other thread owns a heap is whole in the child, which then writes nothing to it.  Any other
    may have been copied in the middle of a change: it is TORN, and who first takes its lock in the child rebuilds its index.
@@ -125,6 +125,8 @@ TAKEN = RETIRED | 1  # word & TAKEN == 0 <=> free and not retired
 FREE, PARTIALLY_USED, FULL = 0, 1, 2  # states of a slab
 RELEASING = 3  # on no list while its memory is given back
 SOUND, TORN, MENDED = 0, 1, 2  # of a cache: no fork came between; one did, and the index is not rebuilt yet; it was
+
+USERS = 256  # number of the first dtype that is not NumPy's own
 
 NO_INIT, TEMPLATE = 0, 1  # what alloc does with the record
 STALE, NO_SLOT, TWICE = 1, 2, 3  # kinds of fault: refused handle; new() on a full cache; slot freed twice in a race
@@ -268,6 +270,8 @@ RANGE = record(
     ("start", "i8"),
     ("bytes", "i8"),
     ("control", "i8"),  # address of the one control block in it that was entered in the registry, 0: none, or several
+    ("block", "i8"),  # address, of a page, of what keeps its content at the end: compiled code may still look at it
+    ("block_bytes", "i8"),
 )
 
 assert CONTROL.itemsize % LINE == 0
@@ -355,21 +359,62 @@ def check_dtype(value: Any) -> np.dtype[Any]:
     """Return the dtype of a record, or raise `LayoutError`."""
     try:
         dtype: np.dtype[Any] = np.dtype(value)
-    except (TypeError, ValueError) as error:
-        raise LayoutError(f"not a dtype: {error}") from error
-    if dtype.names is None or dtype.fields is None:
-        raise LayoutError(f"a record needs named fields, got {dtype}; write [('value', {dtype.str!r})]")
+    except MemoryError:
+        raise
+    except Exception as error:  # of a class with a dtype of its own, whatever that raises
+        raise LayoutError(f"not a dtype: {error}{advice(value)}") from error
     if dtype.hasobject:
-        raise LayoutError("a record cannot hold Python objects")
+        raise LayoutError(f"a record cannot hold Python objects{advice(value)}")
+    if dtype.names is None or dtype.fields is None:
+        base = dtype.base
+        one = repr(base.str if base.itemsize else f"{base.kind}8") if is_own(base) and not base.names else base.name
+        many = f", {dtype.shape}" if dtype.shape else ""
+        raise LayoutError(f"a record needs named fields, got {dtype}; write [('value', {one}{many})]")
     if dtype.itemsize == 0:
         raise LayoutError("a record cannot be of size 0")
-    fields, end = dtype.fields, 0
-    for name in sorted(dtype.names, key=lambda n: int(fields[n][1])):  # by name: `fields` has titles, too
+    check_places(dtype, "")
+    return own_copy(dtype)
+
+
+def check_places(dtype: np.dtype[Any], within: str) -> None:
+    """Raise if fields of a record, or of one in it, overlap."""
+    fields: Any = dtype.fields
+    end = 0
+    for name in sorted(dtype.names or (), key=lambda n: int(fields[n][1])):  # by name: `fields` has titles, too
         field, offset = fields[name][:2]
         if offset < end:
-            raise LayoutError(f"fields overlap at byte {offset} ({name!r})")
+            raise LayoutError(f"fields overlap at byte {offset} ({within + name!r})")
         end = offset + field.itemsize
-    return own_copy(dtype)
+        if field.base.names is not None:
+            check_places(field.base, f"{within}{name}.")
+
+
+def advice(value: Any) -> str:
+    """Return the end of a message: what to write for a class that is no dtype, and for a type of Numba's, alone or in a list."""
+    fields = [it[:2] for it in value if isinstance(it, tuple) and len(it) > 1] if isinstance(value, list) else [(None, value)]
+    for name, of in fields:
+        where = "" if name is None else f"; field {name!r}"
+        if isinstance(of, type) and of not in (object, np.object_) and means_objects(of):
+            return (
+                f"{where}: class {of.__name__} is no dtype; declare its annotations under @jitslab.record,"
+                " in the place of dataclass, NamedTuple or TypedDict"
+            )
+        if type(of).__module__.startswith("numba.") and str(of) in np.sctypeDict:
+            return f"{where}: for Numba's {of} write {str(of)!r}"
+    return ""
+
+
+def means_objects(of: type) -> bool:
+    """Whether a class is to NumPy one of Python objects."""
+    try:
+        return np.dtype(of).kind == "O"
+    except Exception:  # as in `check_dtype`
+        return False
+
+
+def is_own(dtype: np.dtype[Any]) -> bool:
+    """Whether it is one of NumPy's own dtypes, not one of a user's, such as bfloat16."""
+    return 0 <= dtype.num < USERS
 
 
 def own_copy(dtype: np.dtype[Any]) -> np.dtype[Any]:

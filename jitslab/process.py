@@ -9,17 +9,17 @@ natively, as the memory's last array goes (`leave_range`), or not at all.
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import sys
 import threading
 from typing import Any
 
 import numpy as np
-from llvmlite.binding import ffi
-from numba.core.compiler_lock import global_compiler_lock
 
 from . import _os
 from ._native import (
+    COMPILE_LOCKS,
     Entry,
     c_function,
     c_object,
@@ -41,6 +41,7 @@ from ._native import (
     zero_bytes,
 )
 from ._os import address_space_limit, address_space_used
+from ._pages import map_hole, map_zeros, reserve_pages, unmap_pages
 from .errors import CacheFullError
 from .heap import leave_heap, shut_heap
 from .layout import (
@@ -73,8 +74,17 @@ from .slab import C_LOCK, C_NODES, ONE, ZERO, lock_word, set_at, slab_at, unlock
 ROWS = PROCESS.itemsize  # the registry's first row
 P_KEY, P_PATH, P_TEXT = (offsets(PROCESS)[name] for name in ("key", "path", "text"))
 TEXT_BYTES = PROCESS["text"].itemsize
-R_START, R_BYTES, R_CONTROL = (offsets(RANGE)[name] // 8 for name in ("start", "bytes", "control"))
+R_START, R_BYTES, R_CONTROL, R_BLOCK, R_BLOCK_BYTES = (
+    offsets(RANGE)[name] // 8 for name in ("start", "bytes", "control", "block", "block_bytes")
+)
 C_RELEASING = C["releasing"]
+# After the registry: what is kept.
+MOST_KEPT = 512  # ranges: each takes up to 6 of the 65,530 mappings that Linux gives a process
+KEPT_SHARE = 16  # and all together up to a 16th of the address space
+KEPT = ROWS + 8 * MAX_ROWS
+K_FIRST, K_COUNT, K_BYTES, K_MOST, K_LIMITED = range(5)
+K_RANGES = KEPT + 64  # address and bytes of each
+assert MOST_KEPT & (MOST_KEPT - 1) == 0
 PASSES = 4  # times that `close` looks for what other threads were in the middle of
 
 
@@ -149,7 +159,9 @@ def close(p: int, c: int) -> None:
 
 @Entry
 def leave_range(words: int) -> int:
-    """The end of a `_os.Reservation`: whatever is in it leaves the registry, before the memory is unmapped."""
+    """The end of a `_os.Reservation`: whatever is in it leaves the registry, then its memory is given back."""
+    if load8(words, R_START) == 0:  # it was never there
+        return ZERO
     p = c_object("jitslab.process")
     control = load8(words, R_CONTROL)
     lock_word(p)
@@ -158,6 +170,7 @@ def leave_range(words: int) -> int:
     else:
         leave(p, control)
     unlock_registry(p)
+    end_range(words)
     return ZERO
 
 
@@ -181,7 +194,7 @@ def close_rows_in(p: int, start: int, end: int) -> int:
     """
     n = int64(0)
     for row in range(process_at(p).n_rows):
-        if start <= load8(p + ROWS, row) < start + n:
+        if start <= load8(p + ROWS, row) < end:
             close_row(p, row)
             n += 1
     return n
@@ -342,6 +355,9 @@ def range_of(p: int, room: int) -> int:
 @Entry
 def find_share(p: int, without_capacity: int) -> int:
     """Bytes of address space that one more cache may take: beyond what its capacity needs, or if it was given none."""
+    process = process_at(p)
+    if without_capacity == 0 and process.n_rows - process.n_holes >= FEW_ROWS:
+        return ZERO
     lock_word(p)
     room = room_of(p)
     share = range_of(p, room) if without_capacity != 0 else share_of(p, room)
@@ -454,9 +470,119 @@ def start(p: int) -> int:
     return ZERO
 
 
+# --- The end of memory ---
+
+
+@kernel
+def keep_range(p: int, start: int, n: int) -> None:
+    """Keep a range that reads as zeros; the oldest go, so that there are not too many."""
+    lock_word(p)
+    while True:
+        count = load8(p + KEPT, K_COUNT)
+        if count < MOST_KEPT and (count == 0 or load8(p + KEPT, K_BYTES) + n <= load8(p + KEPT, K_MOST)):
+            break
+        unlock_registry(p)
+        let_oldest_go(p)
+        lock_word(p)
+    at = 2 * ((load8(p + KEPT, K_FIRST) + count) & (MOST_KEPT - 1))
+    store8(p + K_RANGES, at, start)
+    store8(p + K_RANGES, at + 1, n)
+    store8(p + KEPT, K_BYTES, load8(p + KEPT, K_BYTES) + n)
+    store8(p + KEPT, K_COUNT, count + 1)
+    unlock_registry(p)
+
+
+@kernel
+def let_oldest_go(p: int) -> int:
+    """Unmap the range that is kept longest; returns its bytes, 0: none is kept."""
+    start, n = ZERO, ZERO
+    lock_word(p)
+    count = load8(p + KEPT, K_COUNT)
+    if count > 0:
+        first = load8(p + KEPT, K_FIRST)
+        start, n = load8(p + K_RANGES, 2 * first), load8(p + K_RANGES, 2 * first + 1)
+        store8(p + KEPT, K_FIRST, (first + 1) & (MOST_KEPT - 1))
+        store8(p + KEPT, K_COUNT, count - 1)
+        store8(p + KEPT, K_BYTES, load8(p + KEPT, K_BYTES) - n)
+    unlock_registry(p)
+    if n > 0:
+        unmap_pages(start, n)
+    return n
+
+
+@kernel
+def let_all_kept_go(p: int) -> int:
+    """Unmap all ranges that are kept; returns how many bytes."""
+    total = ZERO
+    while True:
+        n = let_oldest_go(p)
+        if n == 0:
+            return total
+        total += n
+
+
+@Entry
+def let_kept_go(p: int) -> int:
+    """`let_all_kept_go`, from Python."""
+    return let_all_kept_go(p)
+
+
+@kernel
+def part_with(p: int, start: int, n: int) -> None:
+    """Give n bytes of pages back that compiled code may have arrays of; their addresses are kept."""
+    if n <= load8(p + KEPT, K_MOST) and map_zeros(start, n, load8(p + KEPT, K_LIMITED)):
+        keep_range(p, start, n)
+    else:
+        unmap_pages(start, n)
+
+
+@kernel
+def part_with_moved(p: int, start: int, n: int) -> None:
+    """The same for pages that the system has moved elsewhere."""
+    if n <= load8(p + KEPT, K_MOST) and map_hole(start, n, load8(p + KEPT, K_LIMITED)):
+        keep_range(p, start, n)
+
+
+@kernel
+def end_range(words: int) -> None:
+    """
+    Give the memory of a range back, by its words (`layout.RANGE`); its addresses are kept.
+
+    The block in it keeps its content.  If the range begins with it, it is one of many mappings, which become one; else
+    the others stay, since a closed cache is written to before its block.
+    """
+    p = c_object("jitslab.process")
+    start, n, block = load8(words, R_START), load8(words, R_BYTES), load8(words, R_BLOCK)
+    stop, end, is_limited = block + load8(words, R_BLOCK_BYTES), start + n, load8(p + KEPT, K_LIMITED)
+    rest = (stop + _os.page_bytes - 1) & -_os.page_bytes
+    is_kept = block != 0 and n <= load8(p + KEPT, K_MOST)
+    if is_kept and block > start and is_limited == 0:
+        _os.give_back(start, block - start)
+        _os.give_back(rest, end - rest)
+    elif is_kept:
+        is_kept = map_zeros(rest, end - rest, is_limited) and (block == start or map_zeros(start, block - start, is_limited))
+    if is_kept:
+        zero_bytes(stop, rest - stop)
+        keep_range(p, start, n)
+    else:
+        unmap_pages(start, n)
+
+
+@Entry
+def map_range_of(p: int, words: int, n: int) -> int:
+    """Map a range of addresses, in the place of what is kept if need be, and note it in its words; 0: there are none left."""
+    at = reserve_pages(n)
+    if at == 0 and let_all_kept_go(p) != 0:
+        at = reserve_pages(n)
+    if at != 0:
+        store8(words, R_BYTES, n)
+        store8_release(words, R_START, at)
+    return at
+
+
 # --- From Python ---
 
-_address, _memory = _os.map_range(ROWS + 8 * MAX_ROWS, usable=True)
+_address, _memory = _os.map_range(K_RANGES + 16 * MOST_KEPT, usable=True)
 keep(_memory)
 name_address("jitslab.process", _address)
 STATM = b"/proc/self/statm"
@@ -469,6 +595,7 @@ class Process:
         self.memory = np.frombuffer(_memory, np.uint8)
         self.block = self.memory[:ROWS].view(PROCESS)
         self.address = _address
+        self.kept = self.memory[KEPT:K_RANGES].view(np.int64)
         self.block["addresses"] = _os.address_space(self.address)
         self.block["most"] = _os.most_mappings() // MAPPINGS
         self.block["path"].view(np.uint8)[0, : len(STATM)] = np.frombuffer(STATM, np.uint8)
@@ -481,6 +608,12 @@ class Process:
         self.block["key"] = -1  # first: the number may be another's as soon as it is given back
         if key != -1:
             _os.drop_thread_exit_key(key)
+
+    @property
+    def most_addresses(self) -> int:
+        """Bytes of address space that this process may have."""
+        limit, most = _os.address_limit(), int(self.block["addresses"][0])
+        return most if limit == -1 else min(limit, most)
 
     @property
     def n_open(self) -> int:
@@ -516,13 +649,9 @@ def this_process() -> Process:
     return _process
 
 
-# Where the locks are that a thread in the middle of a compile holds, in the order in which it takes them: ours, Numba's,
-# llvmlite's.  A child of fork would wait for them for ever.
-_PLACES: tuple[tuple[Any, str], ...] = (
-    (sys.modules[__name__], "_first"),
-    (global_compiler_lock, "_lock"),
-    (ffi.lib._lock, "_lock"),
-)
+# Where the locks are that a thread holds while it opens the first cache, or compiles, in the order in which it takes them.
+# A child of fork would wait for them for ever.
+_PLACES = ((sys.modules[__name__], "_first"), *COMPILE_LOCKS)
 
 
 class _Held(threading.local):
@@ -561,6 +690,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_take_locks, after_in_parent=_give_locks, after_in_child=_renew_locks)
 
 
-def reserve(n: int, *kept: Any) -> _os.Reservation:
-    """Reserve a range of addresses for caches, which leave the registry when it ends; `kept` stays as long."""
-    return _os.Reservation(n, leave_range, *kept)
+def reserve(n: int, *kept: Any, end: Entry = leave_range) -> _os.Reservation:
+    """
+    Reserve a range of addresses for caches, which leave the registry when it ends; `kept` stays as long.
+
+    Raises
+    ------
+    CacheFullError
+        If the address space, or its limit (RLIMIT_AS), does not hold it, not even without what is kept.
+    """
+    process = this_process()
+    process.kept[K_MOST], process.kept[K_LIMITED] = process.most_addresses // KEPT_SHARE, _os.counts_usable()
+    reservation = _os.Reservation(np.zeros(RANGE.itemsize // 8, np.int64), end, *kept)
+    if map_range_of(process.address, reservation.words.ctypes.data, n) == 0:
+        raise CacheFullError(f"cannot reserve {n} bytes of address space{_os.limit_text()}: {os.strerror(errno.ENOMEM)}")
+    return reservation

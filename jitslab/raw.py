@@ -44,6 +44,7 @@ from ._native import (
     shift_right,
     slow,
     store4,
+    store8,
     thread_pointer,
     zero_bytes,
 )
@@ -53,7 +54,7 @@ from .heap import F_ADDRESS as CACHE_ADDRESS
 from .large import allocate_large, free_all, free_large, large_at, large_scratch, page_bytes, pages_at, realloc_large
 from .layout import NULL, TAKEN, C, H
 from .opening import C_PROCESS, control_of, open_class
-from .process import R_CONTROL, R_START, close, leave, unlock_registry
+from .process import R_CONTROL, R_START, close, end_range, leave, part_with, unlock_registry
 from .rawlayout import (
     AT_SCRATCH,
     CLASS_BYTES,
@@ -357,24 +358,30 @@ def close_sizes(s: int) -> int:
 @Entry
 def end_sizes(words: int) -> int:
     """The end of an allocator's memory: its classes leave the registry, and their ranges and large memory are unmapped."""
-    if load8(words, R_CONTROL) == 0:  # it was never there
-        return int64(0)
     s = load8(words, R_START)
+    if s == 0:  # it was never there
+        return int64(0)
+    if load8(words, R_CONTROL) == 0:  # nor was an allocator in it
+        end_range(words)
+        return int64(0)
     free_all(s)
     scratch = load8(s + AT_SCRATCH, 0)
     if scratch != 0:
+        store8(s + AT_SCRATCH, 0, 0)
         unmap_pages(scratch, load8(scratch, 0) + page_bytes)
     p = c_object("jitslab.process")
     lock_word(p)
     for number in range(load8(s, S_N_ROWS)):
         c = load8(s + ROWS + number * CLASS_BYTES, K_CONTROL)
         plan = s + PLANS + number * PLAN_BYTES
-        start = load8(plan, P_MEMORY)
-        if start != 0:
-            if c != 0:
-                leave(p, c)
-            unmap_pages(start, load8(plan, P_BYTES))
+        if c != 0 and load8(plan, P_MEMORY) != 0:
+            leave(p, c)
     unlock_registry(p)
+    for number in range(load8(s, S_N_ROWS)):
+        plan = s + PLANS + number * PLAN_BYTES
+        if load8(plan, P_MEMORY) != 0:
+            part_with(p, load8(plan, P_MEMORY), load8(plan, P_BYTES))
+    end_range(words)
     return int64(0)
 
 

@@ -31,6 +31,7 @@ from ._native import (
     thread_pointer,
     u4_array,
     unlikely,
+    zero_bytes,
 )
 from ._os import yield_core
 from .layout import (
@@ -79,7 +80,6 @@ from .slab import (
 C_CLAIMED, C_FAULTS, C_TICKS = C["claimed"], C["faults"], C["ticks"]
 C_OWN_HEAPS, C_OWN_STEP, F_CLAIM = C["own_heaps"], C["own_step"], C["f_claim"]
 EVEN = -2
-MOVED = -1  # answer of `check_laws`: not at rest
 SAMPLES = 4000  # looks of `is_moving`: some 100 microseconds
 
 
@@ -362,8 +362,8 @@ def broken(law: int, slab: int) -> int:
 
 
 @kernel
-def check_magazines(c: int, parked_bits: int) -> int:
-    """L9, L1 among magazines; sets a bit for each slot that is in one."""
+def check_magazines(c: int, parked_bits: int, start: int, end: int) -> int:
+    """L9, L1 among magazines; sets a bit for each of the slots from `start` to `end` that is in one."""
     control = control_at(c)
     seen = i8_array(parked_bits)
     row = next_heap(c, ZERO)
@@ -376,17 +376,18 @@ def check_magazines(c: int, parked_bits: int) -> int:
             slot = load4(heap + MAGAZINE, j)
             if slot < control.first_slot or slot >= control.n_slabs << control.shift:
                 return broken(int64(9), int64(NIL))
-            bit, word = int64(1) << (slot & 63), (slot - control.first_slot) >> 6
-            if seen[word] & bit != 0:
-                return broken(int64(1), slot >> control.shift)
-            seen[word] |= bit
+            if start <= slot < end:
+                bit, word = int64(1) << (slot & 63), (slot - start) >> 6
+                if seen[word] & bit != 0:
+                    return broken(int64(1), slot >> control.shift)
+                seen[word] |= bit
         row = next_heap(c, row + 1)
     return int64(0)
 
 
 @kernel
-def check_slab(c: int, i: int, parked_bits: int) -> int:
-    """L1 to L6 of one slab."""
+def check_slab(c: int, i: int, parked_bits: int, start: int) -> int:
+    """L1 to L6 of one slab; the bits of slots in magazines are those from slot `start` on."""
     control = control_at(c)
     slab = slab_at(c, i)
     slots = int64(1) << control.shift
@@ -397,7 +398,7 @@ def check_slab(c: int, i: int, parked_bits: int) -> int:
     for at in range(slots):
         slot = (i << control.shift) + at
         word = load4(frozen(c, C_WORDS), slot)
-        parked_here = seen[(slot - control.first_slot) >> 6] >> (slot & 63) & 1
+        parked_here = seen[(slot - start) >> 6] >> (slot & 63) & 1
         free_here = bits[slot >> 6] >> (slot & 63) & 1
         fresh_here = 1 if is_fresh(c, i, at) else 0
         places = parked_here + free_here + fresh_here
@@ -463,22 +464,24 @@ def check_laws(c: int, parked_bits: int, n_words: int) -> int:
     Recount everything of one array set from the generations.
 
     c            int64   address of its CONTROL row
-    parked_bits  int64   address of one zero bit a slot from its first to its limit, in words of 64
+    parked_bits  int64   address of words to work with, for the slots of one slab at least
     n_words      int64   how many words
 
-    Returns 0, ``law << 32 | slab + 1`` of the first broken law (slab NIL: of the whole cache), or MOVED if the cache has
-    grown beyond the words.  O(slots).
+    Returns 0, or ``law << 32 | slab + 1`` of the first broken law (slab NIL: of the whole cache).  O(slots).
     Needs   rest.
     """
+    control = control_at(c)
     lock(c)
-    if (control_at(c).n_slabs << control_at(c).shift) - control_at(c).first_slot > n_words * BLOCK:
-        unlock(c)
-        return int64(MOVED)
-    answer = check_magazines(c, parked_bits)
-    i = int64(control_at(c).first_slab)
-    while answer == 0 and i < control_at(c).n_slabs:
-        answer = check_slab(c, i, parked_bits)
-        i += 1
+    answer, i, end = int64(0), int64(control.first_slab), int64(control.n_slabs)
+    while answer == 0:  # as many slabs at a time as the words have bits for
+        start, stop = i << control.shift, min(i + (n_words * BLOCK >> control.shift), end)
+        zero_bytes(parked_bits, n_words * 8)
+        answer = check_magazines(c, parked_bits, start, stop << control.shift)
+        while answer == 0 and i < stop:
+            answer = check_slab(c, i, parked_bits, start)
+            i += 1
+        if i >= end:
+            break
     if answer == 0:
         answer = check_lists(c)
     unlock(c)

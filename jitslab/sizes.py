@@ -22,7 +22,6 @@ from ._native import owner
 from ._os import (
     CAN_GROW,
     DEFAULT_LIMIT,
-    Reservation,
     limit_text,
     make_readable,
     make_usable,
@@ -56,16 +55,14 @@ from .layout import (
     HEAPS,
     LEAST_BYTES,
     NULL,
-    RANGE,
     ROUNDS,
     SLAB_BYTES,
-    offsets,
     record_stride,
     round_up,
     slab_shape,
 )
 from .names import naming
-from .process import this_process
+from .process import R_BLOCK, R_BLOCK_BYTES, R_CONTROL, reserve, this_process
 from .ranges import ClassMemory, Wanted, block_of, dtype_of, plan_classes
 from .rawlayout import (
     CLASS,
@@ -93,7 +90,6 @@ RESERVED = 16 << 30  # most bytes of a larger one
 ALL_SHIFT = 4  # so much of a cache's share of the address space is a class's where all classes are opened at once
 SPARE = HEAPS * ROUNDS  # slots of a class, at least, where there is room: some will be retired
 MOST_LARGE = 1 << 16  # mappings of a Linux process by default
-R_CONTROL = offsets(RANGE)["control"] // 8
 _numbers = itertools.count(1)  # of arrays that keep pages mapped
 
 
@@ -310,9 +306,10 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         except CacheFullError:
             if len(self._placement.sets) == 1 or self._placement.is_simulated:
                 raise
+            self._forget_block()
             self._placement = self._placement.undivided()  # one array set needs less
             self._of_caches["nodes"] = 1  # all caches of an allocator have as many
-            self._make()  # in the place of what there was
+            self._make()
         self._numba_type_ = size_classes_type  # last: who has it is open
         self._see_observed(bool(observe))
 
@@ -321,11 +318,19 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         self._make_block()
         self._use([(low, high, False) for low, high in itertools.pairwise([0, *classes.fixed_table()])])
 
+    def _forget_block(self) -> None:
+        """Let what `_make_block` made go, with its addresses."""
+        hold(self, 0, None)
+        for name in ("_parts", "_caches", "_rows", "_real", "_map", "_counts", "_block"):
+            if hasattr(self, name):
+                delattr(self, name)
+
     def _make_block(self) -> None:
         """Lay the block, the rows and the maps out."""
-        raw.close_sizes.compile()  # while there is memory
+        for entry in (raw.close_sizes, drop_parked):
+            entry.compile()  # while there is memory
         large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, **self._of_caches)
-        reservation = Reservation(rawlayout.SIZES_BYTES, raw.end_sizes, large._block.bytes)
+        reservation = reserve(rawlayout.SIZES_BYTES, large._block.bytes, end=raw.end_sizes)
         memory = np.asarray(reservation)
         self._address = reservation.address
         heaps, n_heaps = self._address + rawlayout.HEAPS_AT, rawlayout.SIZES_BYTES - rawlayout.HEAPS_AT
@@ -357,6 +362,7 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
             values |= {"mode": self._placement.mode, "mask": mask}
         for field, value in values.items():
             block[field] = value
+        reservation.words[R_BLOCK], reservation.words[R_BLOCK_BYTES] = self._address, SIZES.itemsize
         reservation.words[R_CONTROL] = large._address  # from here on there is an allocator to end
         self._largest = LARGEST
         hold(self, self._address, block)

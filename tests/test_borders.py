@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+from inside import Inside
 from numba import njit
 from program import run_python
 
@@ -85,6 +86,7 @@ if pid == 0:
     cache.check()
     cache.close()
     os._exit(0)
+cache._c[C["releasing"] // 8] = 0
 print(os.waitpid(pid, 0)[1])
 """
     assert "0\n" == run_python(program)
@@ -107,16 +109,51 @@ def test_flush_after_close_leaves_an_empty_magazine():
     assert 0 == int(inside.heap(row)["top"])
 
 
-def test_check_of_a_cache_that_grows_meanwhile_is_refused():
-    """The recount does not go beyond the bits that it was given."""
+def test_check_looks_at_few_slabs_at_a_time():
+    """However few the words are that it works with, it finds what it finds with many, and writes to no other."""
     from jitslab import recover
 
-    with jitslab.SlabCache("grown", LINE, capacity=100_000) as cache:
-        cache.alloc_many(5000)
-        bits = np.zeros(4, np.int64)
+    with jitslab.SlabCache("windows", LINE, capacity=100_000) as cache:
+        cache.free_many(cache.alloc_many(50_000)[::3])
+        cache.alloc()
+        inside = Inside(cache)
+        row = next(row for row in inside.owned if inside.heap(row)["top"] > 1)
+        last, slots = int(inside.control["n_slabs"]) - 1, inside.slots
+        for n_slabs in (1, 3, 7, last, last + 1, last + 5):
+            words = np.full(n_slabs * slots // 64 + 2, -1, np.int64)
+            at, n = words[1:].ctypes.data, words.size - 2
+            assert recover.check_laws(cache._address, at, n) == 0
+            for slab in (0, last // 2, last):
+                inside.slabs[slab]["n_free"] += 1
+                assert recover.check_laws(cache._address, at, n) == 3 << 32 | (slab + 1)
+                inside.slabs[slab]["n_free"] -= 1
+            magazine = inside.magazine(row)
+            twice, magazine[0] = int(magazine[0]), magazine[1]
+            assert recover.check_laws(cache._address, at, n) >> 32 == 1
+            magazine[0] = twice
+            assert recover.check_laws(cache._address, at, n) == 0
+            assert (words[0], words[-1]) == (-1, -1)
 
-        assert recover.MOVED == recover.check_laws(cache._address, bits.ctypes.data, 1)
-        assert not bits.any()
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="as Linux limits it")
+def test_check_works_where_no_memory_is_left():
+    """It needs 16 KiB, whatever the size of the cache."""
+    program = """
+import resource, numpy as np, jitslab
+dtype = np.dtype([("a", "u1", 8)])
+cache = jitslab.SlabCache("full", dtype, capacity=4_000_000)
+cache.alloc_many(4_000_000)
+cache.check()
+with open("/proc/self/status") as status:
+    used = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmData"))
+resource.setrlimit(resource.RLIMIT_DATA, (used + 4096, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+try:
+    np.ones(500_000, np.uint8)
+except MemoryError:
+    cache.check()
+    print(len(cache))
+"""
+    assert run_python(program) == "4000000\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory that is locked can be given back elsewhere")

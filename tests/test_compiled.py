@@ -3,6 +3,7 @@
 import gc
 import itertools
 import weakref
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -1079,26 +1080,70 @@ def test_user_code_runs_as_python_without_the_jit():
     """Under NUMBA_DISABLE_JIT=1 the user's functions give the same results with the Python methods."""
     program = """
 import numba, numpy as np, jitslab
-cache = jitslab.SlabCache("plain", np.dtype([("value", "f8"), ("next", "i8")]), capacity=1000)
+# Fields that are named as attributes of NumPy's records are, and that are nested.
+inner = np.dtype([("size", "i4"), ("base", "f8", (2,))])
+node = np.dtype([("value", "f8"), ("next", "i8"), ("data", "i4", (3,)), ("dtype", inner), ("shape", "S3")])
+cache = jitslab.SlabCache("plain", node, capacity=1000, init="zero")
 
 @numba.njit
 def work(cache):
     head = 0
     for i in range(300):
-        h, node = cache.new()
-        node["value"] = i
-        node["next"] = head
+        h, r = cache.new()
+        r.value = i
+        r["next"] = head
+        cache[h].data[1] = i
+        cache.record(h).data[:2] += 1
+        r.dtype.size = i
+        r.dtype.base[0] = cache.at_slot(h & 0xFFFFFFFF).value / 2
         head = h
     total = 0.0
-    while head != 0:
-        total += cache.record(head)["value"]
-        following = cache[head]["next"]
+    for h, r in cache.items():
+        total += r.data.sum() + r.dtype.size + r.dtype.base.sum()
+    for h in cache:
+        if cache[h].value < 100:
+            cache.free(h)
+    head_value = cache[head].value
+    while head in cache:
+        total += cache.record(head).value
+        following = cache[head].next
         cache.free(head)
-        head = int(following)
-    return float(total), len(cache)
+        head = following
+    return total, head_value, len(cache)
 
-assert work.__class__.__name__ == "function"
-print(work(cache))
+values = work(cache)
+print(*map(float, values))
 cache.check()
+h = cache.alloc()
+cache[h] = (1.5, 2, (3, 4, 5), (6, (7.0, 8.0)), b"abc")
+print(cache[h], repr(cache[h]) == repr(cache.gather([h]).astype(node)[0]), cache.records.dtype == node)
+try:
+    cache[h].nothing = 1
+except AttributeError as error:
+    print(error)
 """
-    assert f"({float(sum(range(300)))}, 0)\n" == run_python(program, NUMBA_DISABLE_JIT="1")
+    expected, disabled = (run_python(program, NUMBA_DISABLE_JIT=flag).splitlines() for flag in ("0", "1"))
+
+    assert expected[0] == disabled[0]
+    assert disabled[1:] == [
+        "(1.5, 2, [3, 4, 5], (6, [7.0, 8.0]), b'abc') True True",
+        "the record has no field 'nothing'",
+    ]
+    assert expected[1] == disabled[1]
+
+
+def test_example_of_the_readme_runs_without_the_jit():
+    """The first one, as it stands there."""
+    path = Path(__file__).parent.parent / "README.md"
+    program = f"""
+import doctest
+readme = {path.read_text()!r}
+example = readme[readme.index("## In twenty lines") :]
+example = example[example.index("```pycon") + 8 : example.index("\\n```\\n")]
+assert "nodes[h].value" in example
+test = doctest.DocTestParser().get_doctest(example, {{}}, "README", None, 0)
+runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+runner.run(test)
+print(runner.failures, runner.tries > 10)
+"""
+    assert run_python(program, NUMBA_DISABLE_JIT="1").splitlines()[-1] == "0 True"

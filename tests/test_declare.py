@@ -1,9 +1,12 @@
 """Records declared as classes, and links: what becomes of annotations, what is refused by name, what type checkers see."""
 
 import abc
+import ctypes
+import dataclasses
 import pickle
+import sys
 import types
-import typing  # noqa: F401  # an annotation that is a text names it
+import typing
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
@@ -186,6 +189,146 @@ def test_declared_class_is_used_in_compiled_code():
             assert (2.0, 4.0, 1.0, 0) == (node.value, node.at.x, last.value, last.next)
 
 
+MODULE = """
+from typing import Annotated, ClassVar, Generic, TypeVar
+import jitslab
+
+T = TypeVar("T")
+Small = jitslab.i4
+
+@jitslab.record
+class Point(Generic[T]):
+    limit: ClassVar[int] = 3
+    Wide = jitslab.f8
+    x: Wide
+    n: Small
+
+@jitslab.record
+class Pair:
+    first: Point
+    second: Point[int]
+"""
+
+
+def loaded(source, how):
+    """Return the names that a source makes, without its module in `sys.modules`, or with another one there by its name."""
+    if how == "importlib":
+        module = types.ModuleType("plugin_of_mine")
+        exec(compile(source, "plugin_of_mine.py", "exec", dont_inherit=True), vars(module))
+        return vars(module)
+    names = {"no name": {}, "of a cell": {"__name__": "cell"}, "of another": {"__name__": "json"}}[how]
+    exec(compile(source, "cell", "exec", dont_inherit=True), names)
+    return names
+
+
+@pytest.mark.parametrize("late", ["", "from __future__ import annotations\n"], ids=["", "late"])
+@pytest.mark.parametrize("how", ["importlib", "no name", "of a cell", "of another"])
+def test_record_is_declared_in_any_module(how, late):
+    """Plugins and notebooks run code whose module nothing has entered, or another by that name; annotations are found there."""
+    names = loaded(late + MODULE, how)
+
+    point = np.dtype([("x", "f8"), ("n", "i4")], align=True)
+    assert point == names["Point"].dtype
+    assert np.dtype([("first", point), ("second", point)], align=True) == names["Pair"].dtype
+    with jitslab.SlabCache("pairs", names["Pair"], capacity=4, init="zero") as cache, cache.allocate() as pair:
+        pair.second.n = 5
+        assert (3, 5, True) == (pair.first.limit, pair.second.n, isinstance(pair.second, names["Point"]))
+
+
+LOCAL = """
+from __future__ import annotations
+import jitslab
+
+def record(cls):
+    return jitslab.record(cls)
+
+def outer(Wide):
+    def inner(Small):
+        {decorator}
+        class Point:
+            Own = jitslab.u1
+            x: Wide
+            n: Small
+            k: Own
+        return Point
+    return inner(jitslab.i4)
+
+class Around:
+    Wide = jitslab.f8
+    Small = jitslab.i4
+
+    {decorator}
+    class Point:
+        Own = jitslab.u1
+        x: Wide
+        n: Small
+        k: Own
+
+made = outer(jitslab.f8), Around.Point
+"""
+
+
+@pytest.mark.parametrize("how", ["importlib", "no name"])
+@pytest.mark.parametrize("decorator", ["@jitslab.record", "@record", "@elsewhere", "@jitslab.record\n@elsewhere_nothing"])
+def test_late_annotations_of_local_classes_are_found(decorator, how):
+    """In the functions and classes around them, and in the class; whether a decorator of another module stands between or not."""
+    prepare = "elsewhere = __import__('typed').declare\nelsewhere_nothing = lambda cls: cls\n"
+    source = LOCAL.replace("import jitslab", f"import jitslab\n{prepare}", 1)
+    indented = [
+        line.replace("{decorator}", decorator.replace("\n", "\n" + line[: len(line) - len(line.lstrip())]))
+        for line in source.splitlines()
+    ]
+    for made in loaded("\n".join(indented), how)["made"]:
+        assert np.dtype([("x", "f8"), ("n", "i4"), ("k", "u1")], align=True) == made.dtype
+
+
+def test_what_a_late_annotation_names_and_nothing_has_is_said():
+    """Such as a local of a function that has ended."""
+    source = "from __future__ import annotations\nimport jitslab\n@jitslab.record\nclass Lost:\n    x: jitslab.f8\n    y: Gone\n"
+    for how in ("importlib", "no name"):
+        with pytest.raises(jitslab.LayoutError, match="^field 'y' of Lost: name 'Gone' is not defined"):
+            loaded(source, how)
+
+
+def test_methods_that_guards_would_hide_are_refused_in_any_module():
+    """A module without a name says it is builtins, whose classes have no methods of a user's."""
+    source = "import jitslab\n@jitslab.record\nclass Taken:\n    n: jitslab.i4\n    def free(self): pass\n"
+    for how in ("importlib", "no name", "of a cell"):
+        with pytest.raises(jitslab.LayoutError, match="^method 'free' of Taken would be hidden"):
+            loaded(source, how)
+
+
+def test_class_with_parameters_stands_for_the_class():
+    """``Box[int]`` is to a type checker another type, and of the same records: in caches, allocators and annotations."""
+
+    @jitslab.record
+    class Box(Generic[T]):
+        n: jitslab.i4
+
+        def twice(self):
+            return 2 * self.n
+
+    @jitslab.record
+    class Boxes:
+        one: Box[int]
+        many: Annotated[Any, (Box, (2,))]
+
+    with jitslab.SlabAllocator("boxes") as boxes, jitslab.SlabCache("pairs", Boxes, capacity=4, init="zero") as pairs:
+        for made in (
+            jitslab.SlabCache("boxes", Box[int], capacity=4),
+            boxes.typed(Box[int]),
+            boxes.create_cache("own", Box[str]),
+        ):
+            with made.allocate() as box:
+                box.n = 4
+                assert 8 == box.twice()
+        assert boxes.typed(Box) is boxes.typed(Box[int])
+        boxes.free_typed(int(boxes.allocate_typed(Box)), Box[int])
+        with pairs.allocate() as pair:
+            pair.one.n = 3
+            assert 6 == pair.one.twice()
+
+
 def declare(_bases=(), _name="Bad", **annotations):
     """Declare a class with these annotations."""
     return jitslab.record(type(_name, _bases, {"__annotations__": annotations, "__module__": __name__}))
@@ -198,7 +341,7 @@ class Loose:
 T = TypeVar("T")
 BAD = {
     "no size": ({"tag": Annotated[bytes, "S"]}, "field 'tag' of Bad: |S0 has no size; write one, as in 'S8'"),
-    "str": ({"tag": str}, "field 'tag' of Bad: no NumPy type in str; write Annotated[str, 'f8'] with the one you mean"),
+    "str": ({"tag": str}, "field 'tag' of Bad: no NumPy type in str; write Annotated[str, 'U8'] with the one you mean"),
     "list": ({"it": list}, "field 'it' of Bad: no NumPy type in list; write Annotated[list, 'f8'] with the one you mean"),
     "optional": ({"it": int | None}, None),
     "generic": ({"it": list[int]}, None),
@@ -346,6 +489,7 @@ BASES = {
     "abstract": ((Abstract,), {}, "^Odd lacks what its base declares as abstract: area$"),
     "metaclass": ((OfMeta,), {"word": "b"}, "^guards cannot inherit from Odd: "),
     "tuple": ((tuple,), {}, "^Odd is a tuple; a record is a class of its own, without NamedTuple$"),
+    "dict": ((dict,), {}, "^Odd is a dict; a record is a class of its own, without TypedDict$"),
 }
 
 
@@ -395,6 +539,139 @@ def test_field_named_as_what_only_classes_have(code):
             it.mroo = 1
     declared = jitslab.record(type("Declared", (), {"__annotations__": {"mro": jitslab.i4}}))
     assert ("mro",) == declared.dtype.names
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="syntax of Python 3.12")
+def test_parameters_and_aliases_of_python_3_12():
+    """A class with type parameters, and an alias by ``type``, also where it is the dtype."""
+    source = "import jitslab\ntype Wide = jitslab.f8\n@jitslab.record\nclass Box[T]:\n    x: Wide\n    n: jitslab.i4\n"
+    source += "type Boxed = Box[int]\n"
+    for late in ("", "from __future__ import annotations\n"):
+        names = loaded(late + source, "no name")
+        assert np.dtype([("x", "f8"), ("n", "i4")], align=True) == names["Box"].dtype
+        with jitslab.SlabCache("boxes", names["Boxed"], capacity=4) as cache, cache.allocate() as box:
+            assert isinstance(box, names["Box"])
+
+
+# --- Classes that are something else ---
+
+
+class Plain:
+    """With annotations, not declared."""
+
+    x: float
+    n: int
+
+
+@dataclasses.dataclass
+class Data:
+    """A dataclass."""
+
+    x: float
+    n: int
+
+
+class Named(typing.NamedTuple):
+    """A tuple."""
+
+    x: float
+    n: int
+
+
+class Worded(typing.TypedDict):
+    """A dict."""
+
+    x: float
+    n: int
+
+
+class Coordinates(ctypes.Structure):
+    """What NumPy knows the dtype of."""
+
+    _fields_ = (("x", ctypes.c_double), ("n", ctypes.c_int))
+
+
+class Pointing(ctypes.Structure):
+    """With a pointer, of which it knows none."""
+
+    _fields_ = (("x", ctypes.POINTER(ctypes.c_double)),)
+
+
+class Overlapping(ctypes.Union):
+    """Two in one place."""
+
+    _fields_ = (("x", ctypes.c_double), ("n", ctypes.c_int))
+
+
+@pytest.mark.parametrize("cls", [Plain, Data, Named, Worded], ids=lambda cls: cls.__name__)
+def test_class_that_is_no_dtype_gets_advice_that_works(cls):
+    """Also as a field in a list: its annotations under `jitslab.record`, and nothing else around them."""
+    end = (
+        f"class {cls.__name__} is no dtype; declare its annotations under @jitslab.record, in the place of dataclass, NamedTuple"
+    )
+    for dtype, start in ((cls, ": "), ([("n", "i4"), ("at", cls)], "; field 'at': ")):
+        with pytest.raises(jitslab.LayoutError) as caught:
+            jitslab.SlabCache("bad", dtype, capacity=4)
+        assert str(caught.value) == f"a record cannot hold Python objects{start}{end} or TypedDict"
+    declared = jitslab.record(type(cls.__name__, (), {"__annotations__": dict(cls.__annotations__)}))
+    for dtype in (declared, [("n", "i4"), ("at", declared)]):
+        jitslab.SlabCache("good", dtype, capacity=4).close()
+
+
+def test_dataclass_and_record_exclude_each_other():
+    """In either order: guards are equal to themselves only, and are made by caches."""
+    with pytest.raises(jitslab.LayoutError, match="^Data is a dataclass; write @jitslab.record in the place of @dataclass$"):
+        jitslab.record(Data)
+    late = dataclasses.dataclass(jitslab.record(type("Late", (), {"__annotations__": {"x": float}})))
+    text = "^Late got __eq__ after it was declared; write @jitslab.record without @dataclass$"
+    with pytest.raises(jitslab.LayoutError, match=text):
+        jitslab.SlabCache("late", late, capacity=4)
+
+
+def test_structures_of_ctypes_are_dtypes_where_numpy_says_so():
+    """Others are refused by what NumPy says, or as overlapping."""
+    with jitslab.SlabCache("c", Coordinates, capacity=4, init="zero") as cache, cache.allocate() as it:
+        it.x, it.n = 1.5, 3
+        assert (1.5, 3) == (it.x, it.n)
+    for cls, text in ((Pointing, "^not a dtype: "), (Overlapping, r"^fields overlap at byte 0 \('n'\)$")):
+        with pytest.raises(jitslab.LayoutError, match=text):
+            jitslab.SlabCache("bad", cls, capacity=4)
+        with pytest.raises(jitslab.LayoutError, match=text.replace("'n'", "'at.n'")):
+            jitslab.SlabCache("bad", [("at", cls)], capacity=4)
+
+
+ADVISED = [int, float, bool, str, bytes, "f8", "S", "U0", "S3", "M8[s]", ">i4", ("f8", 3), ("f8", (2, 3)), ("S2", 2)]
+ADVISED += [ctypes.c_int, ctypes.c_double * 3, np.float32, np.str_, None]
+
+
+@pytest.mark.parametrize("dtype", ADVISED, ids=str)
+def test_dtype_without_fields_gets_advice_that_works(dtype):
+    """What the message says to write is taken, and is of that type."""
+    with pytest.raises(jitslab.LayoutError) as caught:
+        jitslab.SlabCache("bad", dtype, capacity=4)
+    advised = eval(str(caught.value).split("; write ")[1])
+    with jitslab.SlabCache("good", advised, capacity=4) as cache:
+        assert np.dtype(dtype) == cache.dtype["value"] or 0 == np.dtype(dtype).itemsize
+
+
+@pytest.mark.parametrize("of", [numba.float64, numba.int32, numba.boolean, numba.complex64, numba.uint8], ids=str)
+def test_types_of_numba_get_the_names_of_numpys(of):
+    """As in the specification of a jitclass."""
+    with pytest.raises(jitslab.LayoutError, match=f"; field 'x': for Numba's {of} write '{of}'$"):
+        jitslab.SlabCache("bad", [("n", "i4"), ("x", of)], capacity=4)
+    jitslab.SlabCache("good", [("n", "i4"), ("x", str(of))], capacity=4).close()
+
+
+def test_error_of_a_class_with_a_dtype_of_its_own_is_passed_on():
+    """Whatever it raises."""
+
+    class Odd:
+        @property
+        def dtype(self):
+            raise KeyError("nothing here")
+
+    with pytest.raises(jitslab.LayoutError, match="^not a dtype: "):
+        jitslab.SlabCache("bad", Odd(), capacity=4)
 
 
 # --- Links ---

@@ -139,7 +139,7 @@ def compiled_kernels():
     for each in of_type(Dispatcher):
         results = each.overloads.items()
         found += [(each.py_func, args, result.fndesc.mangled_name, result.library) for args, result in results]
-    return [each for each in found if each[0].__module__.startswith("jitslab.")]
+    return [each for each in found if (each[0].__module__ or "").startswith("jitslab.")]
 
 
 def test_kernels_are_told_apart_alike_in_every_process():
@@ -197,7 +197,7 @@ def test_every_module_of_a_kernel_is_in_the_hash_of_the_sources():
     """User code that is on disk must not meet other kernels, or other lowerings of its calls: its key has the hash."""
     made = [each.py_func for each in of_type(Dispatcher)] + [each.function for each in of_type(Entry)]
     made += [each._defn for each in of_type(_Intrinsic)]
-    modules = {each.__module__ for each in made if each.__module__.startswith("jitslab.")}
+    modules = {each.__module__ for each in made if (each.__module__ or "").startswith("jitslab.")}
 
     assert set() == modules - {f"jitslab.{name}" for name in _disk.SOURCES}
     assert len(modules) > 10

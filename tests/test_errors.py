@@ -70,7 +70,7 @@ def raised_by_use():
         uses = [
             cache.raise_faults,
             lambda: cache.free_many([1 << 62, 5]),
-            lambda: it.wieght,
+            lambda: it["wieght"],
             lambda: setattr(it, "n", 300),
             lambda: jitslab.caches["errers"],
             lambda: cache.alloc_many(9),

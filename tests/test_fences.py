@@ -23,6 +23,7 @@ ALLOWED = {
         "peak.py": "malloc_trim of the C library, measured beside",
         "process.py": "the address of the process's own block",
         "compiled.py": "addresses of arrays that compiled code passes",
+        "sizes.py": "the address of the words that the end of an array needs",
         "replay.py": "malloc and free of the C library, measured beside; addresses of its own arrays",
     },
     r"\bllvmlite\b|\bir\.[A-Z]": {

@@ -435,12 +435,13 @@ def test_counts_out_of_bounds_are_refused(cache, method):
 PADDED = np.dtype({"names": ["a", "b"], "formats": ["<i4", "<i4"], "offsets": [0, 2]})
 BAD_DTYPES = {
     "no fields": ("f8", "a record needs named fields, got float64; write [('value', '<f8')]"),
-    "sub-array alone": (("f8", 3), "a record needs named fields, got ('<f8', (3,)); write [('value', '|V24')]"),
+    "sub-array alone": (("f8", 3), "a record needs named fields, got ('<f8', (3,)); write [('value', '<f8', (3,))]"),
     "objects": ([("a", "O")], "a record cannot hold Python objects"),
     "objects inside": ([("a", [("b", "O")])], "a record cannot hold Python objects"),
     "size 0": ([("a", "V0")], "a record cannot be of size 0"),
     "no field at all": ([], "a record cannot be of size 0"),
     "overlapping": (PADDED, "fields overlap at byte 2 ('b')"),
+    "overlapping inside": ([("a", "i4"), ("at", [("in", PADDED, (2,))])], "fields overlap at byte 2 ('at.in.b')"),
 }
 
 

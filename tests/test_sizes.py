@@ -449,17 +449,21 @@ def test_thread_without_memory_for_its_heaps_shares_one():
     assert (done.stdout, done.returncode) == ("1000\n1000\n0\n", 0), done.stderr
 
 
-def is_mapped(address):
-    """Whether memory is mapped at an address."""
-    with open("/proc/self/maps") as maps:
-        ranges = ([int(end, 16) for end in line.split()[0].split("-")] for line in maps)
-        return any(start <= address < end for start, end in ranges)
+def fill(address, n):
+    """Write sevens to memory."""
+    ctypes.memset(address, 7, n)
+
+
+def is_filled(address):
+    """Whether sevens are there; what went back to the system reads as zeros."""
+    return ctypes.c_ubyte.from_address(address).value == 7
 
 
 def test_freed_pages_serve_the_next_piece_that_they_fit(memory):
     """One of the same size, or up to a fifth smaller, whose pages' end goes back; what it holds is as undefined as ever."""
     p = memory.allocate(LARGE)
     at = memory.address(p)
+    fill(at, LARGE)
     memory.free(p, LARGE)
     assert memory.stats.memory == LARGE
 
@@ -467,7 +471,8 @@ def test_freed_pages_serve_the_next_piece_that_they_fit(memory):
 
     assert memory.address(q) == at
     assert memory.stats.memory == memory.stats.large_used < LARGE
-    assert not is_mapped(at + LARGE - 4096)
+    assert is_filled(at)
+    assert not is_filled(at + LARGE - 4096)
     with pytest.raises(jitslab.StaleHandleError):
         memory.view(p, LARGE)
 
@@ -491,13 +496,14 @@ def test_parked_pages_go_back(give_back):
     memory = SizeClasses("test")
     pieces = [memory.allocate(LARGE) for _ in range(3)]
     places = [memory.address(p) for p in pieces]
-    for p in pieces:
+    for p, at in zip(pieces, places, strict=True):
+        fill(at, LARGE)
         memory.free(p, LARGE)
-    assert all(map(is_mapped, places))
+    assert all(map(is_filled, places))
 
     getattr(memory, give_back)()
 
-    assert not any(map(is_mapped, places))
+    assert not any(map(is_filled, places))
     memory.close()
 
 
@@ -580,7 +586,7 @@ def test_parked_pages_are_given_up_for_who_would_get_none():
     program = (
         "import resource, jitslab\n"
         "m, mib = jitslab.sizes.SizeClasses(), 1 << 20\n"
-        "m.free(m.allocate(3 * mib), 3 * mib)\n"
+        "m.free(m.allocate(3 * mib, zero=True), 3 * mib)\n"
         "for p in [m.allocate(3 * mib) for _ in range(5)]:\n"
         "    m.free(p, 3 * mib)\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"

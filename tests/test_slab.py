@@ -1,5 +1,6 @@
 """The slab layer: states, lists, colours, runs, and what a cache costs."""
 
+import ctypes
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from program import run_python
 import jitslab
 from jitslab import SlabState, layout, slab
 from jitslab._native import lowest_bit, popcount
+from jitslab.process import let_kept_go, this_process
 
 LINE = np.dtype([("a", "<i8", 8)])
 KIB = np.dtype([("a", "<i8", 125)])
@@ -250,20 +252,24 @@ def test_repr_is_short():
 
 
 def test_memory_goes_with_the_last_view():
-    """A cache that is dropped gives its addresses back, but not before its last record is dropped."""
+    """A cache that is dropped gives its memory back, but not before its last record is dropped; its addresses are kept."""
 
     def mapped():
         with open("/proc/self/statm") as statm:
             return int(statm.read().split()[0])
 
+    let_kept_go(this_process().address)
     before = mapped()
     cache = jitslab.SlabCache("dropped", LINE, capacity=1 << 24)
     record = cache[cache.alloc()]
     record["a"] = 5
+    at = ctypes.c_int64.from_address(record["a"].ctypes.data)
     del cache
-    assert mapped() - before > (1 << 30) // 4096
     assert record["a"].tolist() == [5] * 8
     del record
+    assert at.value == 0
+    assert mapped() - before > (1 << 30) // 4096
+    let_kept_go(this_process().address)
     assert mapped() - before < (1 << 29) // 4096
 
 

@@ -16,6 +16,7 @@ import functools
 import ipaddress
 import math
 import uuid
+import warnings
 from fractions import Fraction
 
 import numpy as np
@@ -387,6 +388,9 @@ PYTHONS += [DAY.replace(fold=1), datetime.time(1), datetime.time(1, tzinfo=UTC),
 PYTHONS += [Moment(1969, 12, 31, 23, 59, 59, 999999), Span(-1, 0, 999), Span(days=10**6), Stamp(2000, 1, 1), Lapse(5)]
 PYTHONS += [datetime.timedelta(0), datetime.timedelta(7), datetime.timedelta.max, datetime.timedelta.min, TICK, -TICK]
 PYTHONS += [datetime.timedelta(seconds=70), datetime.timedelta(milliseconds=1)]
+with warnings.catch_warnings():  # from NumPy 2.5 on
+    warnings.simplefilter("ignore", DeprecationWarning)
+    GENERIC = [np.datetime64("NaT"), np.timedelta64("NaT"), np.timedelta64(5)]
 NUMPYS = [np.bool_(True), np.int8(-3), np.uint8(200), np.int64(2**62 + 1), np.uint64(2**64 - 1), np.float16(0.1), np.float32(0.1)]
 NUMPYS += [
     np.float32(np.inf),
@@ -398,7 +402,7 @@ NUMPYS += [
 ]
 NUMPYS += [np.clongdouble(1.5), np.str_("abc"), np.str_("x\0"), np.bytes_(b"ab"), np.bytes_(b"x\0"), np.void(b"ab"), np.void(b"")]
 NUMPYS += [
-    np.datetime64("NaT"),
+    GENERIC[0],
     np.datetime64("NaT", "s"),
     np.datetime64("2024"),
     np.datetime64("2024-05"),
@@ -410,7 +414,7 @@ NUMPYS += [
     np.datetime64(-(2**62), "ns"),
     np.datetime64(3, "10s"),
 ]
-NUMPYS += [np.datetime64(2**62, "D"), np.datetime64(5, "as"), np.timedelta64("NaT"), np.timedelta64(5), np.timedelta64(1, "Y")]
+NUMPYS += [np.datetime64(2**62, "D"), np.datetime64(5, "as"), GENERIC[1], GENERIC[2], np.timedelta64(1, "Y")]
 NUMPYS += [
     np.timedelta64(24, "M"),
     np.timedelta64(1, "W"),
@@ -561,8 +565,8 @@ PAIRED += [
     np.void(b"ab"),
     np.bool_(False),
 ]
-PAIRED += [np.datetime64(2**40, "s"), np.datetime64(5, "ns"), np.datetime64("NaT"), Moment(2024, 1, 1), datetime.date(2024, 1, 1)]
-PAIRED += [np.timedelta64(2**40, "s"), np.timedelta64(5, "ns"), np.timedelta64(5), np.timedelta64(1, "Y"), Span(1), TICK]
+PAIRED += [np.datetime64(2**40, "s"), np.datetime64(5, "ns"), GENERIC[0], Moment(2024, 1, 1), datetime.date(2024, 1, 1)]
+PAIRED += [np.timedelta64(2**40, "s"), np.timedelta64(5, "ns"), GENERIC[2], np.timedelta64(1, "Y"), Span(1), TICK]
 
 
 @pytest.mark.parametrize("of", FIELDS, ids=str)

@@ -68,3 +68,8 @@ def plain() -> Any:
     with cache.allocate() as it:
         it.x = 1.0
         return it.x
+
+
+def declare(cls: type) -> type:
+    """Declare a class of another module."""
+    return jitslab.record(cls)
