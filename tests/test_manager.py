@@ -102,14 +102,14 @@ def test_options_of_the_manager_are_those_of_its_allocators():
 
 def test_registry_has_every_open_cache(manager):
     """Dedicated ones of any allocator, typed ones, and those made directly."""
-    packets = manager.allocator.create_cache("packets", NODE)
+    parcels = manager.allocator.create_cache("parcels", NODE)
     typed = manager.allocator.typed(POINT)
     nodes = manager.create_allocator("graph").create_cache("nodes of the graph", NODE)
     manager.allocator.allocate(64)
     with SlabCache("direct", NODE, capacity=10) as direct:
         found = dict(manager.caches)
 
-        assert packets is found["packets"] is manager.caches["packets"]
+        assert parcels is found["parcels"] is manager.caches["parcels"]
         assert nodes is found["nodes of the graph"] is manager.caches["nodes of the graph"]
         assert direct is found["direct"] is manager.caches["direct"]
         assert typed in found.values()
@@ -183,8 +183,8 @@ def test_nodes_are_those_of_the_machine(manager):
 
 def test_shutdown_reports_what_is_live_and_closes_what_is_its_own(manager):
     """Records by cache, and raw memory; caches and allocators made directly are counted and stay open."""
-    packets, typed = manager.allocator.create_cache("packets", NODE), manager.allocator.typed(POINT)
-    packets.alloc_many(3)
+    parcels, typed = manager.allocator.create_cache("parcels", NODE), manager.allocator.typed(POINT)
+    parcels.alloc_many(3)
     ptr = manager.allocator.allocate_typed(POINT)
     raw = manager.create_allocator("graph").allocate(100)
     guard = manager.allocator.allocate_object(POINT)
@@ -194,14 +194,14 @@ def test_shutdown_reports_what_is_live_and_closes_what_is_its_own(manager):
         report = manager.shutdown()
         rows = {(row.allocator, row.name): row for row in report.caches}
 
-        assert 3 == rows["default", "packets"].count
-        assert 48 == rows["default", "packets"].bytes
+        assert 3 == rows["default", "parcels"].count
+        assert 48 == rows["default", "parcels"].bytes
         assert (2, ptr) == (rows["default", "typed(x, y)"].count, rows["default", "typed(x, y)"].handles[0])
         assert [raw] == [row.handles[0] for row in report.caches if row.allocator == "graph"]
         assert (6, tuple(handles[:4])) == (rows["", "direct"].count, rows["", "direct"].handles)
         assert 1 == rows["apart", "typed(value, next)"].count
         assert f"  direct: 6 live, 96 bytes: {', '.join(map(hex, handles[:4]))}, ..." in str(report).splitlines()
-        assert (True, True, False, False) == (packets.closed, typed.closed, direct.closed, apart.closed)
+        assert (True, True, False, False) == (parcels.closed, typed.closed, direct.closed, apart.closed)
         assert not any(row.allocator in ("default", "graph") for row in manager.shutdown().caches)
     assert manager.closed
     assert "<SlabAllocatorManager: closed>" == repr(manager)
@@ -335,14 +335,14 @@ def test_old_pointers_are_refused_by_the_next_manager(default):
 
 def test_registry_of_the_module(default):
     """Dedicated caches by name, and every open one; also after shutdown."""
-    packets = jitslab.create_object_cache("packets", NODE)
+    parcels = jitslab.create_object_cache("parcels", NODE)
 
-    assert packets is jitslab.caches["packets"]
-    refused(jitslab.DuplicateNameError, "there is a cache 'packets' already", jitslab.create_object_cache, "packets", POINT)
-    refused(jitslab.UnknownNameError, "there is no cache 'pakcets'; there is 'packets'", jitslab.caches.__getitem__, "pakcets")
+    assert parcels is jitslab.caches["parcels"]
+    refused(jitslab.DuplicateNameError, "there is a cache 'parcels' already", jitslab.create_object_cache, "parcels", POINT)
+    refused(jitslab.UnknownNameError, "there is no cache 'pacrels'; there is 'parcels'", jitslab.caches.__getitem__, "pacrels")
     with SlabCache("direct", NODE, capacity=5) as direct:
         jitslab.shutdown()
-        assert "packets" not in jitslab.caches
+        assert "parcels" not in jitslab.caches
         assert direct is jitslab.caches["direct"]
 
 
@@ -376,8 +376,8 @@ def test_report_at_exit():
     program = """
 jitslab.initialize(report_at_exit=True)
 jitslab.initialize(report_at_exit=True)
-packets = jitslab.create_object_cache("packets", NODE)
-h = packets.alloc()
+parcels = jitslab.create_object_cache("parcels", NODE)
+h = parcels.alloc()
 plain = jitslab.SlabCache("plain", NODE, capacity=10)
 plain.alloc_many(2)
 """
@@ -385,7 +385,7 @@ plain.alloc_many(2)
 
     assert "at exit 3 live, 48 bytes:" == lines[0]
     assert lines[1].startswith("  plain: 2 live, 32 bytes: 0x")
-    assert lines[2].startswith("  default/packets: 1 live, 16 bytes: 0x")
+    assert lines[2].startswith("  default/parcels: 1 live, 16 bytes: 0x")
     assert 3 == len(lines)
 
 
