@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 import measure
-from jitslab import SlabAllocator, SlabCache, peak
+from jitslab import SlabAllocator, SlabCache
+from jitslab.replay import peak
 from loops import ring
 from loops import stress as kernels
 from loops.stress import LAP, SPAN

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from jitslab import peak, replay, trace
+from jitslab.replay import peak, replay, trace
 from measure import Case, Row, Sizes, SkippedError, Table, WrongAnswerError, ratio
 from peers import allocators, native, traces
 from peers.allocators import ALLOCATORS

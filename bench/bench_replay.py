@@ -12,7 +12,7 @@ from functools import partial
 
 import measure
 from bench_start import python
-from jitslab import replay
+from jitslab.replay import replay
 from measure import Case, Figure, Row, Sizes, Table
 from peers import traces
 

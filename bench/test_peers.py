@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bench_peers
-from jitslab import trace
+from jitslab.replay import trace
 from measure import SMOKE, SkippedError, WrongAnswerError
 from peers import allocators, process, traces
 

@@ -2,11 +2,13 @@
 jitslab: a slab allocator for NumPy-dtype records, at about a nanosecond an operation.
 
 A `SlabCache` hands out slots for records of one dtype, from Python and from inside `@njit` and `prange` code; a handle that
-is stale, double-freed or another cache's is refused.  Start with `SlabCache`; the design is told in `jitslab.layout`.
+is stale, double-freed or another cache's is refused.  Start with `SlabCache`; the design is told in `jitslab.core.layout`.
 """
 
 from .allocator import SlabAllocator, warmup
+from .batch_guard import SlabBatchGuard
 from .cache import SlabCache
+from .core.layout import NULL
 from .declare import b1, c8, c16, f2, f4, f8, i1, i2, i4, i8, link, links_of, record, u1, u2, u4, u8
 from .errors import (
     ArrayError,
@@ -46,8 +48,7 @@ from .errors import (
     WrongSizeError,
 )
 from .guard import SlabObjectGuard, SlabRecordView
-from .guard_many import SlabBatchGuard
-from .layout import NULL
+from .machine.numa import NumaNode, nodes
 from .manager import (
     SlabAllocatorManager,
     address,
@@ -64,10 +65,9 @@ from .manager import (
     shutdown,
     view,
 )
-from .numa import NumaNode, nodes
-from .page import SlabNode, SlabObject, SlabPage, SlabState
 from .ptr import SlabPtr
 from .report import LiveCache, LiveReport
+from .views import SlabNode, SlabObject, SlabPage, SlabState
 
 __version__ = "0.1.0"
 

@@ -15,8 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import __version__, recorder, replay, trace
+from . import __version__
 from .errors import SlabError
+from .replay import recorder, replay, trace
 
 NO_RICH = 'jitslab replay draws with rich: pip install "jitslab[cli]"'
 COLUMNS = ("name", "size", "active", "slots", "per slab", "slabs", "use %", "KiB")

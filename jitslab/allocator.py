@@ -16,23 +16,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from . import compiled, numa
+from ._convert import make_template
+from ._names import Names, check_name, naming
+from ._validate import as_count, as_integer
 from .cache import CLOSED, SlabCache
-from .cast import as_count, as_integer, shown
+from .core.layout import NULL, check_dtype, identity
 from .declare import plain
-from .errors import (
-    ConflictError,
-    ForeignHandleError,
-    LayoutError,
-    OptionError,
-    RecordTypeError,
-)
-from .fit import make_template
-from .layout import NULL, check_dtype, identity
-from .names import Names, check_name, naming
+from .errors import ConflictError, ForeignHandleError, LayoutError, OptionError, RecordTypeError, shown
+from .machine import numa
+from .njit import cache as compiled
 from .ptr import SlabPtr, bind
 from .report import LiveCache, LiveReport, live_in, make_report
-from .sizes import SizeClasses
+from .sizes.classes import SizeClasses
 
 CACHE_OPTIONS = {p.name: p.default for p in inspect.signature(SlabCache).parameters.values() if p.kind is p.KEYWORD_ONLY}
 RECORD = type(np.dtype([("x", "u1")]))  # type of the dtypes of records

@@ -20,11 +20,15 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from . import _os, batch, cache_calls, guard_calls, guard_class, layout, numa, recover, slab
-from .block import Block, NewBlock
-from .blocktype import BlockHolder, bind, guard_class_of, hold, set_guard_class
-from .cast import as_count, as_handles, as_integer, check_out, shown
-from .compiled import CacheType, cache_type
+from . import guard_class
+from ._convert import make_template
+from ._validate import as_count, as_handles, as_integer, check_out
+from .batch_guard import SlabBatchGuard, fill, new_batch
+from .core import batch, cache_calls, guard_calls, layout, recover, slab
+from .core.heap import flush_own
+from .core.layout import NULL, C
+from .core.memory import Block, NewBlock
+from .core.process import close_cache, let_kept_go
 from .declare import declared_class, plain
 from .errors import (
     ArrayError,
@@ -42,14 +46,13 @@ from .errors import (
     RetiredError,
     SlabError,
     StaleHandleError,
+    shown,
 )
-from .fit import make_template
 from .guard import SlabObjectGuard
-from .guard_many import SlabBatchGuard, fill, new_batch
-from .heap import flush_own
-from .layout import NULL, C
-from .page import SlabNode, SlabObject, SlabPage, SlabPages, SlabState
-from .process import close_cache, let_kept_go
+from .machine import addresses, numa
+from .njit.blocktype import BlockHolder, bind, guard_class_of, hold, set_guard_class
+from .njit.cache import CacheType, cache_type
+from .views import SlabNode, SlabObject, SlabPage, SlabPages, SlabState
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -847,7 +850,7 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         slab_bytes = self._block.geometry.stride << self._block.geometry.shift
         for slabs in self._slabs():
             start = int(self._all.ctypes.data) + slabs.start * slab_bytes
-            found = _os.nodes_of_pages(start // _os.page_bytes * _os.page_bytes, len(slabs) * slab_bytes)
+            found = addresses.nodes_of_pages(start // addresses.page_bytes * addresses.page_bytes, len(slabs) * slab_bytes)
             node = self._block.placement.sets[slabs.start << self._block.geometry.shift >> self._block.geometry.node_shift]
             for where, n in zip(*np.unique(found[found >= 0], return_counts=True), strict=True):
                 answer[node][int(where)] = int(n)
@@ -884,7 +887,7 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         Raises
         ------
         LawError
-            If a law of `jitslab.layout` is broken, naming it and the slab.
+            If a law of `jitslab.core.layout` is broken, naming it and the slab.
         BusyError
             If other threads are using the cache.
         FaultError

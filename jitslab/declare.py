@@ -20,11 +20,10 @@ from typing import Annotated, Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .cast import shown
-from .errors import LayoutError
+from .core.layout import check_dtype
+from .errors import LayoutError, shown
 from .guard import Fields, SlabObjectGuard, SlabRecordView, has_own
 from .guard_class import PythonGuard, PythonView
-from .layout import check_dtype
 
 T = TypeVar("T")
 LINK = "jitslab.link"  # key in the metadata of a link's dtype

@@ -43,7 +43,35 @@ All of them can be pickled and copied: every parameter but the message has a def
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Sequence
+from typing import Any
+
+# --- How a value is shown in a message ---
+
+MOST_BITS = 2048  # of integers that are printed: 640 digits can be, whatever limit Python was given
+
+
+class _Short(reprlib.Repr):
+    """Python's, but for integers of thousands of digits: of these each version says something else, or fails."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Show an integer, or how long it is."""
+        return f"of {x.bit_length()} bits" if x.bit_length() > MOST_BITS else super().repr_int(x, level)
+
+
+_short = _Short()
+
+
+def shown(value: Any) -> str:
+    """Return a repr, cut where it is long."""
+    try:
+        return _short.repr(value)
+    except Exception:  # it knows types by their names: a user's own `array` or `deque` is none of Python's
+        return _short.repr_instance(value, 0)
+
+
+# --- The classes ---
 
 
 class SlabError(Exception):
@@ -140,7 +168,7 @@ class LawError(SlabError, RuntimeError):
     Attributes
     ----------
     law : int
-        Number of the law in `jitslab.layout`.
+        Number of the law in `jitslab.core.layout`.
     slab : int
         Index of the slab where it is broken, or -1 when it is one of the whole cache.
     """

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn
 
 import numpy as np
 
-from .cast import shown
-from .errors import CopyError, FieldNameError, FieldTextError, FieldTypeError, GuardError, HandleError, StaleHandleError
-from .fit import pack, text_of
-from .guard_calls import RELEASED, write_one
-from .process import this_process
+from ._convert import pack, text_of
+from .core.guard_calls import RELEASED, write_one
+from .core.process import this_process
+from .errors import CopyError, FieldNameError, FieldTextError, FieldTypeError, GuardError, HandleError, StaleHandleError, shown
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from . import guard_calls
-from .blocktype import is_going
+from .batch_guard import Owning, PythonFields, SlabBatchGuard, field_attribute, new_owner
+from .core import guard_calls
+from .core.guard_calls import NEW, NOTHING
+from .core.layout import identity, is_own
 from .guard import Field, SlabObjectGuard, SlabRecordView, epoch, has_own
-from .guard_calls import NEW, NOTHING
-from .guard_many import Owning, PythonFields, SlabBatchGuard, field_attribute, new_owner
-from .layout import identity, is_own
+from .njit.blocktype import is_going
 
 IN_C = not sysconfig.get_config_var("Py_GIL_DISABLED") and not os.environ.get("JITSLAB_PYTHON_GUARDS")
 _classes: dict[tuple[Any, ...], Any] = {}

@@ -18,11 +18,11 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from ._names import Names, check_name, naming
 from .allocator import SlabAllocator, check_options, full, open_allocators
 from .cache import SlabCache, open_caches
 from .errors import ClosedError, ConflictError, CopyError
-from .names import Names, check_name, naming
-from .numa import NumaNode, nodes
+from .machine.numa import NumaNode, nodes
 from .ptr import SlabPtr
 from .report import LiveReport, live_in, make_report
 

@@ -12,9 +12,9 @@ from typing import Any
 import numba
 import numpy as np
 
+from ._validate import as_integer
 from .cache import SlabCache
-from .cast import as_integer, shown
-from .errors import ForeignHandleError, RecordTypeError
+from .errors import ForeignHandleError, RecordTypeError, shown
 
 
 class SlabPtr(int):

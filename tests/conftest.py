@@ -2,7 +2,7 @@
 
 import pytest
 
-from jitslab import numa
+from jitslab.machine import numa
 
 
 @pytest.fixture(autouse=True, scope="session")

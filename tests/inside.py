@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jitslab import layout
+from jitslab.core import layout
 
 
 class Inside:

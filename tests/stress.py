@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 
 import jitslab
-from jitslab import layout
+from jitslab.core import layout
 
 MARKED = np.dtype([("handle", "<i8"), ("mark", "<i8"), ("tail", "<i8", 4)])
 RING = 1024

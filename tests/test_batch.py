@@ -6,8 +6,8 @@ from inside import Inside
 from numba import njit
 
 import jitslab
-from jitslab import layout
-from jitslab._native import is_row
+from jitslab.core import layout
+from jitslab.core.vectors import is_row
 
 CYCLE = 1 << 32
 SIZES = [2, 4, 5, 8, 12, 15, 16, 40, 64, 200, 700]  # of a batch: single slots, rows of 4, 8 and 16, the slab layer

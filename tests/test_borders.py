@@ -11,7 +11,7 @@ from numba import njit
 from program import run_python
 
 import jitslab
-from jitslab import process
+from jitslab.core import process
 
 LINE = np.dtype([("x", "i8"), ("rest", "u1", 56)])
 
@@ -52,7 +52,7 @@ def test_first_caches_of_several_threads_share_one_process_block():
     program = """
 import threading
 import numpy as np, jitslab
-from jitslab import process
+from jitslab.core import process
 made = []
 one = process.Process.__init__
 def counted(self):
@@ -76,7 +76,7 @@ def test_child_of_fork_closes_a_cache_that_was_being_released():
     program = """
 import os, signal
 import numpy as np, jitslab
-from jitslab.layout import C
+from jitslab.core.layout import C
 cache = jitslab.SlabCache("released", np.dtype([("x", "i8")]), capacity=1000)
 h = cache.alloc()
 cache._c[C["releasing"] // 8] = 1
@@ -96,7 +96,7 @@ def test_flush_after_close_leaves_an_empty_magazine():
     """A thread that waits to flush while another closes finds its magazine empty, not below empty."""
     from inside import Inside
 
-    from jitslab import heap, layout
+    from jitslab.core import heap, layout
 
     cache = jitslab.SlabCache("flush", LINE, capacity=1000)
     cache.alloc()
@@ -111,7 +111,7 @@ def test_flush_after_close_leaves_an_empty_magazine():
 
 def test_check_looks_at_few_slabs_at_a_time():
     """However few the words are that it works with, it finds what it finds with many, and writes to no other."""
-    from jitslab import recover
+    from jitslab.core import recover
 
     with jitslab.SlabCache("windows", LINE, capacity=100_000) as cache:
         cache.free_many(cache.alloc_many(50_000)[::3])

@@ -17,7 +17,8 @@ import pytest
 import typed
 
 import jitslab
-from jitslab import layout, link, links_of
+from jitslab import link, links_of
+from jitslab.core import layout
 
 NODE = np.dtype([("value", "f8"), ("next", link("nodes"))])
 

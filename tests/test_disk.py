@@ -19,16 +19,18 @@ from numba.core.extending import _Intrinsic
 from program import run_python
 
 import jitslab
-from jitslab import KernelCacheWarning, _disk, batch
-from jitslab._native import Entry, kernel, lean
+from jitslab import KernelCacheWarning
+from jitslab.core import batch
+from jitslab.machine import disk as _disk
+from jitslab.machine.compile import Entry, kernel, lean
 
 # --- Names ---
 
 # BEFORE functions of the user's, then the kernels of NAMES: their symbols.
 SYMBOLS = """
 from numba import njit, types
-from jitslab import batch
-from jitslab._native import HeapPointer
+from jitslab.core import batch
+from jitslab.machine.compile import HeapPointer
 
 def make(i):
     @njit
@@ -78,7 +80,7 @@ FROM_HERE = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.envir
 def warm_copy(tmp_path):
     """Return a folder for NUMBA_CACHE_DIR with what this process can read, and where in it the kernels are."""
     jitslab.warmup()
-    name = "jitslab_" + _disk.hashlib.sha1(os.fsencode(Path(_disk.__file__).parent)).hexdigest()
+    name = "jitslab_" + _disk.hashlib.sha1(os.fsencode(Path(_disk.__file__).parents[1])).hexdigest()
     for folder in reversed(_disk.folders()):
         if os.path.isdir(folder):
             ours = shutil.ignore_patterns("*.pyc", "*.tmp")
@@ -123,7 +125,7 @@ for i in range(BEFORE):
     numba.njit(lambda x: x + 1)(1)
 import jitslab.replay
 import test_disk
-from jitslab import _disk
+from jitslab.machine import disk as _disk
 
 functions = {each.py_func for each in test_disk.of_type(test_disk.Dispatcher)}
 functions |= {each.function for each in test_disk.of_type(test_disk.Entry)}
@@ -164,7 +166,7 @@ def test_each_symbol_has_the_hash_of_its_kernel():
 def test_code_on_disk_has_no_function_with_a_number_of_its_process():
     """What is linked with a kernel has a name that follows from its content; functions of Numba's own would not."""
     jitslab.warmup()
-    content = re.compile(rf"_ZN7jitslab\d+[a-z_]+\d+_?[0-9a-f]{{16}}\d+.*B2v0B|^jitslab\.[a-z_0-9.]+\.{_disk.SOURCE_HASH}$")
+    content = re.compile(rf"_ZN7jitslab\d+[a-z_0-9]+?\d+_?[0-9a-f]{{16}}\d+.*B2v0B|^jitslab\.[a-z_0-9.]+\.{_disk.SOURCE_HASH}$")
     names = {each.name for *_, library in compiled_kernels() for each in defined_in(library)}
 
     assert [] == [name for name in names if not content.search(name)]
@@ -341,7 +343,7 @@ def test_next_folder_serves_if_one_cannot_be_written(folder, monkeypatch):
 
 def test_folders_are_those_of_numba(monkeypatch):
     """The one that the environment names; else beside the package, then the user's; a home that is not known is none."""
-    beside = str(Path(_disk.__file__).parent / "__pycache__")
+    beside = str(Path(_disk.__file__).parents[1] / "__pycache__")
     monkeypatch.setattr(numba.config, "CACHE_DIR", "/named")
     assert [os.path.dirname(each) for each in _disk.folders()] == ["/named"]
 
@@ -361,7 +363,7 @@ def test_disk_that_is_full_leaves_no_part_of_a_file(tmp_path):
     program = """
 import resource, warnings
 warnings.simplefilter("always")
-from jitslab._native import Entry
+from jitslab.machine.compile import Entry
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
 def f(x):
     return x + 1
@@ -405,8 +407,8 @@ def test_code_with_an_address_is_not_kept(folder):
 
 USE = """
 import jitslab
-from jitslab import batch
-from jitslab._native import HeapPointer, kernel
+from jitslab.core import batch
+from jitslab.machine.compile import HeapPointer, kernel
 from numba import types
 
 hits = []
@@ -414,7 +416,7 @@ for _ in range(2):
     rows = kernel(batch.pop_few.py_func)
     rows.compile((HeapPointer, types.int64, types.int64))
     hits.append(sum(rows.stats.cache_hits.values()))
-print(hits, jitslab.batch.__spec__.origin)
+print(hits, jitslab.core.batch.__spec__.origin)
 """
 FROZEN = """
 import importlib.abc, importlib.util, marshal, pathlib, sys
@@ -492,7 +494,7 @@ def test_package_without_source_files_keeps_its_kernels(tmp_path, pack):
 def test_packaged_trace_is_read_from_an_archive(tmp_path):
     """It is a file while the process runs."""
     path = shutil.make_archive(str(tmp_path / "app"), "zip", Path(jitslab.__file__).parent.parent, "jitslab")
-    program = f"import sys; sys.path.insert(0, {path!r})\nfrom jitslab import trace\n"
+    program = f"import sys; sys.path.insert(0, {path!r})\nfrom jitslab.replay import trace\n"
     program += "print(len(trace.load(trace.packaged()).events), trace.packaged())"
     events, unpacked = run_python(program).split()
 
@@ -503,7 +505,7 @@ def test_packaged_trace_is_read_from_an_archive(tmp_path):
 def test_code_without_a_file_is_told_apart():
     """The hash of a module that has no file follows its code, and does not follow the order of a set."""
     source = "def f(x):\n    return x in {'a', 'b', 'c'}\n"
-    program = f"from jitslab import _disk; print(_disk._plain(compile({source!r}, '<1>', 'exec')))"
+    program = f"from jitslab.machine import disk as _disk; print(_disk._plain(compile({source!r}, '<1>', 'exec')))"
 
     assert len({run_python(program, PYTHONHASHSEED=str(n)) for n in range(4)}) == 1
     assert _disk._plain(compile(source, "<1>", "exec")) != _disk._plain(compile(source.replace("'c'", "'d'"), "<1>", "exec"))

@@ -8,7 +8,7 @@ import pytest
 from program import run_python
 
 import jitslab
-from jitslab import layout
+from jitslab.core import layout
 
 try:
     from numpy._core._rational_tests import rational  # a dtype that a user registered, as NumPy's own tests have it

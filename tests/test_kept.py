@@ -8,7 +8,7 @@ import pytest
 from program import run_python
 
 import jitslab
-from jitslab.process import K_BYTES, K_COUNT, KEPT, KEPT_SHARE, MOST_KEPT, let_kept_go, this_process
+from jitslab.core.process import K_BYTES, K_COUNT, KEPT, KEPT_SHARE, MOST_KEPT, let_kept_go, this_process
 
 # Each program runs in a process of its own, which a wrong access would end.
 SHOW = ("-X", "faulthandler")

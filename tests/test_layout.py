@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import jitslab
-from jitslab import layout
-from jitslab.layout import CONTROL, HEAP, PROCESS, SLAB, geometry, record_stride
+from jitslab.core import layout
+from jitslab.core.layout import CONTROL, HEAP, PROCESS, SLAB, geometry, record_stride
 
 PAGE = 4096
 

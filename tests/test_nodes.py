@@ -13,7 +13,8 @@ from numba import njit, objmode, prange
 from worker import Worker
 
 import jitslab
-from jitslab import _os, layout, numa
+from jitslab.core import layout
+from jitslab.machine import addresses, numa
 
 ITEM = np.dtype([("x", "i8"), ("y", "i8", 7)])
 NODES = 4
@@ -470,7 +471,7 @@ def test_other_policies_have_one_set(machine):
 
 def test_refused_placement_warns_once_and_goes_on(machine, monkeypatch):
     """Where mbind is refused the cache works, unbound, and says so once."""
-    monkeypatch.setattr(numa._os, "bind_memory", lambda *arguments: 1)
+    monkeypatch.setattr(numa.addresses, "bind_memory", lambda *arguments: 1)
     monkeypatch.setattr(numa, "_refused", set())
     with pytest.warns(jitslab.PlacementWarning, match="refuses to place memory on NUMA nodes .*Operation not permitted"):
         cache = jitslab.SlabCache("unbound", ITEM, capacity=100, policy=3)
@@ -602,7 +603,7 @@ def test_growth_that_ends_while_the_cache_is_closed_leaves_nothing_live():
     thread.start()
     time.sleep(0.2)
     more = cache._block.geometry.max_slabs
-    assert _os.make_usable(int(cache._block.bytes.ctypes.data), cache._block.geometry.total)
+    assert addresses.make_usable(int(cache._block.bytes.ctypes.data), cache._block.geometry.total)
     control["committed"] = more
     words[90_000] = 2 * 5 + 1
     control["lock"] = 0
@@ -686,9 +687,9 @@ def test_one_set_serves_where_limits_do_not_hold_more(machine, monkeypatch):
         wanted.append(n)
         return n < 1 << 30 and make_usable(address, n)
 
-    make_usable = _os.make_usable
-    monkeypatch.setattr(_os, "make_usable", refuse)
-    monkeypatch.setattr(_os, "bind_memory", lambda *arguments: 0)
+    make_usable = addresses.make_usable
+    monkeypatch.setattr(addresses, "make_usable", refuse)
+    monkeypatch.setattr(addresses, "bind_memory", lambda *arguments: 0)
     with jitslab.SlabCache("narrow", ITEM) as cache:
         assert len(cache.nodes) == 1
         assert max(wanted) > 1 << 30

@@ -12,7 +12,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, sets Li
 INTERRUPTED = """
 import gc, os, sys, threading
 import numpy as np, jitslab
-from jitslab.process import let_kept_go, this_process
+from jitslab.core.process import let_kept_go, this_process
 
 PACKAGE = os.path.dirname(jitslab.__file__)
 ITEM = np.dtype([("x", "f8")])
@@ -340,7 +340,7 @@ def test_ends_work_when_data_is_used_up():
 def test_ends_work_when_no_file_can_be_opened():
     """And an allocator's; caches open without any file, too."""
     limit = """
-import jitslab.raw
+import jitslab.sizes.kernels
 set_limit(resource.RLIMIT_NOFILE, 3)
 more = jitslab.SlabCache("more", ITEM)
 more.free(more.alloc())
@@ -427,7 +427,7 @@ def test_cache_that_is_collected_while_no_file_can_be_opened_is_gone():
     program = """
 import gc, os, resource, threading
 import numpy as np, jitslab
-from jitslab.process import this_process
+from jitslab.core.process import this_process
 dtype = np.dtype([("a", "i8")])
 keep = jitslab.SlabCache("keep", dtype, capacity=1000)
 cache = jitslab.SlabCache("gone", dtype, capacity=1000)
@@ -578,7 +578,7 @@ def test_closed_cache_keeps_no_more_than_the_generations_that_a_thread_can_reach
     program = """
 import threading
 import numpy as np, jitslab
-from jitslab.layout import RETIRED
+from jitslab.core.layout import RETIRED
 ITEM = np.dtype([("x", "f8", (8,))])
 
 def resident():
@@ -795,7 +795,7 @@ print("ok")
 def test_child_writes_nothing_to_caches_that_one_thread_uses():
     """Their pages stay shared; others' heaps are nobody's, and the index is rebuilt once."""
     program = """
-from jitslab.layout import MENDED, SOUND, TORN
+from jitslab.core.layout import MENDED, SOUND, TORN
 sound = [jitslab.SlabCache("sound", ITEM, capacity=1000) for _ in range(20)]
 torn = [jitslab.SlabCache("torn", ITEM, capacity=1000) for _ in range(20)]
 for cache in (*sound, *torn):
@@ -925,7 +925,7 @@ def test_locks_that_a_fork_could_not_have_are_made_anew():
     """Ctrl-C ends the wait for them; parent and child go on."""
     program = """
 import numba.core.compiler_lock as numbas
-from jitslab import process
+from jitslab.core import process
 told = []
 sys.unraisablehook = told.append
 cache = jitslab.SlabCache("c", ITEM, capacity=10)

@@ -14,9 +14,10 @@ from numba import njit
 from worker import Worker
 
 import jitslab
-from jitslab import NULL, layout
-from jitslab.process import this_process
-from jitslab.sizes import SizeClasses
+from jitslab import NULL
+from jitslab.core import layout
+from jitslab.core.process import this_process
+from jitslab.sizes.classes import SizeClasses
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="as Linux tells it")
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from jitslab import TraceError, recorder, trace
+from jitslab import TraceError
 from jitslab.__main__ import main
+from jitslab.replay import recorder, trace
 
 SAMPLE = """\
 [000] kmem:kmem_cache_free: call_site=put+0x10 ptr=0xffff888100000900 name=before

@@ -5,7 +5,7 @@ import pytest
 from inside import Inside
 
 import jitslab
-from jitslab import layout
+from jitslab.core import layout
 
 KIB = np.dtype([("a", "<i8", 128)])  # 64 slots a slab
 

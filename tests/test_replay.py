@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jitslab import TraceError, __version__, events, replay, trace
+from jitslab import TraceError, __version__
 from jitslab.__main__ import NO_RICH, main
-from jitslab.events import run_malloc, run_slabs
-from jitslab.trace import ALLOC, CACHE, EVENT, FREE, Trace
+from jitslab.replay import loops as events
+from jitslab.replay import replay, trace
+from jitslab.replay.loops import run_malloc, run_slabs
+from jitslab.replay.trace import ALLOC, CACHE, EVENT, FREE, Trace
 
 SIDES = pytest.mark.parametrize("entry", [run_slabs, run_malloc], ids=["slabs", "malloc"])
 

@@ -20,9 +20,10 @@ from numba import njit
 from worker import Worker
 
 import jitslab
-from jitslab import NULL, classes
-from jitslab.rawlayout import LARGEST, MAX_ALIGN
-from jitslab.sizes import SizeClasses
+from jitslab import NULL
+from jitslab.sizes import table as classes
+from jitslab.sizes.classes import SizeClasses
+from jitslab.sizes.layout import LARGEST, MAX_ALIGN
 
 LARGE = 3 << 20
 SIZES = [1, 7, 8, 16, 17, 100, 128, 129, 1000, 1024, 4096, 5000, 100_000, 1 << 20, LARGEST, LARGEST + 1, LARGE]

@@ -12,9 +12,10 @@ from inside import Inside
 from program import run_python
 
 import jitslab
-from jitslab import SlabState, layout, slab
-from jitslab._native import lowest_bit, popcount
-from jitslab.process import let_kept_go, this_process
+from jitslab import SlabState
+from jitslab.core import layout, slab
+from jitslab.core.process import let_kept_go, this_process
+from jitslab.machine.memory import lowest_bit, popcount
 
 LINE = np.dtype([("a", "<i8", 8)])
 KIB = np.dtype([("a", "<i8", 125)])
@@ -275,7 +276,7 @@ def test_memory_goes_with_the_last_view():
 
 def test_import_of_the_package_compiles_nothing():
     """Import is cheap: kernels are compiled when they are first needed."""
-    program = "import jitslab, jitslab.heap as h; print(h.alloc.signatures)"
+    program = "import jitslab, jitslab.core.heap as h; print(h.alloc.signatures)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
 
     assert done.stdout == "[]\n"

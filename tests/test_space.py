@@ -13,10 +13,13 @@ from program import run_python
 from worker import Worker
 
 import jitslab
-from jitslab import NULL, _os, block, layout, numa
-from jitslab.process import let_kept_go, this_process
-from jitslab.rawlayout import place_of
-from jitslab.sizes import SizeClasses
+from jitslab import NULL
+from jitslab.core import layout
+from jitslab.core import memory as block
+from jitslab.core.process import let_kept_go, this_process
+from jitslab.machine import addresses, numa
+from jitslab.sizes.classes import SizeClasses
+from jitslab.sizes.layout import place_of
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="as Linux tells it")
 LAST = 0x7FFFFFFF  # generation of a live record whose slot is retired when it is freed
@@ -48,7 +51,7 @@ def flush(cache):
 
 def used():
     """Bytes of address space that this process has in use."""
-    return int(Path("/proc/self/statm").read_text().split()[0]) * _os.mapped_page_bytes
+    return int(Path("/proc/self/statm").read_text().split()[0]) * addresses.mapped_page_bytes
 
 
 @pytest.fixture
@@ -204,7 +207,7 @@ def test_memory_of_a_retired_record_goes_back():
         resident = [int((cache.records[slot]["x"] != 0).sum()) for slot in seen]
 
         assert len(set(seen)) == 20
-        assert max(resident) <= 2 * _os.page_bytes
+        assert max(resident) <= 2 * addresses.page_bytes
         assert (cache[live]["x"] == 9).all()
         cache.check()
 
@@ -215,7 +218,7 @@ def test_slots_of_several_nodes_in_reserve(monkeypatch):
         assert cache._block.geometry.max_slabs >= 1 << 16
         assert cache.alloc()
         cache.check()
-    monkeypatch.setattr(_os, "counts_usable", lambda: True)
+    monkeypatch.setattr(addresses, "counts_usable", lambda: True)
     with jitslab.SlabCache("counted", bytes_of(1 << 18), capacity=1, nodes=2) as cache:
         assert cache._block.geometry.max_slabs == 257
 
@@ -225,12 +228,12 @@ def test_what_is_usable_is_counted_by_a_limit_of_data():
     """As far as the system tells."""
     program = """
 import resource
-from jitslab import _os
+from jitslab.machine import addresses
 with open("/proc/sys/vm/overcommit_memory") as file:
     strict = file.read().strip() == "2"
-assert _os.counts_usable() is strict
+assert addresses.counts_usable() is strict
 resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, resource.getrlimit(resource.RLIMIT_DATA)[1]))
-print(_os.counts_usable())
+print(addresses.counts_usable())
 """
     assert run_python(program) == "True\n"
 
@@ -240,7 +243,7 @@ def test_many_caches_have_a_small_reserve():
     """From the 1,025th on: so that neither the addresses nor the mappings of 10,000 caches are too many."""
     program = """
 import numpy as np, jitslab
-from jitslab import layout
+from jitslab.core import layout
 dtype = np.dtype([("x", "u1", (1 << 18,))])
 def mappings():
     with open("/proc/self/maps") as maps:
@@ -409,10 +412,10 @@ def test_allocator_of_several_nodes_has_one_set_where_addresses_are_few():
     """Rather than none: on each of several nodes all classes are opened at once."""
     program = """
 import gc, resource, jitslab
-from jitslab import _os, numa
-from jitslab.layout import CPUS
-from jitslab.process import let_kept_go, this_process
-placement = numa.Placement((0, 0), _os.MPOL_PREFERRED, (), bytes(cpu % 2 for cpu in range(CPUS)))
+from jitslab.machine import addresses, numa
+from jitslab.core.layout import CPUS
+from jitslab.core.process import let_kept_go, this_process
+placement = numa.Placement((0, 0), addresses.MPOL_PREFERRED, (), bytes(cpu % 2 for cpu in range(CPUS)))
 real = numa.resolve
 numa.resolve = lambda policy, strict, nodes: placement if nodes is None else real(policy, strict, nodes)
 with jitslab.SlabAllocator("wide") as memory:
@@ -472,15 +475,15 @@ def test_range_of_a_class_goes_with_its_last_array():
 def test_placement_is_asked_for_where_a_class_is_opened(monkeypatch):
     """Every class of an allocator on one node, by the kernel; what Python reserves itself, by Python."""
     asked = []
-    monkeypatch.setattr(_os, "bind_memory", lambda *args: asked.append(args) or 0)
-    placement = numa.Placement((jitslab.nodes()[0].id,), _os.MPOL_PREFERRED)
+    monkeypatch.setattr(addresses, "bind_memory", lambda *args: asked.append(args) or 0)
+    placement = numa.Placement((jitslab.nodes()[0].id,), addresses.MPOL_PREFERRED)
     monkeypatch.setattr(numa, "resolve", lambda *args: placement)
     with SizeClasses("placed") as memory:
         assert len(asked) == 1  # large memory
-        assert memory._block["mode"] == _os.MPOL_PREFERRED
+        assert memory._block["mode"] == addresses.MPOL_PREFERRED
         ptr = take(memory, 100)
         memory.view(ptr, 100)[:] = 1
-        where = _os.nodes_of_pages(memory.address(ptr) & -_os.page_bytes, 1)
+        where = addresses.nodes_of_pages(memory.address(ptr) & -addresses.page_bytes, 1)
         assert where[0] < 0 or where[0] == placement.sets[0]
         memory.check()
 
@@ -541,7 +544,7 @@ def test_global_of_compiled_code_lives_on_and_close_gives_its_memory_back():
         return (weakref.ref(cache), weakref.ref(memory)), ranges
 
     def resident(ranges):
-        return [int((_os.nodes_of_pages(at & -_os.page_bytes, n) >= 0).sum()) for at, n in ranges]
+        return [int((addresses.nodes_of_pages(at & -addresses.page_bytes, n) >= 0).sum()) for at, n in ranges]
 
     references, ranges = use()
     gc.collect()

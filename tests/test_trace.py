@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitslab import TraceError, trace
-from jitslab.trace import ALLOC, CACHE, EVENT, FREE, Trace
+from jitslab import TraceError
+from jitslab.replay import trace
+from jitslab.replay.trace import ALLOC, CACHE, EVENT, FREE, Trace
 
 
 def small(events: list[tuple[int, int, int, int, int]] | None = None, caches: list[tuple[str, int]] | None = None) -> Trace:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from jitslab import trace
+from jitslab.replay import trace
 from measure import SkippedError
 from peers import native
 

@@ -1,0 +1,104 @@
+"""
+Names: read-only mappings of what is open, and the lock under which names are given.
+
+Above `cast`, below `sizes`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from .errors import CapacityError, DuplicateNameError, UnknownNameError, shown
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+NEAR = 3  # names that an error proposes
+
+
+class Names(Mapping[str, T], Generic[T]):
+    """
+    What is open, by name: read-only and live.
+
+    Looking up a name that nothing open has raises `UnknownNameError`, which proposes the near ones.
+
+    Parameters
+    ----------
+    what : str
+        What it holds, for messages.
+    find : callable
+        Returns what has a name, or None.
+    listing : callable
+        Returns all of it by name.
+    """
+
+    def __init__(self, what: str, find: Callable[[str], T | None], listing: Callable[[], dict[str, T]]) -> None:
+        self._what, self._find, self._listing = what, find, listing
+
+    def __getitem__(self, name: str) -> T:
+        """Return what has this name."""
+        found = self._find(name) if isinstance(name, str) else None
+        if found is None:
+            raise UnknownNameError(f"there is no {self._what} {shown(name)}{self._near(name)}")
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        """Whether something open has this name."""
+        return isinstance(name, str) and self._find(name) is not None
+
+    def get(self, name: str, default: T | U | None = None) -> T | U | None:  # type: ignore[override]  # the overloads in one
+        """Return what has this name, or the default."""
+        found = self._find(name) if isinstance(name, str) else None
+        return default if found is None else found
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of now."""
+        return iter(self._listing())
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._listing())
+
+    def __repr__(self) -> str:
+        """Show the names."""
+        return f"<{self._what}s: {', '.join(map(repr, self)) or 'none'}>"
+
+    def _near(self, name: Any) -> str:
+        """Return the end of a message: names like this one."""
+        if not isinstance(name, str):
+            return ""
+        numbered = [other for other in self if other.startswith(f"{name}#")]  # several have this name
+        near = numbered[:NEAR] or difflib.get_close_matches(name, self, NEAR)
+        return f"; there is {' and '.join(map(repr, near))}" if near else ""
+
+
+def check_name(what: str, name: Any, taken: Mapping[str, Any]) -> None:
+    """Raise unless `name` can be given to something new."""
+    if not isinstance(name, str) or not name:
+        raise CapacityError(f"{what} is named by a string that is not empty, got {shown(name)}")
+    if "#" in name or not name.isprintable() or name != name.strip():
+        raise CapacityError(f"the name of {what} is printable, without '#' and without blanks around it, got {name!r}")
+    if name in taken:
+        raise DuplicateNameError(f"there is {what} {name!r} already")
+
+
+_lock = threading.RLock()  # a finaliser may come back here
+
+
+def naming() -> threading.RLock:
+    """Return the lock under which names are given: one for all; `with` keeps the one it entered."""
+    return _lock
+
+
+def _renew_lock() -> None:
+    """In a child of fork: the thread that held the lock is not there."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

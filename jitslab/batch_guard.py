@@ -1,0 +1,387 @@
+"""
+`SlabBatchGuard`: the owner of many records, with each field as an array; and the life that it shares with guards made in Python.
+
+Above `guard`, below `guard_class`.  Handles lie in an array that has an `Owner` from the first moment on, before there are any:
+it frees what is left of them when it ends, with no Python run.  Reading a field gathers it into a copy, assigning scatters what
+was assigned; every access compares the generations of all records.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Generic, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from ._convert import pack, text_of
+from ._validate import as_handles
+from .core.guard_calls import (
+    ENTERED,
+    NEW,
+    NOTHING,
+    RELEASED,
+    alloc_owned,
+    free_owned,
+    owner_maker,
+    take_owned,
+    write_many,
+    write_one,
+)
+from .errors import FieldNameError, GuardError, HandleError, StaleHandleError
+from .guard import Fields, epoch, has_own
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    from .cache import SlabCache
+
+    R = TypeVar("R", default=Any)
+else:
+    from typing import TypeVar
+
+    R = TypeVar("R")
+
+Handles = npt.NDArray[np.int64]
+
+
+class OwnerBase:
+    """What an `Owner` calls; the rest of it is made by `guard_calls`."""
+
+    __slots__ = ()
+    cache: Any
+    epoch: int  # forks that led to the process that made it
+    words: Handles  # how many handles it owns, or NOTHING; then they
+    address: int  # of the words
+
+    def _never_freed(self, n: int, is_finalizing: Any = sys.is_finalizing) -> None:
+        """Say that n records were left to the collector, which has freed them."""
+        if not is_finalizing() and hasattr(self.cache, "_numba_type_"):  # else the collector is taking the cache apart
+            text = f"never freed: {n} records of a batch of cache {self.cache.name!r}"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
+
+
+def new_owner(cache: Any, n: int) -> Any:
+    """Return an Owner of n records of a cache, that it has none of yet."""
+    words = np.empty(n + 1, np.int64)
+    words[0] = NOTHING
+    return owner_maker(OwnerBase)(cache, words)
+
+
+def field_attribute(name: str, doc: str) -> property:
+    """Return a field as an attribute, where it is not made in C."""
+    return property(
+        lambda owner: owner._read(name), lambda owner, value: owner._write(name, value), lambda owner: owner._delete(name), doc
+    )
+
+
+class PythonFields(Fields):
+    """What has fields that are not made in C."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        """Say that there is no such field; of a property that fails, say what it says."""
+        if has_own(type(self), name):
+            return object.__getattribute__(self, name)
+        return self._no_attribute(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assign a field; there are no other attributes."""
+        if name in INTERNALS:
+            self._no_attribute(name)
+        try:
+            object.__setattr__(self, name, value)
+        except FieldNameError:
+            raise
+        except AttributeError:
+            self._no_attribute(name)
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse."""
+        (self._delete if name in self._fields else self._no_attribute)(name)
+
+
+INTERNALS = ("_owner", "_state", "_guard")  # slots that are set once, by `object.__setattr__`
+
+
+class Owning(PythonFields):
+    """The life of what owns records by an `Owner`: a batch, or a guard that is not made in C."""
+
+    __slots__ = ()
+    _owner: Any
+    _state: int  # of GUARD_STATES
+    _cache: Any = property(lambda self: self._owner.cache)
+
+    def free(self) -> None:
+        """Free what is owned."""
+        self._cache._need_open()
+        own, owner = self._owned(), self._owner
+        refused = np.zeros(owner.words.size - 1, np.uint8)
+        freed = free_owned(self._cache._address, owner.address, refused.ctypes.data)  # takes and frees: no line in between
+        if freed == NOTHING:
+            self._owned()  # raises: another thread was first
+        if freed != refused.size:
+            self._refused(own, refused)
+
+    def _give_away(self) -> Any:
+        """Give the ownership away, to one caller only; returns what was owned."""
+        own = self._need_live()
+        object.__setattr__(self, "_state", RELEASED)
+        return own if take_owned(self._owner.address) != NOTHING else self._owned()
+
+    def __enter__(self) -> Any:
+        """Return the guard; leaving the block frees what is owned, also by an exception."""
+        self._need_live()
+        if self._state == ENTERED:
+            raise GuardError("this guard is in a with block already")
+        object.__setattr__(self, "_state", ENTERED)
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        """Free what is owned, unless that, or a release, was done in the block."""
+        if self._owner.epoch != epoch() or self._owner.words[0] == NOTHING or self._cache.closed:
+            return
+        try:
+            self.free()
+        except HandleError:  # some freed by another: said, but not in the place of what ended the block
+            if args[0] is None:
+                raise
+
+    def _need_live(self) -> Any:
+        """Return what is owned, all of it live."""
+        raise NotImplementedError
+
+    def _refused(self, own: Any, refused: npt.NDArray[np.uint8]) -> NoReturn:
+        """Say that some of what was owned was freed by another."""
+        raise NotImplementedError
+
+
+class FieldCopy(np.ndarray[Any, Any]):
+    """
+    A field of a batch as a copy that cannot be written to, so that no write is lost.
+
+    ``batch.x += 1`` is to write the records, so it makes a new array here, which is assigned then.  What is computed from it, and
+    what is unpickled, is a plain array.
+    """
+
+    __slots__ = ()
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = True) -> Any:
+        """Return a result as NumPy returns those of plain arrays."""
+        plain = np.asarray(array)
+        return plain[()] if plain.ndim == 0 and return_scalar else plain
+
+    def __reduce__(self) -> Any:
+        """Be pickled as a plain array."""
+        return np.asarray(self).__reduce__()
+
+    def __repr__(self) -> str:
+        """Show it as a plain array."""
+        return repr(np.asarray(self))
+
+
+def _out_of_place(name: str) -> Any:
+    """Return the operator of that name, as in "add", for ``copy += other``."""
+    in_place, plain = getattr(np.ndarray, f"__i{name}__"), getattr(np.ndarray, f"__{name}__")
+    return lambda self, other: (in_place if self.flags.writeable else plain)(self, other)
+
+
+for _name in ["add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift", "and", "xor", "or"]:
+    if hasattr(np.ndarray, f"__i{_name}__"):
+        setattr(FieldCopy, f"__i{_name}__", _out_of_place(_name))
+
+
+class SlabBatchGuard(Owning, Generic[R]):
+    """
+    The owner of many records of one cache: a field is an array, leaving the `with` block frees all.
+
+    Made by `SlabCache.allocate_many`.  ``batch.x`` is a copy of the field of all records, shape (n, ...), which cannot be
+    written to, so that no write is lost; ``batch.x = values`` writes it, checked as the field of a single guard is, and
+    broadcast; ``batch.x += 1`` reads, computes as NumPy does, and writes.  ``batch[i]`` is record i by reference, as
+    ``cache[handle]`` is; ``cache.records[batch.slots]`` gives vectorised access to whole records.
+
+    Raises
+    ------
+    HandleError
+        By every access when records were freed by somebody else (`positions` says which), or all by this guard.
+    FieldNameError, FieldTypeError, FieldRangeError, FieldTextError, ArrayError, ClosedError, CopyError
+        As of `SlabObjectGuard`.
+
+    Notes
+    -----
+    Some ns a record for reading or writing a field, and some µs for each access.
+
+    Examples
+    --------
+    >>> import numpy as np, jitslab
+    >>> with jitslab.SlabCache("doc-many", np.dtype([("x", "f8"), ("at", "f4", (2,))]), capacity=100) as cache:
+    ...     with cache.allocate_many(4) as batch:
+    ...         batch.x = np.arange(4)
+    ...         batch.x *= 10
+    ...         batch.at = [0.5, 1.5]
+    ...         batch[2]["x"].item(), batch.at.shape, len(batch)
+    ...     len(cache)
+    (20.0, (4, 2), 4)
+    0
+    """
+
+    __slots__ = ("__weakref__", "_owner", "_state")
+    _cache: SlabCache[R]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: a guard is made by a cache."""
+        raise GuardError("a batch is made by cache.allocate_many(n)")
+
+    @property
+    def cache(self) -> SlabCache[R]:
+        """The cache of the records."""
+        return self._cache
+
+    @property
+    def handles(self) -> Handles:
+        """Handles of the records, int64 of shape (n,), not to be written to."""
+        return self._need_live()
+
+    @property
+    def slots(self) -> Handles:
+        """Slots of the records: indices into ``cache.records``."""
+        return self._cache.slots(self._owned())
+
+    @property
+    def records(self) -> Any:
+        """A copy of all records, shape (n,)."""
+        return self._cache.gather(self._owned())
+
+    record = records  # what `Fields` reads a nested field of
+
+    def free(self) -> None:
+        """
+        Free all records.
+
+        Raises
+        ------
+        HandleError
+            If some were freed by somebody else; all others are freed now.
+        ClosedError
+            After the cache was closed.
+        """
+        super().free()
+
+    def release(self) -> Handles:
+        """
+        Give the ownership away: the records stay live, and the guard is done.
+
+        Returns
+        -------
+        ndarray of int64, shape (n,)
+            The handles; whoever has them frees them.
+        """
+        handles: Handles = self._need_live().copy()
+        self._give_away()
+        return handles
+
+    def __len__(self) -> int:
+        """Return the number of records, also after they were freed elsewhere."""
+        return len(self._owned())
+
+    def __getitem__(self, key: Any) -> Any:
+        """Read a field, or return record i by reference."""
+        if isinstance(key, str):
+            return self._read(key)
+        try:
+            i = operator.index(key)
+        except TypeError:
+            if isinstance(key, (slice, list, np.ndarray)):
+                raise FieldNameError("batch[i] is one record; of several, batch.records[i:k] are copies") from None
+            return self._field(key)  # raises
+        return self._cache[int(self._owned()[i])]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Write a field, or the whole of record i."""
+        if isinstance(key, str):
+            self._write(key, value)
+            return
+        record, cache = self[key], self._cache
+        handle = int(self._owned()[operator.index(key)])
+        data = pack(value, record.dtype, "")
+        if not write_one(cache._address, handle, 0, data.nbytes, id(data)):
+            cache._slot(handle)  # raises
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the records, by reference."""
+        return (self[i] for i in range(len(self)))
+
+    def __enter__(self) -> SlabBatchGuard[R]:
+        """Return the guard; leaving the block frees the records, also by an exception."""
+        return super().__enter__()  # type: ignore[no-any-return]  # itself
+
+    def __repr__(self) -> str:
+        """Say the cache, the number of records and the fields."""
+        head = f"<{type(self).__name__} of {self._cache.name!r}"
+        if self._cache.closed:
+            return f"{head}: its cache is closed>"
+        try:
+            return f"{head}: {len(self)} records of {', '.join(self._fields)}>"
+        except StaleHandleError:
+            return f"{head}: {self._gone()}>"
+
+    def _gone(self) -> str:
+        """Say why it owns no records."""
+        return "released" if self._state == RELEASED else "freed"
+
+    def _owned(self) -> Handles:
+        """Return the handles, if it has not given them up."""
+        words = self._owner.words
+        if words[0] == NOTHING:
+            self._cache._need_open()
+            raise StaleHandleError(f"this batch of cache {self._cache.name!r} has no records any more: {self._gone()}")
+        return read_only(words[1:])  # type: ignore[no-any-return]  # an array of handles
+
+    def _need_live(self) -> Handles:
+        own = self._owned()
+        self._cache.slots(own)
+        return own
+
+    def _refused(self, own: Handles, refused: npt.NDArray[np.uint8]) -> NoReturn:
+        self._cache._raise_refused(own, refused, f"; the other {int((refused == 0).sum())} are freed")
+
+    def _read(self, name: str) -> Any:
+        """Gather a field."""
+        self._field(name)
+        values = self._cache.records[name][self.slots]
+        if values.dtype.kind == "U":
+            text_of(values, name)  # raises
+        self._need_live()  # still: so what was read is theirs
+        return read_only(values.view(FieldCopy))
+
+    def _write(self, name: str, value: Any) -> None:
+        """Check values, and scatter them."""
+        field = self._field(name)
+        own = as_handles(self.handles)
+        data = pack(value, field.dtype, name, own.shape)  # runs others' Python, and may take its time
+        size = field.dtype.itemsize
+        if write_many(self._cache._address, id(own), own.size, field.offset, size, id(data)) != own.size:
+            self._cache.slots(self._owned())  # raises
+
+
+def new_batch(cls: Any, cache: Any, n: int) -> Any:
+    """Return a guard for n records of a cache, that it owns none of yet: `fill` it."""
+    batch = object.__new__(cls)
+    object.__setattr__(batch, "_owner", new_owner(cache, n))
+    object.__setattr__(batch, "_state", NEW)
+    return batch
+
+
+def fill(guard: Any, n: int) -> bool:
+    """Have a guard own n new records, all or none; whether there was room."""
+    return alloc_owned(guard._owner.cache._address, guard._owner.address, n) == n
+
+
+def read_only(array: Any) -> Any:
+    """Return an array, not to be written to from now on."""
+    array.flags.writeable = False
+    return array

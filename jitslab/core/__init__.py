@@ -1,0 +1,1 @@
+"""One cache, as kernels: int64 in, int64 out; a kernel never raises."""

@@ -1,0 +1,156 @@
+"""Slots in a row, and their generations, several an instruction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from ..machine.compile import I1, I32, I64, intrinsic, literal_intrinsic
+from ..machine.memory import typed_pointer
+from .layout import RUN, TAKEN
+
+
+@intrinsic
+def live_mask(typing: Any, address: Any) -> Any:
+    """Bit i is set where word i of the 64 generations at `address` is odd."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lanes = 16
+        vector = builder.inttoptr(args[0], ir.VectorType(I32, lanes).as_pointer())
+        mask = I64(0)
+        for k in range(64 // lanes):
+            words = builder.load(builder.gep(vector, [I64(k)]), align=4)
+            odd = builder.bitcast(builder.trunc(words, ir.VectorType(I1, lanes)), ir.IntType(lanes))
+            mask = builder.or_(mask, builder.shl(builder.zext(odd, I64), I64(lanes * k)))
+        return mask
+
+    return types.int64(types.int64), emit
+
+
+# --- Neighbours: slots in a row, several an instruction ---
+
+
+def _lanes(builder: Any, address: Any, bits: int, n: int) -> Any:
+    """Pointer to n words as one vector."""
+    return typed_pointer(builder, address, ir.VectorType(ir.IntType(bits), n))
+
+
+def _counted(builder: Any, first: Any, n: int, step: int = 1) -> Any:
+    """Vector of `first` and the n - 1 numbers after it; with step -1 the highest comes first."""
+    vector = ir.VectorType(first.type, n)
+    return builder.add(_splat(builder, first, n), ir.Constant(vector, list(range(n))[::step]))
+
+
+def _splat(builder: Any, value: Any, n: int) -> Any:
+    """Vector of n times one value."""
+    one = builder.insert_element(ir.Constant(ir.VectorType(value.type, n), ir.Undefined), value, I32(0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(I32, n), [0] * n))
+
+
+def _every(vector: Any, value: int) -> Any:
+    """Constant vector of the type of another, all of one value."""
+    return ir.Constant(vector.type, [value] * vector.type.count)
+
+
+def _none(builder: Any, conditions: Any) -> Any:
+    """Whether no lane of a vector of conditions is true."""
+    bits = ir.IntType(conditions.type.count)
+    return builder.icmp_unsigned("==", builder.bitcast(conditions, bits), bits(0))
+
+
+@literal_intrinsic
+def make_row_live(typing: Any, words: Any, first: Any, out: Any, n: Any) -> Any:
+    """
+    Make the n slots from `first` on live if all are free and none is retired; whether they were.
+
+    words  int64   address of the generations
+    out    int64   address of n handles
+    """
+    lanes = n.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        words, first, out = args[:3]
+        at = _lanes(builder, builder.add(words, builder.shl(first, I64(2))), 32, lanes)
+        old = builder.load(at, align=4)
+        taken = builder.and_(old, _every(old, TAKEN))
+        are_free = _none(builder, builder.icmp_unsigned("!=", taken, _every(old, 0)))
+        with builder.if_then(are_free, likely=True):
+            builder.store(builder.or_(old, _every(old, 1)), at, align=4)
+            slots = _counted(builder, first, lanes)
+            cycles = builder.shl(builder.zext(old, slots.type), _every(slots, 31))
+            builder.store(builder.or_(cycles, slots), _lanes(builder, out, 64, lanes), align=8)
+        return are_free
+
+    return types.boolean(types.int64, types.int64, types.int64, n), emit
+
+
+@literal_intrinsic
+def free_row(typing: Any, words: Any, first: Any, handles: Any, n: Any) -> Any:
+    """
+    Free n records if the handles at an address are those of the n slots from `first` on and all are live; whether they were.
+
+    words    int64   address of the generations
+    handles  int64   address of n handles
+    """
+    lanes = n.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        words, first, address = args[:3]
+        handles = builder.load(_lanes(builder, address, 64, lanes), align=8)
+        at = _lanes(builder, builder.add(words, builder.shl(first, I64(2))), 32, lanes)
+        old = builder.load(at, align=4)
+        even = builder.and_(old, _every(old, -2))
+        cycles = builder.shl(builder.zext(even, handles.type), _every(handles, 31))
+        others = builder.icmp_unsigned("!=", handles, builder.or_(cycles, _counted(builder, first, lanes)))
+        are_live = _none(builder, builder.or_(others, builder.icmp_unsigned("==", old, even)))
+        with builder.if_then(are_live, likely=True):
+            builder.store(builder.add(old, _every(old, 1)), at, align=4)
+        return are_live
+
+    return types.boolean(types.int64, types.int64, types.int64, n), emit
+
+
+@literal_intrinsic
+def is_row(typing: Any, at: Any, n: Any) -> Any:
+    """Whether the n slots (u4) at an address are in a row, the lowest last: uppermost in a magazine."""
+    lanes = n.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        slots = builder.load(_lanes(builder, args[0], 32, lanes), align=4)
+        highest, lowest = (builder.extract_element(slots, I32(lane)) for lane in (0, lanes - 1))
+        row = _none(builder, builder.icmp_unsigned("!=", slots, _counted(builder, lowest, lanes, -1)))
+        return builder.and_(row, builder.icmp_unsigned(">", highest, lowest))  # a cache of 2**32 slots has a last one and 0
+
+    return types.boolean(types.int64, n), emit
+
+
+@intrinsic
+def is_run(typing: Any, at: Any) -> Any:
+    """Whether the 16 slots (u4) at an address are those of one line of generations, in whatever order."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        slots = builder.load(_lanes(builder, args[0], 32, RUN), align=4)
+        first = _splat(builder, builder.extract_element(slots, I32(0)), RUN)
+        others = builder.and_(builder.xor(slots, first), _every(slots, -RUN))
+        bits = builder.shl(_every(slots, 1), builder.and_(slots, _every(slots, RUN - 1)))
+        name, shape = f"llvm.vector.reduce.or.v{RUN}i32", ir.FunctionType(I32, [slots.type])
+        found = builder.call(cgutils.get_or_insert_function(builder.module, shape, name), [bits])
+        all_there = builder.icmp_unsigned("==", found, I32((1 << RUN) - 1))
+        return builder.and_(_none(builder, builder.icmp_unsigned("!=", others, _every(slots, 0))), all_there)
+
+    return types.boolean(types.int64), emit
+
+
+@literal_intrinsic
+def store_row(typing: Any, at: Any, first: Any, n: Any) -> Any:
+    """Write n slots (u4) in a row from `first` on, the lowest last."""
+    lanes = n.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(_counted(builder, builder.trunc(args[1], I32), lanes, -1), _lanes(builder, args[0], 32, lanes), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, n), emit

@@ -1,0 +1,317 @@
+"""
+Types and methods of CPython from kernels, by documented calls of its stable ABI.
+
+Above `_native`, below `blocktype`; knows no slab.  A C function is a kernel of int64s whose address `storing` tells; what such
+a kernel calls of CPython is declared here.  `make_type` makes a type; `add_method` and `new_attribute` make C methods and
+attributes for a class that Python made.  An object of a type that was made here keeps its own data from `HEAD` on; nothing of
+CPython's own is read.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from .compile import I64, PTR, Entry, c_object, intrinsic, keep, kernel, literal_intrinsic
+
+HEAD = object.__basicsize__  # where an object's own data starts
+METH_NOARGS, METH_O, METH_FASTCALL = 4, 8, 0x80
+READ_ONLY = 1
+MEMBER_KINDS = {"u4": 11, "object": 16, "i8": 17, "size": 19}  # T_UINT, T_OBJECT_EX, T_LONGLONG, T_PYSSIZET
+SLOTS = {"dealloc": 52, "doc": 56, "methods": 64, "setattro": 69, "traverse": 71, "members": 72}  # numbers of a type's parts
+DEFAULT, BASE_TYPE, HAVE_GC = 1 << 18, 1 << 10, 1 << 14  # flags of a type
+
+_ptr = types.intp
+_external: Any = types.ExternalFunction
+Py_IncRef = _external("Py_IncRef", types.void(_ptr))
+Py_DecRef = _external("Py_DecRef", types.void(_ptr))
+PyLong_FromLongLong = _external("PyLong_FromLongLong", _ptr(types.int64))
+PyLong_FromUnsignedLongLong = _external("PyLong_FromUnsignedLongLong", _ptr(types.uint64))
+PyLong_AsSsize_t = _external("PyLong_AsSsize_t", types.int64(_ptr))  # of an int, also of a class made from it; runs no Python
+PyNumber_AsSsize_t = _external("PyNumber_AsSsize_t", types.int64(_ptr, _ptr))  # of whatever has `__index__`
+PyFloat_FromDouble = _external("PyFloat_FromDouble", _ptr(types.float64))
+PyFloat_AsDouble = _external("PyFloat_AsDouble", types.float64(_ptr))
+PyBytes_FromStringAndSize = _external("PyBytes_FromStringAndSize", _ptr(_ptr, types.int64))
+PyTuple_New = _external("PyTuple_New", _ptr(types.int64))
+PyTuple_SetItem = _external("PyTuple_SetItem", types.int32(_ptr, types.int64, _ptr))
+PyObject_Call = _external("PyObject_Call", _ptr(_ptr, _ptr, _ptr))
+PyObject_Type = _external("PyObject_Type", _ptr(_ptr))
+PyObject_GenericSetAttr = _external("PyObject_GenericSetAttr", types.int32(_ptr, _ptr, _ptr))
+PyObject_ClearWeakRefs = _external("PyObject_ClearWeakRefs", types.void(_ptr))
+PyObject_GC_New = _external("_PyObject_GC_New", _ptr(_ptr))  # what the macro PyObject_GC_New calls
+PyObject_GC_Track = _external("PyObject_GC_Track", types.void(_ptr))
+PyObject_GC_UnTrack = _external("PyObject_GC_UnTrack", types.void(_ptr))
+PyObject_GC_Del = _external("PyObject_GC_Del", types.void(_ptr))
+PyErr_Occurred = _external("PyErr_Occurred", _ptr())
+PyErr_Clear = _external("PyErr_Clear", types.void())
+PyErr_ExceptionMatches = _external("PyErr_ExceptionMatches", types.int32(_ptr))
+PyErr_WriteUnraisable = _external("PyErr_WriteUnraisable", types.void(_ptr))
+
+
+# --- What C functions call ---
+
+
+@literal_intrinsic
+def method_of(typing: Any, obj: Any, name: Any) -> Any:
+    """New reference to an object's attribute, or 0 with an exception set."""
+    text = name.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        string = context.insert_const_string(builder.module, text)
+        shape = ir.FunctionType(PTR, [PTR, PTR])
+        function = cgutils.get_or_insert_function(builder.module, shape, "PyObject_GetAttrString")
+        return builder.ptrtoint(builder.call(function, [builder.inttoptr(args[0], PTR), string]), I64)
+
+    return types.int64(types.int64, name), emit
+
+
+@intrinsic
+def take_error(typing: Any) -> Any:
+    """Take the exception that is set, if one is, so that Python can be called: three objects for `put_error`."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        parts = [cgutils.alloca_once_value(builder, I64(0)) for _ in range(3)]
+        if sys.version_info >= (3, 12):
+            function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I64, []), "PyErr_GetRaisedException")
+            builder.store(builder.call(function, []), parts[0])
+        else:
+            shape = ir.FunctionType(ir.VoidType(), [I64.as_pointer()] * 3)
+            builder.call(cgutils.get_or_insert_function(builder.module, shape, "PyErr_Fetch"), parts)
+        return context.make_tuple(builder, signature.return_type, [builder.load(part) for part in parts])
+
+    return types.UniTuple(types.int64, 3)(), emit
+
+
+@intrinsic
+def put_error(typing: Any, error: Any) -> Any:
+    """Set the exception, or the lack of one, that `take_error` took."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        name, n = ("PyErr_SetRaisedException", 1) if sys.version_info >= (3, 12) else ("PyErr_Restore", 3)
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [I64] * n), name)
+        builder.call(function, cgutils.unpack_tuple(builder, args[0])[:n])
+        return context.get_dummy_value()
+
+    return types.void(types.UniTuple(types.int64, 3)), emit
+
+
+@intrinsic
+def visit(typing: Any, function: Any, obj: Any, argument: Any) -> Any:
+    """Have the collector see an object that another holds, as Py_VISIT does: what `function` answers."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        i32 = ir.IntType(32)
+        called = builder.inttoptr(args[0], ir.FunctionType(i32, [I64, I64]).as_pointer())
+        return builder.sext(builder.call(called, args[1:]), I64)
+
+    return types.int64(types.int64, types.int64, types.int64), emit
+
+
+def storing(kernels: tuple[Any, ...]) -> Any:
+    """Return an intrinsic that stores the addresses of C functions of int64s, one for each kernel, in the array at an address."""
+
+    @intrinsic
+    def store(typing: Any, out: Any) -> Any:
+        compiled = []
+        for it in kernels:
+            arguments = (types.int64,) * it.py_func.__code__.co_argcount
+            it.compile(arguments)
+            compiled.append(it.overloads[arguments])
+
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            for i, it in enumerate(compiled):
+                shape = ir.FunctionType(I64, [I64] * len(it.signature.args))
+                c_function = ir.Function(builder.module, shape, f"jitslab.{it.fndesc.mangled_name}")
+                c_function.linkage = "internal"
+                inner = ir.IRBuilder(c_function.append_basic_block())
+                context.active_code_library.add_linking_library(it.library)
+                inner.ret(context.call_internal_no_propagate(inner, it.fndesc, it.signature, c_function.args)[1])
+                at = builder.inttoptr(builder.add(args[0], I64(8 * i)), I64.as_pointer())
+                builder.store(builder.ptrtoint(c_function, I64), at)
+            return I64(len(compiled))
+
+        return types.int64(types.int64), emit
+
+    return store
+
+
+@kernel
+def call(method: int, a: int, b: int) -> int:
+    """Call a bound method, a new reference that is dropped, with up to two objects, 0: none; 0 with an exception set."""
+    if method == 0:
+        return 0
+    answer = 0
+    arguments = PyTuple_New(0 if a == 0 else 1 if b == 0 else 2)
+    if arguments != 0:
+        if a != 0:
+            PyTuple_SetItem(arguments, 0, new_reference(a))  # the tuple takes a reference
+        if b != 0:
+            PyTuple_SetItem(arguments, 1, new_reference(b))
+        answer = PyObject_Call(method, arguments, 0)
+        Py_DecRef(arguments)
+    Py_DecRef(method)
+    return answer
+
+
+@kernel
+def new_reference(obj: int) -> int:
+    """Count one more reference."""
+    Py_IncRef(obj)
+    return obj
+
+
+@kernel
+def none() -> int:
+    """Return a new reference to None."""
+    return new_reference(c_object("_Py_NoneStruct"))
+
+
+@kernel
+def is_exactly(obj: int, cls: int) -> bool:
+    """Whether an object is of a class, and of none that is made from it."""
+    found = PyObject_Type(obj)
+    Py_DecRef(found)
+    return found == cls
+
+
+@kernel
+def is_attribute_error() -> bool:
+    """Whether the exception that is set is an AttributeError."""
+    return PyErr_ExceptionMatches(c_object("PyExc_AttributeError")) != 0
+
+
+# --- Types, methods, attributes ---
+
+
+class PyMethodDef(ctypes.Structure):
+    """CPython's description of a C method."""
+
+    _fields_ = (("name", ctypes.c_char_p), ("meth", ctypes.c_void_p), ("flags", ctypes.c_int), ("doc", ctypes.c_char_p))
+
+
+class PyGetSetDef(ctypes.Structure):
+    """CPython's description of a C attribute."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("get", ctypes.c_void_p),
+        ("set", ctypes.c_void_p),
+        ("doc", ctypes.c_char_p),
+        ("closure", ctypes.c_void_p),
+    )
+
+
+class PyMemberDef(ctypes.Structure):
+    """CPython's description of a piece of an object's data that Python sees."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("kind", ctypes.c_int),
+        ("offset", ctypes.c_ssize_t),
+        ("flags", ctypes.c_int),
+        ("doc", ctypes.c_char_p),
+    )
+
+
+class PyTypeSlot(ctypes.Structure):
+    """CPython's description of one thing that a type has."""
+
+    _fields_ = (("number", ctypes.c_int), ("pointer", ctypes.c_void_p))
+
+
+class PyTypeSpec(ctypes.Structure):
+    """CPython's description of a type."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("size", ctypes.c_int),
+        ("item_size", ctypes.c_int),
+        ("flags", ctypes.c_uint),
+        ("slots", ctypes.c_void_p),
+    )
+
+
+def addresses_of(entry: Entry, kernels: tuple[Any, ...]) -> dict[str, int]:
+    """Return the addresses of the C functions of kernels, which an Entry stores, by their names without the underscore."""
+    addresses = np.zeros(len(kernels), np.int64)
+    entry(addresses.ctypes.data)
+    return {kernel.py_func.__name__.lstrip("_"): int(at) for kernel, at in zip(kernels, addresses, strict=True)}
+
+
+def _api(name: str, *arguments: Any) -> Any:
+    """Return a function of CPython that answers an object."""
+    function = getattr(ctypes.pythonapi, name)
+    function.restype, function.argtypes = ctypes.py_object, list(arguments)
+    return function
+
+
+def _text(text: str) -> bytes:
+    """Return a text as C has it."""
+    return text.encode("utf-8", "replace")
+
+
+def member(name: str, kind: str, offset: int, flags: int = READ_ONLY) -> PyMemberDef:
+    """Describe a piece of an object's data, of a kind of `MEMBER_KINDS`."""
+    return PyMemberDef(_text(name), MEMBER_KINDS[kind], offset, flags, None)
+
+
+def method(source: Any, address: int, flags: int, parameters: str) -> PyMethodDef:
+    """Describe the C method that stands for a Python method, with its name and docstring."""
+    name = source.__name__
+    return PyMethodDef(_text(name), address, flags, _text(f"{name}{parameters}\n--\n\n{source.__doc__}"))
+
+
+def make_type(
+    bases: tuple[Any, ...],
+    size: int,
+    functions: dict[str, int],
+    members: tuple[PyMemberDef, ...],
+    methods: tuple[PyMethodDef, ...] = (),
+) -> Any:
+    """
+    Make a type, for good, that classes can be made from; with the name and the docstring of its last base.
+
+    Parameters
+    ----------
+    bases : tuple of type
+        Their objects have no data of their own.
+    size : int
+        Bytes of an object.
+    functions : dict of str to int
+        Addresses of C functions, by the names of `SLOTS`; with "traverse" among them the collector sees the objects.
+    members, methods
+        What Python sees of the objects' data, and C methods.
+    """
+    of = bases[-1]
+    arrays: dict[str, Any] = {
+        "doc": ctypes.create_string_buffer(_text(of.__doc__ or "")),
+        "members": (PyMemberDef * (len(members) + 1))(*members),  # ended by zeros
+        "methods": (PyMethodDef * (len(methods) + 1))(*methods),
+    }
+    pointers = functions | {name: ctypes.addressof(array) for name, array in arrays.items()}
+    slots = (PyTypeSlot * (len(pointers) + 1))(*(PyTypeSlot(SLOTS[name], at) for name, at in pointers.items()))
+    flags = DEFAULT | BASE_TYPE | (HAVE_GC if "traverse" in functions else 0)
+    spec = PyTypeSpec(_text(f"{of.__module__}.{of.__name__}"), size, 0, flags, ctypes.addressof(slots))
+    cls = _api("PyType_FromSpecWithBases", ctypes.c_void_p, ctypes.py_object)(ctypes.addressof(spec), bases)
+    keep(cls, slots, spec, arrays, members, methods)
+    return cls
+
+
+def add_method(cls: type, name: str, address: int, flags: int, parameters: str) -> None:
+    """Give a class a C method in the place of its Python method, with its docstring."""
+    description = method(getattr(cls, name), address, flags, parameters)
+    keep(description)
+    setattr(cls, name, _api("PyDescr_NewMethod", ctypes.py_object, ctypes.c_void_p)(cls, ctypes.addressof(description)))
+
+
+def new_attribute(cls: type, name: str, get: int, set_: int, closure: int, doc: str) -> Any:
+    """Return a C attribute of the objects of a class; `closure` is what the two functions are told."""
+    row = PyGetSetDef(_text(name), get, set_, _text(doc), closure)
+    keep(row)
+    return _api("PyDescr_NewGetSet", ctypes.py_object, ctypes.c_void_p)(cls, ctypes.addressof(row))

@@ -1,0 +1,306 @@
+"""
+Typed loads and stores, copies, atomics, thread identity, hints to LLVM.
+
+An address is an int64.  Each load and store needs live memory of its size at the address, aligned to its type.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from .compile import I1, I32, I64, PTR, X86, HeapPointer, Intrinsic, intrinsic, literal_intrinsic
+
+# --- Addresses and pointers ---
+
+
+def typed_pointer(builder: Any, value: Any, to: Any) -> Any:
+    """int64 address or pointer -> pointer to `to`."""
+    pointer = to.as_pointer()
+    return builder.inttoptr(value, pointer) if isinstance(value.type, ir.IntType) else builder.bitcast(value, pointer)
+
+
+def _offset(builder: Any, value: Any, n: int) -> Any:
+    """N bytes further, keeping pointers pointers."""
+    return builder.add(value, I64(n)) if isinstance(value.type, ir.IntType) else builder.gep(value, [I64(n)])
+
+
+def _make_pointer_cast(pointer: Any) -> Intrinsic:
+    @intrinsic
+    def cast(typing: Any, address: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+        return pointer(types.int64), emit
+
+    return cast
+
+
+u4_array = _make_pointer_cast(types.CPointer(types.uint32))  # address -> array of u4, for loops that vectorise
+i8_array = _make_pointer_cast(types.CPointer(types.int64))
+heap_pointer = _make_pointer_cast(HeapPointer)
+
+
+@intrinsic
+def heap_address(typing: Any, heap: Any) -> Any:
+    """Address of a heap."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(args[0], I64)
+
+    return types.int64(HeapPointer), emit
+
+
+@literal_intrinsic
+def advance(typing: Any, base: Any, n: Any) -> Any:
+    """`base` (address or heap) and n literal bytes further, of the same type."""
+    bytes_ = n.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _offset(builder, args[0], bytes_)
+
+    return base(base, n), emit
+
+
+@literal_intrinsic
+def frozen(typing: Any, base: Any, offset: Any) -> Any:
+    """int64 field that never changes after creation: LLVM may load it once for a whole loop."""
+    if not isinstance(offset, types.IntegerLiteral):
+        return None
+    n = offset.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = builder.load(typed_pointer(builder, _offset(builder, args[0], n), I64), align=8)
+        value.set_metadata("invariant.load", builder.module.add_metadata([]))
+        return value
+
+    return types.int64(base, offset), emit
+
+
+def _make_load_store(bits: int, order: str | None) -> tuple[Intrinsic, Intrinsic]:
+    word = ir.IntType(bits)
+
+    @intrinsic
+    def load(typing: Any, base: Any, index: Any) -> Any:
+        """Word `index` of the array at `base`, as int64 (zero-extended)."""
+
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            at = builder.gep(typed_pointer(builder, args[0], word), [args[1]])
+            value = builder.load_atomic(at, order, bits // 8) if order else builder.load(at, align=bits // 8)
+            return value if bits == 64 else builder.zext(value, I64)
+
+        return types.int64(base, types.int64), emit
+
+    @intrinsic
+    def store(typing: Any, base: Any, index: Any, value: Any) -> Any:
+        """Low bits of `value` into word `index` of the array at `base`."""
+
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            at = builder.gep(typed_pointer(builder, args[0], word), [args[1]])
+            low = args[2] if bits == 64 else builder.trunc(args[2], word)
+            if order:
+                builder.store_atomic(low, at, "release" if order == "acquire" else order, bits // 8)
+            else:
+                builder.store(low, at, align=bits // 8)
+            return context.get_dummy_value()
+
+        return types.void(base, types.int64, types.int64), emit
+
+    return load, store
+
+
+load8, store8 = _make_load_store(64, None)
+load4, store4 = _make_load_store(32, None)
+load8_acquire, store8_release = _make_load_store(64, "acquire")
+load8_relaxed, store8_relaxed = _make_load_store(64, "monotonic")
+load1, store1 = _make_load_store(8, None)
+load2, _ = _make_load_store(16, None)
+load4_relaxed, _ = _make_load_store(32, "monotonic")
+_, store4_release = _make_load_store(32, "acquire")
+
+
+@intrinsic
+def copy_bytes(typing: Any, to: Any, source: Any, n: Any) -> Any:
+    """Copy n bytes between places that do not overlap; a constant n becomes plain moves."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        cgutils.raw_memcpy(builder, builder.inttoptr(args[0], PTR), builder.inttoptr(args[1], PTR), args[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), emit
+
+
+@intrinsic
+def zero_bytes(typing: Any, to: Any, n: Any) -> Any:
+    """Zero n bytes."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        cgutils.memset(builder, builder.inttoptr(args[0], PTR), args[1], 0)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), emit
+
+
+# --- Atomics ---
+
+
+@intrinsic
+def compare_exchange(typing: Any, address: Any, old: Any, new: Any) -> Any:
+    """Store `new` if the int64 at `address` is `old`; whether it was."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        at = builder.inttoptr(args[0], I64.as_pointer())
+        return builder.extract_value(builder.cmpxchg(at, args[1], args[2], "acq_rel", "acquire"), 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), emit
+
+
+def _make_rmw(operation: str, order: str) -> Intrinsic:
+    @intrinsic
+    def update(typing: Any, address: Any, value: Any) -> Any:
+        """Update the int64 at `address`; what it was before."""
+
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.atomic_rmw(operation, builder.inttoptr(args[0], I64.as_pointer()), args[1], order)
+
+        return types.int64(types.int64, types.int64), emit
+
+    return update
+
+
+fetch_add, fetch_or = _make_rmw("add", "monotonic"), _make_rmw("or", "monotonic")
+
+
+@intrinsic
+def pause(typing: Any) -> Any:
+    """Tell the core that this is a spin loop."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        name, params = ("llvm.x86.sse2.pause", []) if X86 else ("llvm.aarch64.hint", [I32])
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), params), name)
+        builder.call(function, [I32(1)] if params else [])
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
+@intrinsic
+def thread_pointer(typing: Any) -> Any:
+    """Identity of the calling thread among the live ones; recurs after a thread's end."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(emit_thread_pointer(builder), I64)
+
+    return types.int64(), emit
+
+
+def emit_thread_pointer(builder: Any) -> Any:
+    """Emit the calling thread's identity, as a pointer."""
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(PTR, []), "llvm.thread.pointer")
+    return builder.call(function, [])
+
+
+# --- Bits and hints ---
+
+
+def _make_expect(outcome: int) -> Intrinsic:
+    @intrinsic
+    def expect(typing: Any, condition: Any) -> Any:
+        """`condition`, which is nearly always so."""
+
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I1, [I1, I1]), "llvm.expect.i1")
+            return builder.call(function, [args[0], I1(outcome)])
+
+        return types.boolean(types.boolean), emit
+
+    return expect
+
+
+likely, unlikely = _make_expect(1), _make_expect(0)
+
+
+def _make_prefetch(to_write: int) -> Intrinsic:
+    @intrinsic
+    def prefetch(typing: Any, address: Any) -> Any:
+        """Ask for the line at `address`; any address will do."""
+
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            params = ir.FunctionType(ir.VoidType(), [PTR, I32, I32, I32])
+            function = cgutils.get_or_insert_function(builder.module, params, "llvm.prefetch.p0")
+            builder.call(function, [builder.inttoptr(args[0], PTR), I32(to_write), I32(3), I32(1)])
+            return context.get_dummy_value()
+
+        return types.void(types.int64), emit
+
+    return prefetch
+
+
+prefetch_read, prefetch_write = _make_prefetch(0), _make_prefetch(1)
+
+
+@intrinsic
+def lowest_bit(typing: Any, x: Any) -> Any:
+    """Index of the lowest bit set; 64 if there is none."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], I1(0))
+
+    return types.int64(types.int64), emit
+
+
+@intrinsic
+def popcount(typing: Any, x: Any) -> Any:
+    """Count the bits set."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
+
+    return types.int64(types.int64), emit
+
+
+MIX = -7046029254386353131  # 2**64 / golden ratio, odd: thread pointers differ in their high bits only
+
+
+@intrinsic
+def mixed(typing: Any, x: Any) -> Any:
+    """`x * MIX`, wrapping: Numba's own product of signed numbers would have no meaning where it overflows."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.mul(args[0], I64(MIX))
+
+    return types.int64(types.int64), emit
+
+
+@literal_intrinsic
+def shift_right(typing: Any, x: Any, n: Any) -> Any:
+    """`x >> n` of the bits, as an int64 that LLVM knows not to be negative."""
+    bits = n.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.lshr(args[0], I64(bits))
+
+    return types.int64(types.int64, n), emit
+
+
+# --- Calls ---
+
+
+def emit_call_at(builder: Any, address: Any, values: list[Any]) -> Any:
+    """Call the C function of int64s whose address stands in the int64 at an address."""
+    at = builder.inttoptr(address, I64.as_pointer())
+    signature = ir.FunctionType(I64, [I64] * len(values))
+    return builder.call(builder.inttoptr(builder.load(at, align=8), signature.as_pointer()), values)
+
+
+@intrinsic
+def call_at(typing: Any, address: Any, argument: Any) -> Any:
+    """Call the C function whose address stands in the int64 at an address, with one argument."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return emit_call_at(builder, args[0], [args[1]])
+
+    return types.int64(types.int64, types.int64), emit

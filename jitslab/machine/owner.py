@@ -1,0 +1,58 @@
+"""What ends together with a Python object, in one step that no Python stands between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import types
+
+from .compile import Entry, ObjectEntry, c_function, kernel
+from .memory import call_at
+
+_external: Any = types.ExternalFunction
+_ptr = types.intp
+_PyCapsule_New = _external("PyCapsule_New", _ptr(_ptr, _ptr, _ptr))
+_PyCapsule_GetPointer = _external("PyCapsule_GetPointer", _ptr(_ptr, _ptr))
+_PyCapsule_GetContext = _external("PyCapsule_GetContext", _ptr(_ptr))
+_PyCapsule_SetContext = _external("PyCapsule_SetContext", types.int32(_ptr, _ptr))
+_Py_IncRef = _external("Py_IncRef", types.void(_ptr))
+_Py_DecRef = _external("Py_DecRef", types.void(_ptr))
+
+
+@kernel
+def end_of(capsule: int) -> int:
+    """Call what a capsule's words begin with, and let what it keeps go."""
+    kept = _PyCapsule_GetContext(capsule)
+    call_at(_PyCapsule_GetPointer(capsule, 0), _PyCapsule_GetPointer(capsule, 0))  # before what it keeps goes
+    _Py_DecRef(kept)
+    return 0
+
+
+@ObjectEntry
+def make_owner(words: int, kept: int) -> int:
+    """Return a capsule with an end, for `owner`."""
+    capsule = _PyCapsule_New(words, 0, c_function(end_of))
+    if capsule != 0:
+        _Py_IncRef(kept)
+        _PyCapsule_SetContext(capsule, kept)
+    return capsule  # type: ignore[no-any-return]  # C functions have no types
+
+
+def owner(end: Entry, words: Any, *kept: Any) -> Any:
+    """
+    Return an object whose own end calls an entry point, and only then lets go of what it keeps.
+
+    An exception anywhere, Ctrl-C or a want of memory, finds both done or neither: CPython calls the end itself.
+
+    Parameters
+    ----------
+    end : Entry
+        Called with the address of `words`, under the GIL.
+    words : ndarray of int64
+        What it works on.  The first word is for the entry point's address.
+    kept
+        What has to outlast the call.
+    """
+    words[0] = end.address
+    everything = (words, *kept)
+    return make_owner(words.ctypes.data, id(everything))

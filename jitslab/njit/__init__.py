@@ -1,0 +1,1 @@
+"""What user code compiled by Numba sees."""

@@ -1,0 +1,150 @@
+"""
+Objects that are, in compiled code, the address of a block: one int64, got by one load.
+
+Above `_cpython`, below `compiled` and `sizetype`.  Such an object is a `BlockHolder`: it has the address, and the array whose
+data the block is; so the block lives as long as the object does.  Numba asks any object for its type by an attribute, and a proxy
+answers as the object behind it does: so compiled code looks at the class before it looks into the object.  On the way back the
+address finds the object that it is of.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, NoReturn
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.errors import NumbaTypeError
+from numba.core.imputils import lower_constant
+from numba.extending import NativeValue, box, make_attribute_wrapper, models, register_model, unbox
+
+from ..errors import CacheTypeError, ClosedError
+from ..machine.compile import I32, I64, PTR, name_object
+from ..machine.cpython import HEAD, make_type, member
+
+# In a BlockHolder: the block's address, 0 before it has one; the array that keeps the block; the class of a cache's guards.
+ADDRESS, ARRAY, GUARD_CLASS, HOLDER_BYTES = range(HEAD, HEAD + 32, 8)
+_members = (
+    member("address", "i8", ADDRESS, 0),
+    member("array", "object", ARRAY, 0),
+    member("guard_class", "object", GUARD_CLASS, 0),
+)
+BlockHolder: Any = make_type((object,), HOLDER_BYTES, {}, _members)
+_address, _array, _guard_class = (vars(BlockHolder)[name] for name in ("address", "array", "guard_class"))
+for _name in ("address", "array", "guard_class"):  # so nothing but this module sets them
+    delattr(BlockHolder, _name)
+_classes: dict[type[types.Type], tuple[type, str]] = {}  # the class of the objects of a type, and what users call it
+_objects: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by the address of their block
+
+
+def hold(holder: Any, address: int, array: Any) -> None:
+    """Have a BlockHolder hold the block at an address, which is the data of an array; compiled code that returns it finds it."""
+    _array.__set__(holder, array)
+    _address.__set__(holder, address)
+    _objects[address] = holder
+
+
+def is_going(holder: Any) -> bool:
+    """Whether a BlockHolder is being collected: together with what refers to it, if that is in a cycle with it."""
+    return _objects.get(_address.__get__(holder)) is not holder
+
+
+def set_guard_class(holder: Any, cls: type) -> None:
+    """Have a cache make guards of a class."""
+    _guard_class.__set__(holder, cls)
+
+
+def guard_class_of(holder: Any) -> Any:
+    """Return the class of a cache's guards, or None."""
+    try:
+        return _guard_class.__get__(holder)
+    except AttributeError:
+        return None
+
+
+_constants: list[Any] = []  # objects that compiled code has as globals: never dropped
+
+
+def is_object(block_type: type[types.Type], obj: Any) -> bool:
+    """Whether an object is one of the class of a type, whatever it says of itself."""
+    return issubclass(type(obj), _classes[block_type][0])
+
+
+def text_of_refusal(block_type: type[types.Type], obj: Any) -> str:
+    """Say that an object is no cache or allocator, though Numba takes it for one."""
+    name = _classes[block_type][1]
+    return f"compiled code takes a {name} itself, got an object of type {type(obj).__name__}, which only answers as one does"
+
+
+def bind(block_type: type[types.Type], cls: type, name: str) -> None:
+    """Say which class the objects of a type are of, and what users call it; its subclasses count."""
+
+    def refuse(obj: Any) -> NoReturn:
+        """Raise for an object that compiled code cannot take."""
+        if not is_object(block_type, obj):
+            raise CacheTypeError(text_of_refusal(block_type, obj))
+        raise ClosedError(f"this {type(obj).__name__} was never opened")
+
+    def find(address: int) -> Any:
+        """Return the object whose block is at an address."""
+        found = _objects.get(address)
+        if found is None or not is_object(block_type, found):
+            raise ClosedError(f"the {name} that compiled code returns is gone")
+        return found
+
+    _classes[block_type] = cls, name
+    name_object(f"jitslab.class.{block_type.__name__}", cls)
+    name_object(f"jitslab.refuse.{block_type.__name__}", refuse)
+    name_object(f"jitslab.find.{block_type.__name__}", find)
+
+
+def register(block_type: type[types.Type]) -> None:
+    """Let compiled code have objects of such a type, as arguments and as globals."""
+
+    @register_model(block_type)
+    class BlockModel(models.StructModel):  # type: ignore[misc]  # numba has no types
+        def __init__(self, manager: Any, typ: Any) -> None:
+            super().__init__(manager, typ, [("ptr", types.int64)])
+
+    make_attribute_wrapper(block_type, "ptr", "_ptr")
+
+    @unbox(block_type)  # type: ignore[untyped-decorator]  # numba has no types
+    def unbox_block(typ: Any, obj: Any, c: Any) -> NativeValue:
+        builder, cls = c.builder, c.pyapi.get_c_object(f"jitslab.class.{block_type.__name__}")
+        kind = builder.bitcast(c.pyapi.get_type(obj), PTR)
+        is_one = cgutils.alloca_once_value(builder, cgutils.true_bit)
+        with builder.if_then(builder.icmp_unsigned("!=", kind, builder.bitcast(cls, PTR)), likely=False):
+            shape = ir.FunctionType(I32, [PTR, PTR])
+            is_subtype = cgutils.get_or_insert_function(builder.module, shape, "PyType_IsSubtype")
+            answer = builder.call(is_subtype, [kind, builder.bitcast(cls, PTR)])
+            builder.store(builder.icmp_unsigned("!=", answer, I32(0)), is_one)
+        address = cgutils.alloca_once_value(builder, I64(0))
+        with builder.if_then(builder.load(is_one), likely=True):
+            at = builder.gep(builder.bitcast(obj, PTR), [I64(ADDRESS)])
+            builder.store(builder.load(builder.bitcast(at, I64.as_pointer())), address)
+        struct = cgutils.create_struct_proxy(typ)(c.context, builder)
+        struct.ptr = builder.load(address)
+        is_missing = cgutils.is_null(builder, struct.ptr)
+        with builder.if_then(is_missing, likely=False):
+            refuse = c.pyapi.get_c_object(f"jitslab.refuse.{block_type.__name__}")
+            c.pyapi.call_function_objargs(refuse, (obj,))
+        return NativeValue(struct._getvalue(), is_error=is_missing)
+
+    @box(block_type)  # type: ignore[untyped-decorator]  # numba has no types
+    def box_block(typ: Any, value: Any, c: Any) -> Any:
+        address = c.pyapi.long_from_longlong(cgutils.create_struct_proxy(typ)(c.context, c.builder, value=value).ptr)
+        found = c.pyapi.call_function_objargs(c.pyapi.get_c_object(f"jitslab.find.{block_type.__name__}"), (address,))
+        c.pyapi.decref(address)
+        return found
+
+    @lower_constant(block_type)  # type: ignore[untyped-decorator]  # numba has no types
+    def lower_block(context: Any, builder: Any, typ: Any, obj: Any) -> Any:
+        """A global of the function; its address is dynamic, so Numba does not save that function."""
+        if not is_object(block_type, obj):
+            raise NumbaTypeError(f"jitslab: {text_of_refusal(block_type, obj)}")
+        _constants.append(obj)
+        struct = cgutils.create_struct_proxy(typ)(context, builder)
+        pointer = context.add_dynamic_addr(builder, obj._address, info=f"jitslab.{block_type.__name__}")
+        struct.ptr = builder.ptrtoint(pointer, I64)
+        return struct._getvalue()

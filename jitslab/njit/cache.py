@@ -1,0 +1,509 @@
+"""
+What a cache can do inside `@njit`: an extension type of one int64, the address of its control block.
+
+Above `entry`, below `cache`.  Bodies of overloads are compiled again in every caller, so each is one line that calls a kernel.
+Nothing here raises: `prange` would lose the exception and skip iterations.  A refused handle yields a zeroed scratch
+record and sets a fault, as floating-point flags do.
+
+`prange` takes getitem, `in` and attributes for pure and moves them out of the loop where their operands do not depend on
+it; methods are never moved.  So for a record that iterations share, write ``cache.record(h)`` and ``cache.is_live(h)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.core.datamodel import default_manager
+from numba.core.errors import NumbaTypeError
+from numba.core.imputils import RefType, iternext_impl, lower_builtin
+from numba.extending import models, register_model
+
+from ..core.batch import BLOCK_SHIFT, C_RECORDS, F_NOTE, alloc_few, free_few, mask_at, next_live, next_record, scan_end
+from ..core.calls import slow
+from ..core.heap import F_ADDRESS, H_RECORDS, SLOT_MASK, Heap, address, alloc, alloc_filled, free, free_near, is_live
+from ..core.layout import BLOCK, LINE, NO_INIT, NULL, C, identity
+from ..machine.compile import I64, PTR, HeapPointer, kernel
+from ..machine.disk import SOURCE_HASH
+from ..machine.memory import copy_bytes, frozen, load8_relaxed, unlikely
+from . import lowering as calls
+from .blocktype import register
+from .lowering import Site
+
+F_ALLOC_MANY, F_FREE_MANY, F_LEN, F_CLEAR, F_FLUSH_OWN = (
+    C[name] for name in ("f_alloc_many", "f_free_many", "f_len", "f_clear", "f_flush_own")
+)
+C_FAULTS, C_CAPACITY, C_WORDS = C["faults"], C["capacity"], C["words"]
+int64_pointer = types.EphemeralPointer(types.int64)
+STATE = ("base", "mask", "after", "ahead")  # what changes of an iterator, as `batch.next_live` says
+NEAR = 4096  # slots of a cache whose notes an iterator has room for itself: a slab of short records
+window = types.EphemeralArray(types.int64, NEAR // BLOCK)
+
+
+class TypedFields(dict[str, Any]):
+    """The fields that Numba can type; the hidden ones, too, are said to be in it, so that Numba asks for their types."""
+
+    hidden: dict[str, str]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such a field."""
+        return super().__contains__(name) or name in self.hidden
+
+
+class PartialRecord(types.Record):  # type: ignore[misc]  # numba has no types
+    """The Numba type of a record of which Numba cannot type all fields: it has the others; `hidden` says why, by name."""
+
+    def __init__(self, of: np.dtype[Any], fields: list[Any], hidden: dict[str, str]) -> None:
+        self.of, self.hidden = of, hidden
+        super().__init__(fields, of.itemsize, of.isalignedstruct)
+        self.fields: TypedFields = TypedFields(self.fields)
+        self.fields.hidden = hidden
+        assert of.fields is not None
+        without = ",".join(f"{name}[{of.fields[name][0]};offset={of.fields[name][1]}]" for name in hidden)
+        types.Type.__init__(self, f"{self.name[:-1]};without {without})")
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """All fields: so a record that compiled code returns has them."""
+        return self.of
+
+    def typeof(self, key: str) -> Any:
+        """Return the type of a field."""
+        if key in self.hidden:
+            raise NumbaTypeError(f"jitslab: Numba cannot type field {key!r} of these records: {self.hidden[key]}")
+        return super().typeof(key)
+
+
+register_model(PartialRecord)(models.RecordModel)
+
+
+def typed(dtype: np.dtype[Any]) -> Any:
+    """Return the Numba type of a field or of a record; a str, the reason, if it cannot be typed, nor any field of it."""
+    if dtype.subdtype is not None:
+        base = typed(dtype.base)
+        if isinstance(base, str):
+            return base
+        return types.NestedArray(dtype=base, shape=dtype.shape) if hasattr(base, "bitwidth") else f"an array of {dtype.base}"
+    if dtype.fields is None or dtype.names is None:
+        if not dtype.isnative:  # of dates Numba does not look
+            return dtype.str
+        try:
+            found = numba.from_dtype(dtype)
+            default_manager.lookup(found)  # of float16 there is a type, and no values
+            return found
+        except Exception as error:  # numba raises what it likes for a dtype that it cannot type
+            return str(error).splitlines()[0] if str(error) else type(error).__name__
+    fields, hidden = [], {}
+    for name, (of, offset, *title) in dtype.fields.items():
+        found = typed(of)
+        if isinstance(found, str):
+            hidden[name] = found
+        else:
+            fields.append((name, {"type": found, "offset": offset, "title": title[0] if title else None}))
+    if not hidden:
+        return types.Record(fields, dtype.itemsize, dtype.isalignedstruct)
+    return PartialRecord(dtype, fields, hidden) if fields else next(iter(hidden.values()))
+
+
+class CacheType(types.IterableType):  # type: ignore[misc]  # numba has no types
+    """
+    Numba type of the caches of one dtype.
+
+    `record` is the Numba type of the records, or None if Numba can type no field of them; `reason` says why.  The name is part of
+    the key of the user's own compile caches: it carries the hash of the package's sources.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], stride: int, init: int, has_nodes: bool) -> None:
+        self.stride, self.init, self.has_nodes, self.itemsize = stride, init, has_nodes, dtype.itemsize
+        found = typed(dtype)
+        self.record: Any = None if isinstance(found, str) else found
+        self.reason = found if isinstance(found, str) else ""
+        key = self.record.name if self.record else f"{dtype!r} {dtype.itemsize}"
+        short = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:12]
+        super().__init__(f"jitslab.SlabCache[{SOURCE_HASH},{stride},{init},{'nodes,' if has_nodes else ''}{short}]")
+
+    @property
+    def iterator_type(self) -> CacheIterType:
+        """Type of an iterator over the handles: so Numba takes a cache wherever it takes something to iterate over."""
+        return CacheIterType(self, False)
+
+
+_types: dict[tuple[Any, ...], CacheType] = {}
+
+
+def cache_type(dtype: np.dtype[Any], stride: int, init: int, has_nodes: bool) -> CacheType:
+    """Return the type of such caches; one object each."""
+    key = dtype, identity(dtype), stride, init, has_nodes
+    if key not in _types:
+        _types[key] = CacheType(dtype, stride, init, has_nodes)
+    return _types[key]
+
+
+register(CacheType)
+
+
+# --- What is refused ---
+
+
+def need_integer(handle: Any, what: str) -> None:
+    """Refuse a handle that is no integer while the user's function is typed."""
+    if not isinstance(handle, (types.Integer, types.Boolean)):
+        raise NumbaTypeError(f"jitslab: {what} takes an integer handle, got {handle}")
+
+
+def need_record(cache: CacheType) -> None:
+    """Refuse field access to records that Numba cannot type."""
+    if cache.record is None:
+        raise NumbaTypeError(f"jitslab: Numba cannot type the records of this cache: {cache.reason}")
+
+
+def need_handles(array: Any, what: str, writable: bool) -> None:
+    """Refuse an array that is not of int64 handles, one after the other."""
+    fits = isinstance(array, types.Array) and array.dtype == types.int64 and array.ndim == 1 and array.layout == "C"
+    if not fits or (writable and not array.mutable):
+        kind = "a writable" if writable else "a"
+        raise NumbaTypeError(f"jitslab: {what} takes {kind} contiguous 1-d int64 array, got {array}")
+
+
+# --- Calls ---
+
+
+def method(name: str) -> Callable[..., Any]:
+    """Describe a method of the cache."""
+    return calls.method(CacheType, name)
+
+
+def attribute(name: str) -> Callable[..., Any]:
+    """Describe an attribute of the cache."""
+    return calls.attribute(CacheType, name)
+
+
+def function(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """Describe a function or operator of the cache."""
+    return calls.function(CacheType, operation)
+
+
+def stride_of(cache: CacheType) -> Any:
+    """Bytes from slot to slot, a constant."""
+    return I64(cache.stride)
+
+
+def array_of(site: Site, of: Any, value: Any) -> tuple[Any, Any]:
+    """Address and size of a lowered array."""
+    array = site.context.make_array(of)(site.context, site.builder, value)
+    return site.builder.ptrtoint(array.data, I64), array.nitems
+
+
+def emit_address(site: Site, cache: CacheType, c: Any, handle: Any) -> Any:
+    """Emit the look-up of a record, checked."""
+    return site.call(address, site.heap(c), handle, stride_of(cache))
+
+
+@method("alloc")
+def SlabCache_alloc(cache: CacheType) -> Any:
+    """Take a slot: its handle, or NULL when the cache is full."""
+
+    def lower(site: Site, c: Any) -> Any:
+        if cache.init != NO_INIT:
+            return site.call(alloc_filled, c, site.heap(c), stride_of(cache), I64(cache.itemsize))
+        return site.call(alloc, site.heap(c))
+
+    return types.int64, lower
+
+
+@method("free")
+def SlabCache_free(cache: CacheType, handle: Any) -> Any:
+    """Free a record; False if the handle is refused."""
+    need_integer(handle, "free(handle)")
+
+    def lower(site: Site, c: Any, handle: Any) -> Any:
+        return site.call(free_near, c, site.heap(c), handle) if cache.has_nodes else site.call(free, site.heap(c), handle)
+
+    return types.boolean, lower
+
+
+@method("record")
+def SlabCache_record(cache: CacheType, handle: Any) -> Any:
+    """The record of a handle; never moved out of a prange."""
+    need_integer(handle, "record(handle)")
+    need_record(cache)
+    return cache.record, lambda site, c, handle: site.record(cache.record, emit_address(site, cache, c, handle))
+
+
+@method("is_live")
+def SlabCache_is_live(cache: CacheType, handle: Any) -> Any:
+    """Whether a handle's record is live; never moved out of a prange."""
+    need_integer(handle, "is_live(handle)")
+    return types.boolean, lambda site, c, handle: site.call(is_live, site.heap(c), handle)
+
+
+@method("at_slot")
+def SlabCache_at_slot(cache: CacheType, slot: Any) -> Any:
+    """The record at a slot number, unchecked: the slot must be below `slot_limit`."""
+    need_integer(slot, "at_slot(slot)")
+    need_record(cache)
+
+    def lower(site: Site, c: Any, slot: Any) -> Any:
+        records = site.frozen(site.heap(c), H_RECORDS)
+        return site.record(cache.record, site.builder.add(records, site.builder.mul(slot, stride_of(cache))))
+
+    return cache.record, lower
+
+
+@method("alloc_many")
+def SlabCache_alloc_many(cache: CacheType, out: Any) -> Any:
+    """Take as many slots as `out` has room for, all or none: how many."""
+    need_handles(out, "alloc_many(out)", writable=True)
+
+    def lower(site: Site, c: Any, array: Any) -> Any:
+        data, size = array_of(site, out, array)
+        if cache.init == NO_INIT:
+            return site.call(alloc_few, c, site.heap(c), data, size)
+        return site.table(c, F_ALLOC_MANY, data, size)
+
+    return types.int64, lower
+
+
+@method("free_many")
+def SlabCache_free_many(cache: CacheType, handles: Any) -> Any:
+    """Free the valid ones of the handles: how many."""
+    need_handles(handles, "free_many(handles)", writable=False)
+
+    def lower(site: Site, c: Any, array: Any) -> Any:
+        data, size = array_of(site, handles, array)
+        if not cache.has_nodes:
+            return site.call(free_few, c, site.heap(c), data, size)
+        return site.table(c, F_FREE_MANY, data, size, I64(0))
+
+    return types.int64, lower
+
+
+@method("clear")
+def SlabCache_clear(cache: CacheType) -> Any:
+    """Free every live record: how many."""
+    return types.int64, lambda site, c: site.table(c, F_CLEAR)
+
+
+@method("flush")
+def SlabCache_flush(cache: CacheType) -> Any:
+    """Give the free slots in the calling thread's magazine home: how many."""
+    return types.int64, lambda site, c: site.table(c, F_FLUSH_OWN)
+
+
+@function(len)
+def SlabCache_len(cache: CacheType) -> Any:
+    """How many records are live."""
+    return types.int64, lambda site, c: site.table(c, F_LEN)
+
+
+@function(operator.getitem)
+def SlabCache_getitem(cache: CacheType, handle: Any) -> Any:
+    """The record of a handle."""
+    need_integer(handle, "cache[handle]")
+    need_record(cache)
+    return cache.record, lambda site, c, handle: site.record(cache.record, emit_address(site, cache, c, handle))
+
+
+@function(operator.setitem)
+def SlabCache_setitem(cache: CacheType, handle: Any, value: Any) -> Any:
+    """Copy a record of the same dtype into the record of a handle."""
+    need_integer(handle, "cache[handle] = record")
+    need_record(cache)
+    if value != cache.record:
+        raise NumbaTypeError(f"jitslab: cache[handle] = record takes a record of the cache's dtype, got {value}")
+
+    def lower(site: Site, c: Any, handle: Any, record: Any) -> None:
+        to, source = emit_address(site, cache, c, handle), site.builder.ptrtoint(record, I64)
+        site.emit(copy_bytes, (types.int64,) * 3, to, source, I64(cache.itemsize))
+
+    return types.void, lower
+
+
+@function(operator.contains)
+def SlabCache_contains(cache: CacheType, handle: Any) -> Any:
+    """Whether a handle's record is live."""
+    need_integer(handle, "handle in cache")
+    return types.boolean, lambda site, c, handle: site.call(is_live, site.heap(c), handle)
+
+
+@attribute("capacity")
+def SlabCache_capacity(cache: CacheType) -> Any:
+    """Records that one thread can always have."""
+    return types.int64, lambda site, c: site.frozen(c, C_CAPACITY)
+
+
+@attribute("slot_limit")
+def SlabCache_slot_limit(cache: CacheType) -> Any:
+    """Slots in use so far; every slot number is below."""
+    return types.int64, lambda site, c: site.call(scan_end, c)
+
+
+@attribute("faults")
+def SlabCache_faults(cache: CacheType) -> Any:
+    """Faults since the last report."""
+    return types.int64, lambda site, c: site.emit(load8_relaxed, (types.int64,) * 2, c, I64(C_FAULTS // 8))
+
+
+# --- new() and iteration ---
+
+
+@kernel
+def alloc_address(heap: Heap, stride: int) -> Any:
+    """Return (handle, address of its record); NULL and a scratch record when the cache is full."""
+    handle = alloc(heap)
+    if unlikely(handle == NULL):
+        return handle, slow(heap, F_ADDRESS, (handle,))
+    return handle, frozen(heap, H_RECORDS) + (handle & SLOT_MASK) * stride
+
+
+@kernel
+def alloc_filled_address(c: int, heap: Heap, stride: int, itemsize: int) -> Any:
+    """As `alloc_address`, the record filled."""
+    handle = alloc_filled(c, heap, stride, itemsize)
+    if unlikely(handle == NULL):
+        return handle, slow(heap, F_ADDRESS, (handle,))
+    return handle, frozen(heap, H_RECORDS) + (handle & SLOT_MASK) * stride
+
+
+def as_item(site: Site, cache: CacheType, handle: Any, at: Any) -> Any:
+    """(handle, record) of a handle and an address."""
+    record = site.record(cache.record, at)
+    return site.context.make_tuple(site.builder, types.Tuple((types.int64, cache.record)), [handle, record])
+
+
+@method("new")
+def SlabCache_new(cache: CacheType) -> Any:
+    """Take a slot: its handle and its record; NULL and a scratch record when the cache is full."""
+    need_record(cache)
+
+    def lower(site: Site, c: Any) -> Any:
+        if cache.init != NO_INIT:
+            pair = site.call(alloc_filled_address, c, site.heap(c), stride_of(cache), I64(cache.itemsize))
+        else:
+            pair = site.call(alloc_address, site.heap(c), stride_of(cache))
+        return as_item(site, cache, *cgutils.unpack_tuple(site.builder, pair))
+
+    return types.Tuple((types.int64, cache.record)), lower
+
+
+class CacheIterType(types.SimpleIteratorType):  # type: ignore[misc]  # numba has no types
+    """Iterator over the handles of the live records, or over (handle, record)."""
+
+    def __init__(self, cache: CacheType, with_records: bool) -> None:
+        self.cache, self.with_records = cache, with_records
+        yields = types.Tuple((types.int64, cache.record)) if with_records else types.int64
+        super().__init__(f"{'items' if with_records else 'iter'}({cache.name})", yields)
+
+
+@register_model(CacheIterType)
+class _CacheIterModel(models.StructModel):  # type: ignore[misc]  # numba has no types
+    """Which slots are to be visited stands in `window`; of a cache that is too large for it in memory of Numba's, at `far`."""
+
+    def __init__(self, manager: Any, it: CacheIterType) -> None:
+        members = [(name, types.int64) for name in ("ptr", "words", "records", "end", "far", "all")]
+        members += [("memory", types.MemInfoPointer(types.voidptr)), ("window", window)]
+        members += [(name, int64_pointer) for name in STATE]
+        super().__init__(manager, it, members)
+
+    def as_return(self, builder: Any, value: Any) -> Any:
+        raise NumbaTypeError("jitslab: an iterator over a cache lives in the function that made it, and cannot be returned")
+
+
+def noted_by(site: Site, it: Any) -> Any:
+    """Address of what was noted when a scan started."""
+    near = site.builder.ptrtoint(it.window, I64)
+    return site.builder.select(site.builder.icmp_unsigned("==", it.far, I64(0)), near, it.far)
+
+
+def start(site: Site, iterator: CacheIterType, c: Any) -> Any:
+    """Start a scan of the records that are live now; if there is no memory to note them, of those live when it comes to them."""
+    context, builder = site.context, site.builder
+    it = cgutils.create_struct_proxy(iterator)(context, builder)
+    it.ptr = c
+    it.end, it.words, it.records = site.call(scan_end, c), site.frozen(c, C_WORDS), site.frozen(c, C_RECORDS)
+    it.window = cgutils.alloca_once(builder, I64, size=window.count)
+    is_small = builder.icmp_signed("<=", it.end, I64(NEAR))
+    memory, far = cgutils.alloca_once_value(builder, cgutils.get_null_value(PTR)), cgutils.alloca_once_value(builder, I64(0))
+    if context.enable_nrt:
+        with builder.if_then(builder.not_(is_small), likely=False):
+            size = builder.add(builder.lshr(it.end, I64(BLOCK_SHIFT - 3)), I64(8))
+            got = context.nrt.meminfo_alloc_unchecked(builder, size)
+            with builder.if_then(cgutils.is_not_null(builder, got)):
+                builder.store(got, memory)
+                builder.store(builder.ptrtoint(context.nrt.meminfo_data(builder, got), I64), far)
+    it.memory, it.far = builder.load(memory), builder.load(far)
+    can_note = builder.or_(is_small, builder.icmp_unsigned("!=", it.far, I64(0)))
+    it.all = builder.sext(can_note, I64)
+    builder.store(I64(-1), it.window)
+    noted = noted_by(site, it)
+    site.table(c, F_NOTE, noted, builder.and_(it.end, it.all))
+    first = site.call(mask_at, it.words, noted, it.all, it.end, I64(0))
+    for name, value in zip(STATE, (I64(-BLOCK), I64(0), first, I64(0)), strict=True):
+        setattr(it, name, cgutils.alloca_once_value(builder, value))
+    return it._getvalue()
+
+
+@method("items")
+def SlabCache_items(cache: CacheType) -> Any:
+    """Iterate over (handle, record)."""
+    need_record(cache)
+    iterator = CacheIterType(cache, True)
+    return iterator, lambda site, c: start(site, iterator, c)
+
+
+@lower_builtin("getiter", CacheType)
+def lower_getiter(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """Iterate over the handles."""
+    site = Site(context, builder)
+    return start(site, sig.return_type, calls.block_of(site, sig.args[0], args[0]))
+
+
+@lower_builtin("iternext", CacheIterType)
+@iternext_impl(RefType.UNTRACKED)
+def lower_iternext(context: Any, builder: Any, sig: Any, args: Any, result: Any) -> None:
+    """Go on to the next live record."""
+    typ, site = sig.args[0], Site(context, builder)
+    it = cgutils.create_struct_proxy(typ)(context, builder, value=args[0])
+    state = [getattr(it, name) for name in STATE]
+    values = [it.ptr, it.words, noted_by(site, it), it.all, it.end, *map(builder.load, state)]
+    if typ.with_records and typ.cache.stride >= LINE:
+        found = site.call(next_record, *values, it.records, stride_of(typ.cache))
+    else:  # the CPU sees short records coming: asking for them takes longer
+        found = site.call(next_live, *values)
+    *new, handle, is_found = cgutils.unpack_tuple(builder, found)
+    is_valid = builder.icmp_signed("!=", is_found, I64(0))
+    result.set_valid(is_valid)
+    for value, at in zip(new, state, strict=True):
+        builder.store(value, at)
+    with builder.if_then(is_valid):
+        if not typ.with_records:
+            result.yield_(handle)
+            return
+        at = builder.add(it.records, builder.mul(builder.and_(handle, I64(SLOT_MASK)), stride_of(typ.cache)))
+        result.yield_(as_item(site, typ.cache, handle, at))
+
+
+# --- Ahead of time ---
+
+
+def warm() -> None:
+    """Compile the kernels that user code calls, or read them from the disk cache."""
+    i, heap = types.int64, HeapPointer
+    for kernel_, arguments in (
+        (alloc, (heap,)),
+        (free, (heap, i)),
+        (address, (heap, i, i)),
+        (alloc_address, (heap, i)),
+        (is_live, (heap, i)),
+        (next_live, (i,) * 9),
+        (scan_end, (i,)),
+        (mask_at, (i,) * 5),
+    ):
+        dispatcher: Any = kernel_
+        dispatcher.compile(arguments)

@@ -1,0 +1,1 @@
+"""Raw memory by size."""

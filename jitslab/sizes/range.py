@@ -1,0 +1,101 @@
+"""
+Size classes before they are opened, and the ranges of addresses that they reserve when they are.
+
+Above `rawlayout` and `block`, below `sizes`.  A plan (`rawlayout.PLAN`) says what a class is to be; `opening.open_class` reserves
+its range at its first use and makes the cache there.  A `ClassMemory` is one such range, seen from Python.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.layout import CONTROL, LEAST_BYTES, NO_INIT, PAGE, Geometry, slab_shape
+from ..core.memory import Block, ClassPlace, first_cycle, serials, staggered
+from ..machine import numa
+from .layout import CLASS, LARGER_SCRATCH, PLAN, SCRATCH
+
+
+class Wanted(NamedTuple):
+    """A class that is to be."""
+
+    low: int  # it serves the sizes above this
+    high: int  # and up to this
+    is_aligned: bool  # whether it is for alignments only
+    capacity: int  # pieces that one thread can always have; 0: as many as there is room for
+    least: int  # slots, at least
+    most: int  # and at most
+
+
+@lru_cache(maxsize=256)
+def dtype_of(high: int) -> np.dtype[Any]:
+    """Return the dtype of the records of a class."""
+    return np.dtype([("bytes", "u1", (high,))])
+
+
+@lru_cache(maxsize=4)
+def lay_out(wanted: tuple[Wanted, ...]) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
+    """Return what the plans of several classes have in common in all allocators, and their rows, with slots numbered from 0."""
+    plans, rows = np.zeros(len(wanted), PLAN), np.zeros(len(wanted), CLASS)
+    own, slot = plans["own"], 0
+    for i, each in enumerate(wanted):
+        stride, shift, rounds = slab_shape(each.high, 1, not each.is_aligned)
+        own["stride"][i], own["shift"][i], own["rounds"][i] = stride, shift, rounds
+        least = max(-(-each.least >> shift), LEAST_BYTES // (stride << shift) if each.capacity == 0 else 0, 1)
+        plans["least"][i], own["max_slabs"][i] = least, max(-(-each.most >> shift), least)
+        end = slot + (int(own["max_slabs"][i]) << shift)
+        rows[i] = (slot, stride, 0, end, each.low, each.high, int(each.is_aligned), 0)
+        slot = end
+    own["itemsize"], own["capacity"] = rows["high"], [each.capacity for each in wanted]
+    own["scratch_step"] = np.where(own["stride"] <= PAGE, PAGE, 0)
+    own["scratch"] = own["template"] = np.where(own["stride"] <= PAGE, SCRATCH, LARGER_SCRATCH)
+    own["colours"], own["init"] = 1 - rows["is_aligned"], NO_INIT
+    return plans, rows
+
+
+def plan_classes(
+    wanted: tuple[Wanted, ...], first_slot: int, interval_end: int, allocator: int
+) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
+    """Return the plans of several classes, with cycles and places in the CPU's caches of their own, and their rows."""
+    plans, rows = (each.copy() for each in lay_out(wanted))
+    numbers = np.array([next(serials) for _ in wanted])
+    plans["control"], _, plans["words"] = staggered(numbers)
+    plans["interval_end"] = interval_end
+    own = plans["own"]
+    own["scratch"] += allocator
+    own["template"] += allocator
+    own["start"] = [2 * first_cycle(number) for number in numbers.tolist()]
+    rows["base"] += first_slot
+    rows["end"] += first_slot
+    return plans, rows
+
+
+class ClassMemory:
+    """The range of addresses of a class, which NumPy sees as an array of bytes: it ends with its allocator's memory."""
+
+    __slots__ = ("__array_interface__", "_kept")
+
+    def __init__(self, plan: np.void, kept: npt.NDArray[np.uint8]) -> None:
+        self._kept = kept
+        data = int(plan["memory"]), False
+        self.__array_interface__: dict[str, Any] = {"shape": (int(plan["bytes"]),), "typestr": "|u1", "data": data, "version": 3}
+
+
+def block_of(memory: npt.NDArray[np.uint8], row: np.void, plan: np.void, placement: numa.Placement, place: ClassPlace) -> Block:
+    """Return the block of a class that was opened by its plan, in its range."""
+    start, address = int(plan["memory"]), int(row["control"])
+    control = memory[address - start : address - start + CONTROL.itemsize].view(CONTROL)[0]
+    own = {name: int(control[name]) for name in ("itemsize", "stride", "shift", "capacity", "max_slabs", "rounds")}
+    border = address - start - int(plan["control"])
+    sizes = Geometry(
+        **own,
+        nodes=1,
+        node_shift=int(control["node_shift"]),
+        scratch_step=int(control["scratch_step"]),
+        offset={"bits": 0, "control": border, "words": border, "records": int(control["records"]) - start},
+        total=memory.size,
+    )
+    return Block(memory, sizes, dtype_of(int(row["high"])), placement, address, int(control["words"]), place)
