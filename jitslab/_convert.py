@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from .core.layout import is_own
+from ._validate import is_own
 from .errors import ArrayError, FieldError, FieldRangeError, FieldTextError, FieldTypeError, LayoutError, shown
 
 TAKES = {"b": "b", "i": "biu", "u": "biu", "f": "biuf", "c": "biufc", "S": "S", "U": "U", "M": "M", "m": "m", "V": "SV"}

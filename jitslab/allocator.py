@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from ._convert import make_template
 from ._names import Names, check_name, naming
-from ._validate import as_count, as_integer
+from ._validate import as_count, as_integer, check_dtype, dtype_identity
 from .cache import CLOSED, SlabCache
-from .core.layout import NULL, check_dtype, identity
+from .core.layout import NULL
 from .declare import plain
 from .errors import ConflictError, ForeignHandleError, LayoutError, OptionError, RecordTypeError, shown
 from .machine import numa
@@ -295,7 +295,7 @@ class SlabAllocator(SizeClasses):
         ]
         if live != NULL and (owner := next((cache for cache in found if live in cache), None)) is not None:
             return owner
-        exact = [cache for cache in found if identity(cache._dtype) == identity(dtype)]
+        exact = [cache for cache in found if dtype_identity(cache._dtype) == dtype_identity(dtype)]
         return next(iter(exact if live == NULL else exact + found), None)
 
     def _make_typed(self, dtype: np.dtype[Any], declared: type | None, options: dict[str, Any]) -> SlabCache:

@@ -8,7 +8,6 @@ algorithm.  `alloc` and `free` are replaced by C methods when the first cache is
 from __future__ import annotations
 
 import itertools
-import re
 import time
 import weakref
 from collections.abc import Iterator, Sequence
@@ -22,13 +21,17 @@ import numpy.typing as npt
 
 from . import guard_class
 from ._convert import make_template
-from ._validate import as_count, as_handles, as_integer, check_out
+from ._validate import as_count, as_handles, as_integer, check_dtype, check_out
 from .batch_guard import SlabBatchGuard, fill, new_batch
-from .core import batch, cache_calls, guard_calls, layout, recover, slab
-from .core.heap import flush_own
-from .core.layout import NULL, C
-from .core.memory import Block, NewBlock
+from .core import batch, cache_calls, guard_calls, layout, scan
+from .core.check import check_laws
+from .core.claim import flush_own
+from .core.grow import release
+from .core.heap_table import count, count_in_node, is_active
+from .core.layout import LAWS, NODE_WORDS, NULL, SLOT_MASK
+from .core.memory import CacheMemory, NewCacheMemory
 from .core.process import close_cache, let_kept_go
+from .core.rebuild import recover
 from .declare import declared_class, plain
 from .errors import (
     ArrayError,
@@ -50,7 +53,7 @@ from .errors import (
 )
 from .guard import SlabObjectGuard
 from .machine import addresses, numa
-from .njit.blocktype import BlockHolder, bind, guard_class_of, hold, set_guard_class
+from .machine.holder import Holder, bind, guard_class_of, hold, set_guard_class
 from .njit.cache import CacheType, cache_type
 from .views import SlabNode, SlabObject, SlabPage, SlabPages, SlabState
 
@@ -67,17 +70,15 @@ RecordLike = np.dtype[Any] | list[Any] | dict[str, Any] | str  # as numpy.typing
 Handles = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
 
-CLOSED, FAULTS, FIRST, KIND = (C[name] // 8 for name in ("closed", "faults", "fault_first", "fault_kind"))
-LAWS = {int(number): text for number, text in re.findall(r"^L(\d+) +(.+)$", layout.__doc__ or "", re.MULTILINE)}
+CLOSED, FAULTS, FIRST, KIND = (NODE_WORDS[name] for name in ("closed", "faults", "fault_first", "fault_kind"))
 FAULT_TEXTS = {
     layout.STALE: "stale or foreign handle",
-    layout.NO_SLOT: "NULL handle (an alloc that found no slot?)",
-    layout.TWICE: "record freed by two threads at the same instant",
+    layout.EXHAUSTED: "NULL handle (an alloc that found no slot?)",
+    layout.DOUBLE_FREE: "record freed by two threads at the same instant",
 }
-SLOT_MASK = 0xFFFFFFFF
 NEVER = 1 << 62  # ticks: the end of an interval of the working set that does not end
 # What errors and ends call: loaded while there is memory, since they are needed when there is none.
-ENDS = (batch.alloc_one, batch.free_one, flush_own, recover.is_moving, recover.check_laws, close_cache, let_kept_go)
+ENDS = (batch.alloc_one, batch.free_one, flush_own, is_active, check_laws, close_cache, let_kept_go)
 CHECKED = 1 << 17  # slots that `check` looks at together: it has to work when there is hardly any memory left
 REST_TRIES = 3  # a thread that was joined may still be giving its magazines back
 
@@ -111,7 +112,7 @@ def _fields_of(record: PlainRecord) -> tuple[str, ...]:
     return _dtype_slot.__get__(record).names or ()
 
 
-class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPython
+class SlabCache(Holder, Generic[R]):  # type: ignore[misc]  # made by CPython
     """
     A typed cache: slots that each hold one record of `dtype`.
 
@@ -220,8 +221,8 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
             raise CapacityError(f"keep_empty is True or False, got {shown(keep_empty)}")
         prepare()
         dtype = plain(dtype)
-        own = layout.check_dtype(dtype)
-        block = NewBlock(
+        own = check_dtype(dtype)
+        block = NewCacheMemory(
             own,
             None if capacity is None else as_count(capacity, "capacity", 1),
             bool(colouring),
@@ -230,23 +231,23 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         )
         _known[next(_serials)] = self
         if keep_empty:
-            block.control["interval_end"] = NEVER
+            block.state["interval_end"] = NEVER
         self._open(name, own, declared_class(dtype), block)
 
-    def _open(self, name: str, dtype: np.dtype[Any], declared: Any, block: Block) -> None:
+    def _open(self, name: str, dtype: np.dtype[Any], declared: Any, block: CacheMemory) -> None:
         """Be the cache that a block is of."""
         self._name, self._dtype, self._declared = name, dtype, declared
         self._block = block
         self._address = block.address
-        self._all, self._words = block.records, block.words
+        self._all, self._words = block.records, block.generations
         if numba.config.DISABLE_JIT:
             self._all = self._all.view((PlainRecord, self._all.dtype))
         self._columns: dict[tuple[str, ...], Any] = {}  # of sub-arrays, as guards ask for them
-        self._c = block.control_words
+        self._c = block.node_words
         hold(self, block.address, block.control)
         # Last: who has it is open.
         sizes = block.geometry
-        self._numba_type_: CacheType = cache_type(dtype, sizes.stride, int(block.control["init"][0]), sizes.nodes > 1)
+        self._numba_type_: CacheType = cache_type(dtype, sizes.stride, block.field("init"), sizes.nodes > 1)
 
     # --- One record ---
 
@@ -578,7 +579,7 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         self._need_open()
         array = as_handles(handles)
         refused = np.zeros(array.size, np.uint8)
-        if batch.find_refused(self._address, array.ctypes.data, array.size, refused.ctypes.data):
+        if scan.find_refused(self._address, array.ctypes.data, array.size, refused.ctypes.data):
             self._raise_refused(handles, refused, "")
         return array & SLOT_MASK
 
@@ -629,7 +630,7 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         """
         self._need_open()
         out = np.empty(len(self), np.int64)
-        while (n := batch.live_handles(self._address, out.ctypes.data, out.size)) > out.size:
+        while (n := scan.live_handles(self._address, out.ctypes.data, out.size)) > out.size:
             out = np.empty(n, np.int64)
         return out[:n]
 
@@ -637,7 +638,7 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         """Return how many records are live, and the handles of the first n of them, by slot: one scan, no more memory."""
         self._need_open()
         out = np.empty(as_count(n, "n"), np.int64)
-        count = int(batch.live_handles(self._address, out.ctypes.data, out.size))
+        count = int(scan.live_handles(self._address, out.ctypes.data, out.size))
         return count, out[:count]
 
     def __iter__(self) -> Iterator[int]:
@@ -665,7 +666,7 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
     def __len__(self) -> int:
         """Return the number of live records: exact while no other thread allocates or frees."""
         self._need_open()
-        return recover.count_live(self._address)
+        return count(self._address)
 
     def clear(self) -> int:
         """Free every record, with no other thread using the cache; returns how many."""
@@ -777,8 +778,8 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
 
     def _slabs(self) -> list[range]:
         """Return the numbers of the slabs made so far, for each array set that has some; [range(0)] if none has."""
-        control = self._block.control
-        made = [range(first, n) for first, n in zip(control["first_slab"].tolist(), control["n_slabs"].tolist(), strict=True)]
+        firsts, ends = self._block.control["geometry"]["first_slab"].tolist(), self._block.state["n_slabs"].tolist()
+        made = [range(first, n) for first, n in zip(firsts, ends, strict=True)]
         return [slabs for slabs in made if slabs] or [range(0)]
 
     def _is_made(self, i: int) -> bool:
@@ -798,28 +799,27 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
 
     def _row(self, i: int) -> Any:
         """Row of slab i."""
-        control = self._block.control[i << self._block.geometry.shift >> self._block.geometry.node_shift]
-        at = int(control["slabs"]) - int(self._block.bytes.ctypes.data) - i * layout.SLAB.itemsize
+        node = i << self._block.geometry.shift >> self._block.geometry.node_shift
+        at = self._block.field("slabs", node) - int(self._block.bytes.ctypes.data) - i * layout.SLAB.itemsize
         return self._block.bytes[at : at + layout.SLAB.itemsize].view(layout.SLAB)[0]
 
     def _sets(self) -> list[int]:
         """Return the addresses of the array sets."""
-        return [self._address + k * layout.CONTROL.itemsize for k in range(self._block.geometry.nodes)]
+        return [self._address + k * layout.NODE_BYTES for k in range(self._block.geometry.nodes)]
 
     @property
     def nodes(self) -> tuple[SlabNode, ...]:
         """The cache node by node: one where its memory is on one node, interleaved, or the machine has no more."""
         self._need_open()
-        fields = ("refills", "flushes", "came_home", "arrivals")
+        field = self._block.field
         return tuple(
             SlabNode(
                 node,
-                recover.count_live_in(address),
-                int(control["n_slabs"] - control["first_slab"]),
-                int(control["n_empty"]),
-                *(int(control[name]) for name in fields),
+                count_in_node(address),
+                field("n_slabs", number) - field("first_slab", number),
+                *(field(name, number) for name in ("n_empty", "refills", "flushes", "remote_frees", "migrations")),
             )
-            for node, address, control in zip(self._block.placement.sets, self._sets(), self._block.control, strict=True)
+            for number, (node, address) in enumerate(zip(self._block.placement.sets, self._sets(), strict=True))
         )
 
     def page_nodes(self) -> dict[int, dict[int, int]]:
@@ -902,7 +902,7 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         self._need_rest("check")
         words = np.empty(CHECKED // 64, np.int64)
         for address in self._sets():
-            answer = recover.check_laws(address, words.ctypes.data, words.size)
+            answer = check_laws(address, words.ctypes.data, words.size)
             if answer:
                 self._need_rest("check")
                 self._need_open()  # closed meanwhile: what was counted is gone
@@ -924,13 +924,13 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         self._need_open()
         self._need_rest("recover")
         for address in self._sets():
-            recover.recover_cache(address)
+            recover(address)
 
     @property
     def parked(self) -> int:
         """Free slots in the magazines of threads: up to 512 of each thread; a slab with one of them is not empty."""
-        live, control = len(self), self._block.control
-        return max(int(control["out"].sum() - control["retired"].sum()) - live, 0)
+        live, state = len(self), self._block.state
+        return max(int(state["used"].sum() - state["retired"].sum()) - live, 0)
 
     def flush(self) -> int:
         """
@@ -958,8 +958,8 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         """
         self._need_open()
         flush_own(self._address)
-        empty = self._block.control["n_empty"].tolist()
-        return sum(slab.release(address, n) for address, n in zip(self._sets(), empty, strict=True))
+        empty = self._block.state["n_empty"].tolist()
+        return sum(release(address, n) for address, n in zip(self._sets(), empty, strict=True))
 
     def close(self) -> None:
         """
@@ -1025,7 +1025,7 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
     def _need_rest(self, what: str) -> None:
         """Raise if other threads are using the cache."""
         for _ in range(REST_TRIES):
-            if not any(recover.is_moving(address) for address in self._sets()):
+            if not any(is_active(address) for address in self._sets()):
                 return
             time.sleep(0.001)  # a thread that was joined may be in its last steps
         raise self._busy(what)
@@ -1059,7 +1059,9 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
             limit = self.slot_limit
             where = f"not among the {limit}" if slot >= limit else "between the nodes"
             return ForeignHandleError(f"slot {slot} of handle {handle:#x} is {where} of cache {self._name!r}")
-        word = max(self._words[slot], int(self._row(slot >> self._block.geometry.shift)["base"]))  # of a released slab: its last
+        word = max(
+            self._words[slot], int(self._row(slot >> self._block.geometry.shift)["min_generation"])
+        )  # of a released slab: its last
         if cycle < self._block.first_cycle or 2 * cycle + 1 > word:
             return ForeignHandleError(
                 f"cache {self._name!r} never issued handle {handle:#x}: slot {slot} never had cycle {cycle}"
@@ -1082,10 +1084,10 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
 
     def _full(self, n: int) -> CacheFullError:
         """Say why n slots could not be had."""
-        live, sizes, sets = len(self), self._block.geometry, self._block.control
+        live, sizes, state = len(self), self._block.geometry, self._block.state
         if live + n > sizes.capacity:
             return CacheFullError(f"cache {self._name!r} has {live} of {sizes.capacity} records live, {n} more were asked for")
-        used_up = sets[sets["n_slabs"] == sets["max_slabs"]]
+        used_up = state[state["n_slabs"] == self._block.control["geometry"]["max_slabs"]]
         if not used_up.size:
             return CacheFullError(f"the system gives cache {self._name!r} no memory for {n} records of {sizes.stride} bytes")
         retired, slots, parked = int(used_up["retired"].sum()), sizes.max_slabs << sizes.shift, self.parked

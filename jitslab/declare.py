@@ -20,7 +20,7 @@ from typing import Annotated, Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .core.layout import check_dtype
+from ._validate import check_dtype
 from .errors import LayoutError, shown
 from .guard import Fields, SlabObjectGuard, SlabRecordView, has_own
 from .guard_class import PythonGuard, PythonView

@@ -213,7 +213,7 @@ def as_python(value: Any) -> Any:
 
 def epoch() -> int:
     """Return the number of forks that led to this process."""
-    return int(this_process().block["epoch"][0])
+    return this_process().epoch
 
 
 class SlabObjectGuard(Fields, Generic[R]):

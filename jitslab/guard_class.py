@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from ._validate import dtype_identity, is_own
 from .batch_guard import Owning, PythonFields, SlabBatchGuard, field_attribute, new_owner
 from .core import guard_calls
 from .core.guard_calls import NEW, NOTHING
-from .core.layout import identity, is_own
 from .guard import Field, SlabObjectGuard, SlabRecordView, epoch, has_own
-from .njit.blocktype import is_going
+from .machine.holder import is_going
 
 IN_C = not sysconfig.get_config_var("Py_GIL_DISABLED") and not os.environ.get("JITSLAB_PYTHON_GUARDS")
 _classes: dict[tuple[Any, ...], Any] = {}
@@ -74,7 +74,7 @@ class PythonView(PythonFields):
 
 def guard_class(dtype: np.dtype[Any], declared: Any) -> Any:
     """Return the class of the guards of a dtype, or of a declared class: made once."""
-    key = "guard", dtype, identity(dtype), declared, IN_C
+    key = "guard", dtype, dtype_identity(dtype), declared, IN_C
     if key not in _classes:  # of two threads, both take what the first one made
         guard_calls.write_one.compile()  # now: when the interpreter ends, it cannot be done any more
         _classes.setdefault(key, make_class(SlabObjectGuard, dtype, declared, (), 0))
@@ -83,7 +83,7 @@ def guard_class(dtype: np.dtype[Any], declared: Any) -> Any:
 
 def batch_class(dtype: np.dtype[Any], declared: Any) -> Any:
     """Return the class of the batches of a dtype, or of a declared class: made once."""
-    key = "batch", dtype, identity(dtype), declared
+    key = "batch", dtype, dtype_identity(dtype), declared
     if key not in _classes:
         guard_calls.write_many.compile(), guard_calls.write_one.compile()  # likewise
         assert dtype.fields is not None

@@ -10,22 +10,19 @@ from __future__ import annotations
 from ..machine import cpython as _cpython
 from ..machine.compile import Entry
 from ..machine.cpython import PyErr_Clear, PyErr_Occurred, PyLong_FromLongLong, PyNumber_AsSsize_t, call, method_of
-from ..machine.memory import load8
-from ..njit.blocktype import ADDRESS
-from .batch import alloc_any
+from ..machine.holder import holder_at
+from ..machine.pointers import address_of
 from .calls import my_heap
-from .heap import free_any
-from .layout import NULL, C
-
-FAULTS = C["faults"] // 8
+from .heap import alloc_any, free_any
+from .layout import NULL, control_at
 
 
 @Entry
 def alloc(self: int, unused: int) -> int:
     """`SlabCache.alloc`."""
-    c = load8(self, ADDRESS // 8)
-    if c != 0 and load8(c, FAULTS) == 0:
-        handle = alloc_any(c, my_heap(c))
+    control = control_at(holder_at(self).address)
+    if address_of(control) != 0 and control.faults == 0:
+        handle = alloc_any(control, my_heap(control))
         if handle != NULL:
             return PyLong_FromLongLong(handle)
     return call(method_of(self, "_alloc_slow"), 0, 0)
@@ -34,12 +31,12 @@ def alloc(self: int, unused: int) -> int:
 @Entry
 def free(self: int, obj: int) -> int:
     """`SlabCache.free`."""
-    c = load8(self, ADDRESS // 8)
-    if c != 0:
+    control = control_at(holder_at(self).address)
+    if address_of(control) != 0:
         handle = PyNumber_AsSsize_t(obj, 0)
         if handle == -1 and PyErr_Occurred() != 0:
             PyErr_Clear()
-        elif free_any(c, my_heap(c), handle):
+        elif free_any(control, my_heap(control), handle):
             return _cpython.none()
     return call(method_of(self, "_free_slow"), obj, 0)
 

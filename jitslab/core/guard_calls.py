@@ -52,37 +52,48 @@ from ..machine.cpython import (
     take_error,
     visit,
 )
-from ..machine.memory import compare_exchange, copy_bytes, frozen, load4, load4_relaxed, load8, shift_right, store4, store8
-from ..njit.blocktype import ADDRESS, GUARD_CLASS
-from .batch import F_ALLOC_MANY, F_FREE_MANY, alloc_any
-from .cache_calls import FAULTS
-from .calls import call_table, my_heap
-from .heap import H_RECORDS, SLOT_MASK, free_any, is_live
-from .layout import NULL, PROCESS, C, offsets, record
+from ..machine.holder import holder_at
+from ..machine.memory import copy_bytes, load8, shift_right
+from ..machine.pointers import U4S, StructPointer, address_of, compare_exchange, i8s, load_relaxed, make_cast, u4s
+from .calls import call as call_entry
+from .calls import my_heap
+from .heap import alloc_any, free_any, is_live
+from .layout import NULL, SLOT_MASK, Control, Heap, control_at, names_of, offset_of, row
 
-# The data of every owner: its handle, or the address of its array, 0: it owns nothing; its cache; forks that led to its process.
-OWNED, CACHE, EPOCH, STATE = HEAD, HEAD + 8, HEAD + 16, HEAD + 20
-GUARD_STATES = NEW, ENTERED, RELEASED = range(3)  # STATE: never in a block; in one now or before; given away
-WORD, AT, WEAK, GUARD_BYTES = range(HEAD + 24, HEAD + 56, 8)  # of a guard: addresses of generation and record; weakrefs
-WORDS, OWNER_BYTES = HEAD + 24, HEAD + 32  # of an Owner: the array
-GUARD, VIEW_BYTES = HEAD, HEAD + 8  # of a view: its guard
-C_STRIDE, C_WORDS, C_RECORDS, C_ITEMSIZE = C["stride"], C["words"], C["records"], C["itemsize"]
-CLOSED = C["closed"] // 8
-C_PROCESS, P_EPOCH = C["process"] // 8, offsets(PROCESS)["epoch"] // 8
+# --- The objects ---
+
+GUARD_STATES = NEW, ENTERED, RELEASED = range(3)  # never in a block; in one now or before; given away
 NOTHING = -1  # first word of an Owner's array while it owns nothing; else how many handles follow
+_OF_EVERY_OWNER = (
+    ("head", "u1", (HEAD,)),
+    ("owned", "i8"),  # its handle, or the address of its array, 0: it owns nothing
+    ("cache", "i8"),  # the cache
+    ("epoch", "u4"),  # forks that led to the process that it was made in
+    ("state", "u4"),  # of GUARD_STATES
+)
+GUARD = row(
+    *_OF_EVERY_OWNER,
+    ("generation", "i8"),  # address of the slot's generation
+    ("record", "i8"),  # address of the record
+    ("weakrefs", "i8"),
+)
+OWNER = row(*_OF_EVERY_OWNER, ("array", "i8"))  # of a batch: the array of its handles
+VIEW_OBJECT = row(("head", "u1", (HEAD,)), ("guard", "i8"))  # of a nested record: its guard
+guard_at = make_cast(StructPointer("Guard", GUARD, addresses={"generation": U4S}))
+owner_at, view_at = make_cast(StructPointer("Owner", OWNER)), make_cast(StructPointer("View", VIEW_OBJECT))
 
 # How a field lies in the record; SLOW: NumPy reads and writes it.
 SLOW, I1, I2, I4, I8, U1, U2, U4, U8, F4, F8, BOOL, VIEW = range(13)
 KINDS = {"i1": I1, "i2": I2, "i4": I4, "i8": I8, "u1": U1, "u2": U2, "u4": U4, "u8": U8, "f4": F4, "f8": F8, "b1": BOOL}
-FIELD = record(
+FIELD = row(
     ("kind", "i8"),
     ("offset", "i8"),  # from the start of the record
     ("least", "i8"),  # of an integer
     ("most", "i8"),
     ("name", "i8"),  # the str, for the slow path
-    ("view", "i8"),  # the class of a nested record's view
+    ("view_class", "i8"),  # the class of a nested record's view
 )
-F_KIND, F_OFFSET, F_LEAST, F_MOST, F_NAME, F_VIEW = (offset // 8 for offset in offsets(FIELD).values())
+field_at = make_cast(StructPointer("Field", FIELD, frozen=names_of(FIELD)))
 
 
 def _ir_type(code: str) -> Any:
@@ -131,24 +142,25 @@ def poke(typing: Any, at: Any, value: Any, code: Any) -> Any:
 
 
 @inlined
-def control_of(owner: int) -> int:
-    """Address of the control block of an owner's cache."""
-    return load8(load8(owner, CACHE // 8), ADDRESS // 8)
+def control_of(owner: int) -> Control:
+    """Return the CONTROL row of an owner's cache."""
+    return control_at(holder_at(owner_at(owner).cache).address)
 
 
 @inlined
 def is_at_home(owner: int) -> bool:
     """Whether this is the process that an owner was made in, not a child of `fork`."""
-    return load4(owner, EPOCH // 4) == load8(load8(control_of(owner), C_PROCESS), P_EPOCH)
+    return owner_at(owner).epoch == control_of(owner).process.epoch
 
 
 @inlined
-def begin(owner: int, owned: int, cache: int, c: int) -> None:
+def begin(owner: int, owned: int, cache: int, control: Control) -> None:
     """Fill in what every owner has, and let the collector see it: the rest of it is filled in."""
-    store8(owner, OWNED // 8, owned)
-    store8(owner, CACHE // 8, new_reference(cache))
-    store4(owner, EPOCH // 4, load8(load8(c, C_PROCESS), P_EPOCH))
-    store4(owner, STATE // 4, NEW)
+    it = owner_at(owner)
+    it.owned = owned
+    it.cache = new_reference(cache)
+    it.epoch = control.process.epoch
+    it.state = NEW
     PyObject_GC_Track(owner)
 
 
@@ -184,7 +196,7 @@ def end(obj: int, held: int) -> None:
 
 @inlined
 def _traverse(self: int, function: int, argument: int) -> int:
-    return visit_held(self, load8(self, CACHE // 8), function, argument)
+    return visit_held(self, owner_at(self).cache, function, argument)
 
 
 @kernel
@@ -202,59 +214,60 @@ def visit_held(obj: int, held: int, function: int, argument: int) -> int:
 @inlined
 def record_of(guard: int) -> int:
     """Address of a guard's record; 0: it owns none, or another has freed it."""
-    handle = load8(guard, OWNED // 8)
-    if handle == 0 or load4_relaxed(load8(guard, WORD // 8), 0) != shift_right(handle, 31) | 1:
+    it = guard_at(guard)
+    handle = it.owned
+    if handle == 0 or load_relaxed(it.generation, 0) != shift_right(handle, 31) | 1:
         return 0
-    return load8(guard, AT // 8)
+    return it.record
 
 
 @inlined
-def make_guard(cache: int, c: int, handle: int) -> int:
+def make_guard(cache: int, control: Control, handle: int) -> int:
     """Return a guard that owns the record of a handle; 0 with an exception set."""
-    guard = PyObject_GC_New(load8(cache, GUARD_CLASS // 8))
+    guard = PyObject_GC_New(holder_at(cache).guard_class)
     if guard != 0:
-        slot = handle & SLOT_MASK
-        store8(guard, WORD // 8, frozen(c, C_WORDS) + 4 * slot)
-        store8(guard, AT // 8, frozen(c, C_RECORDS) + slot * frozen(c, C_STRIDE))
-        store8(guard, WEAK // 8, 0)
-        begin(guard, handle, cache, c)
+        slot, it = handle & SLOT_MASK, guard_at(guard)
+        it.generation = u4s(address_of(control.generations) + 4 * slot)
+        it.record = control.records + slot * control.stride
+        it.weakrefs = 0
+        begin(guard, handle, cache, control)
     return guard
 
 
 @inlined
 def _allocate(self: int, unused: int) -> int:
-    c = load8(self, ADDRESS // 8)
-    if c != 0 and load8(self, GUARD_CLASS // 8) != 0 and load8(c, FAULTS) == 0:
-        heap = my_heap(c)
-        handle = alloc_any(c, heap)
+    control = control_at(holder_at(self).address)
+    if address_of(control) != 0 and holder_at(self).guard_class != 0 and control.faults == 0:
+        heap = my_heap(control)
+        handle = alloc_any(control, heap)
         if handle != NULL:
-            guard = make_guard(self, c, handle)
+            guard = make_guard(self, control, handle)
             if guard == 0:
-                free_any(c, heap, handle)
+                free_any(control, heap, handle)
             return guard
     return call(method_of(self, "_allocate_slow"), 0, 0)
 
 
 @inlined
 def _adopt(self: int, obj: int) -> int:
-    c = load8(self, ADDRESS // 8)
-    if c != 0 and load8(self, GUARD_CLASS // 8) != 0:
+    control = control_at(holder_at(self).address)
+    if address_of(control) != 0 and holder_at(self).guard_class != 0:
         handle = PyNumber_AsSsize_t(obj, 0)
         if handle == -1 and PyErr_Occurred() != 0:
             PyErr_Clear()
-        elif is_live(my_heap(c), handle):
-            return make_guard(self, c, handle)
+        elif is_live(my_heap(control), handle):
+            return make_guard(self, control, handle)
     return call(method_of(self, "_adopt_slow"), obj, 0)
 
 
 @inlined
 def _guard_dealloc(self: int, unused: int) -> int:
     PyObject_GC_UnTrack(self)
-    if load8(self, OWNED // 8) != 0 and was_left(self):
+    if owner_at(self).owned != 0 and was_left(self):
         return 0
-    if load8(self, WEAK // 8) != 0:
+    if guard_at(self).weakrefs != 0:
         PyObject_ClearWeakRefs(self)
-    end(self, load8(self, CACHE // 8))
+    end(self, owner_at(self).cache)
     return 0
 
 
@@ -263,14 +276,14 @@ def was_left(guard: int) -> bool:
     """Free the record of a guard that ends, and say so if it was live; the guard has ended then, or somebody has it."""
     if not is_at_home(guard):
         return False
-    handle, c = load8(guard, OWNED // 8), control_of(guard)
-    heap = my_heap(c)
-    store8(guard, OWNED // 8, 0)
+    handle, control = owner_at(guard).owned, control_of(guard)
+    heap = my_heap(control)
+    owner_at(guard).owned = 0
     if not is_live(heap, handle):
         return False
     error = take_error()
-    held = PyBytes_FromStringAndSize(load8(guard, AT // 8), frozen(c, C_ITEMSIZE))
-    free_any(c, heap, handle)
+    held = PyBytes_FromStringAndSize(guard_at(guard).record, control.itemsize)
+    free_any(control, heap, handle)
     tell(guard, held)
     put_error(error)
     Py_DecRef(guard)
@@ -280,21 +293,21 @@ def was_left(guard: int) -> bool:
 @inlined
 def give_back(guard: int) -> bool:
     """Free a guard's record; False, and nothing is changed, if it owns none or the cache refuses the handle."""
-    handle = load8(guard, OWNED // 8)
+    handle = owner_at(guard).owned
     if handle == 0:
         return False
-    c = control_of(guard)
-    if not free_any(c, my_heap(c), handle):
+    control = control_of(guard)
+    if not free_any(control, my_heap(control), handle):
         return False
-    store8(guard, OWNED // 8, 0)
+    owner_at(guard).owned = 0
     return True
 
 
 @kernel
 def not_freed(guard: int) -> int:
     """Have the guard own nothing, and Python say why; 0 with an exception set."""
-    number = PyLong_FromLongLong(load8(guard, OWNED // 8))
-    store8(guard, OWNED // 8, 0)
+    number = PyLong_FromLongLong(owner_at(guard).owned)
+    owner_at(guard).owned = 0
     answer = call(method_of(guard, "_not_freed"), number, 0)
     Py_DecRef(number)
     return answer
@@ -307,18 +320,18 @@ def _free(self: int, unused: int) -> int:
 
 @inlined
 def _enter(self: int, unused: int) -> int:
-    if load4(self, STATE // 4) == NEW and record_of(self) != 0:
-        store4(self, STATE // 4, ENTERED)
+    if owner_at(self).state == NEW and record_of(self) != 0:
+        owner_at(self).state = ENTERED
         return new_reference(self)
     return call(method_of(self, "_refuse_enter"), 0, 0)
 
 
 @inlined
 def _exit(self: int, arguments: int, n: int) -> int:
-    if load8(self, OWNED // 8) == 0 or not is_at_home(self) or give_back(self) or load8(control_of(self), CLOSED) != 0:
+    if owner_at(self).owned == 0 or not is_at_home(self) or give_back(self) or control_of(self).closed != 0:
         return none()
     if n > 0 and load8(arguments, 0) != c_object("_Py_NoneStruct"):
-        store8(self, OWNED // 8, 0)  # freed by another: not said in the place of what ended the block
+        owner_at(self).owned = 0  # freed by another: not said in the place of what ended the block
         return none()
     return not_freed(self)
 
@@ -327,10 +340,10 @@ def _exit(self: int, arguments: int, n: int) -> int:
 def _release(self: int, unused: int) -> int:
     if record_of(self) == 0:
         return call(method_of(self, "_need_live"), 0, 0)
-    number = PyLong_FromLongLong(load8(self, OWNED // 8))
+    number = PyLong_FromLongLong(owner_at(self).owned)
     if number != 0:
-        store8(self, OWNED // 8, 0)
-        store4(self, STATE // 4, RELEASED)
+        owner_at(self).owned = 0
+        owner_at(self).state = RELEASED
     return number
 
 
@@ -338,7 +351,7 @@ def _release(self: int, unused: int) -> int:
 def _handle(self: int, unused: int) -> int:
     if record_of(self) == 0:
         return call(method_of(self, "_need_live"), 0, 0)
-    return PyLong_FromLongLong(load8(self, OWNED // 8))
+    return PyLong_FromLongLong(owner_at(self).owned)
 
 
 # --- An array of handles with an owner ---
@@ -348,8 +361,8 @@ def _handle(self: int, unused: int) -> int:
 def take(words: int) -> int:
     """Return how many handles follow the first word of an array, to one caller only; NOTHING to all others."""
     while True:
-        n = load8(words, 0)
-        if n < 0 or compare_exchange(words, n, NOTHING):
+        n = i8s(words)[0]
+        if n < 0 or compare_exchange(i8s(words), 0, n, NOTHING):
             return n
 
 
@@ -362,9 +375,9 @@ def take_owned(words: int) -> int:
 @Entry
 def alloc_owned(c: int, words: int, n: int) -> int:
     """Fill an array with n handles that it owns from now on; returns n, or 0 when there is no room."""
-    done = call_table(c, F_ALLOC_MANY, (words + 8, n))
+    done = call_entry(control_at(c), "alloc_many", (words + 8, n))
     if done == n:
-        store8(words, 0, n)
+        i8s(words)[0] = n
     return done
 
 
@@ -372,33 +385,33 @@ def alloc_owned(c: int, words: int, n: int) -> int:
 def free_owned(c: int, words: int, refused: int) -> int:
     """Free what an array owns, as `free_many` does; NOTHING: it owns nothing."""
     n = take(words)
-    return call_table(c, F_FREE_MANY, (words + 8, n, refused)) if n > 0 else n
+    return call_entry(control_at(c), "free_many", (words + 8, n, refused)) if n > 0 else n
 
 
 @inlined
 def _new_owner(cls: int, cache: int, words: int, address: int) -> int:
     owner = PyObject_GC_New(cls)
     if owner != 0:
-        store8(owner, WORDS // 8, new_reference(words))
-        begin(owner, address, cache, load8(cache, ADDRESS // 8))
+        owner_at(owner).array = new_reference(words)
+        begin(owner, address, cache, control_at(holder_at(cache).address))
     return owner
 
 
 @inlined
 def _owner_dealloc(self: int, unused: int) -> int:
     PyObject_GC_UnTrack(self)
-    words = load8(self, OWNED // 8)
+    words = owner_at(self).owned
     if words != 0 and is_at_home(self):
         n = take(words)
-        freed = call_table(control_of(self), F_FREE_MANY, (words + 8, n, int64(0))) if n > 0 else int64(0)
+        freed = call_entry(control_of(self), "free_many", (words + 8, n, 0)) if n > 0 else 0
         if freed > 0:
             error = take_error()
             tell(self, PyLong_FromLongLong(freed))
             put_error(error)
             Py_DecRef(self)
             return 0
-    array = load8(self, WORDS // 8)
-    end(self, load8(self, CACHE // 8))
+    array = owner_at(self).array
+    end(self, owner_at(self).cache)
     if array != 0:
         Py_DecRef(array)
     return 0
@@ -410,7 +423,7 @@ def _owner_dealloc(self: int, unused: int) -> int:
 @inlined
 def read_field(guard: int, field: int, at: int) -> int:
     """Return a new reference to the value of a field, a SLOW one aside; 0 with an exception set."""
-    kind = load8(field, F_KIND)
+    kind = field_at(field).kind
     if kind == I8:
         return PyLong_FromLongLong(peek(at, "i8"))
     if kind == I4:
@@ -433,31 +446,31 @@ def read_field(guard: int, field: int, at: int) -> int:
         return PyFloat_FromDouble(peek(at, "f4"))
     if kind == BOOL:
         return new_reference(c_object("_Py_TrueStruct") if peek(at, "u1") != 0 else c_object("_Py_FalseStruct"))
-    view = PyObject_GC_New(load8(field, F_VIEW))
+    view = PyObject_GC_New(field_at(field).view_class)
     if view != 0:
-        store8(view, GUARD // 8, new_reference(guard))
+        view_at(view).guard = new_reference(guard)
         PyObject_GC_Track(view)
     return view
 
 
 @inlined
 def _view_traverse(self: int, function: int, argument: int) -> int:
-    return visit_held(self, load8(self, GUARD // 8), function, argument)
+    return visit_held(self, view_at(self).guard, function, argument)
 
 
 @inlined
 def _view_dealloc(self: int, unused: int) -> int:
     PyObject_GC_UnTrack(self)
-    end(self, load8(self, GUARD // 8))
+    end(self, view_at(self).guard)
     return 0
 
 
 @inlined
 def get(self: int, guard: int, at: int, field: int) -> int:
     """Return a new reference to the value of a field of a guard, or of its view, whose record is at an address, or 0."""
-    if at != 0 and load8(field, F_KIND) != SLOW:
-        return read_field(guard, field, at + load8(field, F_OFFSET))
-    return call(method_of(self, "_read"), load8(field, F_NAME), 0)
+    if at != 0 and field_at(field).kind != SLOW:
+        return read_field(guard, field, at + field_at(field).offset)
+    return call(method_of(self, "_read"), field_at(field).name, 0)
 
 
 @inlined
@@ -467,8 +480,8 @@ def _get(self: int, field: int) -> int:
 
 @inlined
 def _view_get(self: int, field: int) -> int:
-    guard = load8(self, GUARD // 8)
-    return get(self, guard, record_of(guard) if guard != 0 else int64(0), field)
+    guard = view_at(self).guard
+    return get(self, guard, record_of(guard) if guard != 0 else 0, field)
 
 
 @kernel
@@ -502,7 +515,7 @@ def write_float(kind: int, at: int, number: float) -> bool:
 @inlined
 def write_field(field: int, at: int, obj: int) -> bool:
     """Store an int, float or bool that the field can hold; False: the slow path knows what to do with it.  Runs no Python."""
-    kind = load8(field, F_KIND)
+    kind = field_at(field).kind
     is_float = kind == F8 or kind == F4
     if is_float and is_exactly(obj, c_object("PyFloat_Type")):
         return write_float(kind, at, PyFloat_AsDouble(obj))
@@ -519,7 +532,7 @@ def write_field(field: int, at: int, obj: int) -> bool:
         if kind == F4 and abs(value) >= EXACT_INTS:
             return False  # it would be rounded twice
         return write_float(kind, at, float(value))
-    if value < load8(field, F_LEAST) or value > load8(field, F_MOST):
+    if value < field_at(field).least or value > field_at(field).most:
         return False
     write_integer(kind, at, value)
     return True
@@ -528,9 +541,9 @@ def write_field(field: int, at: int, obj: int) -> bool:
 @inlined
 def set_(self: int, at: int, obj: int, field: int) -> int:
     """Write a field likewise; `obj` is 0 to delete it.  -1 with an exception set."""
-    if obj != 0 and at != 0 and write_field(field, at + load8(field, F_OFFSET), obj):
+    if obj != 0 and at != 0 and write_field(field, at + field_at(field).offset, obj):
         return 0
-    name = load8(field, F_NAME)
+    name = field_at(field).name
     answer = call(method_of(self, "_write"), name, obj) if obj != 0 else call(method_of(self, "_delete"), name, 0)
     if answer == 0:
         return -1
@@ -545,8 +558,8 @@ def _set(self: int, obj: int, field: int) -> int:
 
 @inlined
 def _view_set(self: int, obj: int, field: int) -> int:
-    guard = load8(self, GUARD // 8)
-    return set_(self, record_of(guard) if guard != 0 else int64(0), obj, field)
+    guard = view_at(self).guard
+    return set_(self, record_of(guard) if guard != 0 else 0, obj, field)
 
 
 @inlined
@@ -562,11 +575,11 @@ def _setattro(self: int, name: int, value: int) -> int:
 
 
 @kernel
-def put(c: int, heap: Any, handle: int, offset: int, size: int, source: int) -> bool:
+def put(control: Control, heap: Heap, handle: int, offset: int, size: int, source: int) -> bool:
     """Copy bytes into the record of a handle; False: it is not live."""
     if not is_live(heap, handle):
         return False
-    copy_bytes(frozen(heap, H_RECORDS) + (handle & SLOT_MASK) * frozen(c, C_STRIDE) + offset, source, size)
+    copy_bytes(heap.records + (handle & SLOT_MASK) * control.stride + offset, source, size)
     return True
 
 
@@ -576,19 +589,21 @@ def put(c: int, heap: Any, handle: int, offset: int, size: int, source: int) -> 
 @HeldEntry
 def write_one(c: int, handle: int, offset: int, size: int, data: int) -> int:
     """Copy bytes into a record; 0: it is not live."""
-    return int64(put(c, my_heap(c), handle, offset, size, load8(data, HEAD // 8)))
+    control = control_at(c)
+    return int64(put(control, my_heap(control), handle, offset, size, load8(data, HEAD // 8)))
 
 
 @HeldEntry
 def write_many(c: int, handles: int, n: int, offset: int, size: int, data: int) -> int:
     """Copy `size` bytes into each of n records, in turn; returns how many.  If one is not live at the start, none is written."""
-    heap, hs, source = my_heap(c), load8(handles, HEAD // 8), load8(data, HEAD // 8)
+    control = control_at(c)
+    heap, hs, source = my_heap(control), i8s(load8(handles, HEAD // 8)), load8(data, HEAD // 8)
     for i in range(n):
-        if not is_live(heap, load8(hs, i)):
-            return int64(0)
-    done = int64(0)
+        if not is_live(heap, hs[i]):
+            return 0
+    done = 0
     for i in range(n):
-        done += put(c, heap, load8(hs, i), offset, size, source + i * size)
+        done += put(control, heap, hs[i], offset, size, source + i * size)
     return done
 
 
@@ -640,12 +655,12 @@ def owner_maker(base: type) -> Any:
     at = _cpython.addresses_of(write_owner_functions, OWNER_FUNCTIONS)
     slots = {"dealloc": at["owner_dealloc"], "traverse": at["traverse"]}
     members = (
-        _cpython.member("cache", "object", CACHE),
-        _cpython.member("epoch", "u4", EPOCH),
-        _cpython.member("words", "object", WORDS),
-        _cpython.member("address", "i8", OWNED),
+        _cpython.member("cache", "object", offset_of(OWNER, "cache")),
+        _cpython.member("epoch", "u4", offset_of(OWNER, "epoch")),
+        _cpython.member("words", "object", offset_of(OWNER, "array")),
+        _cpython.member("address", "i8", offset_of(OWNER, "owned")),
     )
-    cls = _cpython.make_type((base,), OWNER_BYTES, slots, members)
+    cls = _cpython.make_type((base,), OWNER.itemsize, slots, members)
     make = ctypes.PYFUNCTYPE(ctypes.py_object, *[ctypes.py_object] * 3, ctypes.c_int64)(at["new_owner"])
     return lambda cache, words: make(cls, cache, words, words.ctypes.data)
 
@@ -655,11 +670,11 @@ def guard_type(base: Any, declared: Any) -> Any:
     at = functions()
     slots = {"dealloc": at["guard_dealloc"], "traverse": at["traverse"], "setattro": at["setattro"]}
     members = (
-        _cpython.member("__weaklistoffset__", "size", WEAK),
-        _cpython.member("_cache", "object", CACHE),
-        _cpython.member("_epoch", "u4", EPOCH),
-        _cpython.member("_state", "u4", STATE),
-        _cpython.member("_handle", "i8", OWNED),
+        _cpython.member("__weaklistoffset__", "size", offset_of(GUARD, "weakrefs")),
+        _cpython.member("_cache", "object", offset_of(OWNER, "cache")),
+        _cpython.member("_epoch", "u4", offset_of(OWNER, "epoch")),
+        _cpython.member("_state", "u4", offset_of(OWNER, "state")),
+        _cpython.member("_handle", "i8", offset_of(OWNER, "owned")),
     )
     methods = (
         _cpython.method(base.__enter__, at["enter"], _cpython.METH_NOARGS, "($self, /)"),
@@ -667,7 +682,7 @@ def guard_type(base: Any, declared: Any) -> Any:
         _cpython.method(base.free, at["free"], _cpython.METH_NOARGS, "($self, /)"),
         _cpython.method(base.release, at["release"], _cpython.METH_NOARGS, "($self, /)"),
     )
-    cls = _cpython.make_type((base, *declared), GUARD_BYTES, slots, members, methods)
+    cls = _cpython.make_type((base, *declared), GUARD.itemsize, slots, members, methods)
     cls.handle = _cpython.new_attribute(cls, "handle", at["handle"], 0, 0, base.handle.__doc__ or "")
     return cls
 
@@ -676,7 +691,9 @@ def view_type(base: Any, declared: Any) -> Any:
     """Return a new class of views of a nested record, likewise."""
     at = functions()
     slots = {"dealloc": at["view_dealloc"], "traverse": at["view_traverse"], "setattro": at["setattro"]}
-    return _cpython.make_type((base, *declared), VIEW_BYTES, slots, (_cpython.member("_guard", "object", GUARD),))
+    return _cpython.make_type(
+        (base, *declared), VIEW_OBJECT.itemsize, slots, (_cpython.member("_guard", "object", offset_of(VIEW_OBJECT, "guard")),)
+    )
 
 
 def new_field(cls: type, name: str, kind: int, offset: int, nested: bool, view: type | None, doc: str) -> Any:

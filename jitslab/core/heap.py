@@ -1,118 +1,62 @@
 """
 Heaps: one a thread, a magazine of free slots that is popped and pushed without a lock and without atomics.
 
-Above `slab` and `recover`, below `batch`.  `alloc`, `free` and `address` are the fast paths, on top; each has one slow
-path of the same name below, called through the control block.
+`alloc`, `free` and `address` are the fast paths, on top.  Each has one slow path below, called by its entry point.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-
-import numpy as np
-
 from ..machine.addresses import page_bytes
-from ..machine.compile import Entry, int64, kernel
-from ..machine.memory import (
-    advance,
-    compare_exchange,
-    copy_bytes,
-    fetch_add,
-    fetch_or,
-    frozen,
-    likely,
-    load1,
-    load4,
-    load4_relaxed,
-    load8_acquire,
-    load8_relaxed,
-    lowest_bit,
-    mixed,
-    shift_right,
-    store4,
-    store4_release,
-    store8_release,
-    thread_pointer,
-    u4_array,
-    unlikely,
-    zero_bytes,
-)
-from ..machine.numa import CPUS
-from ..machine.system import commit, current_cpu, give_back, watch_thread_exit, yield_core
-from .calls import HASH_SHIFT, call_table, control_at, heap_at, process_at, slow
+from ..machine.compile import Entry, kernel, uint64
+from ..machine.memory import copy_bytes, likely, lowest_bit, shift_right, unlikely, zero_bytes
+from ..machine.pointers import address_of, compare_exchange, fetch_add, load_acquire, load_relaxed, store_release, u4s
+from ..machine.system import give_back, yield_core
+from .calls import call, slow
+from .claim import alien_heap, is_alien, local_node, note_claimed, open_heap
+from .grow import end_of_interval
+from .heap_table import heap_at_index, heap_index, is_owner, live_of, live_of_all, note_fault
 from .layout import (
     BACK_HEAP,
-    BLOCK,
-    CLOSED_HEAP,
+    DOUBLE_FREE,
+    EVEN,
+    EXHAUSTED,
+    FIRST_NODE_HEAP,
     HEAPS,
-    MAGAZINE,
+    LINE_SLOTS,
+    MAGAZINE_SLOTS,
     NIL,
     NO_INIT,
-    NO_SLOT,
+    NOT_FREE,
     NULL,
-    OWN,
     RETIRED,
-    ROUNDS,
-    RUN,
-    SHARED_HEAP,
+    SLOT_MASK,
     STALE,
-    TAKEN,
-    TWICE,
-    C,
-    H,
-)
-from .recover import (
-    C_CLAIMED,
-    EVEN,
-    heap_row,
-    is_of,
-    live_of,
-    live_of_all,
-    next_claimed,
-    next_heap,
-    note_fault,
-    own_heap,
-    row_of_heap,
-    wake_all,
+    WORD_SLOTS,
+    Control,
+    Heap,
+    control_at,
+    heap_at,
 )
 from .slab import (
     ALL,
-    C_FRONT,
-    C_HEAP_STEP,
-    C_NODES,
+    LINE_MASK,
     MUST_GROW,
-    RUN_MASK,
-    ZERO,
-    end_of_interval,
+    any_partial,
     is_drawn_by_other,
     lock,
-    lock_word,
+    node_at,
+    node_of_slot,
+    note_drawn,
     pick,
     put_slots,
-    set_at,
-    set_of,
-    slab_at,
     slab_draw,
-    slab_lost,
-    some_partial,
+    slab_row,
     unlock,
 )
 from .vectors import store_row
 
-Heap: TypeAlias = Any  # of kernels: a HeapPointer
-H_WORDS, H_RECORDS, H_LIMIT, H_ROUNDS = (H[name] for name in ("words", "records", "limit", "rounds"))
-C_SCRATCH, C_RECORDS, C_TEMPLATE, C_RETIRED = C["scratch"], C["records"], C["template"], C["retired"]
-F_ALLOC, F_FREE, F_ADDRESS = C["f_alloc"], C["f_free"], C["f_address"]
-F_REFILL, F_FLUSH, F_GROW, F_RELEASE = C["f_refill"], C["f_flush"], C["f_grow"], C["f_release"]
-C_NODE_SLOTS, C_ARRIVALS, C_CPU_NODES, C_HEAP_REGION, C_PROCESS = (
-    C[name] for name in ("node_slots", "arrivals", "cpu_nodes", "heap_region", "process")
-)
-BELOW_TOP = MAGAZINE - 4  # entry `top` of the array that starts here is the uppermost slot
-SLOT_MASK = 0xFFFFFFFF
-CLOSED_OWNER = -1  # no thread pointer
-
-
 # --- Fast paths ---
+# The same lines stand in several of them on purpose: through a shared function a churn takes 9 % longer.
 
 
 @kernel
@@ -122,41 +66,47 @@ def alloc(heap: Heap) -> int:
 
     Returns its handle, or NULL when the cache is full or closed.  O(1), 1 ns; a miss refills half a magazine.
 
-    The handle is put together after the paths have joined: so LLVM still sees the word and the slot in it when the caller
-    uses it, and a record accessed or freed near by waits for neither.
+    The handle is put together after the paths have joined: so LLVM still sees the generation and the slot in it when the
+    caller uses it, and a record that is accessed or freed near by waits for neither.
     """
-    h = heap_at(heap)
-    top = h.top
-    slot, word = int64(0), int64(TAKEN)
+    top = heap.top
+    slot, generation = 0, NOT_FREE
     if likely(top != 0):
-        slot = load4(advance(heap, BELOW_TOP), top)
-        word = load4(frozen(heap, H_WORDS), slot)
-    if likely(word & TAKEN == 0):
-        h.top = top - 1
-        store4(frozen(heap, H_WORDS), slot, word | 1)
+        slot = heap.magazine[top - 1]
+        generation = heap.generations[slot]
+    if likely(generation & NOT_FREE == 0):
+        heap.top = top - 1
+        heap.generations[slot] = generation | 1
     else:
-        handle = slow(heap, F_ALLOC, ())
-        slot, word = handle & SLOT_MASK, shift_right(handle, 31) & EVEN
-    return word >> 1 << 32 | slot
+        handle = slow(heap, "alloc", ())
+        slot, generation = handle & SLOT_MASK, shift_right(handle, 31) & EVEN
+    return generation >> 1 << 32 | slot
 
 
 @kernel
-def alloc_filled(c: int, heap: Heap, stride: int, itemsize: int) -> int:
-    """Take a slot as `alloc` does; its record is a copy of the template before anybody can find it live."""
-    h = heap_at(heap)
-    top = h.top
-    slot, word = int64(0), int64(TAKEN)
+def alloc_filled(control: Control, heap: Heap, stride: int, itemsize: int) -> int:
+    """Take a slot as `alloc` does; its record is a copy of the template before any thread can find it live."""
+    top = heap.top
+    slot, generation = 0, NOT_FREE
     if likely(top != 0):
-        slot = load4(advance(heap, BELOW_TOP), top)
-        word = load4(frozen(heap, H_WORDS), slot)
-    if likely(word & TAKEN == 0):
-        h.top = top - 1
-        copy_bytes(frozen(heap, H_RECORDS) + slot * stride, frozen(c, C_TEMPLATE), itemsize)
-        store4_release(frozen(heap, H_WORDS), slot, word | 1)
+        slot = heap.magazine[top - 1]
+        generation = heap.generations[slot]
+    if likely(generation & NOT_FREE == 0):
+        heap.top = top - 1
+        copy_bytes(heap.records + slot * stride, control.template, itemsize)
+        store_release(heap.generations, slot, generation | 1)
     else:
-        handle = slow(heap, F_ALLOC, ())
-        slot, word = handle & SLOT_MASK, shift_right(handle, 31) & EVEN
-    return word >> 1 << 32 | slot
+        handle = slow(heap, "alloc", ())
+        slot, generation = handle & SLOT_MASK, shift_right(handle, 31) & EVEN
+    return generation >> 1 << 32 | slot
+
+
+@kernel
+def alloc_any(control: Control, heap: Heap) -> int:
+    """Take a slot, filled if the cache has an `init`."""
+    if control.init != NO_INIT:
+        return alloc_filled(control, heap, control.stride, control.itemsize)
+    return alloc(heap)
 
 
 @kernel
@@ -164,552 +114,396 @@ def push(heap: Heap, handle: int) -> bool:
     """`free` without its slow path: False, and nothing changed, where it would take that or refuse the handle."""
     slot = handle & SLOT_MASK
     live = shift_right(handle, 31) | 1
-    if unlikely(slot >= frozen(heap, H_LIMIT)):
+    if unlikely(slot >= heap.limit):
         return False
-    if unlikely(load4(frozen(heap, H_WORDS), slot) != live):
+    if unlikely(heap.generations[slot] != live):
         return False
-    h = heap_at(heap)
-    top = h.top
-    if unlikely(top == frozen(heap, H_ROUNDS)):
+    top = heap.top
+    if unlikely(top == heap.magazine_size):
         return False
-    store4(frozen(heap, H_WORDS), slot, live + 1)
-    store4(advance(heap, MAGAZINE), top, slot)
-    h.top = top + 1
+    heap.generations[slot] = live + 1
+    heap.magazine[top] = slot
+    heap.top = top + 1
     return True
 
 
 @kernel
 def free(heap: Heap, handle: int) -> bool:
     """
-    Free a record of a cache with one array set; of any other it would take a slot into the wrong heap: `free_near`, `free_any`.
+    Free a record of a cache with one node; with several a slot would get into the wrong heap: `free_near`, `free_any`.
 
     Returns False, and changes nothing, if the handle is stale or foreign.  O(1), 1 ns; a full magazine flushes its cold half.
     """
     slot = handle & SLOT_MASK
     live = shift_right(handle, 31) | 1
-    if unlikely(slot >= frozen(heap, H_LIMIT)):
+    if unlikely(slot >= heap.limit):
         return False
-    if unlikely(load4(frozen(heap, H_WORDS), slot) != live):
+    if unlikely(heap.generations[slot] != live):
         return False
-    h = heap_at(heap)
-    top = h.top
-    if unlikely(top == frozen(heap, H_ROUNDS)):
-        return slow(heap, F_FREE, (handle,)) != 0
-    store4(frozen(heap, H_WORDS), slot, live + 1)
-    store4(advance(heap, MAGAZINE), top, slot)
-    h.top = top + 1
+    top = heap.top
+    if unlikely(top == heap.magazine_size):
+        return slow(heap, "free", (handle,)) != 0
+    heap.generations[slot] = live + 1
+    heap.magazine[top] = slot
+    heap.top = top + 1
     return True
 
 
 @kernel
-def free_near(c: int, heap: Heap, handle: int) -> bool:
+def free_near(control: Control, heap: Heap, handle: int) -> bool:
     """
-    Free a record of a cache with several array sets, as `free` does.
+    Free a record of a cache with several nodes, as `free` does.
 
     A record of another node than the heap's goes into an alien heap, by the slow path.
     """
     slot = handle & SLOT_MASK
     live = shift_right(handle, 31) | 1
-    h = heap_at(heap)
-    top = h.top
-    if unlikely(top == frozen(heap, H_ROUNDS)):  # first: so is the heap of a cache that was never set, which has no words
-        return slow(heap, F_FREE, (handle,)) != 0
-    if unlikely(np.uint64(slot - h.first) >= np.uint64(frozen(c, C_NODE_SLOTS))):
-        return slow(heap, F_FREE, (handle,)) != 0
-    if unlikely(load4(frozen(heap, H_WORDS), slot) != live):
+    top = heap.top
+    if unlikely(top == heap.magazine_size):  # first: so is the heap of a cache that was never set, which has no generations
+        return slow(heap, "free", (handle,)) != 0
+    if unlikely(uint64(slot - heap.first_slot) >= uint64(control.node_slots)):
+        return slow(heap, "free", (handle,)) != 0
+    if unlikely(heap.generations[slot] != live):
         return False
-    store4(frozen(heap, H_WORDS), slot, live + 1)
-    store4(advance(heap, MAGAZINE), top, slot)
-    h.top = top + 1
+    heap.generations[slot] = live + 1
+    heap.magazine[top] = slot
+    heap.top = top + 1
     return True
 
 
 @kernel
-def free_any(c: int, heap: Heap, handle: int) -> bool:
-    """Free a record where the number of array sets is not known when the call is compiled."""
-    return free(heap, handle) if frozen(c, C_NODES) == 1 else free_near(c, heap, handle)
+def free_any(control: Control, heap: Heap, handle: int) -> bool:
+    """Free a record where the number of nodes is not known when the call is compiled."""
+    return free(heap, handle) if control.nodes == 1 else free_near(control, heap, handle)
 
 
 @kernel
 def address(heap: Heap, handle: int, stride: int) -> int:
     """Return the address of a live record; for a refused handle that of a zeroed scratch record, and a fault is set."""
     slot = handle & SLOT_MASK
-    if unlikely(slot >= frozen(heap, H_LIMIT)):
-        return slow(heap, F_ADDRESS, (handle,))
-    if unlikely(load4(frozen(heap, H_WORDS), slot) != shift_right(handle, 31) | 1):
-        return slow(heap, F_ADDRESS, (handle,))
-    return frozen(heap, H_RECORDS) + slot * stride
+    if unlikely(slot >= heap.limit):
+        return slow(heap, "address", (handle,))
+    if unlikely(heap.generations[slot] != shift_right(handle, 31) | 1):
+        return slow(heap, "address", (handle,))
+    return heap.records + slot * stride
 
 
 @kernel
 def is_live(heap: Heap, handle: int) -> bool:
     """Whether the handle's record is live."""
     slot = handle & SLOT_MASK
-    return slot < frozen(heap, H_LIMIT) and load4_relaxed(frozen(heap, H_WORDS), slot) == shift_right(handle, 31) | 1
+    return slot < heap.limit and load_relaxed(heap.generations, slot) == shift_right(handle, 31) | 1
 
 
 # --- Slow paths ---
 
 
 @Entry
-def slow_alloc(at: int) -> int:
+def slow_alloc(c: int, h: int) -> int:
     """`alloc` when the magazine is empty, its top slot cannot be handed out, or the thread has no heap."""
-    c = heap_at(at).control
-    if heap_at(at).rounds > 0:
-        return take(c, at)
-    handle = int64(NULL)
-    back = lock_back_heap(c)
-    if back != 0:
-        handle = take(c, back)
-        store8_release(back, 0, 0)
+    control, heap = control_at(c), heap_at(h)
+    if heap.magazine_size > 0:
+        return pop_or_refill(control, heap)
+    if not lock_back_heap(control):
+        return NULL
+    back = heap_at_index(control, FIRST_NODE_HEAP + BACK_HEAP)
+    handle = pop_or_refill(control, back)
+    store_release(back, "owner", 0)
     return handle
 
 
 @Entry
-def slow_free(at: int, handle: int) -> int:
+def slow_free(c: int, h: int, handle: int) -> int:
     """`free` when the magazine is full, the record is another node's, or the thread has no heap; 1: freed."""
-    h = heap_at(at)
-    c = h.control
-    if frozen(c, C_NODES) > 1:
-        if handle & SLOT_MASK >= h.limit:
-            return int64(0)
-        c = set_of(c, handle & SLOT_MASK)
-    if h.rounds > 0:
-        return give(c, at if h.control == c else alien_heap(c, at), handle)
-    freed = int64(0)
-    back = lock_back_heap(c)
-    if back != 0:
-        freed = give(c, back, handle)
-        store8_release(back, 0, 0)
+    control, heap = control_at(c), heap_at(h)
+    slot = handle & SLOT_MASK
+    if control.nodes > 1:
+        if slot >= heap.limit:
+            return 0
+        control = node_of_slot(control, slot)
+    if heap.magazine_size > 0:
+        if address_of(heap.control) != address_of(control):
+            heap = alien_heap(control, heap)
+        return push_or_flush(control, heap, handle)
+    if not lock_back_heap(control):
+        return 0
+    back = heap_at_index(control, FIRST_NODE_HEAP + BACK_HEAP)
+    freed = push_or_flush(control, back, handle)
+    store_release(back, "owner", 0)
     return freed
 
 
 @Entry
-def slow_address(at: int, handle: int) -> int:
+def slow_address(c: int, h: int, handle: int) -> int:
     """`address` when the handle is refused: set a fault, and zero this heap's scratch record."""
-    c = heap_at(at).control
     control = control_at(c)
-    note_fault(c, handle, int64(NO_SLOT) if handle == NULL else int64(STALE))
-    scratch = control.scratch + row_of_heap(c, at) % OWN * control.scratch_step
+    note_fault(control, handle, EXHAUSTED if handle == NULL else STALE)
+    scratch = control.scratch + heap_index(control, heap_at(h)) % FIRST_NODE_HEAP * control.scratch_step
     zero_bytes(scratch, control.itemsize)
     return scratch
 
 
 @kernel
-def lock_back_heap(c: int) -> int:
-    """Return the heap that threads without one use in turn, locked by its owner word; 0 after `close`."""
-    control = control_at(c)
-    at = heap_row(c, int64(OWN + BACK_HEAP))
-    while not compare_exchange(at, 0, 1):
+def lock_back_heap(control: Control) -> bool:
+    """Lock the heap that threads without one use in turn, by its owner field; False after `close`."""
+    back = heap_at_index(control, FIRST_NODE_HEAP + BACK_HEAP)
+    while not compare_exchange(back, "owner", 0, 1):
         if control.closed != 0:
-            return int64(0)
+            return False
         yield_core()
-    if heap_at(at).control == 0:
-        open_heap(c, int64(OWN + BACK_HEAP))
-    return at
+    if address_of(back.control) == 0:
+        open_heap(control, FIRST_NODE_HEAP + BACK_HEAP)
+    return True
 
 
 @kernel
-def alien_heap(c: int, at: int) -> int:
-    """Return the heap, opened now if need be, that the thread of heap `at` frees records of array set `c` into."""
-    row = int64(OWN) + row_of_heap(c, at)
-    alien = heap_row(c, row)
-    owner = heap_at(at).owner & EVEN
-    if load8_acquire(alien, 0) != owner:
-        open_heap(c, row)
-        store8_release(alien, 0, owner)
-    return alien
-
-
-@kernel
-def take(c: int, at: int) -> int:
+def pop_or_refill(control: Control, heap: Heap) -> int:
     """Pop a magazine, refilled when it is empty; returns a handle or NULL."""
-    h = heap_at(at)
     while True:
-        while h.top > 0 and control_at(c).closed == 0:
-            slot = load4(at + BELOW_TOP, h.top)
-            h.top -= 1
-            handle = make_live(c, slot)
+        while heap.top > 0 and control.closed == 0:
+            top = heap.top - 1
+            slot = heap.magazine[top]
+            heap.top = top
+            handle = make_live(control, slot)
             if handle != NULL:
                 return handle
-            give_back_retired(c, slot)
-        c = follow(c, at)
-        if call_table(c, F_REFILL, (at,)) == 0:
-            return int64(NULL)
+            give_back_retired(control, slot)
+        control = move_to_local_node(control, heap)
+        if call(control, "refill", (heap,)) == 0:
+            return NULL
 
 
 @kernel
-def follow(c: int, at: int) -> int:
-    """Return the array set that a heap is to draw from: that of the node its thread runs on now."""
-    if frozen(c, C_NODES) == 1 or row_of_heap(c, at) >= HEAPS:  # threads' heaps alone follow
-        return c
-    here = set_here(c)
-    if here != c:
-        h = heap_at(at)
-        row = row_of_heap(c, at)
-        alien = heap_row(here, OWN + row)
-        if h.top > 0:
-            call_table(c, F_FLUSH, (at, h.top))
-        if is_of(h.owner, load8_acquire(alien, 0)) and heap_at(alien).top > 0:
-            call_table(here, F_FLUSH, (alien, heap_at(alien).top))
-        h.slab = NIL
-        h.control = here
-        h.first = np.uint32(control_at(here).first_slot)
-        note_claimed(here, row)
-        fetch_add(here + C_ARRIVALS, 1)
+def move_to_local_node(control: Control, heap: Heap) -> Control:
+    """Return the node that a heap draws from now on: the one that its thread runs on."""
+    index = heap_index(control, heap)
+    if control.nodes == 1 or index >= HEAPS:  # only threads' heaps move
+        return control
+    here = local_node(control)
+    if address_of(here) != address_of(control):
+        alien = heap_at_index(here, FIRST_NODE_HEAP + index)
+        if heap.top > 0:
+            call(control, "flush", (heap, heap.top))
+        if is_owner(heap.owner, load_acquire(alien, "owner")) and alien.top > 0:
+            call(here, "flush", (alien, alien.top))
+        heap.slab = NIL
+        heap.control = here
+        heap.first_slot = here.first_slot
+        note_claimed(here, index)
+        fetch_add(here, "migrations", 1)
     return here
 
 
 @kernel
-def give(c: int, at: int, handle: int) -> int:
+def push_or_flush(control: Control, heap: Heap, handle: int) -> int:
     """Free a record into a magazine, flushed when it is full; 1: freed."""
-    h = heap_at(at)
-    control = control_at(c)
     slot = handle & SLOT_MASK
     live = shift_right(handle, 31) | 1
-    if load4(control.words, slot) != live:
-        return int64(0)
-    if h.top == h.rounds:
-        call_table(c, F_FLUSH, (at, max(h.rounds >> 1, int64(1))))
-    store4_release(control.words, slot, live + 1)
-    store4(at + MAGAZINE, h.top, slot)
-    h.top += 1
-    return int64(1)
+    if control.generations[slot] != live:
+        return 0
+    if heap.top == heap.magazine_size:
+        call(control, "flush", (heap, max(heap.magazine_size >> 1, 1)))
+    store_release(control.generations, slot, live + 1)
+    top = heap.top
+    heap.magazine[top] = slot
+    heap.top = top + 1
+    return 1
 
 
 @kernel
-def make_live(c: int, slot: int) -> int:
+def make_live(control: Control, slot: int) -> int:
     """
     Make a slot that left a magazine or the slab layer live, its record filled.
 
-    Returns its handle, or NULL: it is retired, or it was freed twice at the same instant by a race in the user's code, was
-    put into two places, and is in use again from the other.
+    Returns its handle, or NULL: the slot is retired; or it was freed twice at the same instant by a race in the user's code,
+    was put into two places, and is in use again from the other.
     """
-    control = control_at(c)
-    word = load4(control.words, slot)
-    if word & TAKEN == 0:
+    generation = control.generations[slot]
+    if generation & NOT_FREE == 0:
         if control.init != NO_INIT:
             copy_bytes(control.records + slot * control.stride, control.template, control.itemsize)
-        store4_release(control.words, slot, word | 1)
-        return word >> 1 << 32 | slot
-    if word & 1 == 0:
-        fetch_add(c + C_RETIRED, 1)
+        store_release(control.generations, slot, generation | 1)
+        return generation >> 1 << 32 | slot
+    if generation & 1 == 0:
+        fetch_add(control.state, "retired", 1)
     else:
-        note_fault(c, word >> 1 << 32 | slot, int64(TWICE))
-    return int64(NULL)
+        note_fault(control, generation >> 1 << 32 | slot, DOUBLE_FREE)
+    return NULL
 
 
 @kernel
-def give_back_retired(c: int, slot: int) -> None:
-    """Give back the pages that only the record of a slot has, if that is retired: nobody will write there any more."""
-    control = control_at(c)
-    if load4(control.words, slot) & TAKEN == RETIRED:
+def give_back_retired(control: Control, slot: int) -> None:
+    """Give back the pages that only the record of a slot has, if that is retired: no thread will write there any more."""
+    if control.generations[slot] & NOT_FREE == RETIRED:
         record = control.records + slot * control.stride
         start, stop = (record + page_bytes - 1) & -page_bytes, (record + control.stride) & -page_bytes
         if stop > start:
             give_back(start, stop - start)
 
 
-@kernel
-def room_for(c: int, at: int, want: int) -> int:
-    """
-    Return how many of `want` slots this heap may draw: what is parked in others does not count against the capacity.
+# --- Refill ---
 
-    Needs   the lock.  With several array sets it is let go meanwhile: each set is counted under its own.
+
+@kernel
+def room_for(control: Control, heap: Heap, want: int) -> int:
     """
-    control = control_at(c)
-    out = int64(control.out)
+    Return how many of `want` slots this heap may draw; slots parked in other heaps do not count against the capacity.
+
+    Needs   the lock.  With several nodes it is let go meanwhile: each node is counted under its own.
+    """
+    used = control.state.used
     if control.nodes > 1:
-        out = int64(0)
-        for node in range(control.nodes):
-            out += control_at(set_at(c, node)).out
-    if out + want <= control.capacity:
+        used = 0
+        for number in range(control.nodes):
+            used += node_at(control, number).state.used
+    if used + want <= control.capacity:
         return want
     if control.nodes > 1:
-        unlock(c)
-        taken = live_of_all(c)
-        lock(c)
+        unlock(control)
+        taken = live_of_all(control)
+        lock(control)
     else:
-        taken = live_of(c)
-    taken += heap_at(at).top
-    return max(min(want, control.capacity - taken), int64(0))
+        taken = live_of(control)
+    room = control.capacity - taken - heap.top
+    return max(min(want, room), 0)
 
 
 @kernel
-def next_slab(c: int, at: int) -> int:
+def next_slab(control: Control, heap: Heap) -> int:
     """
     Return the slab that this heap draws from now, or an answer of `pick` that is none.
 
     Needs   the lock.
     """
-    h = heap_at(at)
-    me = row_of_heap(c, at)
-    i = int64(h.slab)
+    index = heap_index(control, heap)
+    i = heap.slab
     if i >= 0:
-        slab = slab_at(c, i)
-        if slab.drawer == me and slab.list != NIL:  # on a list: it has slots, and is not being released
+        slab = slab_row(control, i)
+        if slab.reserved_by == index and slab.list != NIL:  # on a list: it has slots, and is not being released
             return i
-    i = pick(c, me)
-    if i >= 0 and me < HEAPS:
-        slab_at(c, i).drawer = me
-        h.slab = i
+    i = pick(control, index)
+    if i >= 0 and index < HEAPS:
+        slab_row(control, i).reserved_by = index
+        heap.slab = i
     return i
 
 
+@kernel
+def next_slab_or_grow(control: Control, heap: Heap, n_slabs: int) -> int:
+    """
+    Return the slab that this heap draws from now, with memory for `n_slabs` more asked for where a new one is needed; or NO_SLAB.
+
+    Needs   the lock, which is let go meanwhile.
+    """
+    while True:
+        i = next_slab(control, heap)
+        if i != MUST_GROW:
+            return i
+        unlock(control)
+        granted = call(control, "grow", (n_slabs,))
+        if granted == 0 and n_slabs > 1:
+            granted = call(control, "grow", (1,))
+        lock(control)
+        if granted == 0 or control.closed != 0:
+            return any_partial(control)
+
+
 @Entry
-def refill(c: int, at: int) -> int:
+def refill(c: int, h: int) -> int:
     """Fill half of an empty magazine, lowest slots uppermost; returns how many it got."""
-    h = heap_at(at)
-    control = control_at(c)
-    slots = u4_array(at + MAGAZINE)
-    lock(c)
-    control.refills += 1
-    want = room_for(c, at, max(h.rounds >> 1, int64(1))) if control.closed == 0 else int64(0)
+    control, heap = control_at(c), heap_at(h)
+    magazine = heap.magazine
+    lock(control)
+    control.state.refills += 1
+    want = room_for(control, heap, max(heap.magazine_size >> 1, 1)) if control.closed == 0 else 0
     left = want
     while left > 0:
-        i = next_slab(c, at)
-        if i == MUST_GROW and left == want:
-            unlock(c)
-            granted = call_table(c, F_GROW, (int64(1),))
-            lock(c)
-            if granted != 0 and control.closed == 0:
-                continue
-            i = some_partial(c)
+        i = next_slab_or_grow(control, heap, 1) if left == want else next_slab(control, heap)
         if i < 0:
             break
-        block, mask, n = slab_draw(c, i, left)
-        slab_lost(c, i, n)
+        first, mask, n = slab_draw(control, i, left)
+        note_drawn(control, i, n)
         left -= n
-        store_slots(at + MAGAZINE + left * 4, block, mask, n)
-        if left < RUN and left < want:
-            break  # a run is not torn for a few slots
-    got = max(want - left, int64(0))
+        store_slots(address_of(magazine) + left * 4, first, mask, n)
+        if left < LINE_SLOTS and left < want:
+            break  # a line is not torn for a few slots
+    got = max(want - left, 0)
     if left > 0:
         for j in range(got):
-            slots[j] = slots[left + j]
-    if unlikely(h.slab >= 0 and slab_at(c, h.slab).shared != 0):
-        slab_at(c, h.slab).shared = 0
-        interleave(at, got // RUN)
-    h.top = got
-    surplus = end_of_interval(c)
-    unlock(c)
+            magazine[j] = magazine[left + j]
+    if unlikely(heap.slab >= 0 and slab_row(control, heap.slab).has_remote_frees != 0):
+        slab_row(control, heap.slab).has_remote_frees = 0
+        interleave(heap, got // LINE_SLOTS)
+    heap.top = got
+    surplus = end_of_interval(control)
+    unlock(control)
     if unlikely(surplus > 0):
-        call_table(c, F_RELEASE, (surplus,))
+        call(control, "release", (surplus,))
     return got
 
 
 @kernel
-def store_slots(to: int, block: int, mask: int, n: int) -> None:
-    """Write the n slots of a mask in block `block` to the u4 array at `to`, the lowest last."""
+def store_slots(at: int, first: int, mask: int, n: int) -> None:
+    """Write the n slots of a mask in the word of free bits that begins with slot `first` to u4s at an address, the lowest last."""
     if mask == ALL:
-        store_row(to, block, BLOCK)
+        store_row(at, first, WORD_SLOTS)
         return
-    slots = u4_array(to)
-    for k in range(0, BLOCK, RUN):
-        part = mask & (int64(RUN_MASK) << k)
-        if part == int64(RUN_MASK) << k:
-            n -= RUN
-            store_row(to + n * 4, block + k, RUN)
+    slots = u4s(at)
+    for k in range(0, WORD_SLOTS, LINE_SLOTS):
+        part = mask & (LINE_MASK << k)
+        if part == LINE_MASK << k:
+            n -= LINE_SLOTS
+            store_row(at + n * 4, first + k, LINE_SLOTS)
             continue
         while part != 0:
             n -= 1
-            slots[n] = np.uint32(block + lowest_bit(part))
+            slots[n] = first + lowest_bit(part)
             part &= part - 1
 
 
 @kernel
-def interleave(at: int, runs: int) -> None:
+def interleave(heap: Heap, lines: int) -> None:
     """
-    Reorder the uppermost runs of a refill, so that slots popped one after the other are of different runs.
+    Reorder the uppermost lines of a refill, so that slots popped one after the other are of different lines.
 
-    A thread that frees what this one allocates has the slots popped last on top of its magazine.  In order, its top and this
-    heap's would be neighbours on one line of generations for as long as both go on alone (a pair 4 ns instead of 2).
+    A thread that frees the records that this thread allocates has the slots popped last on top of its magazine.  In order,
+    the tops of both magazines would be neighbours on one line of generations for as long as both go on alone (a pair 4 ns
+    instead of 2).
     """
-    if runs < 2 or runs * RUN > ROUNDS // 2:
+    if lines < 2 or lines * LINE_SLOTS > MAGAZINE_SLOTS // 2:
         return
-    slots = u4_array(at + MAGAZINE)
-    n = runs * RUN
+    magazine = heap.magazine
+    n = lines * LINE_SLOTS
     for j in range(n):
-        slots[ROUNDS - 1 - j] = slots[n - 1 - j]  # the upper half is free after a refill
+        magazine[MAGAZINE_SLOTS - 1 - j] = magazine[n - 1 - j]  # the upper half is free after a refill
     for j in range(n):
-        slots[n - 1 - j] = slots[ROUNDS - 1 - (j % runs * RUN + j // runs)]
+        magazine[n - 1 - j] = magazine[MAGAZINE_SLOTS - 1 - (j % lines * LINE_SLOTS + j // lines)]
+
+
+# --- Flush ---
 
 
 @Entry
-def flush(c: int, at: int, count: int) -> int:
+def flush(c: int, h: int, count: int) -> int:
     """Give the lowest `count` slots of a magazine, the cold ones, to the slab layer; returns how many stay."""
-    h = heap_at(at)
-    slots = u4_array(at + MAGAZINE)
-    lock(c)
-    surplus = int64(0)
-    if control_at(c).closed == 0:
-        control_at(c).flushes += 1
-        if is_alien(c, at):
-            control_at(c).came_home += count
-        last = load4(at + MAGAZINE, count - 1) >> control_at(c).shift
-        if is_drawn_by_other(c, last, row_of_heap(c, at)):
-            slab_at(c, last).shared = 1
-        put_slots(c, at + MAGAZINE, count)
-        surplus = end_of_interval(c)
-    stay = max(h.top - count, ZERO) if control_at(c).closed == 0 else ZERO  # `close` may have emptied it meanwhile
+    control, heap = control_at(c), heap_at(h)
+    state, magazine = control.state, heap.magazine
+    surplus, stay = 0, 0
+    lock(control)
+    if control.closed == 0:  # else `close` has emptied it
+        state.flushes += 1
+        if is_alien(control, heap):
+            state.remote_frees += count
+        last = magazine[count - 1] >> control.shift
+        if is_drawn_by_other(control, last, heap_index(control, heap)):
+            slab_row(control, last).has_remote_frees = 1
+        put_slots(control, address_of(magazine), count)
+        surplus = end_of_interval(control)
+        stay = max(heap.top - count, 0)
     for j in range(stay):
-        slots[j] = slots[count + j]
-    h.top = stay  # under the lock: so the count of live records is right for who holds it
-    unlock(c)
+        magazine[j] = magazine[count + j]
+    heap.top = stay  # under the lock: so the count of live records is right for its holder
+    unlock(control)
     if unlikely(surplus > 0):
-        call_table(c, F_RELEASE, (surplus,))
+        call(control, "release", (surplus,))
     return stay
-
-
-# --- Who owns which heap ---
-
-
-@kernel
-def open_heap(c: int, row: int) -> int:
-    """Set a heap up for its new owner; returns its address."""
-    control = control_at(c)
-    at = heap_row(c, row)
-    h = heap_at(at)
-    h.top = 0
-    h.rounds = 0 if row == OWN + SHARED_HEAP or row == OWN + CLOSED_HEAP else control.rounds
-    h.limit = control.max_slabs << control.shift if control.nodes == 1 else control.nodes << control.node_shift
-    if row == OWN + CLOSED_HEAP:
-        h.limit = 0
-    h.words = control.words
-    h.records = control.records
-    h.base = control.base
-    h.stride = control.stride
-    h.control = c
-    h.slab = NIL
-    h.first = np.uint32(control.first_slot)
-    if h.rounds > 0:
-        note_claimed(c, row)
-    return at
-
-
-@kernel
-def note_claimed(c: int, row: int) -> None:
-    """Note that a heap row is array set `c`'s; the front notes all rows of threads."""
-    fetch_or(c + C_CLAIMED + (row >> 6 << 3), int64(1) << (row & 63))
-    if row < OWN:
-        fetch_or(frozen(c, C_FRONT) + C_CLAIMED + (row >> 6 << 3), int64(1) << (row & 63))
-
-
-@kernel
-def is_noted(c: int, row: int) -> bool:
-    """Whether a heap row was ever array set `c`'s."""
-    return load8_relaxed(c + C_CLAIMED, row >> 6) >> (row & 63) & 1 != 0
-
-
-@kernel
-def set_here(c: int) -> int:
-    """Return the array set of the node that the calling thread runs on."""
-    cpu_nodes = frozen(c, C_CPU_NODES)
-    if cpu_nodes == 0:
-        return c
-    cpu = int64(current_cpu())
-    return set_at(c, load1(cpu_nodes, cpu if 0 <= cpu < CPUS else ZERO))
-
-
-@kernel
-def is_alien(c: int, at: int) -> bool:
-    """Whether heap `at` is one that another node's thread frees records of array set `c` into."""
-    return OWN <= row_of_heap(c, at) < OWN + HEAPS
-
-
-@Entry
-def claim(c: int, me: int) -> int:
-    """
-    Return the address of thread `me`'s heap, claimed now if it has none, to draw from the node that it runs on.
-
-    A thread beyond the table, or without memory for a heap, gets the shared one, and any thread the closed one after `close`.
-    The end of the thread is watched, so that its slots go home.  A torn index is rebuilt before anybody has a heap of it.
-    """
-    control = control_at(c)
-    here = set_here(c)
-    wake_all(c)
-    row, n_owned = next_claimed(c, ZERO), 0
-    while 0 <= row < HEAPS and control.closed == 0:
-        at = heap_row(c, row)
-        owner = load8_acquire(at, 0)
-        if is_of(owner, me):
-            if owner != me:
-                store8_release(at, 0, me)
-            return at
-        n_owned += owner != 0
-        row = next_claimed(c, row + 1)
-    if unlikely(n_owned == HEAPS and is_noted(here, int64(OWN + BACK_HEAP)) and control.closed == 0):
-        return open_heap(here, int64(OWN + SHARED_HEAP))
-    lock_word(control.process)
-    at = take_heap(c, here, me) if control.closed == 0 else open_heap(here, int64(OWN + CLOSED_HEAP))
-    store8_release(control.process, 0, 0)
-    return at
-
-
-@kernel
-def take_heap(c: int, here: int, me: int) -> int:
-    """
-    Return the address of a heap that was nobody's and is thread `me`'s from now on, or of the shared one.
-
-    Needs   the registry's lock, and an open cache.
-    """
-    process = frozen(c, C_PROCESS)
-    row = shift_right(mixed(me), HASH_SHIFT)
-    for _ in range(HEAPS):
-        at = heap_row(c, row)
-        if load8_acquire(at, 0) == 0:
-            if not is_writable(c, at):
-                break  # nor would the next ones be
-            open_heap(here, row)
-            store8_release(at, 0, me)
-            watch_thread_exit(process_at(process).key, process)
-            return at
-        row = (row + 1) & (HEAPS - 1)
-    for node in range(frozen(c, C_NODES)):
-        note_claimed(set_at(c, node), int64(OWN + BACK_HEAP))  # which who has the shared one goes by
-    return open_heap(here, int64(OWN + SHARED_HEAP))
-
-
-@kernel
-def is_writable(c: int, at: int) -> bool:
-    """Make a thread's heaps writable, those of all classes together where they lie in an allocator's region; whether they are."""
-    region, step = frozen(c, C_HEAP_REGION), frozen(c, C_HEAP_STEP)
-    if region == 0:
-        return True
-    first = region + (at - region) // step * step
-    start = first & -page_bytes
-    return commit(start, first + step - start)
-
-
-@kernel
-def leave_heap(c: int, at: int) -> None:
-    """Give all slots of a heap home and the heap up: by its owner, or for an owner that is no more."""
-    h = heap_at(at)
-    if h.top > 0:
-        call_table(c, F_FLUSH, (at, h.top))
-    store8_release(at, 0, 0)
-
-
-@kernel
-def shut_heap(at: int) -> None:
-    """Empty a heap whose cache is closed, and make it nobody's: its generations are gone, so it accepts nothing more."""
-    heap_at(at).top = 0
-    store8_release(at, 0, CLOSED_OWNER)
-
-
-@Entry
-def flush_own(c: int) -> int:
-    """Give all slots of the calling thread's heaps home; returns how many."""
-    me = thread_pointer()
-    n = int64(0)
-    own_heap(c)
-    for node in range(frozen(c, C_NODES)):
-        home = set_at(c, node)
-        row = next_heap(home, ZERO)
-        while row >= 0:
-            at = heap_row(home, row)
-            if is_of(load8_acquire(at, 0), me) and heap_at(at).top > 0:
-                n += heap_at(at).top
-                call_table(home, F_FLUSH, (at, heap_at(at).top))
-            row = next_heap(home, row + 1)
-    return n

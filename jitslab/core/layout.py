@@ -2,106 +2,126 @@
 Read first: the words, the ladders, the data and the laws of a cache.
 
 1. Words
-   A *record* is one user value of the cache's dtype; a *slot* is the place for one record, an integer index.
-   A *slab* is a run of slots, a power of two of them, nearest to 64 KiB of records.  A *cache* is all slabs of
-   one dtype.  A slot's *generation* is a 4-byte word: odd = live, even = free; it only goes up.  A *handle* is
-   ``cycle << 32 | slot`` with ``generation == 2 * cycle + 1``.  A *heap* is one thread's front end: a *magazine*
-   of free slots.  The *slab layer* keeps everything else under one short lock.  NIL (-1) ends an index list.
+   record      one user value of the cache's dtype
+   slot        the place of one record: an integer, counted from 0 over all slabs of a cache
+   slab        a run of slots, a power of two of them: nearest to 64 KiB of records
+   cache       all slabs of one dtype
+   generation  a 4-byte number of each slot: odd = live, even = free; it only goes up
+   cycle       how often a slot was used before: its generation // 2
+   handle      ``cycle << 32 | slot``: names one record, and is stale when the generation of the slot goes up
+   retired     a slot whose generations are used up; it is not handed out again
+   fresh       a slot that was never handed out since its slab was made or released
+   free bit    one bit a slot: set = the slot is free and in no magazine
+   heap        what one thread has of a cache: a magazine, and addresses for the fast paths
+   magazine    an array of free slots in a heap: alloc pops it, free pushes it
+   slab layer  all that is not in a heap: free bits, fresh counts, lists of slabs; guarded by one short lock
+   capacity    records that one thread can always have; the reservation has more slots than that
+   used        slots outside the slab layer: live, in magazines, or retired
+   node        one share of the cache: on a machine with several NUMA nodes there is one for each (section 7)
+   NIL         -1: the end of a list of slabs, no slab, no row
+   NULL        0: no handle
 
 2. One truth
-   The generations say what is live.  Free bits, fresh counts, magazines, slab states and lists are an index over
-   them, rebuilt from them by `recover`, recounted from them by `check`.
+   The generations say which slots are live.  Free bits, fresh counts, magazines, states and lists of slabs are an index over
+   the generations: `rebuild` derives the index from them, `check` counts it again.
 
 3. Alloc ladder
-   a. pop the magazine, check that the generation is even, make it odd             (heap.alloc, no lock, no atomics)
-   b. refill half a magazine under the lock                                        (heap.slow_alloc)
-      from the slab this heap draws from; else a partially used slab, fullest quarter first; else an empty, a
-      released, a new one; else a slab that another heap draws from                (slab.pick)
-   c. make memory of the reservation usable, outside the lock                      (slab.grow)
+   a. pop the magazine, check that the generation is even, make it odd          heap.alloc: no lock, no atomics
+   b. refill half a magazine under the lock                                     heap.slow_alloc
+      from the slab that this heap draws from; else from a partially used slab, the fullest quarter first; else from an
+      empty, a released or a new slab; else from a slab that another heap draws from                         slab.pick
+   c. make memory of the reservation usable, outside the lock                   grow.grow
 
 4. Free ladder
-   a. compare the generation with the handle, make it even, push the magazine      (heap.free, no lock, no atomics)
-   b. a full magazine gives its cold half to the slab layer                        (heap.slow_free)
-   c. empty slabs that the working set did not need go back to the system          (slab.release)
+   a. compare the generation with the handle, make it even, push the magazine   heap.free: no lock, no atomics
+   b. a full magazine gives its cold half to the slab layer                     heap.slow_free
+   c. empty slabs that the working set did not need go back to the system       grow.release
 
-5. Who may write what
-   A generation: whoever holds the record (free) or took the slot from a magazine or the slab layer (alloc).
-   A heap: the thread that owns it; its owner word is set under the registry's lock, and back to 0 by the same thread only.
-   Free bits, slab rows, lists, counts: the holder of the lock, who owns a heap of the cache.  The frozen part: nobody after
-   creation.
-   Order of locks: the process's registry, then one cache's lock.  No system call and no C-API call under a
-   cache's lock; under the registry's, the end of a thread may give empty slabs back to the system, the opening of a size class
-   reserves its addresses and makes them usable, as that of a thread's heaps does, and the address space is looked at.
-   The process holds the registry's lock over a fork.  So no cache is opened or closed meanwhile, no heap gets or loses its
-   owner, and a cache of which no other thread owns a heap is whole in the child, which then writes nothing to it.  Any other
-   may have been copied in the middle of a change: it is TORN, and who first takes its lock in the child rebuilds its index.
-   The thread that forks keeps its heaps, magazines and all.  Their owner words are odd while a cache is torn: so the thread
-   comes by `heap.claim`, and the index is rebuilt before its magazine changes.
+5. Which thread may write what
+   A generation: the thread that holds the record (free), or took the slot from a magazine or the slab layer (alloc).
+   A heap: the thread that owns it.  Its owner field is set under the registry's lock, and set back to 0 by its thread.
+   Free bits, SLAB and STATE: the holder of the cache's lock, which owns a heap of the cache.
+   CONTROL: no thread after the cache was made, but for LOCAL, whose fields say it.
+   A thread takes the process's registry lock first, then one cache's lock.  Under a cache's lock there is no system call and
+   no call of CPython.  Under the registry's lock the end of a thread may give slabs back, and memory is made usable.
+   The process holds the registry's lock over a fork.  So no cache is opened or closed meanwhile, and no heap changes its
+   owner.  If no other thread owns a heap of a cache, that cache is whole in the child.  Any other cache may have been copied
+   in the middle of a change: it is TORN, and the first thread that takes its lock in the child rebuilds the index.  The
+   thread that forks keeps its heaps; their owner fields are odd while a cache is torn, so that the thread comes by
+   `claim.claim`, and the index is rebuilt before its magazine changes.
 
 6. Space
-   One reservation a cache: heaps | template, scratch | free bits | slab rows, control block, generations | records, each
-   part reserved for the largest size and made usable in steps.  Nothing ever moves.  The slab rows grow downwards: so the first
-   of them share a page with the control block and the first generations.  Slot i of the cache is at
-   ``records + i * stride`` over all slabs.  A size class of an allocator has one, too, without heaps and scratch, from its first
-   use on (opening).  The heaps of all classes lie in one region, a thread's side by side (rawlayout).
-   A reservation has more slots than the capacity: for those parked in magazines, and for those that will be retired.  Who was
-   given no capacity takes a share of what is left of the address space, and is refused the last 128th (process).
+   One reservation a cache.  Each part is reserved for its largest size, and made usable as it grows.  No record ever moves.
+
+     heaps | template | scratch | free bits | slab rows  CONTROL STATE  generations | records
+                                              <-- grow    one page       grow -->     grow -->
+
+   The slab rows grow downwards: so the first of them share a page with CONTROL, STATE and the first generations.
+   The record of slot i is at ``records + i * stride``.  `alloc` copies the template into a new record if the cache has an
+   `init`.  A refused handle is answered with a zeroed scratch record, so that compiled code never reads another record.
+   A size class of an allocator has no heaps and no scratch in its reservation: the heaps of all classes lie side by side
+   (sizes.layout), and its reservation is made at its first use (sizes.opening).
+   When a reservation ends, its memory goes back to the system.  Its addresses are kept for a while, since compiled code may
+   still hold some of them: they read as zeros (process).
+   A cache without a capacity takes a share of the addresses that are left, and is refused the last 128th of them (process).
 
 7. Nodes
-   On a machine with several NUMA nodes a cache has one *array set* for each: a CONTROL row, and the slabs whose slots
-   ``i >> node_shift`` is its number, with their rows, free bits, generations and records on that node's memory.  A
-   thread's heap draws from the set of the node that the thread runs on, looked up at each refill; so a heap holds slots of
-   one set only.  A record of another set is freed into the thread's *alien heap* for that set, the row of the same
-   number among the set's own heaps: it flushes home when it is full, when its thread moves to that node, and when the
-   thread ends.  A set never draws from another, so each holds the whole capacity.  With one node all of this is absent: the
-   set is the cache.  User code and Python hold the address of the first set, the *front*; a heap names its set.
+   With several NUMA nodes a cache has a CONTROL and a STATE row for each; slot i belongs to the node ``i >> node_shift``.
+   Slab rows, free bits, generations and records of those slots lie on that node's memory.  A thread's heap draws from the
+   node that the thread runs on, looked up at each refill; so a heap holds slots of one node only.  The thread frees a record
+   of another node into its *alien heap* for that node, which is flushed home when it is full, when the thread moves to that
+   node, and when the thread ends.  A node never draws from another, so each holds the whole capacity.  User code and Python
+   hold the address of the first node's CONTROL.  With one node there is no alien heap and nothing to look up.
 
 Sources: J. Bonwick, "The Slab Allocator", USENIX Summer 1994; J. Bonwick and J. Adams, "Magazines and Vmem",
 USENIX 2001; D. Leijen, B. Zorn, L. de Moura, "Mimalloc: Free List Sharding in Action", APLAS 2019.
-
-Laws (every one holds at rest; `recover.check` recounts them, by these numbers)
-
-L1   a slot is in one place only: live, in one magazine, under its free bit, fresh, or retired
-L2   live + in magazines + n_free + n_fresh + retired == slots                              (every slab)
-L3   n_free == number of free bits                                                          (every slab)
-L4   a free bit, a fresh slot and a magazine's slot have an even generation
-L5   a fresh slot's generation is not above the slab's ``base``
-L6   FULL <=> n_free + n_fresh == 0;  FREE <=> n_free + n_fresh == slots, else PARTIALLY_USED
-L7   a slab is on one list: FREE on FRESH if n_fresh == slots, else on EMPTY; PARTIALLY_USED on a partial one; FULL on none
-L8   out == sum over the slabs of (slots - n_free - n_fresh);  n_empty == slabs on EMPTY
-L9   a magazine holds at most ``rounds`` slots, each below the limit
 """
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..errors import CapacityError, LayoutError
-from ..machine.addresses import round_up
-from ..machine.numa import CPUS
+from ..machine.pointers import I8S, U1S, U4S, StructPointer, make_cast
+
+# Every law holds at rest; `check` counts again and names a broken one by its number.
+LAWS = {
+    1: "a slot is in one place only: live, in one magazine, under its free bit, fresh, or retired",
+    2: "live + in magazines + n_free + n_fresh + retired == slots                              (every slab)",
+    3: "n_free == number of free bits                                                          (every slab)",
+    4: "a free bit, a fresh slot and a magazine's slot have an even generation",
+    5: "a fresh slot's generation is not above the slab's ``min_generation``",
+    6: "FULL <=> n_free + n_fresh == 0;  FREE <=> n_free + n_fresh == slots, else PARTIALLY_USED",
+    7: "a slab is on one list: FREE on FRESH if n_fresh == slots, else on EMPTY; PARTIALLY_USED on a partial one; FULL on none",
+    8: "used == sum over the slabs of (slots - n_free - n_fresh);  n_empty == slabs on EMPTY",
+    9: "a magazine holds at most ``magazine_size`` slots, each below the limit",
+}
 
 NULL = 0
 NIL = -1
 
+# --- Limits and sizes, each with its reason ---
+
 HEAPS = 256  # heaps of a cache; a thread beyond them goes to the slab layer at every operation
-SHARED_HEAP = HEAPS  # row of the heap that such threads use: no rounds, so every operation takes the slow path
+HASH_SHIFT = 64 - 8  # of the hash of a thread pointer: what is left is the row of its heap
+SHARED_HEAP = HEAPS  # row of the heap of all threads beyond: its magazine holds nothing, so they take the slow path
 CLOSED_HEAP = HEAPS + 1  # row that a closed cache answers with: nothing in it, nothing below its limit
-BACK_HEAP = HEAPS + 2  # row whose magazine such threads use, one at a time: its owner word is a lock
+BACK_HEAP = HEAPS + 2  # row whose magazine the threads beyond use in turn: its owner field is a lock
 HEAP_ROWS = HEAPS + 3
-OWN = HEAP_ROWS  # row of the first of an array set's own heaps: those of threads have the rows before
+FIRST_NODE_HEAP = HEAP_ROWS  # row of the first of a node's own heaps: those of threads have the rows before
 NODE_BORDER = 64 * 1024  # bytes: where a node's records start, so that no page is on two nodes
 NODE_SHIFT = 10  # least slots of a node: a page of generations
-ROUNDS = 512  # most slots in a magazine: half as many cost 25 % on batches of 32 that pass it, 128 on allocs in order 45 %
-ROUNDS_BYTES = 256 * 1024  # most bytes of records in a magazine
+MAGAZINE_SLOTS = (
+    512  # most slots in a magazine: half as many cost 25 % on batches of 32 that pass it, 128 on allocs in order 45 %
+)
+MAGAZINE_BYTES = 256 * 1024  # most bytes of records in a magazine
 LINE = 64  # bytes of a cache line
-RUN = 16  # generations on one line: slots leave a slab in whole runs, so that two heaps do not share a line
-BLOCK = 64  # slots of one word of free bits
-PAGE = 4096  # what regions are aligned to; the system's own page may be larger (`_os.page_bytes`)
+LINE_SLOTS = 16  # generations on one line: slots leave a slab in whole lines, so that two heaps do not share one
+LINE_SHIFT = 4
+WORD_SLOTS = 64  # slots of one word of free bits
+WORD_SHIFT = 6
+PAGE = 4096  # what regions are aligned to; the system's own page may be larger (`addresses.page_bytes`)
 SLAB_BYTES = 64 * 1024
 MAX_SLAB_SHIFT = 16  # most slots a slab: 65,536
 QUARTERS = 4  # lists of partially used slabs, by occupancy
@@ -111,131 +131,149 @@ INTERVAL = 512  # refills and flushes of one interval of the working set, at lea
 TURNOVERS = 4  # times that all slots of the cache could come and go in one interval
 HUGE_BYTES = 4 << 20  # records beyond this are in huge pages where the system has them: below, they would be waste
 RELEASE_BYTES = 1 << 20  # least that is given back to the system at a time
-HOLD = 4096  # most slots moved under one hold of the lock
+SLOTS_PER_LOCK = 4096  # most slots moved under one hold of the lock
 
 MAX_SLOTS = 1 << 32
-MAX_CAPACITY = MAX_SLOTS
 DEFAULT_BYTES = 64 << 30  # of records, reserved when no capacity is given
 MAX_CYCLE = 1 << 30  # a slot is retired after its cycle reached this
 SPARE_SLOTS = 1 << 22  # slots beyond the capacity that a cache reserves, for those that will be retired
 START_BITS = 29  # first cycles of a cache lie below 2**29
-RETIRED = 0x80000000  # word of a slot that is not handed out any more, whatever its generation was
-TAKEN = RETIRED | 1  # word & TAKEN == 0 <=> free and not retired
+RETIRED = 0x80000000  # generation of a retired slot
+NOT_FREE = RETIRED | 1  # generation & NOT_FREE == 0 <=> free and not retired
+SLOT_MASK = 0xFFFFFFFF  # handle & SLOT_MASK == slot
+EVEN = -2  # owner & EVEN == thread pointer; generation & EVEN == the generation of the free slot before
 
 FREE, PARTIALLY_USED, FULL = 0, 1, 2  # states of a slab
 RELEASING = 3  # on no list while its memory is given back
 SOUND, TORN, MENDED = 0, 1, 2  # of a cache: no fork came between; one did, and the index is not rebuilt yet; it was
-
-USERS = 256  # number of the first dtype that is not NumPy's own
-
 NO_INIT, TEMPLATE = 0, 1  # what alloc does with the record
-STALE, NO_SLOT, TWICE = 1, 2, 3  # kinds of fault: refused handle; new() on a full cache; slot freed twice in a race
+STALE, EXHAUSTED, DOUBLE_FREE = 1, 2, 3  # kinds of fault: refused handle; new() on a full cache; slot freed twice in a race
 
 
-def record(*fields: tuple[Any, ...]) -> np.dtype[Any]:
+def row(*fields: tuple[Any, ...]) -> np.dtype[Any]:
     """Return the aligned dtype of a metadata row."""
     return np.dtype(list(fields), align=True)
 
 
-CONTROL = record(
-    # Frozen after creation: addresses, geometry.  Kernels may load them once.
-    ("heaps", "i8"),  # address of the first of the threads' heaps
-    ("words", "i8"),  # address of the generations, u4 a slot
-    ("records", "i8"),  # address of slot 0
-    ("bits", "i8"),  # address of the free bits, one a slot, in words of 64
-    ("slabs", "i8"),  # address of the row of slab 0; the others are before it
-    ("scratch", "i8"),  # address of the scratch records that refused handles are answered with
-    ("template", "i8"),  # address of the record that is copied into a new one
+def offset_of(dtype: np.dtype[Any], name: str) -> int:
+    """Return where in a row a field stands."""
+    assert dtype.fields is not None
+    return int(dtype.fields[name][1])
+
+
+# --- CONTROL: what one process knows of one node of a cache ---
+
+ENTRIES = row(
+    # Addresses of the entry points: one table a process.  So user code neither links nor optimises the slow paths again (its
+    # compile takes 57 ms instead of 115), and an entry point is replaced by one store.
+    *[
+        (name, "i8")
+        for name in (
+            *("claim", "alloc", "free", "address", "refill", "flush", "grow", "release", "rebuild"),
+            *("alloc_many", "free_many", "alloc_few", "free_few", "count", "clear", "note_live", "flush_own"),
+        )
+    ]
+)
+ADDRESSES = row(
+    # Frozen.  Of this process alone: another one has the same cache elsewhere.
+    ("heaps", "i8"),  # the first of the threads' heaps
+    ("generations", "i8"),  # u4 a slot
+    ("records", "i8"),  # slot 0
+    ("bits", "i8"),  # the free bits, one a slot, in words of 64
+    ("slabs", "i8"),  # the row of slab 0; the others are before it
+    ("scratch", "i8"),  # the scratch records
+    ("template", "i8"),  # the record that is copied into a new one
+    ("state", "i8"),  # STATE
+    ("entries", "i8"),  # ENTRIES
+    ("process", "i8"),  # PROCESS
+    ("first_node", "i8"),  # CONTROL of the first node, this one's where there is one
+    ("node_heaps", "i8"),  # this node's alien, shared, closed and back heaps; with one node == heaps
+    ("cpu_nodes", "i8"),  # number of the node of each CPU, u1[CPUS]; 0: there is one node
+    ("heap_region", "i8"),  # of a size class: the heaps of its allocator, writable where threads came; else 0
+)
+GEOMETRY = row(
+    # Frozen.
     ("stride", "i8"),  # bytes from slot to slot
     ("itemsize", "i8"),  # bytes of a record
     ("shift", "i8"),  # slots a slab == 1 << shift
-    ("max_slabs", "i8"),  # slabs that the reservation holds, up to the end of this set
+    ("max_slabs", "i8"),  # slabs that the reservation holds, up to the end of this node
     ("capacity", "i8"),  # records that one thread can always have
-    ("rounds", "i8"),  # slots that a magazine may hold
-    ("start", "i8"),  # first word of a slot: even
-    ("colours", "i8"),  # 1: slabs start at different slots, 0: all at slot 0
+    ("magazine_size", "i8"),  # slots that a magazine may hold
+    ("first_generation", "i8"),  # of every slot: even
+    ("is_coloured", "i8"),  # 1: slabs start at different slots, 0: all at slot 0
     ("init", "i8"),  # NO_INIT or TEMPLATE
     ("scratch_step", "i8"),  # bytes from one heap's scratch record to the next, 0: all share one
-    ("process", "i8"),  # address of the PROCESS block
-    ("row", "i8"),  # row in the process's registry
-    # Frozen: which array set this is.
-    ("front", "i8"),  # address of the first set, this one's where there is one
-    ("nodes", "i8"),  # array sets of the cache
+    ("nodes", "i8"),  # nodes of the cache
     ("node", "i8"),  # number of this one
-    ("node_shift", "i8"),  # slot >> node_shift == number of its set
+    ("node_shift", "i8"),  # slot >> node_shift == number of its node
+    ("node_slots", "i8"),  # slots from one node to the next
     ("first_slab", "i8"),  # its first slab; `n_slabs`, `committed`, `max_slabs` and `limit` count from slab 0 of the cache
     ("first_slot", "i8"),
-    ("node_slots", "i8"),  # slots from one set to the next
-    ("own_heaps", "i8"),  # address of its alien, shared, closed and back heaps; with one node == heaps
-    ("cpu_nodes", "i8"),  # address of the number of the set of each CPU, u1[CPUS]; 0: there is one set
-    # Frozen: entry points of the slow paths, so that user code neither links nor optimises them again.
-    ("f_claim", "i8"),
-    ("f_alloc", "i8"),
-    ("f_free", "i8"),
-    ("f_address", "i8"),
-    ("f_alloc_many", "i8"),
-    ("f_free_many", "i8"),
-    ("f_alloc_few", "i8"),
-    ("f_free_few", "i8"),
-    ("f_len", "i8"),
-    ("f_clear", "i8"),
-    ("f_refill", "i8"),
-    ("f_flush", "i8"),
-    ("f_grow", "i8"),
-    ("f_release", "i8"),
-    ("f_rebuild", "i8"),
     ("heap_step", "i8"),  # bytes from one thread's heap to the next: between them lie those of an allocator's other classes
-    ("own_step", "i8"),  # the same of `own_heaps`
-    ("base", "i8"),  # of a size class: number of its first slot
-    ("heap_region", "i8"),  # of a size class: address of the region of its allocator's heaps, writable where threads came; else 0
-    ("f_note", "i8"),
-    ("f_flush_own", "i8"),
-    ("pad_entries", "i8", (7,)),
-    # Slab layer: written under the lock only.
-    ("lock", "i8"),  # 0 free, 1 held
+    ("node_heap_step", "i8"),  # the same of `node_heaps`
+    ("ptr_base", "i8"),  # of a size class: number of its first slot
+)
+LOCAL = row(
+    # Of this process alone, and changed.
+    ("row", "i8"),  # row in the process's registry; under the registry's lock
+    ("closed", "i8"),  # 1: it refuses everything; under the lock
+    ("torn", "i8"),  # SOUND, TORN or MENDED; under the lock
+    ("committed", "i8"),  # slabs whose memory is usable; under the lock
+    ("faults", "i8"),  # faults since the last report; by any thread, as the rest of the row, by atomics
+    ("fault_first", "i8"),  # handle of the first
+    ("fault_kind", "i8"),  # STALE, EXHAUSTED or DOUBLE_FREE
+    ("migrations", "i8"),  # heaps that came to draw from this node: their thread had moved here
+    ("claimed", "i8", (2 * HEAP_ROWS // 64 + 1,)),  # one bit a heap row that ever was this node's: of `heaps`, then `node_heaps`
+)
+CONTROL = row(
+    ("addresses", ADDRESSES),
+    ("geometry", GEOMETRY),
+    ("pad_geometry", "i8", (7,)),  # what changes is on other lines than what is frozen
+    ("local", LOCAL),
+    ("pad_local", "i8", (7,)),
+)
+
+# --- STATE: the slab layer of one node: numbers, no addresses; written under the lock only ---
+
+STATE = row(
+    ("lock", "i8"),  # 0: free; else the thread that holds it, by its thread pointer
     ("limit", "i8"),  # slots of the slabs made so far; above, every generation reads 0 and no record is touched
     ("n_slabs", "i8"),  # slabs made
-    ("committed", "i8"),  # slabs whose memory is usable
-    ("out", "i8"),  # slots outside the slab layer: live, in magazines or retired
+    ("used", "i8"),  # slots outside the slab layer: live, in magazines or retired
     ("heads", "i8", (LISTS,)),  # first slab of each list
     ("tails", "i8", (LISTS,)),  # last slab of each list
     ("n_empty", "i8"),  # slabs on the list EMPTY
-    ("low_empty", "i8"),  # least n_empty of this interval
+    ("least_empty", "i8"),  # least n_empty of this interval
     ("ticks", "i8"),  # refills and flushes
+    ("interval_end", "i8"),  # ticks at which the interval of the working set ends
     ("refills", "i8"),
     ("flushes", "i8"),
     ("released", "i8"),  # slabs given back to the system
-    ("torn", "i8"),  # SOUND, TORN or MENDED
-    ("closed", "i8"),
     ("releasing", "i8"),  # 1 while one thread gives slabs back
-    ("interval_end", "i8"),  # ticks at which the interval ends
-    ("came_home", "i8"),  # slots that other nodes' threads freed and gave back
-    ("pad1", "i8", (4,)),
-    # Any thread, by atomics.
-    ("faults", "i8"),  # faults since the last report
-    ("fault_first", "i8"),  # handle of the first
-    ("fault_kind", "i8"),  # STALE, NO_SLOT or TWICE
-    ("retired", "i8"),  # slots that will not be handed out again
-    ("arrivals", "i8"),  # heaps that came to draw from this set: their thread had moved here
-    ("claimed", "i8", (2 * HEAP_ROWS // 64 + 1,)),  # one bit a heap row that ever was this set's: of `heaps`, then of `own_heaps`
-    ("pad2", "i8", (2,)),
-)
-HEAP = record(
-    # Written by its owner only, but for the owner word.  The first line is all that the fast paths need.
-    ("owner", "i8"),  # thread pointer, 0: nobody
-    ("top", "i8"),  # slots in the magazine
-    ("rounds", "i8"),  # frozen, as the rest of the line: slots it may hold
-    ("limit", "i8"),  # slots of the reservation: the generations of all of them can be read
-    ("words", "i8"),
-    ("records", "i8"),
-    ("base", "i8"),  # of a size class: what is added to a handle to get a ptr
-    ("stride", "i8"),
-    ("control", "i8"),  # array set it draws from; changes when its thread runs on another node
-    ("slab", "i4"),  # slab this heap draws from, NIL: none
-    ("first", "u4"),  # first slot of the array set
+    ("remote_frees", "i8"),  # slots that other nodes' threads freed and gave back
+    ("retired", "i8"),  # slots that will not be handed out again; by any thread, by atomics
     ("pad", "i8", (6,)),
-)  # the magazine follows: u4[ROUNDS]
-SLAB = record(
+)
+NODE = row(("control", CONTROL), ("state", STATE))  # what a cache has of each node, one after the other
+
+# --- HEAP and SLAB ---
+
+HEAP = row(
+    # Written by its owner only, but for the owner field.  The first line is all that the fast paths need.
+    ("owner", "i8"),  # thread pointer, odd after a fork until the index is rebuilt; 0: no thread
+    ("top", "i8"),  # slots in the magazine
+    ("magazine_size", "i8"),  # frozen, as the rest of the line: slots it may hold
+    ("limit", "i8"),  # slots of the reservation: the generations of all of them can be read
+    ("generations", "i8"),
+    ("records", "i8"),
+    ("ptr_base", "i8"),  # of a size class: what is added to a handle to get a ptr
+    ("stride", "i8"),
+    ("control", "i8"),  # CONTROL of the node that it draws from; changes when its thread runs on another node
+    ("slab", "i4"),  # slab that it draws from, NIL: none
+    ("first_slot", "u4"),  # of the node
+    ("pad", "i8", (6,)),
+)  # the magazine follows: u4[MAGAZINE_SLOTS]
+SLAB = row(
     # Written under the lock only.
     ("next", "i4"),  # next slab of its list, or NIL
     ("prev", "i4"),  # previous slab of its list, or NIL
@@ -244,263 +282,119 @@ SLAB = record(
     ("n_free", "i4"),  # free bits set
     ("n_fresh", "i4"),  # slots never handed out since the slab was made or released
     ("rover", "i4"),  # word of free bits where the last search ended
-    ("drawer", "i4"),  # row of the heap that draws from it, NIL: none
-    ("base", "u4"),  # word of a fresh slot: even, not below any that the slab ever issued
-    ("shared", "i4"),  # 1: another thread frees what the drawing heap allocates
+    ("reserved_by", "i4"),  # row of the heap that draws from it, NIL: none
+    ("min_generation", "u4"),  # of a fresh slot: even, not below any that the slab ever issued
+    ("has_remote_frees", "i4"),  # 1: another thread frees what the drawing heap allocates
     # Fixed when the slab is made.
     ("colour", "i4"),  # slot where the fresh slots start; they follow it and wrap
     ("pad", "i4", (5,)),
 )
-PROCESS = record(
-    ("lock", "i8"),  # guards the registry
+
+# --- PROCESS and RANGE ---
+
+MAX_ROWS = 1 << 20  # caches open at once in one process
+MOST_KEPT = 512  # ranges whose addresses are kept: each takes up to 6 of the 65,530 mappings that Linux gives a process
+
+PROCESS = row(
+    ("lock", "i8"),  # guards the registry: 0: free; else the thread that holds it
     ("epoch", "i8"),  # forks that led to this process
-    ("key", "i8"),  # thread-exit key, -1: none
+    ("exit_key", "i8"),  # key whose destructor runs at the end of each thread, -1: none
     ("n_rows", "i8"),  # registry rows in use, holes counted
     ("n_holes", "i8"),
     ("started", "i8"),  # 1: the system tells of forks and of ends of threads
-    ("addresses", "i8"),  # bytes of address space that a process can have, if no limit is set
-    ("most", "i8"),  # caches that are open when those without a capacity are refused
-    ("path", "i8", (3,)),  # where the system tells how many of them it has, as a C string
+    ("address_space", "i8"),  # bytes of address space that a process can have, if no limit is set
+    ("most_rows", "i8"),  # caches that are open when those without a capacity are refused
+    ("path", "i8", (3,)),  # where the system tells how many bytes of it are in use, as a C string
     ("text", "i8", (4,)),  # what it tells
-    ("pad", "i8", (1,)),
-)  # the registry follows: i8 a row, the address of an open cache's control block, 0: a hole
-RANGE = record(
-    # Of a range of addresses, beside it: what its end needs.
+    ("kept_first", "i8"),  # of the ranges whose addresses are kept: the oldest one
+    ("n_kept", "i8"),
+    ("kept_bytes", "i8"),
+    ("most_kept_bytes", "i8"),
+    ("is_limited", "i8"),  # 1: the system counts what is usable as memory of the process
+    ("kept", "i8", (2 * MOST_KEPT,)),  # address and bytes of each
+    ("entries", ENTRIES),
+)  # the registry follows: i8 a row, the address of an open cache's first CONTROL, 0: a hole
+RANGE = row(
+    # Beside a range of addresses: what its end needs.
     ("end", "i8"),  # address of the entry point that is the end
     ("start", "i8"),
     ("bytes", "i8"),
-    ("control", "i8"),  # address of the one control block in it that was entered in the registry, 0: none, or several
-    ("block", "i8"),  # address, of a page, of what keeps its content at the end: compiled code may still look at it
-    ("block_bytes", "i8"),
+    ("control", "i8"),  # address of the one CONTROL in it that stands in the registry, 0: none, or several
+    ("head", "i8"),  # address, of a page, of what keeps its content at the end: compiled code may still look at it
+    ("head_bytes", "i8"),
 )
 
-assert CONTROL.itemsize % LINE == 0
-assert SLAB.itemsize == LINE
-assert HEAP.itemsize == PROCESS.itemsize == 2 * LINE
+# --- Pointers to these rows, for kernels ---
 
+Control: TypeAlias = Any  # to a type checker, what kernels take and return is Any or int
+State: TypeAlias = Any
+Heap: TypeAlias = Any
+Slab: TypeAlias = Any
+Process: TypeAlias = Any
+Range: TypeAlias = Any
+
+
+def names_of(*dtypes: np.dtype[Any]) -> tuple[str, ...]:
+    """Return the names of all fields."""
+    return tuple(name for dtype in dtypes for name in dtype.names or ())
+
+
+SlabPointer = StructPointer("Slab", SLAB)
+EntriesPointer = StructPointer("Entries", ENTRIES)
+StatePointer = StructPointer("State", STATE)
+HeapPointer = StructPointer(
+    "Heap",
+    HEAP,
+    frozen=("magazine_size", "limit", "generations", "records", "ptr_base", "stride"),
+    addresses={"generations": U4S},
+    tail=("magazine", U4S),
+)
+ProcessPointer = StructPointer("Process", PROCESS, tail=("rows", I8S))
+ControlPointer = StructPointer(
+    "Control",
+    CONTROL,
+    frozen=names_of(ADDRESSES, GEOMETRY),
+    addresses={
+        "generations": U4S,
+        "bits": I8S,
+        "state": StatePointer,
+        "entries": EntriesPointer,
+        "process": ProcessPointer,
+        "cpu_nodes": U1S,
+    },
+)
+HeapPointer.addresses["control"] = ControlPointer
+ControlPointer.addresses["first_node"] = ControlPointer
+RangePointer = StructPointer("Range", RANGE)
+
+slab_at, heap_at, state_at, process_at = map(make_cast, (SlabPointer, HeapPointer, StatePointer, ProcessPointer))
+control_at, range_at = make_cast(ControlPointer), make_cast(RangePointer)
+
+NODE_BYTES = NODE.itemsize  # from one node's CONTROL to the next
+CONTROL_BYTES, GEOMETRY_BYTES = CONTROL.itemsize, GEOMETRY.itemsize
+NODE_WORDS = {  # where each field stands in the NODE row, as a number of int64s
+    name: (start + pointer.fields[name][0]) // 8
+    for pointer, start, dtypes in (
+        (ControlPointer, 0, (ADDRESSES, GEOMETRY, LOCAL)),
+        (StatePointer, CONTROL.itemsize, (STATE,)),
+    )
+    for name in names_of(*dtypes)
+}
 MAGAZINE = HEAP.itemsize  # offset of a heap's magazine
-HEAP_BYTES = (MAGAZINE + 4 * ROUNDS) | LINE  # an odd number of lines: equal tops of two heaps fall into different sets
+HEAP_BYTES = (MAGAZINE + 4 * MAGAZINE_SLOTS) | LINE  # an odd number of lines: equal tops of two heaps fall into different sets
 FIRST_ROWS = 8  # slab rows, at least, that share the page of the control block
 STAGGERS = 16  # lines that the control blocks of caches start on
 STAGGER = (FIRST_ROWS + STAGGERS) * LINE  # the last of them
-HEAD_BYTES = STAGGER + CONTROL.itemsize  # what is usable, from a page border on, of the region of a cache's control block
+HEAD_BYTES = STAGGER + NODE_BYTES  # what is usable, from a page border on, of the region of a cache's control block
 EAGER_BYTES = 2 << 20  # metadata up to this is made usable at once, so that a small cache has few mappings
-MAX_ROWS = 1 << 20  # caches open at once in one process
-KEPT_SHIFT = 7  # 1/128 of the address space, 1 TiB of 47 bits, is for others than caches that were not told how much to take
-FEW_ROWS = 1024  # so many caches take a larger share
-FEW_SHIFT, MANY_SHIFT = 9, 12  # a share, of what is left
-SMALL_SHIFT, SMALL_BYTES = 3, 1 << 30  # at least so much of it, up to so many bytes, where no capacity is given
-META_BYTES = 5  # of a slot, at most, where a slab has many
-LEAST_BYTES = 1 << 20  # of records: a share that is less is refused
-MAPPINGS = 10  # of a process, at least, for each cache that is open when those without a capacity are refused
 
-
-def offsets(dtype: np.dtype[Any]) -> dict[str, int]:
-    """Return the byte offset of each field."""
-    assert dtype.fields is not None
-    return {name: int(dtype.fields[name][1]) for name in dtype.names or ()}
-
-
-C, H = offsets(CONTROL), offsets(HEAP)
-
-
-# --- Geometry ---
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """Sizes of one cache, shared by those laid out alike: all from the dtype, the capacity and whether it is coloured."""
-
-    itemsize: int
-    stride: int
-    shift: int
-    capacity: int
-    max_slabs: int  # of one node
-    rounds: int
-    nodes: int  # array sets
-    node_shift: int  # slots from one set to the next == 1 << node_shift; with one set above every slot number
-    scratch_step: int  # bytes from one heap's scratch record to the next, 0: all share one
-    offset: dict[str, int]  # of each region, from the start of the reservation
-    total: int  # bytes of the reservation
-
-    @property
-    def slots(self) -> int:
-        """Slots that the reservation holds; those between the end of one node's slabs and the next node's are never used."""
-        return self.nodes << self.node_shift if self.nodes > 1 else self.max_slabs << self.shift
-
-
-def record_stride(dtype: np.dtype[Any], colouring: bool) -> int:
-    """
-    Bytes from slot to slot: the itemsize, kept a multiple of the alignment, and one line more where it aliases.
-
-    A stride of 1 KiB or more that is a multiple of 256 bytes puts the first lines of the records into a quarter of
-    the cache's sets or fewer; an odd number of lines uses them all.
-    """
-    return stride_of(dtype.itemsize, max(1, dtype.alignment), colouring)
-
-
-def stride_of(itemsize: int, align: int, colouring: bool) -> int:
-    """Return `record_stride` of a dtype of such a size and alignment."""
-    stride = round_up(itemsize, align)
-    if colouring and stride >= 1024 and stride % 256 == 0:
-        stride += LINE if LINE % align == 0 else align
-    return stride
-
-
-@lru_cache(maxsize=256)
-def slab_shape(itemsize: int, align: int, colouring: bool) -> tuple[int, int, int]:
-    """Return (stride, shift, rounds) of a dtype of such a size and alignment: a slab has ``1 << shift`` slots."""
-    stride = stride_of(itemsize, align, colouring)
-    shift = min(max(round(np.log2(SLAB_BYTES / stride)), 0), MAX_SLAB_SHIFT)
-    return stride, shift, min(max(ROUNDS_BYTES // stride, 1), ROUNDS)
-
-
-def check_dtype(value: Any) -> np.dtype[Any]:
-    """Return the dtype of a record, or raise `LayoutError`."""
-    try:
-        dtype: np.dtype[Any] = np.dtype(value)
-    except MemoryError:
-        raise
-    except Exception as error:  # of a class with a dtype of its own, whatever that raises
-        raise LayoutError(f"not a dtype: {error}{advice(value)}") from error
-    if dtype.hasobject:
-        raise LayoutError(f"a record cannot hold Python objects{advice(value)}")
-    if dtype.names is None or dtype.fields is None:
-        base = dtype.base
-        one = repr(base.str if base.itemsize else f"{base.kind}8") if is_own(base) and not base.names else base.name
-        many = f", {dtype.shape}" if dtype.shape else ""
-        raise LayoutError(f"a record needs named fields, got {dtype}; write [('value', {one}{many})]")
-    if dtype.itemsize == 0:
-        raise LayoutError("a record cannot be of size 0")
-    check_places(dtype, "")
-    return own_copy(dtype)
-
-
-def check_places(dtype: np.dtype[Any], within: str) -> None:
-    """Raise if fields of a record, or of one in it, overlap."""
-    fields: Any = dtype.fields
-    end = 0
-    for name in sorted(dtype.names or (), key=lambda n: int(fields[n][1])):  # by name: `fields` has titles, too
-        field, offset = fields[name][:2]
-        if offset < end:
-            raise LayoutError(f"fields overlap at byte {offset} ({within + name!r})")
-        end = offset + field.itemsize
-        if field.base.names is not None:
-            check_places(field.base, f"{within}{name}.")
-
-
-def advice(value: Any) -> str:
-    """Return the end of a message: what to write for a class that is no dtype, and for a type of Numba's, alone or in a list."""
-    fields = [it[:2] for it in value if isinstance(it, tuple) and len(it) > 1] if isinstance(value, list) else [(None, value)]
-    for name, of in fields:
-        where = "" if name is None else f"; field {name!r}"
-        if isinstance(of, type) and of not in (object, np.object_) and means_objects(of):
-            return (
-                f"{where}: class {of.__name__} is no dtype; declare its annotations under @jitslab.record,"
-                " in the place of dataclass, NamedTuple or TypedDict"
-            )
-        if type(of).__module__.startswith("numba.") and str(of) in np.sctypeDict:
-            return f"{where}: for Numba's {of} write {str(of)!r}"
-    return ""
-
-
-def means_objects(of: type) -> bool:
-    """Whether a class is to NumPy one of Python objects."""
-    try:
-        return np.dtype(of).kind == "O"
-    except Exception:  # as in `check_dtype`
-        return False
-
-
-def is_own(dtype: np.dtype[Any]) -> bool:
-    """Whether it is one of NumPy's own dtypes, not one of a user's, such as bfloat16."""
-    return 0 <= dtype.num < USERS
-
-
-def own_copy(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Copy a dtype: its names can be assigned, and those of a cache are not to be, by way of the caller's dtype."""
-    if has_titles(dtype):
-        return copy.deepcopy(dtype)
-    return dtype.newbyteorder("|")  # the order stays; a copy by NumPy itself, in 0.2 us instead of 20 to 100, but without titles
-
-
-def has_titles(dtype: np.dtype[Any]) -> bool:
-    """Whether a field, at any depth, has a title, by which it is found as by its name."""
-    if dtype.subdtype is not None:
-        return has_titles(dtype.base)
-    if dtype.names is None or dtype.fields is None:
-        return False
-    return len(dtype.fields) != len(dtype.names) or any(has_titles(dtype[name]) for name in dtype.names)
-
-
-def identity(dtype: np.dtype[Any]) -> tuple[Any, ...]:
-    """
-    Return what tells a dtype from others that NumPy calls equal: alignment, class of the scalars, units as they are written.
-
-    With the dtype itself it is the key of what is made once a dtype.  Metadata is not in it: it need not be hashable.
-    """
-    if dtype.subdtype is not None:
-        return identity(dtype.base)
-    if dtype.fields is None or dtype.names is None:
-        return dtype.str, dtype.type
-    return dtype.isalignedstruct, dtype.type, *[identity(dtype.fields[name][0]) for name in dtype.names]
-
-
-def geometry(
-    dtype: np.dtype[Any],
-    capacity: int,
-    colouring: bool,
-    page: int,
-    nodes: int = 1,
-    has_heaps: bool = True,
-    slots: int = 0,
-) -> Geometry:
-    """
-    Lay out one cache: of so many slots, or of as many as its capacity needs.
-
-    With the heaps of threads, or without: those of a size class lie among its allocator's.
-    """
-    return lay_out(dtype.itemsize, max(1, dtype.alignment), capacity, colouring, page, nodes, has_heaps, slots)
-
-
-@lru_cache(maxsize=128)
-def lay_out(
-    itemsize: int, align: int, capacity: int, colouring: bool, page: int, nodes: int, has_heaps: bool, slots: int
-) -> Geometry:
-    """
-    Return the `geometry` of a dtype of such a size and alignment.
-
-    Each node's range alone holds the capacity.  The reservation is larger than the capacity, so that slots parked in other
-    threads' magazines, and retired ones, do not make `alloc` fail before `capacity` records are live.
-    """
-    stride, shift, rounds = slab_shape(itemsize, align, colouring)
-    slots = min(slots or capacity + HEAPS * rounds, MAX_SLOTS)
-    max_slabs = -(-slots // (1 << shift))
-    node_shift, n_slots, where = MAX_SLOTS.bit_length(), max_slabs << shift, ""
-    if nodes > 1:
-        node_shift = max(((max_slabs << shift) - 1).bit_length(), NODE_SHIFT)
-        while (stride << node_shift) % NODE_BORDER:
-            node_shift += 1
-        n_slots, where = nodes << node_shift, f" on each of {nodes} nodes"
-    if n_slots * stride > 1 << 46:
-        raise CapacityError(f"{capacity} records of {stride} bytes{where} are more than the address space holds")
-    if n_slots > MAX_SLOTS:
-        raise CapacityError(f"{capacity} records{where} are more than the 2**32 slots of a cache")
-    scratch = round_up(stride, LINE)
-    scratch_step = scratch if scratch <= PAGE else 0
-    offset, at = {}, 0
-    n_heaps = (int(has_heaps) + (0 if nodes == 1 else nodes)) * HEAP_ROWS
-    for name, size in (
-        ("heaps", n_heaps * HEAP_BYTES + page if n_heaps else 0),
-        ("template", scratch),
-        ("scratch", HEAP_ROWS * scratch_step if scratch_step else scratch),
-        ("cpus", 0 if nodes == 1 else CPUS),
-        ("bits", nodes * round_up(-(-(max_slabs << shift) // BLOCK) * 8, page)),
-        ("slabs", nodes * round_up(max_slabs * SLAB.itemsize, page)),
-        ("control", 0 if nodes == 1 else STAGGER + nodes * CONTROL.itemsize),  # of one set: on the first page of the words
-        ("words", n_slots * 4 + BLOCK * 4 + page),
-        ("records", n_slots * stride),
-    ):
-        offset[name] = at
-        at = round_up(at + size, page)
-    return Geometry(itemsize, stride, shift, capacity, max_slabs, rounds, nodes, node_shift, scratch_step, offset, at)
+assert CONTROL.itemsize % LINE == 0
+assert STATE.itemsize % LINE == 0
+assert SLAB.itemsize == LINE
+assert HEAP.itemsize == 2 * LINE
+assert HEAP.names is not None
+assert HEAP.names.index("control") * 8 == LINE
+assert HEAPS == 1 << 64 - HASH_SHIFT
+assert 1 << LINE_SHIFT == LINE_SLOTS
+assert 1 << WORD_SHIFT == WORD_SLOTS
+assert MOST_KEPT & (MOST_KEPT - 1) == 0

@@ -1,15 +1,14 @@
 """
-The process: a registry of its open caches, what happens at `fork`, at the end of a thread, and at the end of their memory.
+The process: a registry of its open caches, what happens at `fork`, at the end of a thread, and at the end of memory.
 
-Above `heap`.  One small block of memory, shared by all caches, holds the registry's lock, the count of forks and the key
-whose destructor flushes the heaps of a thread that ends.  What the registry knows and what is mapped end together: either
-natively, as the memory's last array goes (`leave_range`), or not at all.
+One block of memory, shared by all caches, holds the registry and its lock, the table of entry points, the count of forks, and
+the key whose destructor flushes the heaps of a thread that ends.  A cache leaves the registry and its memory is unmapped in one
+native step (`leave_range`), when the memory's last array goes; or neither happens.
 """
 
 from __future__ import annotations
 
 import atexit
-import errno
 import os
 import sys
 import threading
@@ -19,105 +18,89 @@ import numpy as np
 
 from ..errors import CacheFullError
 from ..machine import addresses, system
-from ..machine.compile import COMPILE_LOCKS, Entry, c_function, c_object, int64, keep, kernel, name_address
-from ..machine.memory import (
-    frozen,
-    load8,
-    load8_acquire,
-    load8_relaxed,
-    store8,
-    store8_release,
-    thread_pointer,
-    u4_array,
-    zero_bytes,
-)
-from ..machine.system import address_space_limit, address_space_used, map_hole, map_zeros, reserve_pages, unmap_pages
-from . import region
-from .calls import control_at, heap_at, process_at
-from .heap import leave_heap, shut_heap
+from ..machine.addresses import page_bytes
+from ..machine.compile import COMPILE_LOCKS, Entry, c_function, c_object, keep, kernel, name_address
+from ..machine.memory import thread_pointer, zero_bytes
+from ..machine.pointers import address_in, address_of, load_acquire, load_relaxed, store_release, u4s
+from ..machine.system import map_hole, map_zeros, reserve_pages, unmap_pages, yield_core
+from .claim import leave_heap, shut_heap
+from .grow import whole_pages
+from .heap_table import heap_at_index, is_owner, next_claimed, next_heap
 from .layout import (
     BACK_HEAP,
-    FEW_ROWS,
-    FEW_SHIFT,
+    FIRST_NODE_HEAP,
     HEAP_ROWS,
     HEAPS,
-    KEPT_SHIFT,
-    MAGAZINE,
-    MANY_SHIFT,
-    MAPPINGS,
+    MAGAZINE_SLOTS,
     MAX_ROWS,
+    MOST_KEPT,
     NIL,
-    OWN,
     PROCESS,
-    RANGE,
     RETIRED,
-    ROUNDS,
-    SMALL_BYTES,
-    SMALL_SHIFT,
     SOUND,
     TORN,
-    C,
-    offsets,
+    Control,
+    Process,
+    Range,
+    control_at,
+    process_at,
+    range_at,
 )
-from .recover import heap_row, is_of, next_claimed, next_heap
-from .slab import C_LOCK, C_NODES, ONE, ZERO, lock_word, set_at, slab_at, unlock
+from .slab import lock_row, node_at, slab_row, unlock, unlock_row
 
-ROWS = PROCESS.itemsize  # the registry's first row
-P_KEY, P_PATH, P_TEXT = (offsets(PROCESS)[name] for name in ("key", "path", "text"))
 TEXT_BYTES = PROCESS["text"].itemsize
-R_START, R_BYTES, R_CONTROL, R_BLOCK, R_BLOCK_BYTES = (
-    offsets(RANGE)[name] // 8 for name in ("start", "bytes", "control", "block", "block_bytes")
-)
-C_RELEASING = C["releasing"]
-# After the registry: what is kept.
-MOST_KEPT = 512  # ranges: each takes up to 6 of the 65,530 mappings that Linux gives a process
-KEPT_SHARE = 16  # and all together up to a 16th of the address space
-KEPT = ROWS + 8 * MAX_ROWS
-K_FIRST, K_COUNT, K_BYTES, K_MOST, K_LIMITED = range(5)
-K_RANGES = KEPT + 64  # address and bytes of each
-assert MOST_KEPT & (MOST_KEPT - 1) == 0
+KEPT_SHARE = 16  # of the address space: a 16th of it may be kept
 PASSES = 4  # times that `close` looks for what other threads were in the middle of
+RESERVED_SHIFT = 7  # 1/128 of the address space, 1 TiB of 47 bits, is for others than caches without a capacity
+FEW_ROWS = 1024  # so many caches take a larger share
+FEW_SHIFT, MANY_SHIFT = 9, 12  # a share, of what is left
+SMALL_SHIFT, SMALL_BYTES = 3, 1 << 30  # at least so much of it, up to so many bytes, where no capacity is given
+MAPPINGS = 10  # of a process, at least, for each cache that is open when those without a capacity are refused
 
 
 @kernel
-def unlock_registry(p: int) -> None:
-    """Give the registry's lock back."""
-    store8_release(p, 0, 0)
+def the_process() -> Process:
+    """Return the block of this process, by the name that its machine code finds it by."""
+    return process_at(c_object("jitslab.process"))
+
+
+# --- The registry ---
 
 
 @kernel
-def enter_row(p: int, c: int) -> int:
+def enter_row(process: Process, control: Control) -> int:
     """
-    Enter the address of a control block; returns its row, or NIL when the registry is full.
+    Enter a cache; returns its row, or NIL when the registry is full.
 
     Needs   the registry's lock.
     """
-    process = process_at(p)
-    row = int64(process.n_rows)
+    row = process.n_rows
     if process.n_holes > 0:
-        row = int64(0)
-        while load8(p + ROWS, row) != 0:
+        row = 0
+        while process.rows[row] != 0:
             row += 1
         process.n_holes -= 1
     elif row < MAX_ROWS:
         process.n_rows = row + 1
     else:
-        row = int64(NIL)
+        row = NIL
     if row != NIL:
-        store8(p + ROWS, row, c)
+        process.rows[row] = address_of(control)
     return row
 
 
 @Entry
-def enter_cache(p: int, c: int, range_: int) -> int:
-    """Enter an open cache, and note in the words of its range that it is; returns its row, or NIL when the registry is full."""
-    lock_word(p)
-    row = enter_row(p, c)
+def enter_cache(c: int, words: int) -> int:
+    """Enter an open cache, and note in its RANGE that it is; returns its row, or NIL when the registry is full."""
+    control = control_at(c)
+    process = control.process
+    lock_row(process)
+    row = enter_row(process, control)
     if row != NIL:
-        for node in range(frozen(c, C_NODES)):
-            control_at(set_at(c, node)).row = row
-        store8(range_, R_CONTROL, c)
-    unlock_registry(p)
+        for number in range(control.nodes):
+            node_at(control, number).row = row
+        range_at(words).control = c
+    unlock_row(process)
     return row
 
 
@@ -125,183 +108,172 @@ def enter_cache(p: int, c: int, range_: int) -> int:
 
 
 @Entry
-def close_cache(p: int, c: int) -> int:
+def close_cache(c: int) -> int:
     """Close a cache, as `close` does."""
-    close(p, c)
-    return ZERO
+    close(control_at(c))
+    return 0
 
 
 @kernel
-def close(p: int, c: int) -> None:
+def close(control: Control) -> None:
     """
     Take a cache out of the registry, make it refuse everything, and give its memory back; nothing if that was done.
 
     Its addresses stay mapped: other threads may be in the middle of an operation.
     """
-    lock_word(p)
-    row = int64(control_at(c).row)
-    is_open = load8(p + ROWS, row) == c
-    has_others = close_row(p, row) if is_open else False
-    unlock_registry(p)
+    process = control.process
+    lock_row(process)
+    row = control.row
+    is_open = process.rows[row] == address_of(control)
+    has_others = close_row(process, row) if is_open else False
+    unlock_row(process)
     if is_open:
-        for node in range(frozen(c, C_NODES)):
-            give_all_back(set_at(c, node), has_others)
+        for number in range(control.nodes):
+            give_all_back(node_at(control, number), has_others)
 
 
 @Entry
 def leave_range(words: int) -> int:
-    """The end of a `_os.Reservation`: whatever is in it leaves the registry, then its memory is given back."""
-    if load8(words, R_START) == 0:  # it was never there
-        return ZERO
-    p = c_object("jitslab.process")
-    control = load8(words, R_CONTROL)
-    lock_word(p)
-    if control == 0:
-        close_rows_in(p, load8(words, R_START), load8(words, R_START) + load8(words, R_BYTES))
+    """The end of a range of addresses: the caches in it leave the registry, then its memory is given back."""
+    memory = range_at(words)
+    if memory.start == 0:  # it was never there
+        return 0
+    process = the_process()
+    lock_row(process)
+    if memory.control == 0:
+        close_rows_in(process, memory.start, memory.start + memory.bytes)
     else:
-        leave(p, control)
-    unlock_registry(p)
-    end_range(words)
-    return ZERO
+        leave(process, control_at(memory.control))
+    unlock_row(process)
+    end_range(memory)
+    return 0
 
 
 @kernel
-def leave(p: int, c: int) -> None:
+def leave(process: Process, control: Control) -> None:
     """
     Close a cache whose memory ends, if it stands in the registry.
 
     Needs   the registry's lock.
     """
-    if load8(p + ROWS, control_at(c).row) == c:
-        close_row(p, int64(control_at(c).row))
+    if process.rows[control.row] == address_of(control):
+        close_row(process, control.row)
 
 
 @kernel
-def close_rows_in(p: int, start: int, end: int) -> int:
+def close_rows_in(process: Process, start: int, end: int) -> None:
     """
-    Close every cache whose control block lies in a range of addresses; returns how many.
+    Close every cache whose CONTROL lies in a range of addresses.
 
     Needs   the registry's lock.
     """
-    n = int64(0)
-    for row in range(process_at(p).n_rows):
-        if start <= load8(p + ROWS, row) < end:
-            close_row(p, row)
-            n += 1
-    return n
+    for row in range(process.n_rows):
+        if start <= process.rows[row] < end:
+            close_row(process, row)
 
 
 @kernel
-def close_row(p: int, row: int) -> bool:
+def close_row(process: Process, row: int) -> bool:
     """
     Make the cache in a row of the registry refuse everything, and empty the row; whether others than this thread had heaps of it.
 
     Needs   the registry's lock.
     """
-    c = load8(p + ROWS, row)
-    for node in range(frozen(c, C_NODES)):
-        home = set_at(c, node)
-        control = control_at(home)
-        lock_word(home + C_LOCK)
-        control.closed = 1
-        control.limit = 0
-        control.out = 0
-        unlock(home)
-    has_others = is_others(c, thread_pointer())
-    for node in range(frozen(c, C_NODES)):
-        home = set_at(c, node)
-        heap = next_heap(home, ZERO)
-        while heap >= 0:
-            shut_heap(heap_row(home, heap))
-            heap = next_heap(home, heap + 1)
-        while load8_relaxed(home + C_RELEASING, 0) != 0:
-            system.yield_core()
-    store8(p + ROWS, row, 0)
-    process_at(p).n_holes += 1
+    control = control_at(process.rows[row])
+    for number in range(control.nodes):
+        node = node_at(control, number)
+        lock_row(node.state)
+        node.closed = 1
+        node.state.limit = 0
+        node.state.used = 0
+        unlock(node)
+    has_others = others_have_heaps(control, thread_pointer())
+    for number in range(control.nodes):
+        node = node_at(control, number)
+        index = next_heap(node, 0)
+        while index >= 0:
+            shut_heap(heap_at_index(node, index))
+            index = next_heap(node, index + 1)
+        while load_relaxed(node.state, "releasing") != 0:
+            yield_core()
+    process.rows[row] = 0
+    process.n_holes += 1
     return has_others
 
 
 @kernel
-def is_others(c: int, me: int) -> bool:
+def others_have_heaps(control: Control, me: int) -> bool:
     """
     Whether another thread than `me` owns a heap of the cache, or can have one by turns.
 
     Needs   the registry's lock.
     """
-    for node in range(frozen(c, C_NODES)):
-        home = set_at(c, node)
-        row = next_claimed(home, ZERO)
-        while row >= 0:
-            owner = load8_acquire(heap_row(home, row), 0)
-            if row == OWN + BACK_HEAP or (owner != 0 and not is_of(owner, me)):
+    for number in range(control.nodes):
+        node = node_at(control, number)
+        index = next_claimed(node, 0)
+        while index >= 0:
+            owner = load_acquire(heap_at_index(node, index), "owner")
+            if index == FIRST_NODE_HEAP + BACK_HEAP or (owner != 0 and not is_owner(owner, me)):
                 return True
-            row = next_claimed(home, row + 1)
+            index = next_claimed(node, index + 1)
     return False
 
 
 @kernel
-def give_all_back(c: int, has_others: bool) -> None:
+def give_all_back(control: Control, has_others: bool) -> None:
     """
-    Give back the memory of an array set of a closed cache.
+    Give back the memory of a node of a closed cache.
 
-    Its generations are even from then on.  If other threads have heaps of it, those of the slots that they can have are those
-    of retired slots, and stay: a thread in the middle of a kernel may go on with what its magazine holds, and a zero would be
-    a free slot to it.  An operation that it is in the middle of may write over one of them: we look for those again, in its
-    magazine, where the slot is.  One that the system has put aside meanwhile keeps the record that it was about to get.
+    Its generations are even from then on.  If other threads have heaps of it, the generations of the slots that they can have
+    become those of retired slots, and stay: a thread in the middle of a kernel may go on with what its magazine holds, and a
+    zero would be a free slot to it.  An operation that it is in the middle of may write over one of them: so those are looked
+    for again, in its magazine, where the slot is.  If the system has put such an operation aside meanwhile, it keeps the record
+    that it was about to get.
     """
-    control = control_at(c)
-    words = control.words
-    start = words + (control.first_slab << control.shift << 2)
-    made, end = words + (control.n_slabs << control.shift << 2), words + (control.committed << control.shift << 2)
+    state, generations = control.state, address_of(control.generations)
+    start, end = generations + (control.first_slab << control.shift << 2), generations + (control.committed << control.shift << 2)
     if has_others:
-        retire_all(c)
+        retire_all(control)
         for _ in range(PASSES):
-            system.yield_core()
-            retire_magazines(c)
-        start = made
-    zero_words(start, end)
+            yield_core()
+            retire_magazines(control)
+        start = generations + (state.n_slabs << control.shift << 2)
+    zero_pages(start, end)
     slab_bytes = control.stride << control.shift
     records = control.records + control.first_slab * slab_bytes
     system.give_back(records, whole_pages((control.committed - control.first_slab) * slab_bytes))
-    control.n_slabs = 0
+    state.n_slabs = 0
     control.committed = 0
 
 
 @kernel
-def whole_pages(n: int) -> int:
-    """Return n bytes, or an address, rounded up to whole pages."""
-    return (n + addresses.page_bytes - 1) & -addresses.page_bytes
-
-
-@kernel
-def retire_all(c: int) -> None:
+def retire_all(control: Control) -> None:
     """Make the generations of all slots that were ever handed out those of retired slots."""
-    control = control_at(c)
-    for i in range(control.first_slab, control.n_slabs):
-        if slab_at(c, i).n_fresh != ONE << control.shift:
-            words = u4_array(control.words + (i << control.shift << 2))
-            for j in range(ONE << control.shift):
-                words[j] = np.uint32(RETIRED)
+    slots = 1 << control.shift
+    for i in range(control.first_slab, control.state.n_slabs):
+        if slab_row(control, i).n_fresh != slots:
+            generations = u4s(address_of(control.generations) + (i << control.shift << 2))
+            for j in range(slots):
+                generations[j] = RETIRED
 
 
 @kernel
-def retire_magazines(c: int) -> None:
-    """Do the same for all that stands in the magazines, whatever their tops say."""
-    control = control_at(c)
-    words = u4_array(control.words)
-    row = next_heap(c, ZERO)
-    while row >= 0:
-        slots = u4_array(heap_row(c, row) + MAGAZINE)
-        for j in range(ROUNDS):
-            if control.first_slot <= slots[j] < control.n_slabs << control.shift:
-                words[slots[j]] = np.uint32(RETIRED)
-        row = next_heap(c, row + 1)
+def retire_magazines(control: Control) -> None:
+    """Do this for all that stands in the magazines, whatever their tops say."""
+    generations, first, end = control.generations, control.first_slot, control.state.n_slabs << control.shift
+    index = next_heap(control, 0)
+    while index >= 0:
+        magazine = heap_at_index(control, index).magazine
+        for j in range(MAGAZINE_SLOTS):
+            if first <= magazine[j] < end:
+                generations[magazine[j]] = RETIRED
+        index = next_heap(control, index + 1)
 
 
 @kernel
-def zero_words(start: int, end: int) -> None:
-    """Make the generations between two addresses zeros, whole pages of them by giving their memory back."""
-    first, last = whole_pages(start), end & -addresses.page_bytes
+def zero_pages(start: int, end: int) -> None:
+    """Make the bytes between two addresses zeros, whole pages of them by giving their memory back."""
+    first, last = whole_pages(start), end & -page_bytes
     if first < last and system.give_back(first, last - first):
         zero_bytes(start, first - start)
         zero_bytes(last, end - last)
@@ -313,34 +285,34 @@ def zero_words(start: int, end: int) -> None:
 
 
 @kernel
-def room_of(p: int) -> int:
+def room_of(process: Process) -> int:
     """
     Bytes of address space that is left for caches that were not told how much to take; 0, too, if too many are open.
 
     Needs   the registry's lock.
     """
-    process = process_at(p)
-    if process.n_rows - process.n_holes >= process.most:
-        return int64(0)
-    total = int64(process.addresses)
-    limit = address_space_limit(p + P_TEXT)
+    if process.n_rows - process.n_holes >= process.most_rows:
+        return 0
+    text = address_in(process, "text")
+    total = process.address_space
+    limit = system.address_space_limit(text)
     if 0 <= limit < total:
         total = limit
-    used = address_space_used(p + P_PATH, p + P_TEXT, int64(TEXT_BYTES))
-    return max(total - (total >> KEPT_SHIFT) - used, ZERO)
+    used = system.address_space_used(address_in(process, "path"), text, TEXT_BYTES)
+    return max(total - (total >> RESERVED_SHIFT) - used, 0)
 
 
 @kernel
-def share_of(p: int, room: int) -> int:
+def share_of(process: Process, room: int) -> int:
     """Bytes of the room that one cache may take beyond what its capacity needs: none if many are open."""
-    process = process_at(p)
-    return room >> FEW_SHIFT if process.n_rows - process.n_holes < FEW_ROWS else ZERO
+    return room >> FEW_SHIFT if process.n_rows - process.n_holes < FEW_ROWS else 0
 
 
 @kernel
-def range_of(p: int, room: int) -> int:
+def range_of(process: Process, room: int) -> int:
     """Bytes of the room that a cache without a capacity may take."""
-    return max(max(share_of(p, room), room >> MANY_SHIFT), min(room >> SMALL_SHIFT, int64(SMALL_BYTES)))
+    share = max(share_of(process, room), room >> MANY_SHIFT)
+    return max(share, min(room >> SMALL_SHIFT, SMALL_BYTES))
 
 
 @Entry
@@ -348,11 +320,11 @@ def find_share(p: int, without_capacity: int) -> int:
     """Bytes of address space that one more cache may take: beyond what its capacity needs, or if it was given none."""
     process = process_at(p)
     if without_capacity == 0 and process.n_rows - process.n_holes >= FEW_ROWS:
-        return ZERO
-    lock_word(p)
-    room = room_of(p)
-    share = range_of(p, room) if without_capacity != 0 else share_of(p, room)
-    unlock_registry(p)
+        return 0
+    lock_row(process)
+    room = room_of(process)
+    share = range_of(process, room) if without_capacity != 0 else share_of(process, room)
+    unlock_row(process)
     return share
 
 
@@ -362,29 +334,29 @@ def find_share(p: int, without_capacity: int) -> int:
 @kernel
 def leave_thread(p: int) -> int:
     """Give the heaps of the calling thread, which ends, home: in every cache."""
-    me = thread_pointer()
-    lock_word(p)
-    for row in range(process_at(p).n_rows):
-        c = load8(p + ROWS, row)
-        if c != 0:
-            if frozen(c, C_NODES) > 1:  # alien heaps first: they go with the row of the thread's own
-                for node in range(frozen(c, C_NODES)):
-                    leave_set(set_at(c, node), int64(HEAP_ROWS), me)
-            for node in range(frozen(c, C_NODES)):
-                leave_set(set_at(c, node), ZERO, me)
-    unlock_registry(p)
-    return int64(0)
+    process, me = process_at(p), thread_pointer()
+    lock_row(process)
+    for row in range(process.n_rows):
+        if process.rows[row] != 0:
+            control = control_at(process.rows[row])
+            if control.nodes > 1:  # alien heaps first: they go with the row of the thread's own
+                for number in range(control.nodes):
+                    leave_node(node_at(control, number), HEAP_ROWS, me)
+            for number in range(control.nodes):
+                leave_node(node_at(control, number), 0, me)
+    unlock_row(process)
+    return 0
 
 
 @kernel
-def leave_set(c: int, first: int, me: int) -> None:
-    """Give the heaps of thread `me` home that are among the rows of an array set from `first` on."""
-    row = next_heap(c, first)
-    while row >= 0:
-        at = heap_row(c, row)
-        if is_of(load8_acquire(at, 0), me):
-            leave_heap(c, at)
-        row = next_heap(c, row + 1)
+def leave_node(control: Control, first: int, me: int) -> None:
+    """Give the heaps of thread `me` home that are among the rows of a node from `first` on."""
+    index = next_heap(control, first)
+    while index >= 0:
+        heap = heap_at_index(control, index)
+        if is_owner(load_acquire(heap, "owner"), me):
+            leave_heap(control, heap)
+        index = next_heap(control, index + 1)
 
 
 # --- Fork ---
@@ -392,62 +364,62 @@ def leave_set(c: int, first: int, me: int) -> None:
 
 @kernel
 def before_fork() -> int:
-    """Take the registry's lock: what the child finds is no cache half opened, no heap half claimed."""
-    lock_word(c_object("jitslab.process"))
-    return ZERO
+    """Take the registry's lock: so the child finds no cache half opened, no heap half claimed."""
+    lock_row(the_process())
+    return 0
 
 
 @kernel
 def after_fork_in_parent() -> int:
     """Go on."""
-    unlock_registry(c_object("jitslab.process"))
-    return ZERO
+    unlock_row(the_process())
+    return 0
 
 
 @kernel
 def after_fork_in_child() -> int:
     """
-    Make every lock free, and the heaps of the parent's other threads nobody's.
+    Make every lock free, and take the heaps from the parent's other threads.
 
-    The locks are not held over the fork: each would be a page less that parent and child share.  A cache of which no other
-    thread has a heap was not being changed, and is not written to.  Any other rebuilds its index when it is first used, and
-    believes nothing of the old one.
+    The locks of caches are not held over the fork: each would be a page less that parent and child share.  A cache of which no
+    other thread has a heap was not being changed, and is not written to.  Any other rebuilds its index when it is first used,
+    and believes nothing of the old one.
     """
-    p = c_object("jitslab.process")
-    me = thread_pointer()
-    for row in range(process_at(p).n_rows):
-        c = load8(p + ROWS, row)
-        if c != 0:
-            is_torn = is_others(c, me)
-            for node in range(frozen(c, C_NODES)):
-                home = set_at(c, node)
-                is_torn |= control_at(home).torn != SOUND or control_at(home).releasing != 0
-                if load8(home + C_LOCK, 0) != 0:
-                    store8(home + C_LOCK, 0, 0)
+    process, me = the_process(), thread_pointer()
+    for row in range(process.n_rows):
+        if process.rows[row] != 0:
+            control = control_at(process.rows[row])
+            is_torn = others_have_heaps(control, me)
+            for number in range(control.nodes):
+                node = node_at(control, number)
+                if node.torn != SOUND or node.state.releasing != 0:
+                    is_torn = True
+                if node.state.lock != 0:
+                    node.state.lock = 0
             if is_torn:
-                tear(c, me)
-    process_at(p).epoch += 1
-    unlock_registry(p)
-    return ZERO
+                tear(control, me)
+    process.epoch += 1
+    unlock_row(process)
+    return 0
 
 
 @kernel
-def tear(c: int, me: int) -> None:
-    """Have a cache rebuild its index when it is first used, the heaps of others than thread `me` empty and nobody's."""
-    for node in range(frozen(c, C_NODES)):
-        home = set_at(c, node)
-        control_at(home).torn = TORN
-        control_at(home).releasing = 0
-        row = next_claimed(home, ZERO)
-        while row >= 0:
-            at = heap_row(home, row)
-            if is_of(load8(at, 0), me):
-                if row < HEAPS:
-                    store8(at, 0, me | 1)
-            elif load8(at, 0) != 0 or heap_at(at).top != 0:  # most pages stay shared with the parent
-                heap_at(at).top = 0
-                store8(at, 0, 0)
-            row = next_claimed(home, row + 1)
+def tear(control: Control, me: int) -> None:
+    """Have a cache rebuild its index when it is first used; the heaps of other threads than `me` are empty and nobody's."""
+    for number in range(control.nodes):
+        node = node_at(control, number)
+        node.torn = TORN
+        node.state.releasing = 0
+        index = next_claimed(node, 0)
+        while index >= 0:
+            heap = heap_at_index(node, index)
+            if is_owner(heap.owner, me):
+                if index < HEAPS:
+                    heap.owner = me | 1
+            elif heap.owner != 0 or heap.top != 0:  # most pages stay shared with the parent
+                heap.top = 0
+                heap.owner = 0
+            index = next_claimed(node, index + 1)
 
 
 @Entry
@@ -456,57 +428,53 @@ def start(p: int) -> int:
     process = process_at(p)
     if process.started == 0:
         process.started = 1
-        system.make_thread_exit_key(p + P_KEY, c_function(leave_thread))
+        system.make_thread_exit_key(address_in(process, "exit_key"), c_function(leave_thread))
         system.watch_forks(c_function(before_fork), c_function(after_fork_in_parent), c_function(after_fork_in_child))
-    return ZERO
+    return 0
 
 
 # --- The end of memory ---
 
 
 @kernel
-def keep_range(p: int, start: int, n: int) -> None:
+def keep_range(process: Process, start: int, n: int) -> None:
     """Keep a range that reads as zeros; the oldest go, so that there are not too many."""
-    lock_word(p)
-    while True:
-        count = load8(p + KEPT, K_COUNT)
-        if count < MOST_KEPT and (count == 0 or load8(p + KEPT, K_BYTES) + n <= load8(p + KEPT, K_MOST)):
-            break
-        unlock_registry(p)
-        let_oldest_go(p)
-        lock_word(p)
-    at = 2 * ((load8(p + KEPT, K_FIRST) + count) & (MOST_KEPT - 1))
-    store8(p + K_RANGES, at, start)
-    store8(p + K_RANGES, at + 1, n)
-    store8(p + KEPT, K_BYTES, load8(p + KEPT, K_BYTES) + n)
-    store8(p + KEPT, K_COUNT, count + 1)
-    unlock_registry(p)
+    lock_row(process)
+    while process.n_kept >= MOST_KEPT or (process.n_kept > 0 and process.kept_bytes + n > process.most_kept_bytes):
+        unlock_row(process)
+        let_oldest_go(process)
+        lock_row(process)
+    at = 2 * ((process.kept_first + process.n_kept) & (MOST_KEPT - 1))
+    process.kept[at] = start
+    process.kept[at + 1] = n
+    process.kept_bytes += n
+    process.n_kept += 1
+    unlock_row(process)
 
 
 @kernel
-def let_oldest_go(p: int) -> int:
+def let_oldest_go(process: Process) -> int:
     """Unmap the range that is kept longest; returns its bytes, 0: none is kept."""
-    start, n = ZERO, ZERO
-    lock_word(p)
-    count = load8(p + KEPT, K_COUNT)
-    if count > 0:
-        first = load8(p + KEPT, K_FIRST)
-        start, n = load8(p + K_RANGES, 2 * first), load8(p + K_RANGES, 2 * first + 1)
-        store8(p + KEPT, K_FIRST, (first + 1) & (MOST_KEPT - 1))
-        store8(p + KEPT, K_COUNT, count - 1)
-        store8(p + KEPT, K_BYTES, load8(p + KEPT, K_BYTES) - n)
-    unlock_registry(p)
+    start, n = 0, 0
+    lock_row(process)
+    if process.n_kept > 0:
+        first = process.kept_first
+        start, n = process.kept[2 * first], process.kept[2 * first + 1]
+        process.kept_first = (first + 1) & (MOST_KEPT - 1)
+        process.n_kept -= 1
+        process.kept_bytes -= n
+    unlock_row(process)
     if n > 0:
         unmap_pages(start, n)
     return n
 
 
 @kernel
-def let_all_kept_go(p: int) -> int:
+def let_all_kept_go(process: Process) -> int:
     """Unmap all ranges that are kept; returns how many bytes."""
-    total = ZERO
+    total = 0
     while True:
-        n = let_oldest_go(p)
+        n = let_oldest_go(process)
         if n == 0:
             return total
         total += n
@@ -515,128 +483,140 @@ def let_all_kept_go(p: int) -> int:
 @Entry
 def let_kept_go(p: int) -> int:
     """`let_all_kept_go`, from Python."""
-    return let_all_kept_go(p)
+    return let_all_kept_go(process_at(p))
 
 
 @kernel
-def part_with(p: int, start: int, n: int) -> None:
+def part_with(process: Process, start: int, n: int) -> None:
     """Give n bytes of pages back that compiled code may have arrays of; their addresses are kept."""
-    if n <= load8(p + KEPT, K_MOST) and map_zeros(start, n, load8(p + KEPT, K_LIMITED)):
-        keep_range(p, start, n)
+    if n <= process.most_kept_bytes and map_zeros(start, n, process.is_limited):
+        keep_range(process, start, n)
     else:
         unmap_pages(start, n)
 
 
 @kernel
-def part_with_moved(p: int, start: int, n: int) -> None:
-    """The same for pages that the system has moved elsewhere."""
-    if n <= load8(p + KEPT, K_MOST) and map_hole(start, n, load8(p + KEPT, K_LIMITED)):
-        keep_range(p, start, n)
+def part_with_moved(process: Process, start: int, n: int) -> None:
+    """Do this for pages that the system has moved elsewhere."""
+    if n <= process.most_kept_bytes and map_hole(start, n, process.is_limited):
+        keep_range(process, start, n)
 
 
 @kernel
-def end_range(words: int) -> None:
+def end_range(memory: Range) -> None:
     """
-    Give the memory of a range back, by its words (`layout.RANGE`); its addresses are kept.
+    Give the memory of a range back; its addresses are kept.
 
-    The block in it keeps its content.  If the range begins with it, it is one of many mappings, which become one; else
-    the others stay, since a closed cache is written to before its block.
+    Its head keeps its content.  If the range begins with the head, it is one of many mappings, which become one; else
+    the others stay, since a closed cache is written to before its head.
     """
-    p = c_object("jitslab.process")
-    start, n, block = load8(words, R_START), load8(words, R_BYTES), load8(words, R_BLOCK)
-    stop, end, is_limited = block + load8(words, R_BLOCK_BYTES), start + n, load8(p + KEPT, K_LIMITED)
-    rest = (stop + addresses.page_bytes - 1) & -addresses.page_bytes
-    is_kept = block != 0 and n <= load8(p + KEPT, K_MOST)
-    if is_kept and block > start and is_limited == 0:
-        system.give_back(start, block - start)
+    process = the_process()
+    start, n, head = memory.start, memory.bytes, memory.head
+    stop, end = head + memory.head_bytes, start + n
+    rest = whole_pages(stop)
+    is_kept = head != 0 and n <= process.most_kept_bytes
+    if is_kept and head > start and process.is_limited == 0:
+        system.give_back(start, head - start)
         system.give_back(rest, end - rest)
     elif is_kept:
-        is_kept = map_zeros(rest, end - rest, is_limited) and (block == start or map_zeros(start, block - start, is_limited))
+        is_kept = map_zeros(rest, end - rest, process.is_limited)
+        if is_kept and head != start:
+            is_kept = map_zeros(start, head - start, process.is_limited)
     if is_kept:
         zero_bytes(stop, rest - stop)
-        keep_range(p, start, n)
+        keep_range(process, start, n)
     else:
         unmap_pages(start, n)
 
 
 @Entry
 def map_range_of(p: int, words: int, n: int) -> int:
-    """Map a range of addresses, in the place of what is kept if need be, and note it in its words; 0: there are none left."""
+    """Map a range of addresses, in the place of what is kept if need be, and note it in its RANGE; 0: there are none left."""
     at = reserve_pages(n)
-    if at == 0 and let_all_kept_go(p) != 0:
+    if at == 0 and let_all_kept_go(process_at(p)) != 0:
         at = reserve_pages(n)
     if at != 0:
-        store8(words, R_BYTES, n)
-        store8_release(words, R_START, at)
+        range_at(words).bytes = n
+        store_release(range_at(words), "start", at)
     return at
 
 
 # --- From Python ---
 
-_address, _memory = addresses.map_range(K_RANGES + 16 * MOST_KEPT, usable=True)
+_address, _memory = addresses.map_range(PROCESS.itemsize + 8 * MAX_ROWS, usable=True)
 keep(_memory)
 name_address("jitslab.process", _address)
 STATM = b"/proc/self/statm"
 
 
-class Process:
+class ProcessBlock:
     """The block of this process, in use from the first cache on and kept for good."""
 
     def __init__(self) -> None:
         self.memory = np.frombuffer(_memory, np.uint8)
-        self.block = self.memory[:ROWS].view(PROCESS)
+        self.row = self.memory[: PROCESS.itemsize].view(PROCESS)
         self.address = _address
-        self.kept = self.memory[KEPT:K_RANGES].view(np.int64)
-        self.block["addresses"] = addresses.address_space(self.address)
-        self.block["most"] = addresses.most_mappings() // MAPPINGS
-        self.block["path"].view(np.uint8)[0, : len(STATM)] = np.frombuffer(STATM, np.uint8)
+        self.entries = _address + int(PROCESS.fields["entries"][1])  # type: ignore[index]  # a dtype with names has fields
+        self.row["address_space"] = addresses.address_space(self.address)
+        self.row["most_rows"] = addresses.most_mappings() // MAPPINGS
+        self.row["path"].view(np.uint8)[0, : len(STATM)] = np.frombuffer(STATM, np.uint8)
         start(self.address)
         atexit.register(self.forget_threads)
 
     def forget_threads(self) -> None:
         """Threads that outlive the interpreter must not call into code that goes with it."""
-        key = int(self.block["key"][0])
-        self.block["key"] = -1  # first: the number may be another's as soon as it is given back
+        key = int(self.row["exit_key"][0])
+        self.row["exit_key"] = -1  # first: the number may be another's as soon as it is given back
         if key != -1:
             addresses.drop_thread_exit_key(key)
 
     @property
     def most_addresses(self) -> int:
         """Bytes of address space that this process may have."""
-        limit, most = addresses.address_limit(), int(self.block["addresses"][0])
+        limit, most = addresses.address_limit(), int(self.row["address_space"][0])
         return most if limit == -1 else min(limit, most)
+
+    @property
+    def epoch(self) -> int:
+        """Forks that led to this process."""
+        return int(self.row["epoch"][0])
 
     @property
     def n_open(self) -> int:
         """Caches and size classes that are open."""
-        return int(self.block["n_rows"][0] - self.block["n_holes"][0])
+        return int(self.row["n_rows"][0] - self.row["n_holes"][0])
 
     @property
     def most_open(self) -> int:
         """So many of them, and those without a capacity are refused."""
-        return int(self.block["most"][0])
+        return int(self.row["most_rows"][0])
 
     def share(self, without_capacity: bool) -> int:
         """Bytes of address space that one more cache may take: beyond what its capacity needs, or if it was given none."""
         return find_share(self.address, int(without_capacity))
 
+    def prepare_to_keep(self) -> None:
+        """Look how many addresses may be kept, and what the system counts as memory of this process."""
+        self.row["most_kept_bytes"] = self.most_addresses // KEPT_SHARE
+        self.row["is_limited"] = addresses.counts_usable()
+
     def enter(self, control: int, words: Any) -> None:
-        """Enter the cache in a reservation, and note that in its words."""
-        if enter_cache(self.address, control, words.ctypes.data) == NIL:
+        """Enter the cache in a range of addresses, and note that in its RANGE."""
+        if enter_cache(control, words.ctypes.data) == NIL:
             raise CacheFullError(f"{MAX_ROWS} caches are open in this process")
 
 
-_process: Process | None = None
+_process: ProcessBlock | None = None
 _first = threading.RLock()
 
 
-def this_process() -> Process:
+def this_process() -> ProcessBlock:
     """Return the block of this process, in use from the first call on."""
     global _process  # one a process, as its name says
     if _process is None:
         with _first:
             if _process is None:
-                _process = Process()
+                _process = ProcessBlock()
     return _process
 
 
@@ -679,20 +659,3 @@ def _renew_locks() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_take_locks, after_in_parent=_give_locks, after_in_child=_renew_locks)
-
-
-def reserve(n: int, *kept: Any, end: Entry = leave_range) -> region.Reservation:
-    """
-    Reserve a range of addresses for caches, which leave the registry when it ends; `kept` stays as long.
-
-    Raises
-    ------
-    CacheFullError
-        If the address space, or its limit (RLIMIT_AS), does not hold it, not even without what is kept.
-    """
-    process = this_process()
-    process.kept[K_MOST], process.kept[K_LIMITED] = process.most_addresses // KEPT_SHARE, addresses.counts_usable()
-    reservation = region.Reservation(np.zeros(RANGE.itemsize // 8, np.int64), end, *kept)
-    if map_range_of(process.address, reservation.words.ctypes.data, n) == 0:
-        raise CacheFullError(f"cannot reserve {n} bytes of address space{addresses.limit_text()}: {os.strerror(errno.ENOMEM)}")
-    return reservation

@@ -1,44 +1,105 @@
-"""A range of addresses and its end."""
+"""
+Where a cache's memory comes from: a range of addresses whose pages are made usable, placed, and given back.
+
+A `Region` is what `CacheMemory` asks of it; `AnonymousRegion` is the one that there is: memory of this process.  Memory of another
+kind, such as a file's, is another class with these methods, and a table of entry points (`layout.ENTRIES`) with its own `grow`
+and `release`: those make slabs usable and give them back while the cache is used.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import errno
+import os
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import CacheFullError
+from ..machine import addresses, numa
 from ..machine.compile import Entry
 from ..machine.owner import owner
+from .layout import RANGE
+from .process import leave_range, map_range_of, this_process
 
 
-class Reservation:
+class Region(Protocol):
     """
-    A range of address space with an end, in one step: the process's registry forgets what is in it, and its memory goes.
+    A range of addresses with an end.
 
-    That is when its last array is gone.  NumPy sees it as an array of bytes, ``np.asarray(reservation)``, that keeps it alive.
-
-    Parameters
-    ----------
-    words : ndarray of int64
-        What `layout.RANGE` says, all zeros: it is there as soon as its address and its bytes stand in them.
-    end : Entry
-        Called with the address of `words`; it has to give the range back.
-    kept
-        What has to stay as long: memory that is used together with it.
+    Its end is one native step: the caches in it leave the process's registry, and its memory goes.  That is when the last array
+    of it is gone.  NumPy sees it as an array of bytes, ``np.asarray(region)``, that keeps it alive.
     """
 
-    __slots__ = ("_owner", "words")
-
-    def __init__(self, words: npt.NDArray[np.int64], end: Entry, *kept: Any) -> None:
-        self.words = words
-        self._owner = owner(end, words, *kept)
-
-    @property
-    def address(self) -> int:
-        """Of its first byte."""
-        return int(self.words[1])
+    address: int  # of its first byte
+    range: npt.NDArray[np.void]  # its RANGE row, shape (1,): what its end needs
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
         """As NumPy asks for it: to be written to, though nothing may be usable yet."""
-        return {"shape": (int(self.words[2]),), "typestr": "|u1", "data": (self.address, False), "version": 3}
+
+    def commit(self, offset: int, n: int) -> bool:
+        """Make n bytes usable, from the border of a page on; whether that was granted."""
+
+    def let_read(self, offset: int, n: int) -> bool:
+        """Let n bytes be read, as zeros without memory behind them; whether that was granted."""
+
+    def place(self, offset: int, n: int, placement: numa.Placement, number: int) -> None:
+        """Ask for the pages of n bytes on the NUMA nodes that node `number` of a cache is to lie on."""
+
+    def prefer_huge_pages(self, offset: int, n: int) -> None:
+        """Ask for huge pages in n bytes."""
+
+
+class AnonymousRegion:
+    """
+    Memory of this process alone.
+
+    Parameters
+    ----------
+    n : int
+        Bytes.
+    kept
+        What has to stay as long: memory that is used together with it.
+    end : Entry, default `leave_range`
+        Called with the address of the RANGE row; it has to give the range back.
+
+    Raises
+    ------
+    CacheFullError
+        If the address space, or its limit (RLIMIT_AS), does not hold it, not even without the addresses that are kept.
+    """
+
+    __slots__ = ("_owner", "address", "range")
+
+    def __init__(self, n: int, *kept: Any, end: Entry = leave_range) -> None:
+        process = this_process()
+        process.prepare_to_keep()
+        words = np.zeros(RANGE.itemsize // 8, np.int64)
+        self.range = words.view(RANGE)
+        self._owner = owner(end, words, *kept)
+        self.address = map_range_of(process.address, words.ctypes.data, n)
+        if self.address == 0:
+            reason = os.strerror(errno.ENOMEM)
+            raise CacheFullError(f"cannot reserve {n} bytes of address space{addresses.limit_text()}: {reason}")
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """As NumPy asks for it: to be written to, though nothing may be usable yet."""
+        return {"shape": (int(self.range["bytes"][0]),), "typestr": "|u1", "data": (self.address, False), "version": 3}
+
+    def commit(self, offset: int, n: int) -> bool:
+        """Make n bytes usable, from the border of a page on; whether the system granted it."""
+        return addresses.make_usable(self.address + offset, n)
+
+    def let_read(self, offset: int, n: int) -> bool:
+        """Let n bytes be read, as zeros without memory behind them; whether the system granted it."""
+        return addresses.make_readable(self.address + offset, n)
+
+    def place(self, offset: int, n: int, placement: numa.Placement, number: int) -> None:
+        """Ask for the pages of n bytes on the NUMA nodes that node `number` of a cache is to lie on."""
+        numa.bind(self.address + offset, n, placement, number)
+
+    def prefer_huge_pages(self, offset: int, n: int) -> None:
+        """Ask for huge pages in n bytes."""
+        addresses.advise_huge_pages(self.address + offset, n)

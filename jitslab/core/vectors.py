@@ -10,27 +10,28 @@ from numba.core import cgutils
 
 from ..machine.compile import I1, I32, I64, intrinsic, literal_intrinsic
 from ..machine.memory import typed_pointer
-from .layout import RUN, TAKEN
+from ..machine.pointers import U4S, emit_item
+from .layout import LINE_SLOTS, NOT_FREE
 
 
 @intrinsic
-def live_mask(typing: Any, address: Any) -> Any:
-    """Bit i is set where word i of the 64 generations at `address` is odd."""
+def live_mask(typing: Any, generations: Any, first: Any) -> Any:
+    """Bit i is set where generation i of the 64 from slot `first` on is odd."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         lanes = 16
-        vector = builder.inttoptr(args[0], ir.VectorType(I32, lanes).as_pointer())
+        vector = _lanes(builder, emit_item(builder, U4S, *args), 32, lanes)
         mask = I64(0)
         for k in range(64 // lanes):
-            words = builder.load(builder.gep(vector, [I64(k)]), align=4)
-            odd = builder.bitcast(builder.trunc(words, ir.VectorType(I1, lanes)), ir.IntType(lanes))
+            each = builder.load(builder.gep(vector, [I64(k)]), align=4)
+            odd = builder.bitcast(builder.trunc(each, ir.VectorType(I1, lanes)), ir.IntType(lanes))
             mask = builder.or_(mask, builder.shl(builder.zext(odd, I64), I64(lanes * k)))
         return mask
 
-    return types.int64(types.int64), emit
+    return types.int64(U4S, types.int64), emit
 
 
-# --- Neighbours: slots in a row, several an instruction ---
+# --- Parts ---
 
 
 def _lanes(builder: Any, address: Any, bits: int, n: int) -> Any:
@@ -61,21 +62,23 @@ def _none(builder: Any, conditions: Any) -> Any:
     return builder.icmp_unsigned("==", builder.bitcast(conditions, bits), bits(0))
 
 
+# --- Slots in a row ---
+
+
 @literal_intrinsic
-def make_row_live(typing: Any, words: Any, first: Any, out: Any, n: Any) -> Any:
+def make_row_live(typing: Any, generations: Any, first: Any, out: Any, n: Any) -> Any:
     """
     Make the n slots from `first` on live if all are free and none is retired; whether they were.
 
-    words  int64   address of the generations
-    out    int64   address of n handles
+    out  int64   address of n handles
     """
     lanes = n.literal_value
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        words, first, out = args[:3]
-        at = _lanes(builder, builder.add(words, builder.shl(first, I64(2))), 32, lanes)
+        generations, first, out = args[:3]
+        at = _lanes(builder, emit_item(builder, U4S, generations, first), 32, lanes)
         old = builder.load(at, align=4)
-        taken = builder.and_(old, _every(old, TAKEN))
+        taken = builder.and_(old, _every(old, NOT_FREE))
         are_free = _none(builder, builder.icmp_unsigned("!=", taken, _every(old, 0)))
         with builder.if_then(are_free, likely=True):
             builder.store(builder.or_(old, _every(old, 1)), at, align=4)
@@ -84,23 +87,22 @@ def make_row_live(typing: Any, words: Any, first: Any, out: Any, n: Any) -> Any:
             builder.store(builder.or_(cycles, slots), _lanes(builder, out, 64, lanes), align=8)
         return are_free
 
-    return types.boolean(types.int64, types.int64, types.int64, n), emit
+    return types.boolean(U4S, types.int64, types.int64, n), emit
 
 
 @literal_intrinsic
-def free_row(typing: Any, words: Any, first: Any, handles: Any, n: Any) -> Any:
+def free_row(typing: Any, generations: Any, first: Any, handles: Any, n: Any) -> Any:
     """
     Free n records if the handles at an address are those of the n slots from `first` on and all are live; whether they were.
 
-    words    int64   address of the generations
     handles  int64   address of n handles
     """
     lanes = n.literal_value
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        words, first, address = args[:3]
+        generations, first, address = args[:3]
         handles = builder.load(_lanes(builder, address, 64, lanes), align=8)
-        at = _lanes(builder, builder.add(words, builder.shl(first, I64(2))), 32, lanes)
+        at = _lanes(builder, emit_item(builder, U4S, generations, first), 32, lanes)
         old = builder.load(at, align=4)
         even = builder.and_(old, _every(old, -2))
         cycles = builder.shl(builder.zext(even, handles.type), _every(handles, 31))
@@ -110,7 +112,7 @@ def free_row(typing: Any, words: Any, first: Any, handles: Any, n: Any) -> Any:
             builder.store(builder.add(old, _every(old, 1)), at, align=4)
         return are_live
 
-    return types.boolean(types.int64, types.int64, types.int64, n), emit
+    return types.boolean(U4S, types.int64, types.int64, n), emit
 
 
 @literal_intrinsic
@@ -128,17 +130,17 @@ def is_row(typing: Any, at: Any, n: Any) -> Any:
 
 
 @intrinsic
-def is_run(typing: Any, at: Any) -> Any:
+def is_line(typing: Any, at: Any) -> Any:
     """Whether the 16 slots (u4) at an address are those of one line of generations, in whatever order."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        slots = builder.load(_lanes(builder, args[0], 32, RUN), align=4)
-        first = _splat(builder, builder.extract_element(slots, I32(0)), RUN)
-        others = builder.and_(builder.xor(slots, first), _every(slots, -RUN))
-        bits = builder.shl(_every(slots, 1), builder.and_(slots, _every(slots, RUN - 1)))
-        name, shape = f"llvm.vector.reduce.or.v{RUN}i32", ir.FunctionType(I32, [slots.type])
+        slots = builder.load(_lanes(builder, args[0], 32, LINE_SLOTS), align=4)
+        first = _splat(builder, builder.extract_element(slots, I32(0)), LINE_SLOTS)
+        others = builder.and_(builder.xor(slots, first), _every(slots, -LINE_SLOTS))
+        bits = builder.shl(_every(slots, 1), builder.and_(slots, _every(slots, LINE_SLOTS - 1)))
+        name, shape = f"llvm.vector.reduce.or.v{LINE_SLOTS}i32", ir.FunctionType(I32, [slots.type])
         found = builder.call(cgutils.get_or_insert_function(builder.module, shape, name), [bits])
-        all_there = builder.icmp_unsigned("==", found, I32((1 << RUN) - 1))
+        all_there = builder.icmp_unsigned("==", found, I32((1 << LINE_SLOTS) - 1))
         return builder.and_(_none(builder, builder.icmp_unsigned("!=", others, _every(slots, 0))), all_there)
 
     return types.boolean(types.int64), emit

@@ -24,12 +24,12 @@ if llvm_version_info[0] < 17:  # it restores a register over the result of a fun
     raise ImportError(f"jitslab needs Numba 0.62 or later, got {numba.__version__}: its LLVM makes addresses of handles")
 
 int64: Any = np.int64  # in kernels: Numba's int64; Any, since a kernel's ints are Python's to a type checker
+uint64: Any = np.uint64
 F = TypeVar("F", bound=Callable[..., Any])
 Intrinsic = Callable[..., Any]
 
 I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 PTR = I8.as_pointer()
-HeapPointer = types.CPointer(types.uint8)
 X86 = platform.machine() in ("x86_64", "AMD64")
 
 
@@ -69,6 +69,8 @@ def kernel(function: F, forceinline: bool = False) -> F:
             no_cfunc_wrapper=True,
         )(f)
         dispatcher._cache = cache
+        template = dispatcher.get_call_template
+        dispatcher.get_call_template = lambda args, kws: template(tuple(map(types.unliteral, args)), kws)  # not once a literal
         return dispatcher
 
     return _compile(make, function)  # type: ignore[no-any-return]  # a dispatcher stands for the function

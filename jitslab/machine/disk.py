@@ -39,9 +39,9 @@ from ..errors import KernelCacheWarning
 SOURCES = tuple(
     f"{folder}.{name}"
     for folder, names in {
-        "machine": "disk compile memory system owner cpython",
-        "core": "layout vectors calls slab heap batch recover process dispatch cache_calls guard_calls",
-        "njit": "blocktype lowering cache",
+        "machine": "addresses disk compile memory pointers system owner cpython holder",
+        "core": "layout vectors calls slab grow heap_table claim heap batch scan rebuild check process dispatch cache_calls guard_calls",
+        "njit": "lowering cache",
         "sizes": "layout large opening kernels njit",
         "replay": "loops",
     }.items()

@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from .compile import I1, I32, I64, PTR, X86, HeapPointer, Intrinsic, intrinsic, literal_intrinsic
+from .compile import I1, I32, I64, PTR, X86, Intrinsic, intrinsic, literal_intrinsic
 
 # --- Addresses and pointers ---
 
@@ -23,103 +23,35 @@ def typed_pointer(builder: Any, value: Any, to: Any) -> Any:
     return builder.inttoptr(value, pointer) if isinstance(value.type, ir.IntType) else builder.bitcast(value, pointer)
 
 
-def _offset(builder: Any, value: Any, n: int) -> Any:
-    """N bytes further, keeping pointers pointers."""
-    return builder.add(value, I64(n)) if isinstance(value.type, ir.IntType) else builder.gep(value, [I64(n)])
-
-
-def _make_pointer_cast(pointer: Any) -> Intrinsic:
-    @intrinsic
-    def cast(typing: Any, address: Any) -> Any:
-        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
-
-        return pointer(types.int64), emit
-
-    return cast
-
-
-u4_array = _make_pointer_cast(types.CPointer(types.uint32))  # address -> array of u4, for loops that vectorise
-i8_array = _make_pointer_cast(types.CPointer(types.int64))
-heap_pointer = _make_pointer_cast(HeapPointer)
-
-
-@intrinsic
-def heap_address(typing: Any, heap: Any) -> Any:
-    """Address of a heap."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ptrtoint(args[0], I64)
-
-    return types.int64(HeapPointer), emit
-
-
-@literal_intrinsic
-def advance(typing: Any, base: Any, n: Any) -> Any:
-    """`base` (address or heap) and n literal bytes further, of the same type."""
-    bytes_ = n.literal_value
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _offset(builder, args[0], bytes_)
-
-    return base(base, n), emit
-
-
-@literal_intrinsic
-def frozen(typing: Any, base: Any, offset: Any) -> Any:
-    """int64 field that never changes after creation: LLVM may load it once for a whole loop."""
-    if not isinstance(offset, types.IntegerLiteral):
-        return None
-    n = offset.literal_value
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = builder.load(typed_pointer(builder, _offset(builder, args[0], n), I64), align=8)
-        value.set_metadata("invariant.load", builder.module.add_metadata([]))
-        return value
-
-    return types.int64(base, offset), emit
-
-
-def _make_load_store(bits: int, order: str | None) -> tuple[Intrinsic, Intrinsic]:
+def _make_load_store(bits: int) -> tuple[Intrinsic, Intrinsic]:
     word = ir.IntType(bits)
 
     @intrinsic
-    def load(typing: Any, base: Any, index: Any) -> Any:
-        """Word `index` of the array at `base`, as int64 (zero-extended)."""
+    def load(typing: Any, address: Any, index: Any) -> Any:
+        """Integer `index` of the array at an address, as int64 (zero-extended)."""
 
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            at = builder.gep(typed_pointer(builder, args[0], word), [args[1]])
-            value = builder.load_atomic(at, order, bits // 8) if order else builder.load(at, align=bits // 8)
+            value = builder.load(builder.gep(typed_pointer(builder, args[0], word), [args[1]]), align=bits // 8)
             return value if bits == 64 else builder.zext(value, I64)
 
-        return types.int64(base, types.int64), emit
+        return types.int64(types.int64, types.int64), emit
 
     @intrinsic
-    def store(typing: Any, base: Any, index: Any, value: Any) -> Any:
-        """Low bits of `value` into word `index` of the array at `base`."""
+    def store(typing: Any, address: Any, index: Any, value: Any) -> Any:
+        """Low bits of `value` into integer `index` of the array at an address."""
 
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            at = builder.gep(typed_pointer(builder, args[0], word), [args[1]])
             low = args[2] if bits == 64 else builder.trunc(args[2], word)
-            if order:
-                builder.store_atomic(low, at, "release" if order == "acquire" else order, bits // 8)
-            else:
-                builder.store(low, at, align=bits // 8)
+            builder.store(low, builder.gep(typed_pointer(builder, args[0], word), [args[1]]), align=bits // 8)
             return context.get_dummy_value()
 
-        return types.void(base, types.int64, types.int64), emit
+        return types.void(types.int64, types.int64, types.int64), emit
 
     return load, store
 
 
-load8, store8 = _make_load_store(64, None)
-load4, store4 = _make_load_store(32, None)
-load8_acquire, store8_release = _make_load_store(64, "acquire")
-load8_relaxed, store8_relaxed = _make_load_store(64, "monotonic")
-load1, store1 = _make_load_store(8, None)
-load2, _ = _make_load_store(16, None)
-load4_relaxed, _ = _make_load_store(32, "monotonic")
-_, store4_release = _make_load_store(32, "acquire")
+load8, store8 = _make_load_store(64)
+load1, store1 = _make_load_store(8)
 
 
 @intrinsic
@@ -144,34 +76,7 @@ def zero_bytes(typing: Any, to: Any, n: Any) -> Any:
     return types.void(types.int64, types.int64), emit
 
 
-# --- Atomics ---
-
-
-@intrinsic
-def compare_exchange(typing: Any, address: Any, old: Any, new: Any) -> Any:
-    """Store `new` if the int64 at `address` is `old`; whether it was."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        at = builder.inttoptr(args[0], I64.as_pointer())
-        return builder.extract_value(builder.cmpxchg(at, args[1], args[2], "acq_rel", "acquire"), 1)
-
-    return types.boolean(types.int64, types.int64, types.int64), emit
-
-
-def _make_rmw(operation: str, order: str) -> Intrinsic:
-    @intrinsic
-    def update(typing: Any, address: Any, value: Any) -> Any:
-        """Update the int64 at `address`; what it was before."""
-
-        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return builder.atomic_rmw(operation, builder.inttoptr(args[0], I64.as_pointer()), args[1], order)
-
-        return types.int64(types.int64, types.int64), emit
-
-    return update
-
-
-fetch_add, fetch_or = _make_rmw("add", "monotonic"), _make_rmw("or", "monotonic")
+# --- Threads ---
 
 
 @intrinsic
@@ -266,7 +171,7 @@ MIX = -7046029254386353131  # 2**64 / golden ratio, odd: thread pointers differ 
 
 
 @intrinsic
-def mixed(typing: Any, x: Any) -> Any:
+def fibonacci_hash(typing: Any, x: Any) -> Any:
     """`x * MIX`, wrapping: Numba's own product of signed numbers would have no meaning where it overflows."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:

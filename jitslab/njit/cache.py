@@ -25,25 +25,24 @@ from numba.core.errors import NumbaTypeError
 from numba.core.imputils import RefType, iternext_impl, lower_builtin
 from numba.extending import models, register_model
 
-from ..core.batch import BLOCK_SHIFT, C_RECORDS, F_NOTE, alloc_few, free_few, mask_at, next_live, next_record, scan_end
-from ..core.calls import slow
-from ..core.heap import F_ADDRESS, H_RECORDS, SLOT_MASK, Heap, address, alloc, alloc_filled, free, free_near, is_live
-from ..core.layout import BLOCK, LINE, NO_INIT, NULL, C, identity
-from ..machine.compile import I64, PTR, HeapPointer, kernel
+from .._validate import dtype_identity
+from ..core.batch import alloc_few, free_few
+from ..core.calls import call, my_heap, slow
+from ..core.heap import address, alloc, alloc_filled, free, free_near, is_live
+from ..core.layout import LINE, NO_INIT, NULL, SLOT_MASK, WORD_SHIFT, WORD_SLOTS, Control, ControlPointer, Heap, HeapPointer
+from ..core.scan import mask_at, next_live, next_record, scan_end
+from ..machine.compile import I64, PTR, kernel
 from ..machine.disk import SOURCE_HASH
-from ..machine.memory import copy_bytes, frozen, load8_relaxed, unlikely
+from ..machine.holder import register
+from ..machine.memory import copy_bytes, unlikely
+from ..machine.pointers import U4S, load_relaxed
 from . import lowering as calls
-from .blocktype import register
-from .lowering import Site
+from .lowering import Pointer, Site
 
-F_ALLOC_MANY, F_FREE_MANY, F_LEN, F_CLEAR, F_FLUSH_OWN = (
-    C[name] for name in ("f_alloc_many", "f_free_many", "f_len", "f_clear", "f_flush_own")
-)
-C_FAULTS, C_CAPACITY, C_WORDS = C["faults"], C["capacity"], C["words"]
 int64_pointer = types.EphemeralPointer(types.int64)
-STATE = ("base", "mask", "after", "ahead")  # what changes of an iterator, as `batch.next_live` says
+STATE = ("base", "mask", "after", "ahead")  # what changes of an iterator, as `scan.next_live` says
 NEAR = 4096  # slots of a cache whose notes an iterator has room for itself: a slab of short records
-window = types.EphemeralArray(types.int64, NEAR // BLOCK)
+window = types.EphemeralArray(types.int64, NEAR // WORD_SLOTS)
 
 
 class TypedFields(dict[str, Any]):
@@ -119,6 +118,8 @@ class CacheType(types.IterableType):  # type: ignore[misc]  # numba has no types
     the key of the user's own compile caches: it carries the hash of the package's sources.
     """
 
+    row = ControlPointer
+
     def __init__(self, dtype: np.dtype[Any], stride: int, init: int, has_nodes: bool) -> None:
         self.stride, self.init, self.has_nodes, self.itemsize = stride, init, has_nodes, dtype.itemsize
         found = typed(dtype)
@@ -139,7 +140,7 @@ _types: dict[tuple[Any, ...], CacheType] = {}
 
 def cache_type(dtype: np.dtype[Any], stride: int, init: int, has_nodes: bool) -> CacheType:
     """Return the type of such caches; one object each."""
-    key = dtype, identity(dtype), stride, init, has_nodes
+    key = dtype, dtype_identity(dtype), stride, init, has_nodes
     if key not in _types:
         _types[key] = CacheType(dtype, stride, init, has_nodes)
     return _types[key]
@@ -200,9 +201,20 @@ def array_of(site: Site, of: Any, value: Any) -> tuple[Any, Any]:
     return site.builder.ptrtoint(array.data, I64), array.nitems
 
 
-def emit_address(site: Site, cache: CacheType, c: Any, handle: Any) -> Any:
+def heap_of(site: Site, control: Pointer) -> Pointer:
+    """Emit the look-up of the calling thread's heap."""
+    found: Pointer = site.emit(my_heap, control)
+    return found
+
+
+def emit_entry(site: Site, control: Pointer, name: str, *values: Any) -> Any:
+    """Emit the call of an entry point of a cache."""
+    return site.entry(call, control, name, *values)
+
+
+def emit_address(site: Site, cache: CacheType, control: Pointer, handle: Any) -> Any:
     """Emit the look-up of a record, checked."""
-    return site.call(address, site.heap(c), handle, stride_of(cache))
+    return site.call(address, heap_of(site, control), handle, stride_of(cache))
 
 
 @method("alloc")
@@ -211,8 +223,8 @@ def SlabCache_alloc(cache: CacheType) -> Any:
 
     def lower(site: Site, c: Any) -> Any:
         if cache.init != NO_INIT:
-            return site.call(alloc_filled, c, site.heap(c), stride_of(cache), I64(cache.itemsize))
-        return site.call(alloc, site.heap(c))
+            return site.call(alloc_filled, c, heap_of(site, c), stride_of(cache), I64(cache.itemsize))
+        return site.call(alloc, heap_of(site, c))
 
     return types.int64, lower
 
@@ -223,7 +235,7 @@ def SlabCache_free(cache: CacheType, handle: Any) -> Any:
     need_integer(handle, "free(handle)")
 
     def lower(site: Site, c: Any, handle: Any) -> Any:
-        return site.call(free_near, c, site.heap(c), handle) if cache.has_nodes else site.call(free, site.heap(c), handle)
+        return site.call(free_near, c, heap_of(site, c), handle) if cache.has_nodes else site.call(free, heap_of(site, c), handle)
 
     return types.boolean, lower
 
@@ -240,7 +252,7 @@ def SlabCache_record(cache: CacheType, handle: Any) -> Any:
 def SlabCache_is_live(cache: CacheType, handle: Any) -> Any:
     """Whether a handle's record is live; never moved out of a prange."""
     need_integer(handle, "is_live(handle)")
-    return types.boolean, lambda site, c, handle: site.call(is_live, site.heap(c), handle)
+    return types.boolean, lambda site, c, handle: site.call(is_live, heap_of(site, c), handle)
 
 
 @method("at_slot")
@@ -250,7 +262,7 @@ def SlabCache_at_slot(cache: CacheType, slot: Any) -> Any:
     need_record(cache)
 
     def lower(site: Site, c: Any, slot: Any) -> Any:
-        records = site.frozen(site.heap(c), H_RECORDS)
+        records = site.field(heap_of(site, c), "records")
         return site.record(cache.record, site.builder.add(records, site.builder.mul(slot, stride_of(cache))))
 
     return cache.record, lower
@@ -264,8 +276,8 @@ def SlabCache_alloc_many(cache: CacheType, out: Any) -> Any:
     def lower(site: Site, c: Any, array: Any) -> Any:
         data, size = array_of(site, out, array)
         if cache.init == NO_INIT:
-            return site.call(alloc_few, c, site.heap(c), data, size)
-        return site.table(c, F_ALLOC_MANY, data, size)
+            return site.call(alloc_few, c, heap_of(site, c), data, size)
+        return emit_entry(site, c, "alloc_many", data, size)
 
     return types.int64, lower
 
@@ -278,8 +290,8 @@ def SlabCache_free_many(cache: CacheType, handles: Any) -> Any:
     def lower(site: Site, c: Any, array: Any) -> Any:
         data, size = array_of(site, handles, array)
         if not cache.has_nodes:
-            return site.call(free_few, c, site.heap(c), data, size)
-        return site.table(c, F_FREE_MANY, data, size, I64(0))
+            return site.call(free_few, c, heap_of(site, c), data, size)
+        return emit_entry(site, c, "free_many", data, size, I64(0))
 
     return types.int64, lower
 
@@ -287,19 +299,19 @@ def SlabCache_free_many(cache: CacheType, handles: Any) -> Any:
 @method("clear")
 def SlabCache_clear(cache: CacheType) -> Any:
     """Free every live record: how many."""
-    return types.int64, lambda site, c: site.table(c, F_CLEAR)
+    return types.int64, lambda site, c: emit_entry(site, c, "clear")
 
 
 @method("flush")
 def SlabCache_flush(cache: CacheType) -> Any:
     """Give the free slots in the calling thread's magazine home: how many."""
-    return types.int64, lambda site, c: site.table(c, F_FLUSH_OWN)
+    return types.int64, lambda site, c: emit_entry(site, c, "flush_own")
 
 
 @function(len)
 def SlabCache_len(cache: CacheType) -> Any:
     """How many records are live."""
-    return types.int64, lambda site, c: site.table(c, F_LEN)
+    return types.int64, lambda site, c: emit_entry(site, c, "count")
 
 
 @function(operator.getitem)
@@ -320,7 +332,7 @@ def SlabCache_setitem(cache: CacheType, handle: Any, value: Any) -> Any:
 
     def lower(site: Site, c: Any, handle: Any, record: Any) -> None:
         to, source = emit_address(site, cache, c, handle), site.builder.ptrtoint(record, I64)
-        site.emit(copy_bytes, (types.int64,) * 3, to, source, I64(cache.itemsize))
+        site.emit(copy_bytes, to, source, I64(cache.itemsize))
 
     return types.void, lower
 
@@ -329,13 +341,13 @@ def SlabCache_setitem(cache: CacheType, handle: Any, value: Any) -> Any:
 def SlabCache_contains(cache: CacheType, handle: Any) -> Any:
     """Whether a handle's record is live."""
     need_integer(handle, "handle in cache")
-    return types.boolean, lambda site, c, handle: site.call(is_live, site.heap(c), handle)
+    return types.boolean, lambda site, c, handle: site.call(is_live, heap_of(site, c), handle)
 
 
 @attribute("capacity")
 def SlabCache_capacity(cache: CacheType) -> Any:
     """Records that one thread can always have."""
-    return types.int64, lambda site, c: site.frozen(c, C_CAPACITY)
+    return types.int64, lambda site, c: site.field(c, "capacity")
 
 
 @attribute("slot_limit")
@@ -347,7 +359,7 @@ def SlabCache_slot_limit(cache: CacheType) -> Any:
 @attribute("faults")
 def SlabCache_faults(cache: CacheType) -> Any:
     """Faults since the last report."""
-    return types.int64, lambda site, c: site.emit(load8_relaxed, (types.int64,) * 2, c, I64(C_FAULTS // 8))
+    return types.int64, lambda site, c: site.emit(load_relaxed, c, "faults")
 
 
 # --- new() and iteration ---
@@ -358,17 +370,17 @@ def alloc_address(heap: Heap, stride: int) -> Any:
     """Return (handle, address of its record); NULL and a scratch record when the cache is full."""
     handle = alloc(heap)
     if unlikely(handle == NULL):
-        return handle, slow(heap, F_ADDRESS, (handle,))
-    return handle, frozen(heap, H_RECORDS) + (handle & SLOT_MASK) * stride
+        return handle, slow(heap, "address", (handle,))
+    return handle, heap.records + (handle & SLOT_MASK) * stride
 
 
 @kernel
-def alloc_filled_address(c: int, heap: Heap, stride: int, itemsize: int) -> Any:
+def alloc_filled_address(control: Control, heap: Heap, stride: int, itemsize: int) -> Any:
     """As `alloc_address`, the record filled."""
-    handle = alloc_filled(c, heap, stride, itemsize)
+    handle = alloc_filled(control, heap, stride, itemsize)
     if unlikely(handle == NULL):
-        return handle, slow(heap, F_ADDRESS, (handle,))
-    return handle, frozen(heap, H_RECORDS) + (handle & SLOT_MASK) * stride
+        return handle, slow(heap, "address", (handle,))
+    return handle, heap.records + (handle & SLOT_MASK) * stride
 
 
 def as_item(site: Site, cache: CacheType, handle: Any, at: Any) -> Any:
@@ -384,9 +396,9 @@ def SlabCache_new(cache: CacheType) -> Any:
 
     def lower(site: Site, c: Any) -> Any:
         if cache.init != NO_INIT:
-            pair = site.call(alloc_filled_address, c, site.heap(c), stride_of(cache), I64(cache.itemsize))
+            pair = site.call(alloc_filled_address, c, heap_of(site, c), stride_of(cache), I64(cache.itemsize))
         else:
-            pair = site.call(alloc_address, site.heap(c), stride_of(cache))
+            pair = site.call(alloc_address, heap_of(site, c), stride_of(cache))
         return as_item(site, cache, *cgutils.unpack_tuple(site.builder, pair))
 
     return types.Tuple((types.int64, cache.record)), lower
@@ -406,7 +418,8 @@ class _CacheIterModel(models.StructModel):  # type: ignore[misc]  # numba has no
     """Which slots are to be visited stands in `window`; of a cache that is too large for it in memory of Numba's, at `far`."""
 
     def __init__(self, manager: Any, it: CacheIterType) -> None:
-        members = [(name, types.int64) for name in ("ptr", "words", "records", "end", "far", "all")]
+        members = [(name, types.int64) for name in ("records", "end", "far", "all")]
+        members += [("control", ControlPointer), ("generations", U4S)]
         members += [("memory", types.MemInfoPointer(types.voidptr)), ("window", window)]
         members += [(name, int64_pointer) for name in STATE]
         super().__init__(manager, it, members)
@@ -425,14 +438,15 @@ def start(site: Site, iterator: CacheIterType, c: Any) -> Any:
     """Start a scan of the records that are live now; if there is no memory to note them, of those live when it comes to them."""
     context, builder = site.context, site.builder
     it = cgutils.create_struct_proxy(iterator)(context, builder)
-    it.ptr = c
-    it.end, it.words, it.records = site.call(scan_end, c), site.frozen(c, C_WORDS), site.frozen(c, C_RECORDS)
+    generations = site.field(c, "generations")
+    it.control, it.generations = c.value, generations.value
+    it.end, it.records = site.call(scan_end, c), site.field(c, "records")
     it.window = cgutils.alloca_once(builder, I64, size=window.count)
     is_small = builder.icmp_signed("<=", it.end, I64(NEAR))
     memory, far = cgutils.alloca_once_value(builder, cgutils.get_null_value(PTR)), cgutils.alloca_once_value(builder, I64(0))
     if context.enable_nrt:
         with builder.if_then(builder.not_(is_small), likely=False):
-            size = builder.add(builder.lshr(it.end, I64(BLOCK_SHIFT - 3)), I64(8))
+            size = builder.add(builder.lshr(it.end, I64(WORD_SHIFT - 3)), I64(8))
             got = context.nrt.meminfo_alloc_unchecked(builder, size)
             with builder.if_then(cgutils.is_not_null(builder, got)):
                 builder.store(got, memory)
@@ -442,9 +456,9 @@ def start(site: Site, iterator: CacheIterType, c: Any) -> Any:
     it.all = builder.sext(can_note, I64)
     builder.store(I64(-1), it.window)
     noted = noted_by(site, it)
-    site.table(c, F_NOTE, noted, builder.and_(it.end, it.all))
-    first = site.call(mask_at, it.words, noted, it.all, it.end, I64(0))
-    for name, value in zip(STATE, (I64(-BLOCK), I64(0), first, I64(0)), strict=True):
+    emit_entry(site, c, "note_live", noted, builder.and_(it.end, it.all))
+    first = site.call(mask_at, generations, noted, it.all, it.end, I64(0))
+    for name, value in zip(STATE, (I64(-WORD_SLOTS), I64(0), first, I64(0)), strict=True):
         setattr(it, name, cgutils.alloca_once_value(builder, value))
     return it._getvalue()
 
@@ -461,7 +475,7 @@ def SlabCache_items(cache: CacheType) -> Any:
 def lower_getiter(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     """Iterate over the handles."""
     site = Site(context, builder)
-    return start(site, sig.return_type, calls.block_of(site, sig.args[0], args[0]))
+    return start(site, sig.return_type, calls.row_of(site, sig.args[0], args[0]))
 
 
 @lower_builtin("iternext", CacheIterType)
@@ -471,7 +485,8 @@ def lower_iternext(context: Any, builder: Any, sig: Any, args: Any, result: Any)
     typ, site = sig.args[0], Site(context, builder)
     it = cgutils.create_struct_proxy(typ)(context, builder, value=args[0])
     state = [getattr(it, name) for name in STATE]
-    values = [it.ptr, it.words, noted_by(site, it), it.all, it.end, *map(builder.load, state)]
+    pointers = Pointer(ControlPointer, it.control), Pointer(U4S, it.generations)
+    values = [*pointers, noted_by(site, it), it.all, it.end, *map(builder.load, state)]
     if typ.with_records and typ.cache.stride >= LINE:
         found = site.call(next_record, *values, it.records, stride_of(typ.cache))
     else:  # the CPU sees short records coming: asking for them takes longer
@@ -501,9 +516,9 @@ def warm() -> None:
         (address, (heap, i, i)),
         (alloc_address, (heap, i)),
         (is_live, (heap, i)),
-        (next_live, (i,) * 9),
-        (scan_end, (i,)),
-        (mask_at, (i,) * 5),
+        (next_live, (ControlPointer, U4S, *[i] * 7)),
+        (scan_end, (ControlPointer,)),
+        (mask_at, (U4S, *[i] * 4)),
     ):
         dispatcher: Any = kernel_
         dispatcher.compile(arguments)

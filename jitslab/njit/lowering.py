@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from numba import types
 from numba.core import cgutils
@@ -22,11 +22,17 @@ from numba.core.errors import NumbaTypeError
 from numba.core.imputils import lower_builtin, lower_getattr
 from numba.core.typing import templates
 
-from ..core.calls import call_table, my_heap
-from ..machine.compile import I64, PTR, HeapPointer
-from ..machine.memory import frozen
+from ..machine.compile import PTR
+from ..machine.pointers import ArrayPointer, StructPointer, lower_field
 
 Description = Callable[..., Any]  # (block type, *argument types) -> (result type, lower), or None
+
+
+class Pointer(NamedTuple):
+    """A lowered pointer, of one of the types of `machine.pointers`."""
+
+    of: Any
+    value: Any
 
 
 class Site:
@@ -35,45 +41,63 @@ class Site:
     def __init__(self, context: Any, builder: Any) -> None:
         self.context, self.builder = context, builder
 
-    def heap(self, control: Any) -> Any:
-        """Emit the look-up of the calling thread's heap."""
-        return self.emit(my_heap, (types.int64,), control)
+    def emit(self, intrinsic: Any, *values: Any) -> Any:
+        """Emit what an intrinsic emits for int64s, pointers, and literals of Python."""
+        of = tuple(map(_type_of, values))
+        signature, emit = intrinsic._defn(self.context.typing_context, *of)
+        return self._typed(signature, emit(self.context, self.builder, signature, tuple(map(_value_of, values))))
 
-    def emit(self, intrinsic: Any, argument_types: tuple[Any, ...], *values: Any) -> Any:
-        """Emit what an intrinsic of `_native` emits."""
-        signature, emit = intrinsic._defn(self.context.typing_context, *argument_types)
-        return emit(self.context, self.builder, signature, values)
-
-    def frozen(self, base: Any, offset: int) -> Any:
-        """Emit the load of a field, of a control block or of a heap, that never changes."""
-        return self.emit(frozen, (_type_of(base), types.literal(offset)), base, I64(offset))
+    def field(self, row: Pointer, name: str) -> Any:
+        """Emit the load of a field of a row."""
+        value = lower_field(self.context, self.builder, row.of, row.value, name)
+        of = row.of.type_of(name)
+        return Pointer(of, value) if value.type == PTR else value
 
     def call(self, kernel: Any, *values: Any) -> Any:
         """Emit the call of a kernel that takes int64s and heaps; it is compiled now where it is not on disk."""
         typing = self.context.typing_context
         callee = typing.resolve_value_type(kernel)
         signature = callee.get_call_type(typing, tuple(map(_type_of, values)), {})
-        return self.context.get_function(callee, signature)(self.builder, values)
+        return self._typed(signature, self.context.get_function(callee, signature)(self.builder, tuple(map(_value_of, values))))
 
-    def table(self, block: Any, field: int, *values: Any) -> Any:
-        """Emit the call of an entry point that stands in a block."""
-        many = types.UniTuple(types.int64, len(values))
+    def entry(self, call: Any, row: Pointer, name: str, *values: Any) -> Any:
+        """Emit the call of an entry point, by what calls it: `core.calls.call`, or that of an allocator."""
+        many = types.Tuple((types.int64,) * len(values))
         arguments = self.context.make_tuple(self.builder, many, values)
-        return self.emit(call_table, (types.int64, types.literal(field), many), block, I64(field), arguments)
+        signature, emit = call._defn(self.context.typing_context, row.of, types.literal(name), many)
+        return emit(self.context, self.builder, signature, (row.value, None, arguments))
+
+    @staticmethod
+    def _typed(signature: Any, value: Any) -> Any:
+        """Return a value with the type of its pointer, if it is one."""
+        return Pointer(signature.return_type, value) if isinstance(signature.return_type, POINTERS) else value
 
     def record(self, record: Any, at: Any) -> Any:
         """The record of a Numba type at an address."""
         return self.builder.inttoptr(at, self.context.get_value_type(record))
 
 
+POINTERS = (StructPointer, ArrayPointer)
+
+
 def _type_of(value: Any) -> Any:
-    """Return the Numba type of what kernels take."""
-    return HeapPointer if value.type == PTR else types.int64
+    """Return the Numba type of what kernels and intrinsics take."""
+    if isinstance(value, (str, int)):
+        return types.literal(value)
+    return value.of if isinstance(value, Pointer) else types.int64
 
 
-def block_of(site: Site, block_type: Any, value: Any) -> Any:
-    """int64 address of the block of a lowered object."""
-    return cgutils.create_struct_proxy(block_type)(site.context, site.builder, value=value).ptr
+def _value_of(value: Any) -> Any:
+    """Return what LLVM sees of it."""
+    if isinstance(value, (str, int)):
+        return None
+    return value.value if isinstance(value, Pointer) else value
+
+
+def row_of(site: Site, holder_type: Any, value: Any) -> Any:
+    """Return the pointer to the row that a lowered object begins with."""
+    address = cgutils.create_struct_proxy(holder_type)(site.context, site.builder, value=value).ptr
+    return Pointer(holder_type.row, site.builder.inttoptr(address, PTR))
 
 
 def _type_call(describe: Description, name: str, args: Any, kws: Any) -> Any:
@@ -96,7 +120,7 @@ def _lower_call(describe: Description) -> Callable[..., Any]:
         for value, of in zip(values[1:], signature.args[1:], strict=True):
             is_number = isinstance(of, (types.Integer, types.Boolean))
             arguments.append(context.cast(builder, value, of, types.int64) if is_number else value)
-        answer = describe(*signature.args)[1](site, block_of(site, signature.args[0], values[0]), *arguments)
+        answer = describe(*signature.args)[1](site, row_of(site, signature.args[0], values[0]), *arguments)
         return context.get_dummy_value() if answer is None else answer
 
     return lower
@@ -141,7 +165,7 @@ def attribute(block_type: type[types.Type], name: str) -> Callable[[Description]
         @lower_getattr(block_type, name)  # type: ignore[untyped-decorator]  # numba has no types
         def lower(context: Any, builder: Any, typ: Any, value: Any) -> Any:
             site = Site(context, builder)
-            return describe(typ)[1](site, block_of(site, typ, value))
+            return describe(typ)[1](site, row_of(site, typ, value))
 
         return describe
 

@@ -20,9 +20,11 @@ import numpy.typing as npt
 from .._names import naming
 from .._validate import as_integer
 from ..cache import NEVER, SlabCache
-from ..core.layout import HEAP_BYTES, HEAPS, LEAST_BYTES, NULL, ROUNDS, SLAB_BYTES, record_stride, slab_shape
-from ..core.memory import Block, ClassPlace, NewBlock, no_room
-from ..core.process import R_BLOCK, R_BLOCK_BYTES, R_CONTROL, reserve, this_process
+from ..core.geometry import record_stride, slab_shape
+from ..core.layout import HEAP_BYTES, HEAPS, MAGAZINE_SLOTS, NULL, SLAB_BYTES, SLOT_MASK
+from ..core.memory import LEAST_BYTES, CacheMemory, HeapPlace, NewCacheMemory, no_room
+from ..core.process import this_process
+from ..core.region import AnonymousRegion
 from ..errors import (
     CacheFullError,
     CapacityError,
@@ -44,19 +46,17 @@ from ..machine.addresses import (
     CAN_GROW,
     DEFAULT_LIMIT,
     limit_text,
-    make_readable,
-    make_usable,
     node_mask,
     page_bytes,
     refuse_huge_pages,
     round_up,
 )
+from ..machine.holder import Holder, bind, hold
 from ..machine.owner import owner
-from ..njit.blocktype import BlockHolder, bind, hold
 from . import kernels as raw
 from . import layout as rawlayout
 from . import table as classes
-from .large import drop_parked, hold_pages, let_pages_go
+from .large import drop_retained, pin_pages, unpin_pages
 from .layout import (
     CLASS,
     COARSE,
@@ -69,21 +69,20 @@ from .layout import (
     NATURAL,
     PLAN,
     SIZES,
-    parked_size,
     place_of,
+    retained_size,
 )
 from .njit import SizeClassesType, size_classes_type
-from .range import ClassMemory, Wanted, block_of, dtype_of, plan_classes
+from .range import ClassMemory, PlannedClass, dtype_of, memory_of, plan_classes
 from .table import Tuning
 
 Bytes = npt.NDArray[np.uint8]
 
-SLOT_MASK = 0xFFFFFFFF
 SLOTS = 1 << 32
 RESERVED_SMALL = 8 << 30  # most bytes of a class of up to 1 KiB: more would leave no slot numbers for tuned classes
 RESERVED = 16 << 30  # most bytes of a larger one
 ALL_SHIFT = 4  # so much of a cache's share of the address space is a class's where all classes are opened at once
-SPARE = HEAPS * ROUNDS  # slots of a class, at least, where there is room: some will be retired
+SPARE = HEAPS * MAGAZINE_SLOTS  # slots of a class, at least, where there is room: some will be retired
 MOST_LARGE = 1 << 16  # mappings of a Linux process by default
 _numbers = itertools.count(1)  # of arrays that keep pages mapped
 
@@ -162,8 +161,8 @@ class _Pages:
 
     def __init__(self, parts: _Parts, ptr: int, size: int) -> None:
         words = np.array([0, parts.address, ptr, next(_numbers), 0, round_up(size, page_bytes)], np.int64)
-        self._owner = owner(let_pages_go, words, parts.memory)
-        pages = hold_pages(words.ctypes.data, size)  # 0: they could not be had
+        self._owner = owner(unpin_pages, words, parts.memory)
+        pages = pin_pages(words.ctypes.data, size)  # 0: they could not be had
         self.__array_interface__: dict[str, Any] = {"shape": (size,), "typestr": "|u1", "data": (pages, False), "version": 3}
 
 
@@ -174,21 +173,21 @@ class _Parts:
 
     def __init__(self, memory: npt.NDArray[np.uint8], address: int, large: SlabCache, placement: numa.Placement) -> None:
         self.memory, self.address, self.large, self.placement = memory, address, large, placement
-        self.rows = memory[rawlayout.ROWS : rawlayout.ROWS_AT].view(CLASS)
+        self.rows = memory[rawlayout.CLASSES : rawlayout.CLASS_OF_PLACE].view(CLASS)
         self.plans = memory[rawlayout.PLANS : rawlayout.PLANS + MAX_CLASSES * PLAN.itemsize].view(PLAN)
         self.caches: list[ClassCache | None] = [None]  # by row of the class, those that Python has needed so far
 
-    def place_of(self, row: int) -> ClassPlace:
+    def place_of(self, row: int) -> HeapPlace:
         """Where the heaps of a class are."""
         region = self.address + rawlayout.HEAPS_AT
-        return ClassPlace(self.memory, region, region + row * HEAP_BYTES, rawlayout.THREAD_BYTES, int(self.rows[row]["base"]))
+        return HeapPlace(self.memory, region, region + row * HEAP_BYTES, rawlayout.THREAD_BYTES, int(self.rows[row]["ptr_base"]))
 
-    def open_block(self, row: int) -> Block | None:
-        """Return the block of a class that was opened by its plan; None: it was not."""
+    def open_memory(self, row: int) -> CacheMemory | None:
+        """Return the memory of a class that was opened by its plan; None: it was not."""
         if self.rows[row]["control"] == 0:
             return None
         memory = np.asarray(ClassMemory(self.plans[row], self.memory))
-        return block_of(memory, self.rows[row], self.plans[row], self.placement, self.place_of(row))
+        return memory_of(memory, self.rows[row], self.plans[row], self.placement, self.place_of(row))
 
 
 class ClassCache(SlabCache[Any]):
@@ -196,11 +195,11 @@ class ClassCache(SlabCache[Any]):
 
     __slots__ = ()
 
-    def __init__(self, name: str, block: Block) -> None:
+    def __init__(self, name: str, block: CacheMemory) -> None:
         self._open(name, block.records.dtype, None, block)
 
 
-class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
+class SizeClasses(Holder):  # type: ignore[misc]  # made by CPython
     """
     Memory of any size, as `malloc` gives it: by size classes, each of them a cache.
 
@@ -322,31 +321,31 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
 
     def _make_block(self) -> None:
         """Lay the block, the rows and the maps out."""
-        for entry in (raw.close_sizes, drop_parked):
+        for entry in (raw.close_sizes, drop_retained):
             entry.compile()  # while there is memory
         large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, **self._of_caches)
-        reservation = reserve(rawlayout.SIZES_BYTES, large._block.bytes, end=raw.end_sizes)
-        memory = np.asarray(reservation)
-        self._address = reservation.address
-        heaps, n_heaps = self._address + rawlayout.HEAPS_AT, rawlayout.SIZES_BYTES - rawlayout.HEAPS_AT
+        region = AnonymousRegion(rawlayout.SIZES_BYTES, large._block.bytes, end=raw.end_sizes)
+        memory = np.asarray(region)
+        self._address = region.address
+        heaps, n_heaps = rawlayout.HEAPS_AT, rawlayout.SIZES_BYTES - rawlayout.HEAPS_AT
         of_threads = rawlayout.THREAD_BYTES * HEAPS  # all can be looked at, each is made writable for who comes
-        granted = make_usable(self._address, rawlayout.HEAPS_AT) and make_readable(heaps, of_threads)
-        if not (granted and make_usable(heaps + of_threads, n_heaps - of_threads)):
+        granted = region.commit(0, rawlayout.HEAPS_AT) and region.let_read(heaps, of_threads)
+        if not (granted and region.commit(heaps + of_threads, n_heaps - of_threads)):
             raise CacheFullError(f"the system gives no memory for the tables of allocator {self._name!r}")
-        refuse_huge_pages(heaps, n_heaps)  # a thread needs some pages, far from the next one's
+        refuse_huge_pages(self._address + heaps, n_heaps)  # a thread needs some pages, far from the next one's
         self._parts = _Parts(memory, self._address, large, self._placement)
         self._caches = self._parts.caches
         self._bases: list[int] = [0]
         self._rows = self._parts.rows
-        self._real = memory[rawlayout.ROWS_AT : rawlayout.ROWS_AT + rawlayout.PLACES]
-        self._map = memory[rawlayout.MAP : rawlayout.MAP + 2 * rawlayout.PLACES].view(np.uint16)
+        self._real = memory[rawlayout.CLASS_OF_PLACE : rawlayout.CLASS_OF_PLACE + rawlayout.PLACES]
+        self._map = memory[rawlayout.HEAP_OF_PLACE : rawlayout.HEAP_OF_PLACE + 2 * rawlayout.PLACES].view(np.uint16)
         self._table = self._real.tobytes()
         self._counts = memory[rawlayout.COUNTS : rawlayout.COUNTS + 8 * (LARGEST + 1)].view(np.int64)
         self._owners: weakref.WeakValueDictionary[int, _Pages] = weakref.WeakValueDictionary()
         block = memory[: SIZES.itemsize].view(SIZES)
         self._block = block[0]
-        values: dict[str, Any] = {field: entry.address for field, entry in raw.TABLE.items()}
-        values |= {
+        values: dict[str, Any] = {
+            "entries": raw.fill_table(),
             "n_rows": 1,
             "nodes": len(self._placement.sets),
             "large": large._address,
@@ -357,8 +356,8 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
             values |= {"mode": self._placement.mode, "mask": mask}
         for field, value in values.items():
             block[field] = value
-        reservation.words[R_BLOCK], reservation.words[R_BLOCK_BYTES] = self._address, SIZES.itemsize
-        reservation.words[R_CONTROL] = large._address  # from here on there is an allocator to end
+        region.range["head"], region.range["head_bytes"] = self._address, SIZES.itemsize
+        region.range["control"] = large._address  # from here on there is an allocator to end
         self._largest = LARGEST
         hold(self, self._address, block)
 
@@ -569,12 +568,12 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
 
     def _row_address(self, row: int) -> int:
         """Address of a row."""
-        return self._address + rawlayout.ROWS + row * CLASS.itemsize
+        return self._address + rawlayout.CLASSES + row * CLASS.itemsize
 
     def _cache(self, row: int) -> ClassCache | None:
         """Return the cache of a class, which Python may see now for the first time; None: the class was never used."""
         cache = self._caches[row]
-        if cache is None and (block := self._parts.open_block(row)) is not None:
+        if cache is None and (block := self._parts.open_memory(row)) is not None:
             cache = self._caches[row] = ClassCache(f"{self._name}-{self._rows[row]['high']}", block)
         return cache
 
@@ -604,7 +603,7 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         if not self._block["observe"]:
             self._map[:] = real.astype(np.uint16) * rawlayout.HEAP_LINES
 
-    def _wanted(self, new: list[tuple[int, int, bool]]) -> tuple[Wanted, ...]:
+    def _wanted(self, new: list[tuple[int, int, bool]]) -> tuple[PlannedClass, ...]:
         """Return new classes with what they are to hold, or their share of the slot numbers."""
         part = 0.9 if self._block["n_rows"] == 1 else 0.3 if len(new) > 1 else 0.1  # of the slot numbers that are left
         room = int(self._free_slots()[1] * part) // self._spread - sum(spare(high) for _, high, _ in new)
@@ -621,9 +620,9 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
                 raise CacheFullError(f"allocator {self._name!r} has no slot numbers left for a class of {high} bytes")
             parked = HEAPS * slab_shape(high, 1, not is_aligned)[2]
             if self._capacity is None:
-                wanted.append(Wanted(low, high, is_aligned, 0, 1, n))
+                wanted.append(PlannedClass(low, high, is_aligned, 0, 1, n))
             else:
-                wanted.append(Wanted(low, high, is_aligned, n, n + parked, n + (SPARE if CAN_GROW else parked)))
+                wanted.append(PlannedClass(low, high, is_aligned, n, n + parked, n + (SPARE if CAN_GROW else parked)))
         return tuple(wanted)
 
     @property
@@ -632,7 +631,7 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         sets = len(self._placement.sets)
         return 1 if sets == 1 else 2 * sets
 
-    def _make_rows(self, wanted: tuple[Wanted, ...]) -> None:
+    def _make_rows(self, wanted: tuple[PlannedClass, ...]) -> None:
         """Make the rows of new classes, each to be opened at its first use; those of several array sets are opened now."""
         if len(self._placement.sets) > 1:
             for each in wanted:
@@ -644,19 +643,19 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         self._parts.plans[first:end], self._rows[first:end] = plan_classes(
             wanted, self._free_slots()[0], interval_end, self._address
         )
-        self._bases[first:] = self._rows["base"][first:end].tolist()
+        self._bases[first:] = self._rows["ptr_base"][first:end].tolist()
         self._caches[first:] = [None] * len(wanted)
         self._block["n_rows"] = end
 
-    def _open_row(self, wanted: Wanted) -> None:
+    def _open_row(self, wanted: PlannedClass) -> None:
         """Open a class with several array sets, in a reservation of its own; it is there with the new number of rows."""
         row, base = int(self._block["n_rows"]), self._free_slots()[0]
-        self._rows[row]["base"] = base
+        self._rows[row]["ptr_base"] = base
         place = self._parts.place_of(row)
         dtype = dtype_of(wanted.high)
-        block = NewBlock(dtype, wanted.capacity or wanted.most, not wanted.is_aligned, None, self._placement, place)
+        block = NewCacheMemory(dtype, wanted.capacity or wanted.most, not wanted.is_aligned, None, self._placement, place)
         if self._of_caches["keep_empty"]:
-            block.control["interval_end"] = NEVER
+            block.state["interval_end"] = NEVER
         cache = ClassCache(f"{self._name}-{wanted.high}", block)
         stride, end = record_stride(dtype, not wanted.is_aligned), base + block.geometry.slots
         self._caches[row:], self._bases[row:] = [cache], [base]
@@ -796,7 +795,7 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         return SizeStats(
             live=sum(line.live for line in lines) + n_large,
             used=sum(line.live * line.high for line in lines) + pages,
-            memory=sum(line.memory for line in lines) + pages + sum(map(parked_size, self._block["parked"].tolist())),
+            memory=sum(line.memory for line in lines) + pages + sum(map(retained_size, self._block["retained"].tolist())),
             large=n_large,
             large_used=pages,
             observed=int(counts.sum()),
@@ -845,7 +844,7 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         What other threads have in their magazines stays, as of `SlabCache.shrink`.
         """
         self._need_open()
-        drop_parked(self._address)
+        drop_retained(self._address)
         return sum(cache.shrink() for _, cache in self._open_caches())
 
     def raise_faults(self) -> None:
@@ -943,7 +942,7 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         if slot >= int(self._block["large_base"]):
             return -1
         n = len(self._caches)
-        found = np.flatnonzero((self._rows["base"][:n] <= slot) & (slot < self._rows["end"][:n]))
+        found = np.flatnonzero((self._rows["ptr_base"][:n] <= slot) & (slot < self._rows["end"][:n]))
         return int(found[0]) if found.size else 0
 
     def _locate(self, ptr: int, size: int) -> tuple[int, int]:

@@ -1,90 +1,59 @@
 """
 Raw memory by size, in kernels: from a size to its class, from a ptr to its memory.
 
-Above `heap`, `large` and `opening`, below `sizetype`.  A *class* is a cache whose records are bytes; it serves the sizes from
-``low + 1`` to ``high``.  A *ptr* is a handle of its cache, with the slots of all classes numbered through: class k has the
-slot numbers ``base`` to ``end``, nobody else's.  So a ptr alone tells its class, and a ptr in the wrong class is out of range
-there: it is refused for sure, by the compare that the cache makes anyway.
+A class serves the sizes from ``low + 1`` to ``high``.  A *ptr* is a handle of its cache, with the slots of all classes numbered
+through: class k has the slot numbers ``ptr_base`` to ``end``, and no other class has them.  So a ptr alone tells its class.  A ptr
+of another class is out of range: the compare that the cache makes anyway refuses it for sure.
 
-The heaps of all classes lie in one region, those of one thread side by side: so a fast path computes where the heap of a size
+The heaps of all classes lie in one region, those of one thread side by side.  So a fast path computes where the heap of a size
 stands from the thread and one look into the map of sizes, and finds all that it needs on the first line of that heap.
-Whatever is unusual goes to the slow path of the same name, out of line and through the table in the block SIZES: sizes out of
-bounds, a thread whose heap stands elsewhere, an empty or full magazine, a refused ptr, and every size while sizes are counted,
-since the map then leads to class 0, where no heap is anybody's.
+All that is unusual goes to the slow path of the fast path's name, out of line and through the table of entry points: sizes out of
+bounds, a thread whose heap stands elsewhere, an empty or full magazine, a refused ptr.  While sizes are counted every size is
+unusual, since the map then leads to class 0, where no thread has a heap.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..core.calls import HASH_SHIFT, call_table, heap_at, my_heap, slow
-from ..core.heap import BELOW_TOP, H_RECORDS, H_WORDS, SLOT_MASK, Heap, alloc, free_any, is_live, push
-from ..core.heap import F_ADDRESS as CACHE_ADDRESS
-from ..core.layout import NULL, TAKEN, C, H
-from ..core.process import R_CONTROL, R_START, close, end_range, leave, part_with, unlock_registry
-from ..core.slab import lock_word
-from ..machine.compile import Entry, c_object, cold, int64, kernel, lean
-from ..machine.memory import (
-    advance,
-    copy_bytes,
-    fetch_add,
-    frozen,
-    heap_pointer,
-    likely,
-    load1,
-    load2,
-    load4,
-    load8,
-    load8_acquire,
-    load8_relaxed,
-    mixed,
-    shift_right,
-    store4,
-    store8,
-    thread_pointer,
-    zero_bytes,
-)
+import numpy as np
+
+from ..core.calls import call, my_heap, slow
+from ..core.heap import alloc, free_any, is_live, push
+from ..core.layout import HASH_SHIFT, LINE, NOT_FREE, NULL, SLOT_MASK, Heap, control_at, heap_at, range_at
+from ..core.process import close, end_range, leave, part_with, the_process
+from ..core.slab import lock_row, unlock_row
+from ..machine.addresses import page_bytes
+from ..machine.compile import Entry, cold, kernel, lean
+from ..machine.memory import copy_bytes, fibonacci_hash, likely, shift_right, thread_pointer, zero_bytes
+from ..machine.pointers import address_of, fetch_add, i8s, load_acquire, load_relaxed, u1s, u2s
 from ..machine.system import unmap_pages
-from .large import allocate_large, free_all, free_large, large_at, large_scratch, page_bytes, pages_at, realloc_large
+from .large import allocate_large, free_all, free_large, is_large, large_scratch, pages_of, realloc_large
+from .large import row_of_ptr as large_row_of_ptr
 from .layout import (
-    AT_SCRATCH,
     CLASS_BYTES,
+    CLASS_OF_PLACE,
+    CLASSES,
     COUNTS,
-    F_ADDRESS,
-    F_ALLOCATE,
-    F_FREE,
-    F_SCRATCH,
+    HEAP_OF_PLACE,
     HEAPS_AT,
-    K_ALIGNED,
-    K_BASE,
-    K_CONTROL,
-    K_END,
-    K_HIGH,
-    K_LOW,
-    K_STRIDE,
     LARGEST,
-    MAP,
     MAX_ALIGN,
     MAX_BYTES,
     NATURAL,
-    P_BYTES,
-    P_MEMORY,
     PLAN_BYTES,
     PLANS,
-    ROWS,
-    ROWS_AT,
-    S_CLOSED,
-    S_LARGE,
-    S_N_ROWS,
-    S_NODES,
-    S_OBSERVE,
+    SIZE_ENTRIES,
     THREAD_BYTES,
+    Class,
+    Sizes,
+    class_at,
     place_of,
+    plan_at,
+    sizes_at,
 )
-from .opening import C_PROCESS, control_of, open_class
+from .opening import control_of, open_class
 
-C_RECORDS = C["records"] // 8
-H_BASE, H_STRIDE = H["base"], H["stride"]
 _place_of: Any = kernel(place_of)
 
 
@@ -93,9 +62,9 @@ _place_of: Any = kernel(place_of)
 
 @kernel
 def my_heap_of(s: int, me: int, size: int) -> Heap:
-    """Where the heap of a size and of the calling thread, `me`, stands, if nobody else's does."""
-    first = s + HEAPS_AT + shift_right(mixed(me), HASH_SHIFT) * THREAD_BYTES
-    return heap_pointer(first + (load2(s + MAP, _place_of(size)) << 6))
+    """Where the heap of a size and of the calling thread, `me`, stands, if no other thread's does."""
+    first = s + HEAPS_AT + shift_right(fibonacci_hash(me), HASH_SHIFT) * THREAD_BYTES
+    return heap_at(first + u2s(s + HEAP_OF_PLACE)[_place_of(size)] * LINE)
 
 
 @lean
@@ -103,18 +72,17 @@ def allocate_at(s: int, size: int) -> Any:
     """Take memory: (its ptr, its address); (NULL, 0) if the size is out of bounds or there is no memory."""
     me = thread_pointer()
     heap = my_heap_of(s, me, size)
-    if likely(load8_relaxed(heap, 0) == me):
-        h = heap_at(heap)
-        top = h.top
-        slot, word = int64(0), int64(TAKEN)
+    if likely(load_relaxed(heap, "owner") == me):
+        top = heap.top
+        slot, generation = 0, NOT_FREE
         if likely(top != 0):
-            slot = load4(advance(heap, BELOW_TOP), top)
-            word = load4(frozen(heap, H_WORDS), slot)
-        if likely(word & TAKEN == 0):
-            h.top = top - 1
-            store4(frozen(heap, H_WORDS), slot, word | 1)
-            ptr = (word >> 1 << 32 | slot) + frozen(heap, H_BASE)
-            return ptr, frozen(heap, H_RECORDS) + slot * frozen(heap, H_STRIDE)
+            slot = heap.magazine[top - 1]
+            generation = heap.generations[slot]
+        if likely(generation & NOT_FREE == 0):
+            heap.top = top - 1
+            heap.generations[slot] = generation | 1
+            ptr = (generation >> 1 << 32 | slot) + heap.ptr_base
+            return ptr, heap.records + slot * heap.stride
     return allocate_at_out_of_line(s, size)
 
 
@@ -129,9 +97,9 @@ def release(s: int, ptr: int, size: int) -> bool:
     """Free memory; False, and nothing changed, if the ptr is refused or is of another size."""
     me = thread_pointer()
     heap = my_heap_of(s, me, size)
-    if likely(load8_relaxed(heap, 0) == me):
-        if likely(frozen(s, S_NODES) == 1):
-            if likely(push(heap, ptr - frozen(heap, H_BASE))):
+    if likely(load_relaxed(heap, "owner") == me):
+        if likely(sizes_at(s).nodes == 1):
+            if likely(push(heap, ptr - heap.ptr_base)):
                 return True
     return release_out_of_line(s, ptr, size)
 
@@ -141,10 +109,10 @@ def address(s: int, ptr: int, size: int) -> int:
     """Return the address of live memory; 0 if the ptr is refused."""
     me = thread_pointer()
     heap = my_heap_of(s, me, size)
-    if likely(load8_relaxed(heap, 0) == me):
-        handle = ptr - frozen(heap, H_BASE)
+    if likely(load_relaxed(heap, "owner") == me):
+        handle = ptr - heap.ptr_base
         if likely(is_live(heap, handle)):
-            return frozen(heap, H_RECORDS) + (handle & SLOT_MASK) * frozen(heap, H_STRIDE)
+            return heap.records + (handle & SLOT_MASK) * heap.stride
     return address_out_of_line(s, ptr, size)
 
 
@@ -152,7 +120,7 @@ def address(s: int, ptr: int, size: int) -> int:
 def address_or_scratch(s: int, ptr: int, size: int) -> int:
     """Return the address of live memory; if the ptr is refused, that of as much zeroed scratch memory, and a fault is set."""
     at = address(s, ptr, size)
-    return at if likely(at != 0) else call_table(s, F_SCRATCH, (ptr, size))
+    return at if likely(at != 0) else call(sizes_at(s), "scratch", (ptr, size))
 
 
 # --- Out of line ---
@@ -161,24 +129,24 @@ def address_or_scratch(s: int, ptr: int, size: int) -> int:
 @cold
 def allocate_at_out_of_line(s: int, size: int) -> Any:
     """`allocate_at` of what is unusual."""
-    ptr = call_table(s, F_ALLOCATE, (size,))
-    return ptr, call_table(s, F_ADDRESS, (ptr, size)) if ptr != NULL else int64(0)
+    ptr = call(sizes_at(s), "allocate", (size,))
+    return ptr, call(sizes_at(s), "address", (ptr, size)) if ptr != NULL else 0
 
 
 @cold
 def release_out_of_line(s: int, ptr: int, size: int) -> bool:
-    """`release` of what is unusual: by a full magazine, or with several array sets, still in the thread's own heap."""
+    """`release` of what is unusual: by a full magazine, or with several nodes, still in the thread's own heap."""
     me = thread_pointer()
     heap = my_heap_of(s, me, size)
-    if load8_relaxed(heap, 0) == me and free_any(heap_at(heap).control, heap, ptr - frozen(heap, H_BASE)):
+    if load_relaxed(heap, "owner") == me and free_any(heap.control, heap, ptr - heap.ptr_base):
         return True
-    return call_table(s, F_FREE, (ptr, size)) != 0
+    return call(sizes_at(s), "free", (ptr, size)) != 0
 
 
 @cold
 def address_out_of_line(s: int, ptr: int, size: int) -> int:
     """`address` of what is unusual."""
-    return call_table(s, F_ADDRESS, (ptr, size)) if size > 0 else int64(0)
+    return call(sizes_at(s), "address", (ptr, size)) if size > 0 else 0
 
 
 # --- Which class ---
@@ -201,32 +169,32 @@ _quarter_size: Any = kernel(quarter_size)
 
 
 @kernel
-def row_of(s: int, size: int) -> int:
-    """Return the row of a size that is within bounds."""
-    return s + ROWS + load1(s + ROWS_AT, _place_of(size)) * CLASS_BYTES
+def class_of(s: int, size: int) -> Class:
+    """Return the row of the class that serves a size within bounds."""
+    return class_at(s + CLASSES + u1s(s + CLASS_OF_PLACE)[_place_of(size)] * CLASS_BYTES)
 
 
 @kernel
-def row_of_ptr(s: int, ptr: int) -> int:
-    """Return the row of the class whose slots hold a ptr's; 0: none."""
+def class_of_ptr(sizes: Sizes, ptr: int) -> Class:
+    """Return the row of the class whose slots hold a ptr's; NULL: none."""
     slot = ptr & SLOT_MASK
-    row = s + ROWS
-    for _ in range(load8(s, S_N_ROWS)):
-        if load8(row, K_BASE) <= slot < load8(row, K_END):
-            return row
-        row += CLASS_BYTES
-    return int64(0)
+    at = address_of(sizes) + CLASSES
+    for _ in range(sizes.n_rows):
+        if class_at(at).ptr_base <= slot < class_at(at).end:
+            return class_at(at)
+        at += CLASS_BYTES
+    return class_at(0)
 
 
 @kernel
-def serves(row: int, size: int) -> bool:
+def serves(row: Class, size: int) -> bool:
     """Whether the class could have been given for that size."""
-    if load8(row, K_LOW) < size <= load8(row, K_HIGH):
+    if row.low < size <= row.high:
         return True
-    if load8(row, K_ALIGNED) != 0 and 0 < size <= load8(row, K_HIGH):
-        align = int64(NATURAL)
+    if row.is_aligned != 0 and 0 < size <= row.high:
+        align = NATURAL
         while align <= MAX_ALIGN:
-            if _quarter_size(size, align) == load8(row, K_HIGH):
+            if _quarter_size(size, align) == row.high:
                 return True
             align *= 2
     return False
@@ -238,72 +206,78 @@ def serves(row: int, size: int) -> bool:
 @Entry
 def allocate_slow(s: int, size: int) -> int:
     """`allocate` of any size, by any thread."""
-    if size <= 0 or load8(s, S_CLOSED) != 0:
-        return int64(NULL)
+    sizes = sizes_at(s)
+    if size <= 0 or sizes.closed != 0:
+        return NULL
     if size > LARGEST:
-        return allocate_large(s, size, int64(0))
-    if load8(s, S_OBSERVE) != 0:
-        fetch_add(s + COUNTS + size * 8, 1)
-    return take_from(s, row_of(s, size))
+        return allocate_large(sizes, size, 0)
+    if sizes.observe != 0:
+        fetch_add(i8s(s + COUNTS), size, 1)
+    return take_from(sizes, class_of(s, size))
 
 
 @Entry
 def allocate_zeros(s: int, size: int) -> int:
     """Take large memory that reads as zeros: new pages; returns a ptr or NULL."""
-    return allocate_large(s, size, int64(1)) if size > LARGEST and load8(s, S_CLOSED) == 0 else int64(NULL)
+    sizes = sizes_at(s)
+    return allocate_large(sizes, size, 1) if size > LARGEST and sizes.closed == 0 else NULL
 
 
 @Entry
-def allocate_in(s: int, row: int) -> int:
+def allocate_in(s: int, k: int) -> int:
     """Take memory of a class; returns a ptr or NULL."""
-    return take_from(s, row)
+    return take_from(sizes_at(s), class_at(k))
 
 
 @kernel
-def take_from(s: int, row: int) -> int:
+def take_from(sizes: Sizes, row: Class) -> int:
     """Take memory of a class, opened now if need be; returns a ptr or NULL."""
-    handle = alloc(my_heap(control_of(s, row)))
-    return handle + load8(row, K_BASE) if handle != NULL else int64(NULL)
+    handle = alloc(my_heap(control_of(sizes, row)))
+    return handle + row.ptr_base if handle != NULL else NULL
 
 
 @Entry
 def free_slow(s: int, ptr: int, size: int) -> int:
     """`release` of any ptr, by any thread; 1: freed."""
     if ptr < 0 or size <= 0:
-        return int64(0)
-    row = row_of_ptr(s, ptr)
-    if row == 0:
-        return free_large(s, ptr, size)
+        return 0
+    row = class_of_ptr(sizes_at(s), ptr)
+    if address_of(row) == 0:
+        return free_large(sizes_at(s), ptr, size)
     if not serves(row, size):
-        return int64(0)
-    c = load8_acquire(row, K_CONTROL)
-    return int64(1) if c != 0 and free_any(c, my_heap(c), ptr - load8(row, K_BASE)) else int64(0)
+        return 0
+    c = load_acquire(row, "control")
+    if c == 0:
+        return 0
+    return 1 if free_any(control_at(c), my_heap(control_at(c)), ptr - row.ptr_base) else 0
 
 
 @Entry
 def address_slow(s: int, ptr: int, size: int) -> int:
     """`address` of any ptr, by any thread; a size of 0 stands for any."""
     if ptr < 0:
-        return int64(0)
-    row = row_of_ptr(s, ptr)
-    if row == 0:
-        at = large_at(s, ptr, size)
-        return pages_at(at, ptr) if at != 0 else int64(0)
-    handle = ptr - load8(row, K_BASE)
-    c = load8_acquire(row, K_CONTROL)
-    if c == 0 or (size != 0 and not serves(row, size)) or not is_live(my_heap(c), handle):
-        return int64(0)
-    return load8(c, C_RECORDS) + (handle & SLOT_MASK) * load8(row, K_STRIDE)
+        return 0
+    sizes = sizes_at(s)
+    row = class_of_ptr(sizes, ptr)
+    if address_of(row) == 0:
+        return pages_of(large_row_of_ptr(sizes, ptr), ptr) if is_large(sizes, ptr, size) else 0
+    handle = ptr - row.ptr_base
+    c = load_acquire(row, "control")
+    if c == 0 or (size != 0 and not serves(row, size)) or not is_live(my_heap(control_at(c)), handle):
+        return 0
+    return control_at(c).records + (handle & SLOT_MASK) * row.stride
 
 
 @Entry
 def scratch(s: int, ptr: int, size: int) -> int:
     """Set a fault, and zero scratch memory of the size for a ptr that was refused; 0 for what is no size."""
-    c = control_of(s, row_of(s, size)) if 0 < size <= LARGEST else int64(0)
-    if c != 0:
-        return slow(my_heap(c), CACHE_ADDRESS, (ptr,))
-    slow(my_heap(load8(s, S_LARGE)), CACHE_ADDRESS, (ptr,))
-    return large_scratch(s, size) if 0 < size <= MAX_BYTES else int64(0)
+    sizes = sizes_at(s)
+    if 0 < size <= LARGEST:
+        control = control_of(sizes, class_of(s, size))
+        if address_of(control) != 0:
+            return slow(my_heap(control), "address", (ptr,))
+    slow(my_heap(sizes.large), "address", (ptr,))
+    return large_scratch(sizes, size) if 0 < size <= MAX_BYTES else 0
 
 
 @Entry
@@ -313,81 +287,92 @@ def realloc(s: int, ptr: int, old: int, new: int) -> int:
 
     In place where the class serves both sizes; large memory is moved by its pages, else the bytes are copied.
     """
-    if old <= 0 or new <= 0 or ptr < 0 or load8(s, S_CLOSED) != 0:
-        return int64(NULL)
+    sizes = sizes_at(s)
+    if old <= 0 or new <= 0 or ptr < 0 or sizes.closed != 0:
+        return NULL
     source = address(s, ptr, old)
     if source == 0:
-        return int64(NULL)
-    row = row_of_ptr(s, ptr)
-    if row == 0:
-        return realloc_large(s, ptr, old, new)
+        return NULL
+    row = class_of_ptr(sizes, ptr)
+    if address_of(row) == 0:
+        return realloc_large(sizes, ptr, old, new)
     if serves(row, new):
         return ptr
     to = allocate(s, new)
     if to == NULL:
-        return int64(NULL)
+        return NULL
     copy_bytes(address(s, to, new), source, min(old, new))
     release(s, ptr, old)
     return to
 
 
+# --- Ends ---
+
+
 @Entry
 def close_sizes(s: int) -> int:
     """Close an allocator: it refuses everything from now on, and its memory is given back."""
-    c = load8(s, S_LARGE)
-    free_all(s)
-    close(load8(c, C_PROCESS), c)  # by the registry's lock: who takes that afterwards opens no class any more
-    row = s + ROWS
-    for _ in range(load8(s, S_N_ROWS)):
-        c = load8_acquire(row, K_CONTROL)
+    sizes = sizes_at(s)
+    free_all(sizes)
+    close(sizes.large)  # by the registry's lock: a thread that takes that lock afterwards opens no class any more
+    for number in range(sizes.n_rows):
+        c = load_acquire(class_at(s + CLASSES + number * CLASS_BYTES), "control")
         if c != 0:
-            close(load8(c, C_PROCESS), c)
-        row += CLASS_BYTES
-    return int64(0)
+            close(control_at(c))
+    return 0
 
 
 @Entry
 def end_sizes(words: int) -> int:
     """The end of an allocator's memory: its classes leave the registry, and their ranges and large memory are unmapped."""
-    s = load8(words, R_START)
-    if s == 0:  # it was never there
-        return int64(0)
-    if load8(words, R_CONTROL) == 0:  # nor was an allocator in it
-        end_range(words)
-        return int64(0)
-    free_all(s)
-    scratch = load8(s + AT_SCRATCH, 0)
-    if scratch != 0:
-        store8(s + AT_SCRATCH, 0, 0)
-        unmap_pages(scratch, load8(scratch, 0) + page_bytes)
-    p = c_object("jitslab.process")
-    lock_word(p)
-    for number in range(load8(s, S_N_ROWS)):
-        c = load8(s + ROWS + number * CLASS_BYTES, K_CONTROL)
-        plan = s + PLANS + number * PLAN_BYTES
-        if c != 0 and load8(plan, P_MEMORY) != 0:
-            leave(p, c)
-    unlock_registry(p)
-    for number in range(load8(s, S_N_ROWS)):
-        plan = s + PLANS + number * PLAN_BYTES
-        if load8(plan, P_MEMORY) != 0:
-            part_with(p, load8(plan, P_MEMORY), load8(plan, P_BYTES))
-    end_range(words)
-    return int64(0)
+    memory = range_at(words)
+    if memory.start == 0:  # it was never there
+        return 0
+    if memory.control == 0:  # nor was an allocator in it
+        end_range(memory)
+        return 0
+    s = memory.start
+    sizes = sizes_at(s)
+    free_all(sizes)
+    spare = sizes.scratch
+    if spare != 0:
+        sizes.scratch = 0
+        unmap_pages(spare, i8s(spare)[0] + page_bytes)
+    process = the_process()
+    lock_row(process)
+    for number in range(sizes.n_rows):
+        c = class_at(s + CLASSES + number * CLASS_BYTES).control
+        if c != 0 and plan_at(s + PLANS + number * PLAN_BYTES).memory != 0:
+            leave(process, control_at(c))
+    unlock_row(process)
+    for number in range(sizes.n_rows):
+        plan = plan_at(s + PLANS + number * PLAN_BYTES)
+        if plan.memory != 0:
+            part_with(process, plan.memory, plan.bytes)
+    end_range(memory)
+    return 0
 
 
 @Entry
 def zero(at: int, n: int) -> int:
     """Zero n bytes."""
     zero_bytes(at, n)
-    return int64(0)
+    return 0
 
 
 TABLE: dict[str, Entry] = {
-    "f_allocate": allocate_slow,
-    "f_free": free_slow,
-    "f_address": address_slow,
-    "f_realloc": realloc,
-    "f_scratch": scratch,
-    "f_open": open_class,
+    "allocate": allocate_slow,
+    "free": free_slow,
+    "address": address_slow,
+    "realloc": realloc,
+    "scratch": scratch,
+    "open": open_class,
 }
+table = np.zeros(1, SIZE_ENTRIES)  # of this process; filled in with the first allocator
+
+
+def fill_table() -> int:
+    """Write the address of each entry point into the table of this process; returns its address."""
+    for name, entry in TABLE.items():
+        table[name] = entry.address
+    return int(table.ctypes.data)

@@ -13,17 +13,20 @@ from numba import types
 from numba.core.errors import NumbaTypeError
 from numba.np.arrayobj import populate_array
 
+from ..core.calls import call
 from ..machine.compile import I64, int64, intrinsic, kernel
 from ..machine.disk import SOURCE_HASH
+from ..machine.holder import register
 from ..njit import lowering as calls
-from ..njit.blocktype import register
-from ..njit.lowering import Site
+from ..njit.lowering import Pointer, Site
 from . import kernels as raw
-from .layout import F_REALLOC
+from .layout import SizesPointer
 
 
 class SizeClassesType(types.Type):  # type: ignore[misc]  # numba has no types
     """Numba type of all allocators by size; the name carries the hash of the package's sources."""
+
+    row = SizesPointer
 
     def __init__(self) -> None:
         super().__init__(f"jitslab.SizeClasses[{SOURCE_HASH}]")
@@ -68,9 +71,9 @@ def method(name: str) -> Callable[..., Any]:
     return calls.method(SizeClassesType, name)
 
 
-def emit_lean(site: Site, kernel: Any, *values: Any) -> Any:
+def emit_lean(site: Site, kernel: Any, sizes: Pointer, *values: Any) -> Any:
     """Emit a lean call."""
-    return site.emit(kernel, (types.int64,) * len(values), *values)
+    return site.emit(kernel, site.builder.ptrtoint(sizes.value, I64), *values)
 
 
 @method("allocate")
@@ -98,7 +101,7 @@ def SizeClasses_free(alloc: Any, ptr: Any, size: Any) -> Any:
 def SizeClasses_realloc(alloc: Any, ptr: Any, old_size: Any, new_size: Any) -> Any:
     """Another size: the ptr from now on, or NULL and nothing changed."""
     need_integers("realloc(ptr, old_size, new_size)", ptr, old_size, new_size)
-    return types.int64, lambda site, s, ptr, old_size, new_size: site.table(s, F_REALLOC, ptr, old_size, new_size)
+    return types.int64, lambda site, s, ptr, old_size, new_size: site.entry(call, s, "realloc", ptr, old_size, new_size)
 
 
 @method("address")
@@ -112,4 +115,6 @@ def SizeClasses_address(alloc: Any, ptr: Any, size: Any) -> Any:
 def SizeClasses_bytes(alloc: Any, ptr: Any, size: Any) -> Any:
     """The bytes of live memory; of zeroed scratch memory, with a fault set, if the ptr is refused."""
     need_integers("bytes(ptr, size)", ptr, size)
-    return BYTES, lambda site, s, ptr, size: site.call(raw_bytes, site.call(raw.address_or_scratch, s, ptr, size), size)
+    return BYTES, lambda site, s, ptr, size: site.call(
+        raw_bytes, site.call(raw.address_or_scratch, site.builder.ptrtoint(s.value, I64), ptr, size), size
+    )

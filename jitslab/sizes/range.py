@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..core.layout import CONTROL, LEAST_BYTES, NO_INIT, PAGE, Geometry, slab_shape
-from ..core.memory import Block, ClassPlace, first_cycle, serials, staggered
+from ..core.geometry import Geometry, slab_shape
+from ..core.layout import MAX_SLOTS, NO_INIT, NODE, PAGE
+from ..core.memory import LEAST_BYTES, CacheMemory, HeapPlace, first_cycle, serials, staggered
 from ..machine import numa
 from .layout import CLASS, LARGER_SCRATCH, PLAN, SCRATCH
 
 
-class Wanted(NamedTuple):
+class PlannedClass(NamedTuple):
     """A class that is to be."""
 
     low: int  # it serves the sizes above this
@@ -37,13 +38,13 @@ def dtype_of(high: int) -> np.dtype[Any]:
 
 
 @lru_cache(maxsize=4)
-def lay_out(wanted: tuple[Wanted, ...]) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
+def lay_out(wanted: tuple[PlannedClass, ...]) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
     """Return what the plans of several classes have in common in all allocators, and their rows, with slots numbered from 0."""
     plans, rows = np.zeros(len(wanted), PLAN), np.zeros(len(wanted), CLASS)
-    own, slot = plans["own"], 0
+    own, slot = plans["geometry"], 0
     for i, each in enumerate(wanted):
-        stride, shift, rounds = slab_shape(each.high, 1, not each.is_aligned)
-        own["stride"][i], own["shift"][i], own["rounds"][i] = stride, shift, rounds
+        stride, shift, magazine_size = slab_shape(each.high, 1, not each.is_aligned)
+        own["stride"][i], own["shift"][i], own["magazine_size"][i] = stride, shift, magazine_size
         least = max(-(-each.least >> shift), LEAST_BYTES // (stride << shift) if each.capacity == 0 else 0, 1)
         plans["least"][i], own["max_slabs"][i] = least, max(-(-each.most >> shift), least)
         end = slot + (int(own["max_slabs"][i]) << shift)
@@ -51,24 +52,24 @@ def lay_out(wanted: tuple[Wanted, ...]) -> tuple[npt.NDArray[np.void], npt.NDArr
         slot = end
     own["itemsize"], own["capacity"] = rows["high"], [each.capacity for each in wanted]
     own["scratch_step"] = np.where(own["stride"] <= PAGE, PAGE, 0)
-    own["scratch"] = own["template"] = np.where(own["stride"] <= PAGE, SCRATCH, LARGER_SCRATCH)
-    own["colours"], own["init"] = 1 - rows["is_aligned"], NO_INIT
+    plans["scratch"] = np.where(own["stride"] <= PAGE, SCRATCH, LARGER_SCRATCH)
+    own["is_coloured"], own["init"] = 1 - rows["is_aligned"], NO_INIT
+    own["nodes"], own["node_shift"] = 1, MAX_SLOTS.bit_length()
+    own["node_slots"] = 1 << MAX_SLOTS.bit_length()
     return plans, rows
 
 
 def plan_classes(
-    wanted: tuple[Wanted, ...], first_slot: int, interval_end: int, allocator: int
+    wanted: tuple[PlannedClass, ...], first_slot: int, interval_end: int, allocator: int
 ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
     """Return the plans of several classes, with cycles and places in the CPU's caches of their own, and their rows."""
     plans, rows = (each.copy() for each in lay_out(wanted))
     numbers = np.array([next(serials) for _ in wanted])
-    plans["control"], _, plans["words"] = staggered(numbers)
+    plans["control_offset"], _, plans["generations_offset"] = staggered(numbers)
     plans["interval_end"] = interval_end
-    own = plans["own"]
-    own["scratch"] += allocator
-    own["template"] += allocator
-    own["start"] = [2 * first_cycle(number) for number in numbers.tolist()]
-    rows["base"] += first_slot
+    plans["scratch"] += allocator
+    plans["geometry"]["first_generation"] = [2 * first_cycle(number) for number in numbers.tolist()]
+    rows["ptr_base"] += first_slot
     rows["end"] += first_slot
     return plans, rows
 
@@ -84,18 +85,22 @@ class ClassMemory:
         self.__array_interface__: dict[str, Any] = {"shape": (int(plan["bytes"]),), "typestr": "|u1", "data": data, "version": 3}
 
 
-def block_of(memory: npt.NDArray[np.uint8], row: np.void, plan: np.void, placement: numa.Placement, place: ClassPlace) -> Block:
-    """Return the block of a class that was opened by its plan, in its range."""
+def memory_of(
+    memory: npt.NDArray[np.uint8], row: np.void, plan: np.void, placement: numa.Placement, place: HeapPlace
+) -> CacheMemory:
+    """Return the memory of a class that was opened by its plan, in its range."""
     start, address = int(plan["memory"]), int(row["control"])
-    control = memory[address - start : address - start + CONTROL.itemsize].view(CONTROL)[0]
-    own = {name: int(control[name]) for name in ("itemsize", "stride", "shift", "capacity", "max_slabs", "rounds")}
-    border = address - start - int(plan["control"])
+    control = memory[address - start : address - start + NODE.itemsize].view(NODE)["control"][0]
+    shape = control["geometry"]
+    own = {name: int(shape[name]) for name in ("itemsize", "stride", "shift", "capacity", "max_slabs", "magazine_size")}
+    where = {name: int(control["addresses"][name]) for name in ("records", "generations")}
+    border = address - start - int(plan["control_offset"])
     sizes = Geometry(
         **own,
         nodes=1,
-        node_shift=int(control["node_shift"]),
-        scratch_step=int(control["scratch_step"]),
-        offset={"bits": 0, "control": border, "words": border, "records": int(control["records"]) - start},
+        node_shift=int(shape["node_shift"]),
+        scratch_step=int(shape["scratch_step"]),
+        offset={"bits": 0, "control": border, "generations": border, "records": where["records"] - start},
         total=memory.size,
     )
-    return Block(memory, sizes, dtype_of(int(row["high"])), placement, address, int(control["words"]), place)
+    return CacheMemory(memory, sizes, dtype_of(int(row["high"])), placement, address, where["generations"], place)

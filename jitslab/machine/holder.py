@@ -1,7 +1,7 @@
 """
 Objects that are, in compiled code, the address of a block: one int64, got by one load.
 
-Above `_cpython`, below `compiled` and `sizetype`.  Such an object is a `BlockHolder`: it has the address, and the array whose
+Above `_cpython`, below `compiled` and `sizetype`.  Such an object is a `Holder`: it has the address, and the array whose
 data the block is; so the block lives as long as the object does.  Numba asks any object for its type by an attribute, and a proxy
 answers as the object behind it does: so compiled code looks at the class before it looks into the object.  On the way back the
 address finds the object that it is of.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import weakref
 from typing import Any, NoReturn
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -20,33 +21,42 @@ from numba.core.imputils import lower_constant
 from numba.extending import NativeValue, box, make_attribute_wrapper, models, register_model, unbox
 
 from ..errors import CacheTypeError, ClosedError
-from ..machine.compile import I32, I64, PTR, name_object
-from ..machine.cpython import HEAD, make_type, member
+from .compile import I32, I64, PTR, name_object
+from .cpython import HEAD, make_type, member
+from .pointers import StructPointer, make_cast
 
-# In a BlockHolder: the block's address, 0 before it has one; the array that keeps the block; the class of a cache's guards.
-ADDRESS, ARRAY, GUARD_CLASS, HOLDER_BYTES = range(HEAD, HEAD + 32, 8)
+HOLDER = np.dtype(
+    [
+        ("head", "u1", (HEAD,)),
+        ("address", "i8"),  # of the first CONTROL row, or of an allocator's tables; 0 before it has one
+        ("array", "i8"),  # the array that keeps that memory
+        ("guard_class", "i8"),  # the class of a cache's guards
+    ]
+)
+holder_at = make_cast(StructPointer("Holder", HOLDER))
+ADDRESS, ARRAY, GUARD_CLASS = (int(HOLDER.fields[name][1]) for name in ("address", "array", "guard_class"))  # type: ignore[index]  # a dtype with names has fields
 _members = (
     member("address", "i8", ADDRESS, 0),
     member("array", "object", ARRAY, 0),
     member("guard_class", "object", GUARD_CLASS, 0),
 )
-BlockHolder: Any = make_type((object,), HOLDER_BYTES, {}, _members)
-_address, _array, _guard_class = (vars(BlockHolder)[name] for name in ("address", "array", "guard_class"))
+Holder: Any = make_type((object,), HOLDER.itemsize, {}, _members)
+_address, _array, _guard_class = (vars(Holder)[name] for name in ("address", "array", "guard_class"))
 for _name in ("address", "array", "guard_class"):  # so nothing but this module sets them
-    delattr(BlockHolder, _name)
+    delattr(Holder, _name)
 _classes: dict[type[types.Type], tuple[type, str]] = {}  # the class of the objects of a type, and what users call it
 _objects: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by the address of their block
 
 
 def hold(holder: Any, address: int, array: Any) -> None:
-    """Have a BlockHolder hold the block at an address, which is the data of an array; compiled code that returns it finds it."""
+    """Have a Holder hold the block at an address, which is the data of an array; compiled code that returns it finds it."""
     _array.__set__(holder, array)
     _address.__set__(holder, address)
     _objects[address] = holder
 
 
 def is_going(holder: Any) -> bool:
-    """Whether a BlockHolder is being collected: together with what refers to it, if that is in a cycle with it."""
+    """Whether a Holder is being collected: together with what refers to it, if that is in a cycle with it."""
     return _objects.get(_address.__get__(holder)) is not holder
 
 

@@ -1,0 +1,139 @@
+"""The sizes of one cache and the offsets of its parts, from its dtype and its capacity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ..errors import CapacityError
+from ..machine.addresses import round_up
+from ..machine.numa import CPUS
+from .layout import (
+    HEAP_BYTES,
+    HEAP_ROWS,
+    HEAPS,
+    LINE,
+    MAGAZINE_BYTES,
+    MAGAZINE_SLOTS,
+    MAX_SLAB_SHIFT,
+    MAX_SLOTS,
+    NODE_BORDER,
+    NODE_BYTES,
+    NODE_SHIFT,
+    PAGE,
+    SLAB,
+    SLAB_BYTES,
+    STAGGER,
+    WORD_SLOTS,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Sizes of one cache, shared by those laid out alike: all from the dtype, the capacity and whether it is coloured."""
+
+    itemsize: int
+    stride: int
+    shift: int
+    capacity: int
+    max_slabs: int  # of one node
+    magazine_size: int
+    nodes: int
+    node_shift: int  # slots from one node to the next == 1 << node_shift; with one node above every slot number
+    scratch_step: int  # bytes from one heap's scratch record to the next, 0: all share one
+    offset: dict[str, int]  # of each region, from the start of the reservation
+    total: int  # bytes of the reservation
+
+    @property
+    def slots(self) -> int:
+        """Slots that the reservation holds; those between the end of one node's slabs and the next node's are never used."""
+        return self.nodes << self.node_shift if self.nodes > 1 else self.max_slabs << self.shift
+
+
+def record_stride(dtype: np.dtype[Any], colouring: bool) -> int:
+    """
+    Bytes from slot to slot: the itemsize, kept a multiple of the alignment, and one line more where it aliases.
+
+    A stride of 1 KiB or more that is a multiple of 256 bytes puts the first lines of the records into a quarter of
+    the cache's sets or fewer; an odd number of lines uses them all.
+    """
+    return stride_of(dtype.itemsize, max(1, dtype.alignment), colouring)
+
+
+def stride_of(itemsize: int, align: int, colouring: bool) -> int:
+    """Return `record_stride` of a dtype of such a size and alignment."""
+    stride = round_up(itemsize, align)
+    if colouring and stride >= 1024 and stride % 256 == 0:
+        stride += LINE if LINE % align == 0 else align
+    return stride
+
+
+@lru_cache(maxsize=256)
+def slab_shape(itemsize: int, align: int, colouring: bool) -> tuple[int, int, int]:
+    """Return (stride, shift, magazine_size) of a dtype of such a size and alignment: a slab has ``1 << shift`` slots."""
+    stride = stride_of(itemsize, align, colouring)
+    shift = min(max(round(np.log2(SLAB_BYTES / stride)), 0), MAX_SLAB_SHIFT)
+    return stride, shift, min(max(MAGAZINE_BYTES // stride, 1), MAGAZINE_SLOTS)
+
+
+def geometry(
+    dtype: np.dtype[Any],
+    capacity: int,
+    colouring: bool,
+    page: int,
+    nodes: int = 1,
+    has_heaps: bool = True,
+    slots: int = 0,
+) -> Geometry:
+    """
+    Lay out one cache: of so many slots, or of as many as its capacity needs.
+
+    With the heaps of threads, or without: those of a size class lie among its allocator's.
+    """
+    return lay_out(dtype.itemsize, max(1, dtype.alignment), capacity, colouring, page, nodes, has_heaps, slots)
+
+
+@lru_cache(maxsize=128)
+def lay_out(
+    itemsize: int, align: int, capacity: int, colouring: bool, page: int, nodes: int, has_heaps: bool, slots: int
+) -> Geometry:
+    """
+    Return the `geometry` of a dtype of such a size and alignment.
+
+    Each node's range alone holds the capacity.  The reservation is larger than the capacity, so that slots parked in other
+    threads' magazines, and retired ones, do not make `alloc` fail before `capacity` records are live.
+    """
+    stride, shift, magazine_size = slab_shape(itemsize, align, colouring)
+    slots = min(slots or capacity + HEAPS * magazine_size, MAX_SLOTS)
+    max_slabs = -(-slots // (1 << shift))
+    node_shift, n_slots, where = MAX_SLOTS.bit_length(), max_slabs << shift, ""
+    if nodes > 1:
+        node_shift = max(((max_slabs << shift) - 1).bit_length(), NODE_SHIFT)
+        while (stride << node_shift) % NODE_BORDER:
+            node_shift += 1
+        n_slots, where = nodes << node_shift, f" on each of {nodes} nodes"
+    if n_slots * stride > 1 << 46:
+        raise CapacityError(f"{capacity} records of {stride} bytes{where} are more than the address space holds")
+    if n_slots > MAX_SLOTS:
+        raise CapacityError(f"{capacity} records{where} are more than the 2**32 slots of a cache")
+    scratch = round_up(stride, LINE)
+    scratch_step = scratch if scratch <= PAGE else 0
+    offset, at = {}, 0
+    n_heaps = (int(has_heaps) + (0 if nodes == 1 else nodes)) * HEAP_ROWS
+    for name, size in (
+        ("heaps", n_heaps * HEAP_BYTES + page if n_heaps else 0),
+        ("template", scratch),
+        ("scratch", HEAP_ROWS * scratch_step if scratch_step else scratch),
+        ("cpus", 0 if nodes == 1 else CPUS),
+        ("bits", nodes * round_up(-(-(max_slabs << shift) // WORD_SLOTS) * 8, page)),
+        ("slabs", nodes * round_up(max_slabs * SLAB.itemsize, page)),
+        ("control", 0 if nodes == 1 else STAGGER + nodes * NODE_BYTES),  # of one node: on the first page of the generations
+        ("generations", n_slots * 4 + WORD_SLOTS * 4 + page),
+        ("records", n_slots * stride),
+    ):
+        offset[name] = at
+        at = round_up(at + size, page)
+    return Geometry(itemsize, stride, shift, capacity, max_slabs, magazine_size, nodes, node_shift, scratch_step, offset, at)

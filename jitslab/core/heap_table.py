@@ -1,0 +1,198 @@
+"""
+The heaps of a cache by their rows, and how many records are live.
+
+A node's heaps are numbered through: first the heaps of threads, which all nodes share, then the node's own ones (alien, shared,
+closed, back).  With one node its own heaps are the last rows of the threads' heaps.
+"""
+
+from __future__ import annotations
+
+from ..machine.compile import Entry, kernel
+from ..machine.memory import lowest_bit, pause, thread_pointer
+from ..machine.pointers import address_of, fetch_add, load_relaxed
+from ..machine.system import yield_core
+from .calls import call
+from .layout import (
+    EVEN,
+    FIRST_NODE_HEAP,
+    HEAP_ROWS,
+    MAGAZINE_SLOTS,
+    NIL,
+    TORN,
+    WORD_SHIFT,
+    WORD_SLOTS,
+    Control,
+    Heap,
+    control_at,
+    heap_at,
+)
+from .slab import ALL, lock, node_at, unlock
+
+SAMPLES = 4000  # looks of `is_active`: some 100 microseconds
+
+
+@kernel
+def next_claimed(control: Control, index: int) -> int:
+    """Return the first heap row at or after `index` that was ever claimed, or NIL."""
+    while index < FIRST_NODE_HEAP + HEAP_ROWS:
+        bits = load_relaxed(control.claimed, index >> WORD_SHIFT) & (ALL << (index & 63))
+        if bits != 0:
+            return (index & -WORD_SLOTS) + lowest_bit(bits)
+        index = (index & -WORD_SLOTS) + WORD_SLOTS
+    return NIL
+
+
+@kernel
+def heap_at_index(control: Control, index: int) -> Heap:
+    """Return a heap by its row."""
+    if index < FIRST_NODE_HEAP:
+        return heap_at(control.heaps + index * control.heap_step)
+    return heap_at(control.node_heaps + (index - FIRST_NODE_HEAP) * control.node_heap_step)
+
+
+@kernel
+def heap_index(control: Control, heap: Heap) -> int:
+    """Return the row of a heap."""
+    at, own, step = address_of(heap), control.node_heaps, control.node_heap_step
+    if own != control.heaps and own <= at < own + HEAP_ROWS * step:
+        return FIRST_NODE_HEAP + (at - own) // step
+    return (at - control.heaps) // control.heap_step
+
+
+@kernel
+def next_heap(control: Control, index: int) -> int:
+    """Return the first row at or after `index` whose heap is this node's, or NIL."""
+    index = next_claimed(control, index)
+    while index >= 0 and address_of(heap_at_index(control, index).control) != address_of(control):
+        index = next_claimed(control, index + 1)
+    return index
+
+
+@kernel
+def is_owner(owner: int, me: int) -> bool:
+    """Whether an owner field is that of thread `me`, also where a fork made it odd."""
+    return owner & EVEN == me
+
+
+@kernel
+def own_heap(control: Control) -> None:
+    """Have the calling thread own a heap of the cache: so a fork knows that a thread changes the slab layer."""
+    call(control.first_node, "claim", (thread_pointer(),))
+
+
+# --- Torn ---
+
+
+@kernel
+def wake(control: Control) -> None:
+    """Rebuild the index of every node that is torn: a kernel that reads it without the lock comes by here first."""
+    for number in range(control.nodes):
+        node = node_at(control, number)
+        if node.torn == TORN:
+            lock(node)  # which rebuilds it
+            unlock(node)
+
+
+# --- How many are live ---
+
+
+@kernel
+def parked(control: Control) -> int:
+    """Return how many slots are in magazines of one node."""
+    n = 0
+    index = next_heap(control, 0)
+    while index >= 0:
+        n += heap_at_index(control, index).top
+        index = next_heap(control, index + 1)
+    return n
+
+
+@kernel
+def live_of(control: Control) -> int:
+    """Return how many records of one node are live: exact at rest."""
+    n = control.state.used - parked(control) - control.state.retired
+    return n if n > 0 else 0
+
+
+@kernel
+def live_of_all(control: Control) -> int:
+    """
+    Return how many records of the cache are live: exact at rest, and while slots go home at the end of a thread.
+
+    Needs   that no lock of the cache is held: each node is counted under its own.
+    """
+    n = 0
+    for number in range(control.nodes):
+        node = node_at(control, number)
+        lock(node)
+        n += live_of(node)
+        unlock(node)
+    return n
+
+
+@Entry
+def count(c: int) -> int:
+    """Count the live records of the cache."""
+    return live_of_all(control_at(c))
+
+
+@Entry
+def count_in_node(c: int) -> int:
+    """Count the live records of one node."""
+    control = control_at(c)
+    lock(control)
+    n = live_of(control)
+    unlock(control)
+    return n
+
+
+# --- Is a thread at work? ---
+
+
+@kernel
+def activity_mark(control: Control, heap: Heap) -> int:
+    """
+    Return a number that changes as the heap's owner allocs and frees.
+
+    A loop of pairs that is compiled well stores the same `top` for ever: the generation of the slot popped last tells.
+    """
+    top = load_relaxed(heap, "top")
+    slot = load_relaxed(heap.magazine, min(max(top, 0), MAGAZINE_SLOTS - 1))
+    generation = 0
+    if slot < load_relaxed(control.state, "limit"):
+        generation = load_relaxed(control.generations, slot)
+    return (generation << 32 | slot) ^ (top << 20)
+
+
+@Entry
+def is_active(c: int) -> int:
+    """1 if another thread's heap of this node, or its slab layer, changes while it is looked at for a while, else 0."""
+    control = control_at(c)
+    me = thread_pointer()
+    ticks = load_relaxed(control.state, "ticks")
+    index = next_heap(control, 0)
+    while index >= 0:
+        heap = heap_at_index(control, index)
+        if not is_owner(load_relaxed(heap, "owner"), me):
+            mark = activity_mark(control, heap)
+            for k in range(SAMPLES):
+                if activity_mark(control, heap) != mark:
+                    return 1
+                if k & 255:
+                    pause()
+                else:
+                    yield_core()  # a thread that waits for a core shall be seen at work, too
+        index = next_heap(control, index + 1)
+    return 1 if load_relaxed(control.state, "ticks") != ticks or control.state.releasing != 0 else 0
+
+
+# --- Faults ---
+
+
+@kernel
+def note_fault(control: Control, handle: int, kind: int) -> None:
+    """Count a fault of the cache; the first one since the last report is remembered."""
+    first = control.first_node
+    if fetch_add(first, "faults", 1) == 0:
+        first.fault_first = handle
+        first.fault_kind = kind
