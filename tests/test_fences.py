@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import types
 import typing
 from pathlib import Path
 
@@ -106,3 +107,12 @@ def test_every_public_name_exists():
     """`__all__` names what there is."""
     assert sorted(jitslab.__all__, key=str.lower) == sorted(set(jitslab.__all__), key=str.lower)
     assert all(hasattr(jitslab, name) for name in jitslab.__all__)
+
+
+def test_names_after_the_dot_are_the_public_ones():
+    """Completion proposes what `__all__` names and the version, and no module of the package."""
+    exported = re.findall(r"\b(\w+) as \1\b", Path(jitslab.__file__).read_text())
+
+    assert sorted(exported) == jitslab.__all__
+    assert sorted([*exported, "__version__"]) == dir(jitslab)
+    assert not any(isinstance(getattr(jitslab, name), types.ModuleType) for name in dir(jitslab))
