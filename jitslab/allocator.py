@@ -180,6 +180,16 @@ class SlabAllocator(SizeClasses):
             As `SlabCache.alloc`.
         ClosedError
             After `close`.
+
+        Examples
+        --------
+        >>> import jitslab, numpy as np
+        >>> point = np.dtype([("x", "f8"), ("y", "f8")])
+        >>> with jitslab.SlabAllocator("doc-allocate-typed") as allocator:
+        ...     ptr = allocator.allocate_typed(point)
+        ...     ptr.record["x"] = 3.0
+        ...     float(allocator.record(ptr)["x"])
+        3.0
         """
         known = self._known.get(id(dtype))
         if known is not None and known.dtype is dtype and dtype.names is known.names and not known.cache._c[CLOSED]:
@@ -212,6 +222,18 @@ class SlabAllocator(SizeClasses):
             If it is no integer.
         ClosedError
             If the cache or the allocator was closed.
+
+        Examples
+        --------
+        >>> import jitslab, numpy as np
+        >>> node = np.dtype([("value", "f8"), ("next", "i8")])
+        >>> with jitslab.SlabAllocator("doc-free-typed") as allocator:
+        ...     ptr = allocator.allocate_typed(node)
+        ...     ptr.record["next"] = allocator.allocate_typed(node)
+        ...     allocator.free_typed(ptr.record["next"], node)  # a plain int by now
+        ...     allocator.free_typed(ptr)
+        ...     bool(allocator.report())
+        False
         """
         if dtype is None and isinstance(ptr, SlabPtr) and ptr._cache in self._own:
             ptr._cache.free(ptr)
@@ -220,12 +242,33 @@ class SlabAllocator(SizeClasses):
 
     def allocate_object(self, dtype: npt.DTypeLike) -> Any:
         """
-        Take a record with a guard, which frees it: ``with allocator.allocate_object(dtype) as record: ...``.
+        Take a record with a guard, which frees it.
+
+        Parameters
+        ----------
+        dtype : numpy.dtype, or a declared record class
+            Its type.
+
+        Returns
+        -------
+        SlabObjectGuard
+            Its owner: a context manager with the fields as attributes.
 
         Raises
         ------
         LayoutError, CacheFullError, FaultError, ClosedError
             As `allocate_typed`.
+
+        Examples
+        --------
+        >>> import jitslab, numpy as np
+        >>> my_struct = np.dtype([("id", "i8"), ("data", "u1", 16)])
+        >>> with jitslab.SlabAllocator("doc-object") as allocator:
+        ...     with allocator.allocate_object(my_struct) as obj:  # freed on leaving the block, also by an exception
+        ...         obj.id = 42
+        ...         obj.data.fill(0)
+        ...     bool(allocator.report())
+        False
         """
         return self.typed(dtype).allocate()
 

@@ -432,6 +432,17 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
             If the ptr is no integer; if the size is none, or out of bounds.
         ClosedError
             After `close`.
+
+        Examples
+        --------
+        >>> import jitslab
+        >>> with jitslab.SlabAllocator("doc") as memory:
+        ...     ptr = memory.allocate(64)
+        ...     memory.free(ptr, 64)
+        ...     memory.free(ptr, 64)
+        Traceback (most recent call last):
+            ...
+        jitslab.errors.StaleHandleError: the memory of ptr ... was freed
         """
         if type(size) is int and type(ptr) is int:
             try:
@@ -449,6 +460,15 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         """
         Change the size of memory; what it holds is kept, up to the lesser size.
 
+        Parameters
+        ----------
+        ptr : int
+            From `allocate` or `realloc`.
+        old_size : int
+            The size that it was asked for with.
+        new_size : int
+            Bytes, 1 to 2**46.
+
         Returns
         -------
         int
@@ -460,6 +480,16 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
             As `free`; nothing was changed.
         CacheFullError
             If there is no memory of the new size; the old one stays.
+
+        Examples
+        --------
+        >>> import jitslab
+        >>> with jitslab.SlabAllocator("doc") as memory:
+        ...     ptr = memory.allocate(64)
+        ...     memory.view(ptr, 64)[:] = 7
+        ...     ptr = memory.realloc(ptr, 64, 1000)
+        ...     int(memory.view(ptr, 1000)[63])
+        7
         """
         self._need_open()
         number, old, new = as_integer(ptr), self._as_size(old_size), self._as_size(new_size)
@@ -473,16 +503,32 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         """
         Return live memory as an array.
 
+        Parameters
+        ----------
+        ptr : int
+            From `allocate` or `realloc`.
+        size : int
+            The size that it was asked for with.
+
         Returns
         -------
         ndarray of uint8, shape (size,)
             Reads and writes the memory in place.  It keeps the addresses, not the content: after `free` it shows whatever
-            is there next, and what is written there harms who owns that.
+            is there next, and what is written there harms the owner of that.
 
         Raises
         ------
         HandleError, SizeError, SizeTypeError, HandleTypeError, ClosedError
             As `free`.
+
+        Examples
+        --------
+        >>> import jitslab, numpy as np
+        >>> with jitslab.SlabAllocator("doc") as memory:
+        ...     numbers = memory.view(memory.allocate(800), 800).view(np.float64)
+        ...     numbers[:] = np.arange(100)
+        ...     float(numbers.sum())
+        4950.0
         """
         self._need_open()
         number, n = as_integer(ptr), self._as_size(size)
@@ -501,10 +547,22 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         """
         Return the address of live memory, for ctypes and cffi; it is valid until `free`.
 
+        Parameters
+        ----------
+        ptr : int
+            From `allocate` or `realloc`.
+        size : int, optional
+            The size that it was asked for with; without it the ptr alone is checked.
+
+        Returns
+        -------
+        int
+            The address; it stays the same until the memory is freed.
+
         Raises
         ------
         HandleError, SizeError, SizeTypeError, HandleTypeError, ClosedError
-            As `free`; without `size` the ptr alone is checked.
+            As `free`.
 
         Examples
         --------
