@@ -43,7 +43,6 @@ from .loops import (
     run_sizes,
     run_slabs,
 )
-from .peak import peak_bytes
 from .trace import ALLOC, FREE, NO_CACHE, Trace
 
 Words = npt.NDArray[np.int64]
@@ -362,7 +361,7 @@ class Outcome:
     waste : float, optional
         Of a trace of malloc: share of the bytes given out that nobody asked for.
     peak : dict of str to int, optional
-        Of a trace of malloc: most bytes of memory that the events took on each side, in a process of its own.
+        Of a trace of malloc: most bytes of memory that the events took on each side, where they were measured (`peak_bytes`).
     """
 
     slabinfo: list[SlabInfo]
@@ -411,13 +410,12 @@ def measure(trace: Trace, threads: int = 1, repeat: int = 5, tick: Callable[[], 
     if repeat < 1:
         raise TraceError(f"the later passes are run 1 time or more, not {repeat}")
     passes: dict[str, list[Pass]] = {"jitslab": [], "malloc": []}
-    peak = {side: peak_bytes(trace, side) for side in passes} if trace.is_malloc and threads == 1 else None
     with make(trace, threads) as run:
         for _ in range(1 + repeat):
             for side, one in (("jitslab", run.slabs), ("malloc", run.malloc)):
                 passes[side].append(one())
                 tick()
-        return Outcome(run.slabinfo, passes, run.waste if isinstance(run, MallocReplay) else None, peak)
+        return Outcome(run.slabinfo, passes, run.waste if isinstance(run, MallocReplay) else None)
 
 
 def pack(events: npt.NDArray[np.void]) -> Words:
