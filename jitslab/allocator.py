@@ -558,11 +558,6 @@ class SlabAllocator(SizeClasses):
                 cache.close()
             self._forget_closed()
 
-    def __enter__(self) -> SlabAllocator:
-        """Return the allocator; leaving the block closes it."""
-        self._need_open()
-        return self
-
     def __contains__(self, ptr: object) -> bool:
         """Whether `ptr` is that of a live record of this allocator, as a SlabPtr, or of live raw memory."""
         if isinstance(ptr, SlabPtr):

@@ -13,7 +13,6 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from functools import cache as cached
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
 import numba
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import guard_class
+from ._closable import Closable
 from ._convert import make_template
 from ._validate import as_count, as_handles, as_integer, check_out
 from .batch_guard import SlabBatchGuard, fill, new_batch
@@ -35,7 +35,6 @@ from .errors import (
     BusyError,
     CacheFullError,
     CapacityError,
-    ClosedError,
     CopyError,
     FaultError,
     ForeignHandleError,
@@ -111,7 +110,7 @@ def _fields_of(record: PlainRecord) -> tuple[str, ...]:
     return _dtype_slot.__get__(record).names or ()
 
 
-class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPython
+class SlabCache(BlockHolder, Closable, Generic[R]):  # type: ignore[misc]  # made by CPython
     """
     A typed cache: slots that each hold one record of `dtype`.
 
@@ -198,6 +197,7 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         "_numba_type_",
         "_words",
     )
+    _not_copied = "; make a new cache and scatter(gather(live())) into it"
 
     def __init__(
         self,
@@ -973,15 +973,6 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         self._need_opened()
         self._block.close()
 
-    def __enter__(self) -> SlabCache[R]:
-        """Return the cache; leaving the block closes it."""
-        self._need_open()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the cache."""
-        self.close()
-
     def __repr__(self) -> str:
         """Short, whatever the size."""
         if not hasattr(self, "_numba_type_"):
@@ -997,30 +988,10 @@ class SlabCache(BlockHolder, Generic[R]):  # type: ignore[misc]  # made by CPyth
         """Refuse: it would copy the whole address range."""
         raise CopyError(f"{self!r} is no array; use cache.records or cache.gather(handles)")
 
-    def __copy__(self) -> NoReturn:
-        """Refuse: handles name records of one cache."""
-        raise CopyError(f"{self!r} cannot be copied; make a new cache and scatter(gather(live())) into it")
-
-    def __deepcopy__(self, memo: Any) -> NoReturn:
-        """Refuse, as `__copy__`."""
-        self.__copy__()
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        """Refuse to be pickled: the memory is private to this process."""
-        raise CopyError(f"{self!r} cannot be pickled: its memory is private to this process")
-
     # --- Checks ---
 
-    def _need_opened(self) -> None:
-        """Raise if `__init__` never succeeded."""
-        if not hasattr(self, "_numba_type_"):
-            raise ClosedError("this SlabCache was never opened")
-
-    def _need_open(self) -> None:
-        """Raise if the cache is closed."""
-        self._need_opened()
-        if self._c[CLOSED]:
-            raise ClosedError(f"cache {self._name!r} is closed")
+    def _closed_text(self) -> str:
+        return f"cache {self._name!r} is closed"
 
     def _need_rest(self, what: str) -> None:
         """Raise if other threads are using the cache."""

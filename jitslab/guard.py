@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn
 
 import numpy as np
 
+from ._closable import Unique
 from ._convert import pack, text_of
 from .core.guard_calls import RELEASED, write_one
 from .core.process import this_process
-from .errors import CopyError, FieldNameError, FieldTextError, FieldTypeError, GuardError, HandleError, StaleHandleError, shown
+from .errors import FieldNameError, FieldTextError, FieldTypeError, GuardError, HandleError, StaleHandleError, shown
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -50,13 +51,15 @@ class Field:
     view: Any  # None of what is no nested record
 
 
-class Fields:
+class Fields(Unique):
     """What has fields by attribute and by ``[name]``: guards, views of nested records, batches."""
 
     __slots__ = ()
     _fields: ClassVar[dict[str, Field]] = {}
     _readers: ClassVar[dict[str, Any]] = {}  # of fields in C: of those, too, whose names are the guard's own
     _writers: ClassVar[dict[str, Any]] = {}
+    _not_copied: ClassVar[str] = ": a record has one owner; copy guard.record"
+    _not_pickled: ClassVar[str] = f"{Unique._not_pickled}; use record.copy()"
     __class__: Any = property(type)  # read-only: with another dtype's class, the fields would lie elsewhere
 
     @property
@@ -164,17 +167,8 @@ class Fields:
         """List the fields, for completion of ``guard["``."""
         return list(self._fields)
 
-    def __copy__(self) -> NoReturn:
-        """Refuse: a record has one owner."""
-        raise CopyError(f"{type(self).__name__} cannot be copied: a record has one owner; copy guard.record")
-
-    def __deepcopy__(self, memo: Any) -> NoReturn:
-        """Refuse, as `__copy__`."""
-        self.__copy__()
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        """Refuse to be pickled: the memory is private to this process."""
-        raise CopyError(f"{type(self).__name__} cannot be pickled: its memory is private to this process; use record.copy()")
+    def _subject(self) -> str:
+        return type(self).__name__
 
 
 def is_plain_number(value: Any, kind: str) -> bool:

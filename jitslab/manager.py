@@ -14,16 +14,16 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from types import TracebackType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from ._closable import Closable
 from ._names import Names, check_name, naming
 from .allocator import SlabAllocator, check_options, full, open_allocators
 from .cache import SlabCache, open_caches
-from .errors import ClosedError, ConflictError, CopyError
+from .errors import ClosedError, ConflictError
 from .machine.numa import NumaNode, nodes
 from .ptr import SlabPtr
 from .report import LiveReport, live_in, make_report
@@ -32,7 +32,7 @@ DEFAULT = "default"  # name of a manager's first allocator
 log = logging.getLogger("jitslab")
 
 
-class SlabAllocatorManager:
+class SlabAllocatorManager(Closable):
     """
     The allocators and caches of a process.
 
@@ -185,12 +185,7 @@ class SlabAllocatorManager:
         atexit.unregister(self._log_at_exit)
         return live
 
-    def __enter__(self) -> SlabAllocatorManager:
-        """Return the manager; leaving the block shuts it down."""
-        self._need_open()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *args: object) -> None:
         """Shut down."""
         self.shutdown(report=False)
 
@@ -199,22 +194,8 @@ class SlabAllocatorManager:
         state = "closed" if self._closed else f"{len(self._allocators)} allocators"
         return f"<SlabAllocatorManager: {state}>"
 
-    def __copy__(self) -> NoReturn:
-        """Refuse: its memory is one."""
-        raise CopyError(f"{self!r} cannot be copied")
-
-    def __deepcopy__(self, memo: Any) -> NoReturn:
-        """Refuse, as `__copy__`."""
-        self.__copy__()
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        """Refuse to be pickled: the memory is private to this process."""
-        raise CopyError(f"{self!r} cannot be pickled: its memory is private to this process")
-
-    def _need_open(self) -> None:
-        """Raise if the manager was shut down."""
-        if self._closed:
-            raise ClosedError("the manager was shut down")
+    def _closed_text(self) -> str:
+        return "the manager was shut down"
 
     def _log_at_exit(self) -> None:
         """Say what is live, in the process that asked for it; logging does not raise."""

@@ -11,12 +11,12 @@ import operator
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
+from .._closable import Closable
 from .._names import naming
 from .._validate import as_integer
 from ..cache import NEVER, SlabCache
@@ -26,8 +26,6 @@ from ..core.process import R_BLOCK, R_BLOCK_BYTES, R_CONTROL, reserve, this_proc
 from ..errors import (
     CacheFullError,
     CapacityError,
-    ClosedError,
-    CopyError,
     ForeignHandleError,
     HandleError,
     HandleTypeError,
@@ -200,7 +198,7 @@ class ClassCache(SlabCache[Any]):
         self._open(name, block.records.dtype, None, block)
 
 
-class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
+class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPython
     """
     Memory of any size, as `malloc` gives it: by size classes, each of them a cache.
 
@@ -268,6 +266,7 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         "_rows",
         "_table",
     )
+    _not_copied = ": a ptr names memory of one allocator"
 
     def __init__(
         self,
@@ -942,15 +941,6 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
         raw.close_sizes(self._address)
         self._largest = 0
 
-    def __enter__(self) -> SizeClasses:
-        """Return the allocator; leaving the block closes it."""
-        self._need_open()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the allocator."""
-        self.close()
-
     def __repr__(self) -> str:
         """Short, whatever the size."""
         kind = type(self).__name__
@@ -960,30 +950,10 @@ class SizeClasses(BlockHolder):  # type: ignore[misc]  # made by CPython
             return f"<{kind} {self._name!r}: closed>"
         return f"<{kind} {self._name!r}: {len(self)} pieces live in {len(self.table)} classes>"
 
-    def __copy__(self) -> NoReturn:
-        """Refuse: a ptr names memory of one allocator."""
-        raise CopyError(f"{self!r} cannot be copied: a ptr names memory of one allocator")
-
-    def __deepcopy__(self, memo: Any) -> NoReturn:
-        """Refuse, as `__copy__`."""
-        self.__copy__()
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        """Refuse to be pickled: the memory is private to this process."""
-        raise CopyError(f"{self!r} cannot be pickled: its memory is private to this process")
-
     # --- Checks ---
 
-    def _need_opened(self) -> None:
-        """Raise if `__init__` never succeeded."""
-        if not hasattr(self, "_numba_type_"):
-            raise ClosedError(f"this {type(self).__name__} was never opened")
-
-    def _need_open(self) -> None:
-        """Raise if the allocator is closed."""
-        self._need_opened()
-        if self._block["closed"]:
-            raise ClosedError(f"allocator {self._name!r} is closed")
+    def _closed_text(self) -> str:
+        return f"allocator {self._name!r} is closed"
 
     def _as_size(self, size: Any) -> int:
         """Return a size as an int within its bounds."""
