@@ -23,7 +23,7 @@ from . import guard_class
 from ._closable import Closable
 from ._convert import make_template
 from ._validate import as_count, as_handles, as_integer, check_out
-from .batch_guard import SlabBatchGuard, fill, new_batch
+from .batch_guard import SlabBatchGuard
 from .core import batch, cache_calls, guard_calls, layout, recover, slab
 from .core.heap import flush_own
 from .core.layout import NULL, C
@@ -51,6 +51,7 @@ from .guard import SlabObjectGuard
 from .machine import addresses, numa
 from .njit.blocktype import BlockHolder, bind, guard_class_of, hold, set_guard_class
 from .njit.cache import CacheType, cache_type
+from .owning import fill, new_guard
 from .views import SlabNode, SlabObject, SlabPage, SlabPages, SlabState
 
 if TYPE_CHECKING:
@@ -408,7 +409,7 @@ class SlabCache(BlockHolder, Closable, Generic[R]):  # type: ignore[misc]  # mad
         cls = self._guards()
         if guard_class.IN_C and is_first:
             return SlabCache.allocate(self)  # in C from now on
-        guard = None if guard_class.IN_C else guard_class.new_guard(cls, self)
+        guard = None if guard_class.IN_C else new_guard(cls, self)
         if guard is None or not fill(guard, 1):
             self._raise_full(1)
         return guard  # type: ignore[no-any-return]  # of a class that was made for the dtype
@@ -478,7 +479,7 @@ class SlabCache(BlockHolder, Closable, Generic[R]):  # type: ignore[misc]  # mad
         """
         n = self._wanted(n)
         try:
-            batch = new_batch(guard_class.batch_class(self._dtype, self._declared), self, n)
+            batch = new_guard(guard_class.batch_class(self._dtype, self._declared), self, n)
         except MemoryError:
             self._raise_full(n)
         if not fill(batch, n):

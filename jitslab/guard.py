@@ -60,6 +60,8 @@ class Fields(Unique):
     _writers: ClassVar[dict[str, Any]] = {}
     _not_copied: ClassVar[str] = ": a record has one owner; copy guard.record"
     _not_pickled: ClassVar[str] = f"{Unique._not_pickled}; use record.copy()"
+    _cache: Any  # of the record
+    _state: int  # of GUARD_STATES
     __class__: Any = property(type)  # read-only: with another dtype's class, the fields would lie elsewhere
 
     @property
@@ -129,12 +131,12 @@ class Fields(Unique):
         self._live_slot()
         handle = self._owned()
         data = pack(value, field.dtype, name)  # runs others' Python, and may take its time
-        if not write_one(self._of_cache()._address, handle, field.offset, data.nbytes, id(data)):
+        if not write_one(self._cache._address, handle, field.offset, data.nbytes, id(data)):
             self._live_slot()  # raises
 
     def _column(self, name: str) -> Any:
         """Return the field of all slots as an array: reading an element of it takes a third of the time of a record's field."""
-        path, cache = self._fields[name].path, self._of_cache()
+        path, cache = self._fields[name].path, self._cache
         try:
             return cache._columns[path]
         except KeyError:
@@ -147,12 +149,30 @@ class Fields(Unique):
         """Return the slot of the record, which is live."""
         raise NotImplementedError
 
+    def _gone(self) -> str:
+        """Say why nothing is owned any more."""
+        return "released" if self._state == RELEASED else "freed"
+
+    def _place(self) -> str:
+        """Say in a repr where the fields are."""
+        return f"of {self._cache.name!r}"
+
+    def _summary(self) -> str:
+        """Show the fields in a repr."""
+        return shown_record(self.record)
+
+    def __repr__(self) -> str:
+        """Say where the fields are, and show them, cut where they are long."""
+        head = f"<{type(self).__name__} {self._place()}"
+        try:
+            return f"{head}: {self._summary()}>"
+        except HandleError:
+            return f"{head}: {self._gone()}>"
+        except ValueError:
+            return f"{head}: its cache is closed>"
+
     def _owned(self) -> Any:
         """Return what is owned, live or not, if it was not given up: a handle, or handles."""
-        raise NotImplementedError
-
-    def _of_cache(self) -> Any:
-        """Return the cache of the record."""
         raise NotImplementedError
 
     def _delete(self, name: str) -> NoReturn:
@@ -274,7 +294,6 @@ class SlabObjectGuard(Fields, Generic[R]):
     _cache: SlabCache[R]
     _epoch: int  # forks that led to the process that made it
     _handle: int  # 0 once it owns no record any more
-    _state: int  # of GUARD_STATES
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Refuse: a guard is made by a cache."""
@@ -334,23 +353,10 @@ class SlabObjectGuard(Fields, Generic[R]):
         """Free the record, unless it was freed or released in the block."""
         raise NotImplementedError
 
-    def __repr__(self) -> str:
-        """Say the cache and the fields, cut where they are long."""
-        head = f"<{type(self).__name__} of {self._cache.name!r}"
-        try:
-            return f"{head}: {shown_record(self.record)}>"
-        except HandleError:
-            return f"{head}: {self._gone()}>"
-        except ValueError:
-            return f"{head}: its cache is closed>"
-
     # --- What the C methods call where they do not do it themselves ---
 
     def _gone(self) -> str:
-        """Say why the guard owns no record."""
-        if self._handle:
-            return "freed by another"
-        return "released" if self._state == RELEASED else "freed"
+        return "freed by another" if self._handle else super()._gone()
 
     def _owned(self) -> int:
         """Return the handle, live or not, if the guard has not given it up."""
@@ -364,9 +370,6 @@ class SlabObjectGuard(Fields, Generic[R]):
         return self._cache._slot(self._owned())
 
     _need_live = _live_slot
-
-    def _of_cache(self) -> Any:
-        return self._cache
 
     def _refuse_enter(self) -> NoReturn:
         """Say why the guard cannot be entered."""
@@ -405,6 +408,7 @@ class SlabRecordView(Fields):
     __slots__ = ()
     _guard: SlabObjectGuard[Any]  # likewise
     _path: ClassVar[tuple[str, ...]] = ()
+    _cache: Any = property(lambda self: self._guard._cache)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Refuse: a view is made by reading a guard's field."""
@@ -424,18 +428,11 @@ class SlabRecordView(Fields):
     def _owned(self) -> int:
         return self._guard._owned()
 
-    def _of_cache(self) -> Any:
-        return self._guard._cache
+    def _gone(self) -> str:
+        return self._guard._gone()
 
-    def __repr__(self) -> str:
-        """Say the path and the fields."""
-        head = f"<{type(self).__name__} .{'.'.join(self._path)}"
-        try:
-            return f"{head}: {shown_record(self.record)}>"
-        except HandleError:
-            return f"{head}: {self._guard._gone()}>"
-        except ValueError:
-            return f"{head}: its cache is closed>"
+    def _place(self) -> str:
+        return f".{'.'.join(self._path)}"
 
 
 def has_own(cls: type, name: str) -> bool:

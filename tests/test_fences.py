@@ -17,7 +17,7 @@ ALLOWED = {
         "machine/addresses.py": "system calls",
         "machine/cpython.py": "CPython's descriptions of types, methods and attributes",
         "core/guard_calls.py": "calls without giving the GIL up; addresses of its own arrays",
-        "batch_guard.py": "the address of its own array",
+        "owning.py": "the address of its own array",
         "machine/owner.py": "the address of its own words",
         "machine/compile.py": "an Entry is called by Numba's own ctypes function",
         "core/memory.py": "the address of the reservation it lays out",
