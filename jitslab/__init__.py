@@ -86,8 +86,14 @@ from .manager import (
     view as view,
 )
 from .ptr import SlabPtr as SlabPtr
-from .report import LiveCache as LiveCache, LiveReport as LiveReport
-from .views import SlabNode as SlabNode, SlabObject as SlabObject, SlabPage as SlabPage, SlabState as SlabState
+from .views import (
+    LiveCache as LiveCache,
+    LiveReport as LiveReport,
+    SlabNode as SlabNode,
+    SlabObject as SlabObject,
+    SlabPage as SlabPage,
+    SlabState as SlabState,
+)
 
 __version__ = "0.1.0"
 

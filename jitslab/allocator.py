@@ -22,17 +22,18 @@ from ._validate import as_count, as_integer
 from .cache import CLOSED, SlabCache
 from .core.layout import NULL, check_dtype, identity
 from .declare import plain
-from .errors import ConflictError, ForeignHandleError, LayoutError, OptionError, RecordTypeError, shown
+from .errors import ClosedError, ConflictError, ForeignHandleError, LayoutError, OptionError, RecordTypeError, shown
 from .machine import numa
 from .njit import cache as compiled
 from .ptr import SlabPtr, bind
-from .report import LiveCache, LiveReport, live_in, make_report
 from .sizes.classes import SizeClasses
+from .views import LiveCache, LiveReport, make_report
 
 CACHE_OPTIONS = {p.name: p.default for p in inspect.signature(SlabCache).parameters.values() if p.kind is p.KEYWORD_ONLY}
 RECORD = type(np.dtype([("x", "u1")]))  # type of the dtypes of records
 MOST_KNOWN = 1000  # dtype objects that are remembered
 SHOWN_FIELDS = 3  # of a dtype in a message, and in the name of a typed cache
+FIRST = 4  # handles that a report shows of each cache
 CLOSED_SHARE = 8  # closed caches are dropped from the names when an eighth of them may be
 
 
@@ -585,6 +586,16 @@ def shown_type(dtype: np.dtype[Any] | None, declared: type | None, other: np.dty
         return declared.__name__
     assert dtype is not None  # without a class there is a dtype
     return f"{fields_of(dtype)} with other metadata" if dtype == other else fields_of(dtype)
+
+
+def live_in(allocator: str, cache: SlabCache, name: str | None = None, base: int = 0) -> LiveCache:
+    """Count what is live in a cache, nothing if it is closed; `base` is what its handles are shown with."""
+    shown = cache.name if name is None else name
+    try:
+        count, first = cache._first_live(FIRST)
+    except ClosedError:
+        return LiveCache(allocator, shown, 0, 0, ())
+    return LiveCache(allocator, shown, count, count * cache.dtype.itemsize, tuple((first + base).tolist()))
 
 
 _made: weakref.WeakValueDictionary[int, SlabAllocator] = weakref.WeakValueDictionary()

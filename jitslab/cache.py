@@ -1086,6 +1086,12 @@ def open_caches() -> list[tuple[int, SlabCache]]:
     ]
 
 
+def counts_of(cache: SlabCache) -> tuple[int, int, int, int]:
+    """Return the live records of a cache, its slots, its slabs, and the bytes of their records and generations."""
+    slots = cache.slot_limit
+    return len(cache), slots, len(cache.pages), slots * (cache.stride + 4)
+
+
 @cached
 def prepare() -> None:
     """Compile the entry points and give `SlabCache` its C methods, before the first cache."""

@@ -21,12 +21,12 @@ import numpy.typing as npt
 
 from ._closable import Closable
 from ._names import Names, check_name, naming
-from .allocator import SlabAllocator, check_options, full, open_allocators
+from .allocator import SlabAllocator, check_options, full, live_in, open_allocators
 from .cache import SlabCache, open_caches
 from .errors import ClosedError, ConflictError
 from .machine.numa import NumaNode, nodes
 from .ptr import SlabPtr
-from .report import LiveReport, live_in, make_report
+from .views import LiveReport, make_report
 
 DEFAULT = "default"  # name of a manager's first allocator
 log = logging.getLogger("jitslab")

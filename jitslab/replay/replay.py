@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ..cache import SlabCache
+from ..cache import SlabCache, counts_of
 from ..core.layout import HEAPS
 from ..errors import CacheFullError, TraceError
 from ..machine.compile import Entry
@@ -224,7 +224,7 @@ class Replay:
 
     def _look(self) -> None:
         """Take the table and recount every cache."""
-        self.slabinfo = [describe(cache) for cache in self.caches]
+        self.slabinfo = [line(cache.name, cache.dtype.itemsize, *counts_of(cache)) for cache in self.caches]
         for cache in self.caches:
             cache.check()
 
@@ -310,19 +310,11 @@ class MallocReplay(Replay):
         """Take the table and recount every class."""
         stats = self.allocator.stats
         self.slabinfo = [
-            SlabInfo(
-                f"{each.low + 1} to {each.high}",
-                each.high,
-                each.live,
-                each.slots,
-                each.slots // each.slabs,
-                each.slabs,
-                each.memory,
-            )
+            line(f"{each.low + 1} to {each.high}", each.high, each.live, each.slots, each.slabs, each.memory)
             for each in stats.classes
         ]
         if stats.large:
-            self.slabinfo.append(SlabInfo("pages of their own", 0, stats.large, stats.large, 1, stats.large, stats.large_used))
+            self.slabinfo.append(line("pages of their own", 0, stats.large, stats.large, stats.large, stats.large_used))
         self.allocator.check()
 
     def _table(self) -> Words:
@@ -430,11 +422,9 @@ def split(words: Words, thread: npt.NDArray[Any], threads: int) -> list[Words]:
     return [np.ascontiguousarray(words[thread == t]) for t in range(threads)]
 
 
-def describe(cache: SlabCache) -> SlabInfo:
-    """Return a cache's line of the table."""
-    slabs, slots = len(cache.pages), cache.slot_limit
-    each = slots // slabs if slabs else 0
-    return SlabInfo(cache.name, cache.dtype.itemsize, len(cache), slots, each, slabs, slots * (cache.stride + 4))
+def line(name: str, size: int, live: int, slots: int, slabs: int, memory: int) -> SlabInfo:
+    """Return a line of the table."""
+    return SlabInfo(name, size, live, slots, slots // slabs if slabs else 0, slabs, memory)
 
 
 def memory_bytes() -> int:

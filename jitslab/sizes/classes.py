@@ -10,7 +10,6 @@ import itertools
 import operator
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -19,7 +18,7 @@ import numpy.typing as npt
 from .._closable import Closable
 from .._names import naming
 from .._validate import as_integer
-from ..cache import NEVER, SlabCache
+from ..cache import NEVER, SlabCache, counts_of
 from ..core.layout import HEAP_BYTES, HEAPS, LEAST_BYTES, NULL, ROUNDS, SLAB_BYTES, record_stride, slab_shape
 from ..core.memory import Block, ClassPlace, NewBlock, no_room
 from ..core.process import R_BLOCK, R_BLOCK_BYTES, R_CONTROL, reserve, this_process
@@ -51,6 +50,7 @@ from ..machine.addresses import (
 )
 from ..machine.owner import owner
 from ..njit.blocktype import BlockHolder, bind, hold
+from ..views import ClassStats, SizeStats
 from . import kernels as raw
 from . import layout as rawlayout
 from . import table as classes
@@ -84,73 +84,6 @@ ALL_SHIFT = 4  # so much of a cache's share of the address space is a class's wh
 SPARE = HEAPS * ROUNDS  # slots of a class, at least, where there is room: some will be retired
 MOST_LARGE = 1 << 16  # mappings of a Linux process by default
 _numbers = itertools.count(1)  # of arrays that keep pages mapped
-
-
-@dataclass(frozen=True)
-class ClassStats:
-    """
-    One size class.
-
-    Attributes
-    ----------
-    low, high : int
-        It serves the sizes above `low` up to `high`.
-    live : int
-        Pieces of memory that are live.
-    slots : int
-        Places made so far.
-    slabs : int
-    memory : int
-        Bytes of the slabs' records and generations.
-    """
-
-    low: int
-    high: int
-    live: int
-    slots: int
-    slabs: int
-    memory: int
-
-
-@dataclass(frozen=True)
-class SizeStats:
-    """
-    An allocator at one instant.
-
-    Attributes
-    ----------
-    live : int
-        Pieces of memory that are live.
-    used : int
-        Bytes given out for them: whole classes and pages.
-    memory : int
-        Bytes of all slabs, and of the pages of large memory: live ones, and up to 16 MiB of freed ones, kept for the next.
-    large : int
-        Live pieces of large memory.
-    large_used : int
-        Bytes of their pages.
-    observed : int
-        Sizes observed since observing began, up to the largest class.
-    asked, given : int
-        Bytes that these asked for, and that the table in force gives out for them.
-    classes : tuple of ClassStats
-        Those that were ever in use.
-    """
-
-    live: int
-    used: int
-    memory: int
-    large: int
-    large_used: int
-    observed: int
-    asked: int
-    given: int
-    classes: tuple[ClassStats, ...]
-
-    @property
-    def waste(self) -> float:
-        """Share of the bytes given out that nobody asked for, of the observed sizes."""
-        return 1 - self.asked / self.given if self.given else 0.0
 
 
 class _Pages:
@@ -845,9 +778,9 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
         self._need_open()
         lines = []
         for i, cache in self._open_caches():
-            if slots := cache.slot_limit:
-                row, memory = self._rows[i], slots * (cache.stride + 4)
-                lines.append(ClassStats(int(row["low"]), int(row["high"]), len(cache), slots, len(cache.pages), memory))
+            if cache.slot_limit:
+                row = self._rows[i]
+                lines.append(ClassStats(int(row["low"]), int(row["high"]), *counts_of(cache)))
         pages, n_large = int(self._block["large_bytes"]), len(self._parts.large)
         sizes, counts = self.observed()
         return SizeStats(
