@@ -22,17 +22,18 @@ from ._validate import as_count, as_integer, check_dtype, dtype_identity
 from .cache import CLOSED, SlabCache
 from .core.layout import NULL
 from .declare import plain
-from .errors import ConflictError, ForeignHandleError, LayoutError, OptionError, RecordTypeError, shown
+from .errors import ClosedError, ConflictError, ForeignHandleError, LayoutError, OptionError, RecordTypeError, shown
 from .machine import numa
 from .njit import cache as compiled
 from .ptr import SlabPtr, bind
-from .report import LiveCache, LiveReport, live_in, make_report
 from .sizes.classes import SizeClasses
+from .views import LiveCache, LiveReport, make_report
 
 CACHE_OPTIONS = {p.name: p.default for p in inspect.signature(SlabCache).parameters.values() if p.kind is p.KEYWORD_ONLY}
 RECORD = type(np.dtype([("x", "u1")]))  # type of the dtypes of records
 MOST_KNOWN = 1000  # dtype objects that are remembered
 SHOWN_FIELDS = 3  # of a dtype in a message, and in the name of a typed cache
+FIRST = 4  # handles that a report shows of each cache
 CLOSED_SHARE = 8  # closed caches are dropped from the names when an eighth of them may be
 
 
@@ -180,6 +181,16 @@ class SlabAllocator(SizeClasses):
             As `SlabCache.alloc`.
         ClosedError
             After `close`.
+
+        Examples
+        --------
+        >>> import jitslab, numpy as np
+        >>> point = np.dtype([("x", "f8"), ("y", "f8")])
+        >>> with jitslab.SlabAllocator("doc-allocate-typed") as allocator:
+        ...     ptr = allocator.allocate_typed(point)
+        ...     ptr.record["x"] = 3.0
+        ...     float(allocator.record(ptr)["x"])
+        3.0
         """
         known = self._known.get(id(dtype))
         if known is not None and known.dtype is dtype and dtype.names is known.names and not known.cache._c[CLOSED]:
@@ -212,6 +223,18 @@ class SlabAllocator(SizeClasses):
             If it is no integer.
         ClosedError
             If the cache or the allocator was closed.
+
+        Examples
+        --------
+        >>> import jitslab, numpy as np
+        >>> node = np.dtype([("value", "f8"), ("next", "i8")])
+        >>> with jitslab.SlabAllocator("doc-free-typed") as allocator:
+        ...     ptr = allocator.allocate_typed(node)
+        ...     ptr.record["next"] = allocator.allocate_typed(node)
+        ...     allocator.free_typed(ptr.record["next"], node)  # a plain int by now
+        ...     allocator.free_typed(ptr)
+        ...     bool(allocator.report())
+        False
         """
         if dtype is None and isinstance(ptr, SlabPtr) and ptr._cache in self._own:
             ptr._cache.free(ptr)
@@ -220,12 +243,33 @@ class SlabAllocator(SizeClasses):
 
     def allocate_object(self, dtype: npt.DTypeLike) -> Any:
         """
-        Take a record with a guard, which frees it: ``with allocator.allocate_object(dtype) as record: ...``.
+        Take a record with a guard, which frees it.
+
+        Parameters
+        ----------
+        dtype : numpy.dtype, or a declared record class
+            Its type.
+
+        Returns
+        -------
+        SlabObjectGuard
+            Its owner: a context manager with the fields as attributes.
 
         Raises
         ------
         LayoutError, CacheFullError, FaultError, ClosedError
             As `allocate_typed`.
+
+        Examples
+        --------
+        >>> import jitslab, numpy as np
+        >>> my_struct = np.dtype([("id", "i8"), ("data", "u1", 16)])
+        >>> with jitslab.SlabAllocator("doc-object") as allocator:
+        ...     with allocator.allocate_object(my_struct) as obj:  # freed on leaving the block, also by an exception
+        ...         obj.id = 42
+        ...         obj.data.fill(0)
+        ...     bool(allocator.report())
+        False
         """
         return self.typed(dtype).allocate()
 
@@ -515,11 +559,6 @@ class SlabAllocator(SizeClasses):
                 cache.close()
             self._forget_closed()
 
-    def __enter__(self) -> SlabAllocator:
-        """Return the allocator; leaving the block closes it."""
-        self._need_open()
-        return self
-
     def __contains__(self, ptr: object) -> bool:
         """Whether `ptr` is that of a live record of this allocator, as a SlabPtr, or of live raw memory."""
         if isinstance(ptr, SlabPtr):
@@ -547,6 +586,16 @@ def shown_type(dtype: np.dtype[Any] | None, declared: type | None, other: np.dty
         return declared.__name__
     assert dtype is not None  # without a class there is a dtype
     return f"{fields_of(dtype)} with other metadata" if dtype == other else fields_of(dtype)
+
+
+def live_in(allocator: str, cache: SlabCache, name: str | None = None, base: int = 0) -> LiveCache:
+    """Count what is live in a cache, nothing if it is closed; `base` is what its handles are shown with."""
+    shown = cache.name if name is None else name
+    try:
+        count, first = cache._first_live(FIRST)
+    except ClosedError:
+        return LiveCache(allocator, shown, 0, 0, ())
+    return LiveCache(allocator, shown, count, count * cache.dtype.itemsize, tuple((first + base).tolist()))
 
 
 _made: weakref.WeakValueDictionary[int, SlabAllocator] = weakref.WeakValueDictionary()

@@ -1,16 +1,12 @@
 """
-`SlabBatchGuard`: the owner of many records, with each field as an array; and the life that it shares with guards made in Python.
+`SlabBatchGuard`: the owner of many records, with each field as an array.
 
-Above `guard`, below `guard_class`.  Handles lie in an array that has an `Owner` from the first moment on, before there are any:
-it frees what is left of them when it ends, with no Python run.  Reading a field gathers it into a copy, assigning scatters what
-was assigned; every access compares the generations of all records.
+Reading a field gathers it into a copy, assigning to it scatters the values; every access compares the generations of all records.
 """
 
 from __future__ import annotations
 
 import operator
-import sys
-import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
@@ -19,20 +15,9 @@ import numpy.typing as npt
 
 from ._convert import pack, text_of
 from ._validate import as_handles
-from .core.guard_calls import (
-    ENTERED,
-    NEW,
-    NOTHING,
-    RELEASED,
-    alloc_owned,
-    free_owned,
-    owner_maker,
-    take_owned,
-    write_many,
-    write_one,
-)
-from .errors import FieldNameError, GuardError, HandleError, StaleHandleError
-from .guard import Fields, epoch, has_own
+from .core.guard_calls import NOTHING, write_many, write_one
+from .errors import FieldNameError, GuardError, StaleHandleError
+from .owning import Handles, Owning
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -44,120 +29,6 @@ else:
     from typing import TypeVar
 
     R = TypeVar("R")
-
-Handles = npt.NDArray[np.int64]
-
-
-class OwnerBase:
-    """What an `Owner` calls; the rest of it is made by `guard_calls`."""
-
-    __slots__ = ()
-    cache: Any
-    epoch: int  # forks that led to the process that made it
-    words: Handles  # how many handles it owns, or NOTHING; then they
-    address: int  # of the words
-
-    def _never_freed(self, n: int, is_finalizing: Any = sys.is_finalizing) -> None:
-        """Say that n records were left to the collector, which has freed them."""
-        if not is_finalizing() and hasattr(self.cache, "_numba_type_"):  # else the collector is taking the cache apart
-            text = f"never freed: {n} records of a batch of cache {self.cache.name!r}"
-            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
-
-
-def new_owner(cache: Any, n: int) -> Any:
-    """Return an Owner of n records of a cache, that it has none of yet."""
-    words = np.empty(n + 1, np.int64)
-    words[0] = NOTHING
-    return owner_maker(OwnerBase)(cache, words)
-
-
-def field_attribute(name: str, doc: str) -> property:
-    """Return a field as an attribute, where it is not made in C."""
-    return property(
-        lambda owner: owner._read(name), lambda owner, value: owner._write(name, value), lambda owner: owner._delete(name), doc
-    )
-
-
-class PythonFields(Fields):
-    """What has fields that are not made in C."""
-
-    __slots__ = ()
-
-    def __getattr__(self, name: str) -> Any:
-        """Say that there is no such field; of a property that fails, say what it says."""
-        if has_own(type(self), name):
-            return object.__getattribute__(self, name)
-        return self._no_attribute(name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Assign a field; there are no other attributes."""
-        if name in INTERNALS:
-            self._no_attribute(name)
-        try:
-            object.__setattr__(self, name, value)
-        except FieldNameError:
-            raise
-        except AttributeError:
-            self._no_attribute(name)
-
-    def __delattr__(self, name: str) -> None:
-        """Refuse."""
-        (self._delete if name in self._fields else self._no_attribute)(name)
-
-
-INTERNALS = ("_owner", "_state", "_guard")  # slots that are set once, by `object.__setattr__`
-
-
-class Owning(PythonFields):
-    """The life of what owns records by an `Owner`: a batch, or a guard that is not made in C."""
-
-    __slots__ = ()
-    _owner: Any
-    _state: int  # of GUARD_STATES
-    _cache: Any = property(lambda self: self._owner.cache)
-
-    def free(self) -> None:
-        """Free what is owned."""
-        self._cache._need_open()
-        own, owner = self._owned(), self._owner
-        refused = np.zeros(owner.words.size - 1, np.uint8)
-        freed = free_owned(self._cache._address, owner.address, refused.ctypes.data)  # takes and frees: no line in between
-        if freed == NOTHING:
-            self._owned()  # raises: another thread was first
-        if freed != refused.size:
-            self._refused(own, refused)
-
-    def _give_away(self) -> Any:
-        """Give the ownership away, to one caller only; returns what was owned."""
-        own = self._need_live()
-        object.__setattr__(self, "_state", RELEASED)
-        return own if take_owned(self._owner.address) != NOTHING else self._owned()
-
-    def __enter__(self) -> Any:
-        """Return the guard; leaving the block frees what is owned, also by an exception."""
-        self._need_live()
-        if self._state == ENTERED:
-            raise GuardError("this guard is in a with block already")
-        object.__setattr__(self, "_state", ENTERED)
-        return self
-
-    def __exit__(self, *args: Any) -> None:
-        """Free what is owned, unless that, or a release, was done in the block."""
-        if self._owner.epoch != epoch() or self._owner.words[0] == NOTHING or self._cache.closed:
-            return
-        try:
-            self.free()
-        except HandleError:  # some freed by another: said, but not in the place of what ended the block
-            if args[0] is None:
-                raise
-
-    def _need_live(self) -> Any:
-        """Return what is owned, all of it live."""
-        raise NotImplementedError
-
-    def _refused(self, own: Any, refused: npt.NDArray[np.uint8]) -> NoReturn:
-        """Say that some of what was owned was freed by another."""
-        raise NotImplementedError
 
 
 class FieldCopy(np.ndarray[Any, Any]):
@@ -319,19 +190,9 @@ class SlabBatchGuard(Owning, Generic[R]):
         """Return the guard; leaving the block frees the records, also by an exception."""
         return super().__enter__()  # type: ignore[no-any-return]  # itself
 
-    def __repr__(self) -> str:
-        """Say the cache, the number of records and the fields."""
-        head = f"<{type(self).__name__} of {self._cache.name!r}"
-        if self._cache.closed:
-            return f"{head}: its cache is closed>"
-        try:
-            return f"{head}: {len(self)} records of {', '.join(self._fields)}>"
-        except StaleHandleError:
-            return f"{head}: {self._gone()}>"
-
-    def _gone(self) -> str:
-        """Say why it owns no records."""
-        return "released" if self._state == RELEASED else "freed"
+    def _summary(self) -> str:
+        self._cache._need_open()
+        return f"{len(self)} records of {', '.join(self._fields)}"
 
     def _owned(self) -> Handles:
         """Return the handles, if it has not given them up."""
@@ -366,19 +227,6 @@ class SlabBatchGuard(Owning, Generic[R]):
         size = field.dtype.itemsize
         if write_many(self._cache._address, id(own), own.size, field.offset, size, id(data)) != own.size:
             self._cache.slots(self._owned())  # raises
-
-
-def new_batch(cls: Any, cache: Any, n: int) -> Any:
-    """Return a guard for n records of a cache, that it owns none of yet: `fill` it."""
-    batch = object.__new__(cls)
-    object.__setattr__(batch, "_owner", new_owner(cache, n))
-    object.__setattr__(batch, "_state", NEW)
-    return batch
-
-
-def fill(guard: Any, n: int) -> bool:
-    """Have a guard own n new records, all or none; whether there was room."""
-    return alloc_owned(guard._owner.cache._address, guard._owner.address, n) == n
 
 
 def read_only(array: Any) -> Any:

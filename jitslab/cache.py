@@ -12,7 +12,6 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from functools import cache as cached
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
 import numba
@@ -20,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from . import guard_class
+from ._closable import Closable
 from ._convert import make_template
 from ._validate import as_count, as_handles, as_integer, check_dtype, check_out
-from .batch_guard import SlabBatchGuard, fill, new_batch
+from .batch_guard import SlabBatchGuard
 from .core import batch, cache_calls, guard_calls, layout, scan
 from .core.check import check_laws
 from .core.claim import flush_own
@@ -38,7 +38,6 @@ from .errors import (
     BusyError,
     CacheFullError,
     CapacityError,
-    ClosedError,
     CopyError,
     FaultError,
     ForeignHandleError,
@@ -55,6 +54,7 @@ from .guard import SlabObjectGuard
 from .machine import addresses, numa
 from .machine.holder import Holder, bind, guard_class_of, hold, set_guard_class
 from .njit.cache import CacheType, cache_type
+from .owning import fill, new_guard
 from .views import SlabNode, SlabObject, SlabPage, SlabPages, SlabState
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _fields_of(record: PlainRecord) -> tuple[str, ...]:
     return _dtype_slot.__get__(record).names or ()
 
 
-class SlabCache(Holder, Generic[R]):  # type: ignore[misc]  # made by CPython
+class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by CPython
     """
     A typed cache: slots that each hold one record of `dtype`.
 
@@ -199,6 +199,7 @@ class SlabCache(Holder, Generic[R]):  # type: ignore[misc]  # made by CPython
         "_numba_type_",
         "_words",
     )
+    _not_copied = "; make a new cache and scatter(gather(live())) into it"
 
     def __init__(
         self,
@@ -409,7 +410,7 @@ class SlabCache(Holder, Generic[R]):  # type: ignore[misc]  # made by CPython
         cls = self._guards()
         if guard_class.IN_C and is_first:
             return SlabCache.allocate(self)  # in C from now on
-        guard = None if guard_class.IN_C else guard_class.new_guard(cls, self)
+        guard = None if guard_class.IN_C else new_guard(cls, self)
         if guard is None or not fill(guard, 1):
             self._raise_full(1)
         return guard  # type: ignore[no-any-return]  # of a class that was made for the dtype
@@ -479,7 +480,7 @@ class SlabCache(Holder, Generic[R]):  # type: ignore[misc]  # made by CPython
         """
         n = self._wanted(n)
         try:
-            batch = new_batch(guard_class.batch_class(self._dtype, self._declared), self, n)
+            batch = new_guard(guard_class.batch_class(self._dtype, self._declared), self, n)
         except MemoryError:
             self._raise_full(n)
         if not fill(batch, n):
@@ -973,15 +974,6 @@ class SlabCache(Holder, Generic[R]):  # type: ignore[misc]  # made by CPython
         self._need_opened()
         self._block.close()
 
-    def __enter__(self) -> SlabCache[R]:
-        """Return the cache; leaving the block closes it."""
-        self._need_open()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the cache."""
-        self.close()
-
     def __repr__(self) -> str:
         """Short, whatever the size."""
         if not hasattr(self, "_numba_type_"):
@@ -997,30 +989,10 @@ class SlabCache(Holder, Generic[R]):  # type: ignore[misc]  # made by CPython
         """Refuse: it would copy the whole address range."""
         raise CopyError(f"{self!r} is no array; use cache.records or cache.gather(handles)")
 
-    def __copy__(self) -> NoReturn:
-        """Refuse: handles name records of one cache."""
-        raise CopyError(f"{self!r} cannot be copied; make a new cache and scatter(gather(live())) into it")
-
-    def __deepcopy__(self, memo: Any) -> NoReturn:
-        """Refuse, as `__copy__`."""
-        self.__copy__()
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        """Refuse to be pickled: the memory is private to this process."""
-        raise CopyError(f"{self!r} cannot be pickled: its memory is private to this process")
-
     # --- Checks ---
 
-    def _need_opened(self) -> None:
-        """Raise if `__init__` never succeeded."""
-        if not hasattr(self, "_numba_type_"):
-            raise ClosedError("this SlabCache was never opened")
-
-    def _need_open(self) -> None:
-        """Raise if the cache is closed."""
-        self._need_opened()
-        if self._c[CLOSED]:
-            raise ClosedError(f"cache {self._name!r} is closed")
+    def _closed_text(self) -> str:
+        return f"cache {self._name!r} is closed"
 
     def _need_rest(self, what: str) -> None:
         """Raise if other threads are using the cache."""
@@ -1114,6 +1086,12 @@ def open_caches() -> list[tuple[int, SlabCache]]:
     return [
         (serial, cache) for serial, cache in made if cache is not None and hasattr(cache, "_numba_type_") and not cache.closed
     ]
+
+
+def counts_of(cache: SlabCache) -> tuple[int, int, int, int]:
+    """Return the live records of a cache, its slots, its slabs, and the bytes of their records and generations."""
+    slots = cache.slot_limit
+    return len(cache), slots, len(cache.pages), slots * (cache.stride + 4)
 
 
 @cached

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ._closable import Unique
 from ._validate import check_dtype
 from .errors import LayoutError, shown
 from .guard import Fields, SlabObjectGuard, SlabRecordView, has_own
@@ -303,7 +304,7 @@ def _check_name(cls: type, name: str, fields: dict[str, Any]) -> None:
 
 def _check_methods(cls: type) -> None:
     """Raise for a method that guards have themselves, or would not call: theirs would go before it in silence."""
-    own = vars(Fields).keys() | vars(SlabObjectGuard).keys() | vars(SlabRecordView).keys() | NEVER_CALLED
+    own = vars(Unique).keys() | vars(Fields).keys() | vars(SlabObjectGuard).keys() | vars(SlabRecordView).keys() | NEVER_CALLED
     for base in cls.__mro__:
         if base in (Generic, Protocol) or not base.__flags__ & HEAP_TYPE or _is_declared(base):
             continue

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn
 
 import numpy as np
 
+from ._closable import Unique
 from ._convert import pack, text_of
 from .core.guard_calls import RELEASED, write_one
 from .core.process import this_process
-from .errors import CopyError, FieldNameError, FieldTextError, FieldTypeError, GuardError, HandleError, StaleHandleError, shown
+from .errors import FieldNameError, FieldTextError, FieldTypeError, GuardError, HandleError, StaleHandleError, shown
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -50,13 +51,17 @@ class Field:
     view: Any  # None of what is no nested record
 
 
-class Fields:
+class Fields(Unique):
     """What has fields by attribute and by ``[name]``: guards, views of nested records, batches."""
 
     __slots__ = ()
     _fields: ClassVar[dict[str, Field]] = {}
     _readers: ClassVar[dict[str, Any]] = {}  # of fields in C: of those, too, whose names are the guard's own
     _writers: ClassVar[dict[str, Any]] = {}
+    _not_copied: ClassVar[str] = ": a record has one owner; copy guard.record"
+    _not_pickled: ClassVar[str] = f"{Unique._not_pickled}; use record.copy()"
+    _cache: Any  # of the record
+    _state: int  # of GUARD_STATES
     __class__: Any = property(type)  # read-only: with another dtype's class, the fields would lie elsewhere
 
     @property
@@ -126,12 +131,12 @@ class Fields:
         self._live_slot()
         handle = self._owned()
         data = pack(value, field.dtype, name)  # runs others' Python, and may take its time
-        if not write_one(self._of_cache()._address, handle, field.offset, data.nbytes, id(data)):
+        if not write_one(self._cache._address, handle, field.offset, data.nbytes, id(data)):
             self._live_slot()  # raises
 
     def _column(self, name: str) -> Any:
         """Return the field of all slots as an array: reading an element of it takes a third of the time of a record's field."""
-        path, cache = self._fields[name].path, self._of_cache()
+        path, cache = self._fields[name].path, self._cache
         try:
             return cache._columns[path]
         except KeyError:
@@ -144,12 +149,30 @@ class Fields:
         """Return the slot of the record, which is live."""
         raise NotImplementedError
 
+    def _gone(self) -> str:
+        """Say why nothing is owned any more."""
+        return "released" if self._state == RELEASED else "freed"
+
+    def _place(self) -> str:
+        """Say in a repr where the fields are."""
+        return f"of {self._cache.name!r}"
+
+    def _summary(self) -> str:
+        """Show the fields in a repr."""
+        return shown_record(self.record)
+
+    def __repr__(self) -> str:
+        """Say where the fields are, and show them, cut where they are long."""
+        head = f"<{type(self).__name__} {self._place()}"
+        try:
+            return f"{head}: {self._summary()}>"
+        except HandleError:
+            return f"{head}: {self._gone()}>"
+        except ValueError:
+            return f"{head}: its cache is closed>"
+
     def _owned(self) -> Any:
         """Return what is owned, live or not, if it was not given up: a handle, or handles."""
-        raise NotImplementedError
-
-    def _of_cache(self) -> Any:
-        """Return the cache of the record."""
         raise NotImplementedError
 
     def _delete(self, name: str) -> NoReturn:
@@ -164,17 +187,8 @@ class Fields:
         """List the fields, for completion of ``guard["``."""
         return list(self._fields)
 
-    def __copy__(self) -> NoReturn:
-        """Refuse: a record has one owner."""
-        raise CopyError(f"{type(self).__name__} cannot be copied: a record has one owner; copy guard.record")
-
-    def __deepcopy__(self, memo: Any) -> NoReturn:
-        """Refuse, as `__copy__`."""
-        self.__copy__()
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        """Refuse to be pickled: the memory is private to this process."""
-        raise CopyError(f"{type(self).__name__} cannot be pickled: its memory is private to this process; use record.copy()")
+    def _subject(self) -> str:
+        return type(self).__name__
 
 
 def is_plain_number(value: Any, kind: str) -> bool:
@@ -280,7 +294,6 @@ class SlabObjectGuard(Fields, Generic[R]):
     _cache: SlabCache[R]
     _epoch: int  # forks that led to the process that made it
     _handle: int  # 0 once it owns no record any more
-    _state: int  # of GUARD_STATES
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Refuse: a guard is made by a cache."""
@@ -340,23 +353,10 @@ class SlabObjectGuard(Fields, Generic[R]):
         """Free the record, unless it was freed or released in the block."""
         raise NotImplementedError
 
-    def __repr__(self) -> str:
-        """Say the cache and the fields, cut where they are long."""
-        head = f"<{type(self).__name__} of {self._cache.name!r}"
-        try:
-            return f"{head}: {shown_record(self.record)}>"
-        except HandleError:
-            return f"{head}: {self._gone()}>"
-        except ValueError:
-            return f"{head}: its cache is closed>"
-
     # --- What the C methods call where they do not do it themselves ---
 
     def _gone(self) -> str:
-        """Say why the guard owns no record."""
-        if self._handle:
-            return "freed by another"
-        return "released" if self._state == RELEASED else "freed"
+        return "freed by another" if self._handle else super()._gone()
 
     def _owned(self) -> int:
         """Return the handle, live or not, if the guard has not given it up."""
@@ -370,9 +370,6 @@ class SlabObjectGuard(Fields, Generic[R]):
         return self._cache._slot(self._owned())
 
     _need_live = _live_slot
-
-    def _of_cache(self) -> Any:
-        return self._cache
 
     def _refuse_enter(self) -> NoReturn:
         """Say why the guard cannot be entered."""
@@ -411,6 +408,7 @@ class SlabRecordView(Fields):
     __slots__ = ()
     _guard: SlabObjectGuard[Any]  # likewise
     _path: ClassVar[tuple[str, ...]] = ()
+    _cache: Any = property(lambda self: self._guard._cache)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Refuse: a view is made by reading a guard's field."""
@@ -430,18 +428,11 @@ class SlabRecordView(Fields):
     def _owned(self) -> int:
         return self._guard._owned()
 
-    def _of_cache(self) -> Any:
-        return self._guard._cache
+    def _gone(self) -> str:
+        return self._guard._gone()
 
-    def __repr__(self) -> str:
-        """Say the path and the fields."""
-        head = f"<{type(self).__name__} .{'.'.join(self._path)}"
-        try:
-            return f"{head}: {shown_record(self.record)}>"
-        except HandleError:
-            return f"{head}: {self._guard._gone()}>"
-        except ValueError:
-            return f"{head}: its cache is closed>"
+    def _place(self) -> str:
+        return f".{'.'.join(self._path)}"
 
 
 def has_own(cls: type, name: str) -> bool:

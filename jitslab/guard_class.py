@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from ._validate import dtype_identity, is_own
-from .batch_guard import Owning, PythonFields, SlabBatchGuard, field_attribute, new_owner
+from .batch_guard import SlabBatchGuard
 from .core import guard_calls
-from .core.guard_calls import NEW, NOTHING
+from .core.guard_calls import NOTHING
 from .guard import Field, SlabObjectGuard, SlabRecordView, epoch, has_own
 from .machine.holder import is_going
+from .owning import Owning, PythonFields, field_attribute, new_guard
 
 IN_C = not sysconfig.get_config_var("Py_GIL_DISABLED") and not os.environ.get("JITSLAB_PYTHON_GUARDS")
 _classes: dict[tuple[Any, ...], Any] = {}
@@ -93,14 +94,6 @@ def batch_class(dtype: np.dtype[Any], declared: Any) -> Any:
         add_attributes(cls)
         _classes.setdefault(key, cls)
     return _classes[key]
-
-
-def new_guard(cls: Any, cache: Any) -> Any:
-    """Return a guard in Python for one record of a cache, that it does not own yet."""
-    guard = object.__new__(cls)
-    object.__setattr__(guard, "_owner", new_owner(cache, 1))
-    object.__setattr__(guard, "_state", NEW)
-    return guard
 
 
 def adopt(cls: Any, cache: Any, handle: int) -> Any:

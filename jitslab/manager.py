@@ -8,29 +8,31 @@ that nobody goes on by accident with memory that was given back.
 from __future__ import annotations
 
 import atexit
+import inspect
 import logging
 import os
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
-from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from ._closable import Closable
 from ._names import Names, check_name, naming
-from .allocator import SlabAllocator, check_options, full, open_allocators
+from .allocator import SlabAllocator, check_options, full, live_in, open_allocators
 from .cache import SlabCache, open_caches
-from .errors import ClosedError, ConflictError, CopyError
+from .errors import ClosedError, ConflictError
 from .machine.numa import NumaNode, nodes
 from .ptr import SlabPtr
-from .report import LiveReport, live_in, make_report
+from .views import LiveReport, make_report
 
 DEFAULT = "default"  # name of a manager's first allocator
 log = logging.getLogger("jitslab")
 
 
-class SlabAllocatorManager:
+class SlabAllocatorManager(Closable):
     """
     The allocators and caches of a process.
 
@@ -183,12 +185,7 @@ class SlabAllocatorManager:
         atexit.unregister(self._log_at_exit)
         return live
 
-    def __enter__(self) -> SlabAllocatorManager:
-        """Return the manager; leaving the block shuts it down."""
-        self._need_open()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *args: object) -> None:
         """Shut down."""
         self.shutdown(report=False)
 
@@ -197,22 +194,8 @@ class SlabAllocatorManager:
         state = "closed" if self._closed else f"{len(self._allocators)} allocators"
         return f"<SlabAllocatorManager: {state}>"
 
-    def __copy__(self) -> NoReturn:
-        """Refuse: its memory is one."""
-        raise CopyError(f"{self!r} cannot be copied")
-
-    def __deepcopy__(self, memo: Any) -> NoReturn:
-        """Refuse, as `__copy__`."""
-        self.__copy__()
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        """Refuse to be pickled: the memory is private to this process."""
-        raise CopyError(f"{self!r} cannot be pickled: its memory is private to this process")
-
-    def _need_open(self) -> None:
-        """Raise if the manager was shut down."""
-        if self._closed:
-            raise ClosedError("the manager was shut down")
+    def _closed_text(self) -> str:
+        return "the manager was shut down"
 
     def _log_at_exit(self) -> None:
         """Say what is live, in the process that asked for it; logging does not raise."""
@@ -249,6 +232,7 @@ def list_caches(first: SlabAllocator | None) -> dict[str, SlabCache]:
 
 # --- The functions of the module, over one default manager ---
 
+F = TypeVar("F", bound=Callable[..., Any])
 _default: SlabAllocatorManager | None = None
 
 
@@ -350,307 +334,71 @@ def default_manager() -> SlabAllocatorManager:
     return _default
 
 
+def _documented_by(method: Callable[..., Any]) -> Callable[[F], F]:
+    """Give a function of the module the documentation of the method that it calls, below a summary of its own."""
+
+    def add(function: F) -> F:
+        body = (inspect.getdoc(method) or "").partition("\n")[2]
+        function.__doc__ = f"{function.__doc__}\n{body}".replace("After `close`.", "After `shutdown`, until `initialize`.")
+        return function
+
+    return add
+
+
+# Each is written out: by one wrapper with *args and **options a call would take 120 ns more.
+
+
+@_documented_by(SlabAllocator.allocate)
 def allocate(size: int, *, align: int | None = None, zero: bool = False) -> int:
-    """
-    Take raw memory from the default allocator: see `SlabAllocator.allocate`.
-
-    Parameters
-    ----------
-    size : int
-        Bytes, 1 or more.
-    align : int, optional
-        What its address is a multiple of: a power of two.
-    zero : bool, default False
-        Fill it with zeros; otherwise it holds whatever was there.
-
-    Returns
-    -------
-    int
-        The pointer: a number that `view`, `address`, `realloc` and `free` take, together with the size.
-
-    Raises
-    ------
-    CapacityError
-        If `size` or `align` is out of bounds.
-    CacheFullError
-        If the system gives no more memory.
-    ClosedError
-        After `shutdown`, until `initialize`.
-
-    Examples
-    --------
-    >>> import jitslab
-    >>> ptr = jitslab.allocate(64, zero=True)
-    >>> int(jitslab.view(ptr, 64).sum())
-    0
-    >>> jitslab.free(ptr, 64)
-    """
+    """Take raw memory from the default allocator."""
     return default_manager().allocator.allocate(size, align=align, zero=zero)
 
 
+@_documented_by(SlabAllocator.free)
 def free(ptr: int, size: int) -> None:
-    """
-    Give raw memory back: see `SlabAllocator.free`.
-
-    Parameters
-    ----------
-    ptr : int
-        From `allocate` or `realloc`, not freed since.
-    size : int
-        Bytes, as asked for there.
-
-    Raises
-    ------
-    HandleError
-        If there is no such memory of that size; nothing was changed.
-    HandleTypeError
-        If `ptr` is no integer.
-    ClosedError
-        After `shutdown`, until `initialize`.
-
-    Examples
-    --------
-    >>> import jitslab
-    >>> ptr = jitslab.allocate(64)
-    >>> jitslab.free(ptr, 64)
-    >>> jitslab.free(ptr, 64)
-    Traceback (most recent call last):
-        ...
-    jitslab.errors.StaleHandleError: ...
-    """
+    """Give raw memory back to the default allocator."""
     default_manager().allocator.free(ptr, size)
 
 
+@_documented_by(SlabAllocator.realloc)
 def realloc(ptr: int, old_size: int, new_size: int) -> int:
-    """
-    Make raw memory larger or smaller, moving it where it must: see `SlabAllocator.realloc`.
-
-    Parameters
-    ----------
-    ptr : int
-        From `allocate` or `realloc`, not freed since.
-    old_size : int
-        Bytes, as asked for there.
-    new_size : int
-        Bytes, 1 or more.
-
-    Returns
-    -------
-    int
-        The pointer from now on; the first ``min(old_size, new_size)`` bytes are kept.
-
-    Raises
-    ------
-    HandleError, HandleTypeError, CapacityError, CacheFullError, ClosedError
-        As `free` and `allocate`; what was there stays.
-
-    Examples
-    --------
-    >>> import jitslab
-    >>> ptr = jitslab.allocate(64)
-    >>> jitslab.view(ptr, 64)[:] = 7
-    >>> ptr = jitslab.realloc(ptr, 64, 1000)
-    >>> int(jitslab.view(ptr, 1000)[63])
-    7
-    >>> jitslab.free(ptr, 1000)
-    """
+    """Change the size of raw memory of the default allocator; what it holds is kept, up to the lesser size."""
     return default_manager().allocator.realloc(ptr, old_size, new_size)
 
 
+@_documented_by(SlabAllocator.view)
 def view(ptr: int, size: int) -> npt.NDArray[np.uint8]:
-    """
-    Return raw memory as an array that reads and writes it in place: see `SlabAllocator.view`.
-
-    Parameters
-    ----------
-    ptr : int
-        From `allocate` or `realloc`, not freed since.
-    size : int
-        Bytes, as asked for there.
-
-    Returns
-    -------
-    ndarray of uint8, shape (size,)
-        It does not keep the memory from being freed.
-
-    Raises
-    ------
-    HandleError, HandleTypeError, ClosedError
-        As `free`.
-
-    Examples
-    --------
-    >>> import jitslab, numpy as np
-    >>> ptr = jitslab.allocate(800)
-    >>> numbers = jitslab.view(ptr, 800).view(np.float64)
-    >>> numbers[:] = np.arange(100)
-    >>> float(numbers.sum())
-    4950.0
-    >>> jitslab.free(ptr, 800)
-    """
+    """Return raw memory of the default allocator as an array."""
     return default_manager().allocator.view(ptr, size)
 
 
+@_documented_by(SlabAllocator.address)
 def address(ptr: int, size: int | None = None) -> int:
-    """
-    Return where raw memory is, for ctypes and cffi: see `SlabAllocator.address`.
-
-    Parameters
-    ----------
-    ptr : int
-        From `allocate` or `realloc`, not freed since.
-    size : int, optional
-        Bytes, as asked for there; without it the ptr alone is checked.
-
-    Returns
-    -------
-    int
-        The address; it stays the same until the memory is freed.
-
-    Raises
-    ------
-    HandleError, HandleTypeError, ClosedError
-        As `free`.
-
-    Examples
-    --------
-    >>> import ctypes, jitslab
-    >>> ptr = jitslab.allocate(64)
-    >>> _ = ctypes.memset(jitslab.address(ptr), 7, 64)
-    >>> jitslab.view(ptr, 64)[:3]
-    array([7, 7, 7], dtype=uint8)
-    >>> jitslab.free(ptr, 64)
-    """
+    """Return the address of raw memory of the default allocator, for ctypes and cffi; it is valid until `free`."""
     return default_manager().allocator.address(ptr, size)
 
 
+@_documented_by(SlabAllocator.allocate_typed)
 def allocate_typed(dtype: npt.DTypeLike) -> SlabPtr:
-    """
-    Take a record of a dtype from the default allocator: see `SlabAllocator.allocate_typed`.
-
-    Parameters
-    ----------
-    dtype : numpy.dtype, or a declared record class
-        Its type.
-
-    Returns
-    -------
-    SlabPtr
-        Its handle, which knows its cache and dtype.
-
-    Raises
-    ------
-    LayoutError
-        If `dtype` cannot be that of a record.
-    CacheFullError
-        If there is no room or no memory.
-    ClosedError
-        After `shutdown`, until `initialize`.
-
-    Examples
-    --------
-    >>> import jitslab, numpy as np
-    >>> point = np.dtype([("x", "f8"), ("y", "f8")])
-    >>> ptr = jitslab.allocate_typed(point)
-    >>> ptr.record["x"] = 3.0
-    >>> jitslab.free_typed(ptr)
-    """
+    """Take a record of a dtype from the default allocator."""
     return default_manager().allocator.allocate_typed(dtype)
 
 
+@_documented_by(SlabAllocator.free_typed)
 def free_typed(ptr: int, dtype: npt.DTypeLike | None = None) -> None:
-    """
-    Free a record of the default allocator: see `SlabAllocator.free_typed`.
-
-    Parameters
-    ----------
-    ptr : SlabPtr or int
-        From `allocate_typed`, of a record that is live.
-    dtype : numpy.dtype, or a declared record class, optional
-        Its type; needed for a plain int, such as one read back from a field.
-
-    Raises
-    ------
-    RecordTypeError
-        If the record is of another type, or a plain int comes without one; nothing was changed.
-    HandleError, HandleTypeError, ClosedError
-        As `SlabCache.free`.
-
-    Examples
-    --------
-    >>> import jitslab, numpy as np
-    >>> node = np.dtype([("value", "f8"), ("next", "i8")])
-    >>> ptr = jitslab.allocate_typed(node)
-    >>> ptr.record["next"] = jitslab.allocate_typed(node)
-    >>> jitslab.free_typed(ptr.record["next"], node)  # a plain int by now
-    >>> jitslab.free_typed(ptr)
-    """
+    """Free a record of the default allocator."""
     default_manager().allocator.free_typed(ptr, dtype)
 
 
+@_documented_by(SlabAllocator.allocate_object)
 def allocate_object(dtype: npt.DTypeLike) -> Any:
-    """
-    Take a record of a dtype with a guard, which frees it: see `SlabAllocator.allocate_object`.
-
-    Parameters
-    ----------
-    dtype : numpy.dtype, or a declared record class
-        Its type.
-
-    Returns
-    -------
-    SlabObjectGuard
-        Its owner: a context manager with the fields as attributes.
-
-    Raises
-    ------
-    LayoutError, CacheFullError, ClosedError
-        As `allocate_typed`.
-
-    Examples
-    --------
-    >>> import jitslab, numpy as np
-    >>> my_struct = np.dtype([("id", "i8"), ("data", "u1", 16)])
-    >>> with jitslab.allocate_object(my_struct) as obj:  # freed on leaving the block, also by an exception
-    ...     obj.id = 42
-    ...     obj.data.fill(0)
-    """
+    """Take a record of a dtype from the default allocator with a guard, which frees it."""
     return default_manager().allocator.allocate_object(dtype)
 
 
+@_documented_by(SlabAllocator.create_cache)
 def create_object_cache(name: str, dtype: npt.DTypeLike, **options: Any) -> SlabCache:
-    """
-    Make a cache for one purpose in the default allocator: see `SlabAllocator.create_cache`.
-
-    Parameters
-    ----------
-    name : str
-        By which ``jitslab.caches[name]`` finds it until it is closed; printable, without '#' and without blanks around it.
-    dtype : numpy.dtype, or a declared record class
-        Type of its records.
-    **options
-        Of the cache, as those of `SlabCache`.
-
-    Raises
-    ------
-    DuplicateNameError
-        If the name is taken.
-    CapacityError, OptionError, LayoutError
-        If the name or an option is out of bounds, an option does not exist, or `dtype` cannot be that of a record.
-    ClosedError
-        After `shutdown`, until `initialize`.
-
-    Examples
-    --------
-    >>> import jitslab, numpy as np
-    >>> packet = np.dtype([("header", "u1", 20), ("payload", "u1", 1480)])
-    >>> packets = jitslab.create_object_cache("doc-packets", packet)
-    >>> jitslab.caches["doc-packets"] is packets
-    True
-    >>> packets.close()
-    >>> "doc-packets" in jitslab.caches
-    False
-    """
+    """Make a cache for one purpose in the default allocator; ``jitslab.caches[name]`` finds it until it is closed."""
     return default_manager().allocator.create_cache(name, dtype, **options)
 
 

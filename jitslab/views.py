@@ -1,7 +1,8 @@
 """
-`SlabPage`, `SlabState` and `SlabObject`: the public views of one slab and one slot.
+What users are shown of slabs, slots, nodes, caches and allocators: snapshots, taken when they are made.
 
-Below `cache`.  They are snapshots, taken when they are made.
+`SlabPage`, `SlabState` and `SlabObject` show one slab and one slot; `SlabNode`, `ClassStats` and `SizeStats` count; `LiveReport`
+lists what is live.
 """
 
 from __future__ import annotations
@@ -178,3 +179,169 @@ class SlabObject:
     def __repr__(self) -> str:
         """Short: handle, slot, slab, whether live."""
         return f"<SlabObject {self.handle:#x}: slot {self.slot}, slab {self.page.index}, {'live' if self.live else 'free'}>"
+
+
+# --- Counts of an allocator ---
+
+
+@dataclass(frozen=True)
+class ClassStats:
+    """
+    One size class.
+
+    Attributes
+    ----------
+    low, high : int
+        It serves the sizes above `low` up to `high`.
+    live : int
+        Pieces of memory that are live.
+    slots : int
+        Places made so far.
+    slabs : int
+    memory : int
+        Bytes of the slabs' records and generations.
+    """
+
+    low: int
+    high: int
+    live: int
+    slots: int
+    slabs: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class SizeStats:
+    """
+    An allocator at one instant.
+
+    Attributes
+    ----------
+    live : int
+        Pieces of memory that are live.
+    used : int
+        Bytes given out for them: whole classes and pages.
+    memory : int
+        Bytes of all slabs, and of the pages of large memory: live ones, and up to 16 MiB of freed ones, kept for the next.
+    large : int
+        Live pieces of large memory.
+    large_used : int
+        Bytes of their pages.
+    observed : int
+        Sizes observed since observing began, up to the largest class.
+    asked, given : int
+        Bytes that these asked for, and that the table in force gives out for them.
+    classes : tuple of ClassStats
+        Those that were ever in use.
+    """
+
+    live: int
+    used: int
+    memory: int
+    large: int
+    large_used: int
+    observed: int
+    asked: int
+    given: int
+    classes: tuple[ClassStats, ...]
+
+    @property
+    def waste(self) -> float:
+        """Share of the bytes given out that nobody asked for, of the observed sizes."""
+        return 1 - self.asked / self.given if self.given else 0.0
+
+
+# --- Reports of what is live ---
+
+
+@dataclass(frozen=True)
+class LiveCache:
+    """
+    What is live in one cache.
+
+    Attributes
+    ----------
+    allocator : str
+        Name of the allocator whose cache it is; empty for a cache that was made directly.
+    name : str
+        Name of the cache, or what its raw memory is.
+    count : int
+        Records, or pieces of raw memory, that are live.
+    bytes : int
+        Their size together.
+    handles : tuple of int
+        The first few, by slot.
+
+    Examples
+    --------
+    >>> import numpy as np, jitslab
+    >>> with jitslab.SlabAllocator("doc-live") as allocator:
+    ...     node = allocator.create_cache("nodes", np.dtype([("x", "f8"), ("next", "i8")]))
+    ...     handles = node.alloc_many(3)
+    ...     (live,) = allocator.report().caches
+    >>> live.allocator, live.name, live.count, live.bytes, live.handles == tuple(handles)
+    ('doc-live', 'nodes', 3, 48, True)
+    """
+
+    allocator: str
+    name: str
+    count: int
+    bytes: int
+    handles: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """One line."""
+        name = f"{self.allocator}/{self.name}" if self.allocator else self.name
+        shown = ", ".join(f"{h:#x}" for h in self.handles) + (", ..." if self.count > len(self.handles) else "")
+        return f"{name}: {self.count:,} live, {self.bytes:,} bytes: {shown}"
+
+
+@dataclass(frozen=True)
+class LiveReport:
+    """
+    What is live in the caches of an allocator, or of the process; false when nothing is.
+
+    Attributes
+    ----------
+    caches : tuple of LiveCache
+        One for each cache in which something is live, the most bytes first.
+
+    Examples
+    --------
+    >>> import jitslab
+    >>> with jitslab.SlabAllocator("doc-report") as allocator:
+    ...     ptr = allocator.allocate_typed([("x", "f8")])
+    ...     report = allocator.report()
+    >>> print(report)
+    1 live, 8 bytes:
+      doc-report/typed(x): 1 live, 8 bytes: 0x...
+    >>> bool(report), bool(jitslab.LiveReport())
+    (True, False)
+    """
+
+    caches: tuple[LiveCache, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Records and pieces of raw memory that are live."""
+        return sum(cache.count for cache in self.caches)
+
+    @property
+    def bytes(self) -> int:
+        """Their size together."""
+        return sum(cache.bytes for cache in self.caches)
+
+    def __bool__(self) -> bool:
+        """Whether anything is live."""
+        return bool(self.caches)
+
+    def __str__(self) -> str:
+        """A line for each cache."""
+        if not self:
+            return "nothing is live"
+        return "\n".join([f"{self.count:,} live, {self.bytes:,} bytes:", *(f"  {cache}" for cache in self.caches)])
+
+
+def make_report(found: list[LiveCache]) -> LiveReport:
+    """Put the caches together in which something is live."""
+    return LiveReport(tuple(sorted((cache for cache in found if cache.count), key=lambda cache: -cache.bytes)))

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import types
 import typing
 from pathlib import Path
 
@@ -16,7 +17,7 @@ ALLOWED = {
         "machine/addresses.py": "system calls",
         "machine/cpython.py": "CPython's descriptions of types, methods and attributes",
         "core/guard_calls.py": "calls without giving the GIL up; addresses of its own arrays",
-        "batch_guard.py": "the address of its own array",
+        "owning.py": "the address of its own array",
         "machine/owner.py": "the address of its own words",
         "machine/compile.py": "an Entry is called by Numba's own ctypes function",
         "core/memory.py": "the address of the reservation it lays out",
@@ -106,3 +107,12 @@ def test_every_public_name_exists():
     """`__all__` names what there is."""
     assert sorted(jitslab.__all__, key=str.lower) == sorted(set(jitslab.__all__), key=str.lower)
     assert all(hasattr(jitslab, name) for name in jitslab.__all__)
+
+
+def test_names_after_the_dot_are_the_public_ones():
+    """Completion proposes what `__all__` names and the version, and no module of the package."""
+    exported = re.findall(r"\b(\w+) as \1\b", Path(jitslab.__file__).read_text())
+
+    assert sorted(exported) == jitslab.__all__
+    assert sorted([*exported, "__version__"]) == dir(jitslab)
+    assert not any(isinstance(getattr(jitslab, name), types.ModuleType) for name in dir(jitslab))

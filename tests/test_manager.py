@@ -1,6 +1,7 @@
 """The manager of a process, and the functions of the module over one default manager."""
 
 import copy
+import inspect
 import os
 import pickle
 import subprocess
@@ -73,6 +74,20 @@ def test_usage_of_the_concept(default):
     assert [] == live()
     assert 0 == len(cache)
     assert cache is jitslab.caches["net-packet"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["allocate", "free", "realloc", "view", "address", "allocate_typed", "free_typed", "allocate_object", "create_object_cache"],
+)
+def test_function_of_the_module_is_the_method_of_the_allocator(name):
+    """It takes what the method takes, and has its documentation."""
+    function = getattr(jitslab, name)
+    method = getattr(jitslab.SlabAllocator, name.replace("object_cache", "cache"))
+    parameters = [(p.name, p.kind, p.default) for p in inspect.signature(method).parameters.values()]
+
+    assert parameters[1:] == [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+    assert inspect.getdoc(function).endswith(inspect.getdoc(method).partition("Examples\n")[2])
 
 
 # --- Allocators and caches ---

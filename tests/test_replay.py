@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from jitslab import TraceError, __version__
-from jitslab.__main__ import NO_RICH, main
 from jitslab.replay import loops as events
 from jitslab.replay import replay, trace
+from jitslab.replay.cli import NO_RICH, main
 from jitslab.replay.loops import run_malloc, run_slabs
 from jitslab.replay.trace import ALLOC, CACHE, EVENT, FREE, Trace
 

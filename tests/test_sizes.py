@@ -387,7 +387,7 @@ def test_large_memory_is_unmapped():
     """A thousand pieces of 64 MiB in turn do not use the address space up; nor does an allocator that is dropped."""
     program = (
         "import resource, jitslab\n"
-        "m = jitslab.sizes.SizeClasses(capacity=1 << 20)\n"
+        "m = jitslab.sizes.classes.SizeClasses(capacity=1 << 20)\n"
         "soft = 64 << 30\n"
         "resource.setrlimit(resource.RLIMIT_AS, (soft, soft))\n"
         "for i in range(1200):\n"
@@ -396,7 +396,7 @@ def test_large_memory_is_unmapped():
         "    m.free(p, 64 << 20)\n"
         "for i in range(1200):\n"
         "    m = None\n"
-        "    m = jitslab.sizes.SizeClasses(capacity=1 << 20) if i % 300 == 0 else m\n"
+        "    m = jitslab.sizes.classes.SizeClasses(capacity=1 << 20) if i % 300 == 0 else m\n"
         "print('ok')\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -586,7 +586,7 @@ def test_parked_pages_are_given_up_for_who_would_get_none():
     """Where the address space is used up but for them, of whatever sizes they are."""
     program = (
         "import resource, jitslab\n"
-        "m, mib = jitslab.sizes.SizeClasses(), 1 << 20\n"
+        "m, mib = jitslab.sizes.classes.SizeClasses(), 1 << 20\n"
         "m.free(m.allocate(3 * mib, zero=True), 3 * mib)\n"
         "for p in [m.allocate(3 * mib) for _ in range(5)]:\n"
         "    m.free(p, 3 * mib)\n"
@@ -824,7 +824,7 @@ def test_child_of_fork_has_its_own_memory():
     """What the child frees and allocates is not seen in the parent."""
     program = (
         "import os, jitslab\n"
-        "m = jitslab.sizes.SizeClasses()\n"
+        "m = jitslab.sizes.classes.SizeClasses()\n"
         "p, q = m.allocate(100), m.allocate(3 << 20)\n"
         "m.view(p, 100)[:] = 1; m.view(q, 3 << 20)[:] = 1\n"
         "pid = os.fork()\n"

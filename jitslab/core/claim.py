@@ -126,10 +126,8 @@ def claim(c: int, me: int) -> int:
     if unlikely(n_owned == HEAPS and is_noted(here, FIRST_NODE_HEAP + BACK_HEAP) and control.closed == 0):
         return address_of(open_heap(here, FIRST_NODE_HEAP + SHARED_HEAP))
     lock_row(control.process)
-    if control.closed == 0:
-        heap = take_heap(control, here, me)
-    else:
-        heap = open_heap(here, FIRST_NODE_HEAP + CLOSED_HEAP)
+    is_open = control.closed == 0
+    heap = take_heap(control, here, me) if is_open else open_heap(here, FIRST_NODE_HEAP + CLOSED_HEAP)
     unlock_row(control.process)
     return address_of(heap)
 

@@ -282,7 +282,7 @@ class NewCacheMemory(CacheMemory):
         while True:
             try:
                 return self._attempt(dtype, capacity, colouring, *attempts.pop(0))
-            except (CacheFullError, CapacityError):
+            except (CacheFullError, CapacityError):  # noqa: PERF203  # a loop of four turns at most
                 if not attempts:
                     if let_kept_go(this_process().address) == 0:  # else there are more mappings now
                         raise

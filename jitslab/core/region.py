@@ -1,9 +1,9 @@
 """
 Where a cache's memory comes from: a range of addresses whose pages are made usable, placed, and given back.
 
-A `Region` is what `CacheMemory` asks of it; `AnonymousRegion` is the one that there is: memory of this process.  Memory of another
-kind, such as a file's, is another class with these methods, and a table of entry points (`layout.ENTRIES`) with its own `grow`
-and `release`: those make slabs usable and give them back while the cache is used.
+A `Region` is what `CacheMemory` asks of it; `AnonymousRegion` is the one that there is: memory of this process.  Memory of
+another kind, such as a file's, is another class with these methods, and a table of entry points (`layout.ENTRIES`) with its own
+`grow` and `release`: those make slabs usable and give them back while the cache is used.
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ SOURCES = tuple(
     f"{folder}.{name}"
     for folder, names in {
         "machine": "addresses disk compile memory pointers system owner cpython holder",
-        "core": "layout vectors calls slab grow heap_table claim heap batch scan rebuild check process dispatch cache_calls guard_calls",
+        "core": "layout vectors calls slab grow heap_table claim heap batch scan rebuild check process dispatch"
+        " cache_calls guard_calls",
         "njit": "lowering cache",
         "sizes": "layout large opening kernels njit",
         "replay": "loops",

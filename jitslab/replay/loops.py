@@ -14,26 +14,11 @@ from typing import Any
 from numba import types
 
 from ..core.calls import my_heap
-from ..core.heap import H_RECORDS, SLOT_MASK, address, alloc, free_any
-from ..core.layout import NULL
+from ..core.heap import address, alloc, free_any
+from ..core.layout import NULL, SLOT_MASK, Control, Heap, control_at, heap_at
 from ..machine.compile import Entry, kernel
-from ..machine.memory import (
-    frozen,
-    heap_address,
-    heap_pointer,
-    load1,
-    load4,
-    load8,
-    load8_acquire,
-    mixed,
-    pause,
-    store1,
-    store4,
-    store8,
-    store8_release,
-    unlikely,
-    zero_bytes,
-)
+from ..machine.memory import fibonacci_hash, load1, load8, pause, store1, store8, unlikely, zero_bytes
+from ..machine.pointers import address_of, i8s, load_acquire, store_release, u4s
 from ..machine.system import yield_core
 from ..sizes import kernels as raw
 
@@ -50,11 +35,11 @@ _free = _external("free", types.void(types.int64))
 @kernel
 def write_stamp(at: int, width: int, obj: int) -> None:
     """Stamp a record with its object's number, spread over all bits."""
-    stamp = mixed(obj + 1)
+    stamp = fibonacci_hash(obj + 1)
     if width == 8:
         store8(at, 0, stamp)
     elif width == 4:
-        store4(at, 0, stamp >> 32)
+        u4s(at)[0] = stamp >> 32
     else:
         store1(at, 0, stamp >> 56)
 
@@ -62,11 +47,11 @@ def write_stamp(at: int, width: int, obj: int) -> None:
 @kernel
 def has_stamp(at: int, width: int, obj: int) -> bool:
     """Whether a record still has its stamp."""
-    stamp = mixed(obj + 1)
+    stamp = fibonacci_hash(obj + 1)
     if width == 8:
         return bool(load8(at, 0) == stamp)
     if width == 4:
-        return bool(load4(at, 0) == stamp >> 32 & 0xFFFFFFFF)
+        return bool(u4s(at)[0] == stamp >> 32 & 0xFFFFFFFF)
     return bool(load1(at, 0) == stamp >> 56 & 0xFF)
 
 
@@ -75,7 +60,7 @@ def wait_for(handles: int, obj: int) -> int:
     """Return the handle of an object, as soon as its thread has published it."""
     tries = 0
     while True:
-        handle: int = load8_acquire(handles, obj)
+        handle: int = load_acquire(i8s(handles), obj)
         if handle != 0:
             return handle
         tries += 1
@@ -85,132 +70,101 @@ def wait_for(handles: int, obj: int) -> int:
             yield_core()
 
 
-@Entry
-def run_slabs(words: int, n: int, handles: int, rows: int, n_rows: int) -> int:
-    """Run n events on slab caches; returns how many frees found the record changed, or were refused."""
+@kernel
+def control_of(row: int) -> Control:
+    """Return the CONTROL row of a cache."""
+    return control_at(load8(row, CONTROL))
+
+
+@kernel
+def heap_of(row: int) -> Heap:
+    """Return the calling thread's heap of a cache."""
+    return heap_at(load8(row, HEAP))
+
+
+@kernel
+def find_heaps(rows: int, n_rows: int) -> None:
+    """Note the calling thread's heap of every cache in its row."""
     for r in range(n_rows):
         row = rows + r * ROW
-        store8(row, HEAP, heap_address(my_heap(load8(row, CONTROL))))
-    bad = 0
-    for i in range(n):
-        word = load8(words, i)
-        row = rows + (word & ROW_MASK)
-        obj = word >> 32
-        heap = heap_pointer(load8(row, HEAP))
-        if word & 1 == 0:
-            handle = alloc(heap)
-            if unlikely(handle == NULL):
-                handle = REFUSED
-            else:
-                at = frozen(heap, H_RECORDS) + (handle & SLOT_MASK) * load8(row, STRIDE)
-                write_stamp(at, load8(row, WIDTH), obj)
-            store8_release(handles, obj, handle)
-        else:
-            handle = wait_for(handles, obj)
-            if handle != REFUSED:
-                bad += not verify_free(heap, handle, row, obj)
-    return bad
+        store8(row, HEAP, address_of(my_heap(control_of(row))))
 
 
 @kernel
-def verify_free(heap: Any, handle: int, row: int, obj: int) -> bool:
+def take_record(row: int) -> tuple[int, int]:
+    """Allocate a record of a cache; returns its handle and address."""
+    heap = heap_of(row)
+    handle = alloc(heap)
+    return handle, heap.records + (handle & SLOT_MASK) * load8(row, STRIDE)
+
+
+@kernel
+def give_record(row: int, handle: int, obj: int) -> bool:
     """Verify a record's stamp and free it; whether both went well."""
+    heap = heap_of(row)
     is_good = has_stamp(address(heap, handle, load8(row, STRIDE)), load8(row, WIDTH), obj)
-    return free_any(load8(row, CONTROL), heap, handle) and is_good
-
-
-@Entry
-def run_malloc(words: int, n: int, handles: int, rows: int, n_rows: int) -> int:
-    """Run n events on malloc and free; returns how many frees found the memory changed.  The handle is the address."""
-    bad = 0
-    for i in range(n):
-        word = load8(words, i)
-        row = rows + (word & ROW_MASK)
-        obj = word >> 32
-        if word & 1 == 0:
-            at = _malloc(load8(row, SIZE))
-            if unlikely(at == 0):
-                at = REFUSED
-            else:
-                write_stamp(at, load8(row, WIDTH), obj)
-            store8_release(handles, obj, at)
-        else:
-            at = wait_for(handles, obj)
-            if at != REFUSED:
-                bad += not has_stamp(at, load8(row, WIDTH), obj)
-                _free(at)
-    return bad
-
-
-# --- Traces of malloc: sizes by object, and no caches ---
+    return free_any(control_of(row), heap, handle) and is_good
 
 
 @kernel
-def write_mark(at: int, size: int, obj: int) -> None:
-    """Stamp memory with its object's number: 8 bytes where it has them, else one."""
-    write_stamp(at, 8 if size >= 8 else 1, obj)
+def give_memory(block: int, ptr: int, size: int, width: int, obj: int) -> bool:
+    """Verify the stamp of memory of an allocator and free it; whether both went well."""
+    at = raw.address(block, ptr, size)
+    is_good = at != 0 and has_stamp(at, width, obj)
+    return raw.release(block, ptr, size) and is_good
 
 
 @kernel
-def has_mark(at: int, size: int, obj: int) -> bool:
-    """Whether memory still has its stamp."""
-    return has_stamp(at, 8 if size >= 8 else 1, obj)
+def give_malloc(at: int, width: int, obj: int) -> bool:
+    """Verify the stamp of memory of malloc and free it; whether the stamp was there."""
+    is_good = has_stamp(at, width, obj)
+    _free(at)
+    return is_good
 
 
-@Entry
-def run_sizes(words: int, n: int, handles: int, rows: int, n_rows: int) -> int:
-    """Run n events on an allocator by size; returns how many frees found the memory changed, or were refused."""
-    s, sizes, fill = load8(rows, BLOCK), load8(rows, SIZES), load8(rows, FILL)
-    bad = 0
-    for i in range(n):
-        word = load8(words, i)
-        obj = word >> 32
-        size = load4(sizes, obj)
-        if word & 1 == 0:
-            ptr, at = raw.allocate_at(s, size)
-            if unlikely(ptr == NULL):
-                ptr = REFUSED
+def loop(is_malloc: bool, has_caches: bool) -> Entry:
+    """Return the loop of one side over traces of one kind; the branches on its kind are gone when it is compiled."""
+
+    @Entry
+    def run(words: int, n: int, handles: int, rows: int, n_rows: int) -> int:
+        """Run n events; returns how many frees found the object changed, or were refused."""
+        block, sizes, fill = load8(rows, BLOCK), load8(rows, SIZES), load8(rows, FILL)
+        if has_caches and not is_malloc:
+            find_heaps(rows, n_rows)
+        bad = 0
+        for i in range(n):
+            word = load8(words, i)
+            row, obj = rows + (word & ROW_MASK), word >> 32
+            size = load8(row, SIZE) if has_caches else u4s(sizes)[obj]
+            width = load8(row, WIDTH) if has_caches else 8 if size >= 8 else 1
+            if word & 1 == 0:
+                if is_malloc:
+                    handle = at = _malloc(size)
+                elif has_caches:
+                    handle, at = take_record(row)
+                else:
+                    handle, at = raw.allocate_at(block, size)
+                if unlikely(handle == NULL):
+                    handle = REFUSED
+                else:
+                    if not has_caches and unlikely(fill != 0):
+                        zero_bytes(at, size)
+                    write_stamp(at, width, obj)
+                store_release(i8s(handles), obj, handle)
             else:
-                if unlikely(fill != 0):
-                    zero_bytes(at, size)
-                write_mark(at, size, obj)
-            store8_release(handles, obj, ptr)
-        else:
-            ptr = wait_for(handles, obj)
-            if ptr != REFUSED:
-                bad += not verify_release(s, ptr, size, obj)
-    return bad
+                handle = wait_for(handles, obj)
+                if handle == REFUSED:
+                    continue
+                if is_malloc:
+                    bad += not give_malloc(handle, width, obj)
+                elif has_caches:
+                    bad += not give_record(row, handle, obj)
+                else:
+                    bad += not give_memory(block, handle, size, width, obj)
+        return bad
+
+    return run
 
 
-@kernel
-def verify_release(s: int, ptr: int, size: int, obj: int) -> bool:
-    """Verify the stamp of memory and free it; whether both went well."""
-    at = raw.address(s, ptr, size)
-    is_good = at != 0 and has_mark(at, size, obj)
-    return raw.release(s, ptr, size) and is_good
-
-
-@Entry
-def run_malloc_sizes(words: int, n: int, handles: int, rows: int, n_rows: int) -> int:
-    """Run n events on malloc and free; returns how many frees found the memory changed.  The handle is the address."""
-    sizes, fill = load8(rows, SIZES), load8(rows, FILL)
-    bad = 0
-    for i in range(n):
-        word = load8(words, i)
-        obj = word >> 32
-        size = load4(sizes, obj)
-        if word & 1 == 0:
-            at = _malloc(size)
-            if unlikely(at == 0):
-                at = REFUSED
-            else:
-                if unlikely(fill != 0):
-                    zero_bytes(at, size)
-                write_mark(at, size, obj)
-            store8_release(handles, obj, at)
-        else:
-            at = wait_for(handles, obj)
-            if at != REFUSED:
-                bad += not has_mark(at, size, obj)
-                _free(at)
-    return bad
+run_slabs, run_malloc = loop(False, True), loop(True, True)
+run_sizes, run_malloc_sizes = loop(False, False), loop(True, False)

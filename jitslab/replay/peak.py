@@ -1,9 +1,8 @@
 """
 The peak memory of a replay of a trace of malloc, each side in a process of its own.
 
-Beside `replay`.  As a program it runs the events once, every byte of every object written, and prints by how many bytes the
-process's memory was larger at most than before the first event; what the process had already, its arrays and its compiled code,
-does not count.
+As a program, this module runs the events once, writes every byte of every object, and prints by how many bytes the process's
+memory grew at most.  Memory that the process had before the first event, such as its arrays and compiled code, does not count.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from ..errors import TraceError
 from ..machine.addresses import LINUX, has_symbol
+from .replay import MallocReplay
 from .trace import Trace, cut, load, save
 
 WARM_EVENTS = 1000
@@ -68,8 +68,6 @@ def start_peak() -> None:
 
 def main(side: str, path: str, classes: str) -> int:
     """Measure one side."""
-    from .replay import MallocReplay
-
     trace = load(path)
     with MallocReplay(cut(trace, WARM_EVENTS), fill=True) as warm:
         (warm.slabs if side == "jitslab" else warm.malloc)()

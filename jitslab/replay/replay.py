@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ..cache import SlabCache
+from ..cache import SlabCache, counts_of
 from ..core.layout import HEAPS
 from ..errors import CacheFullError, TraceError
 from ..machine.compile import Entry
@@ -43,7 +43,6 @@ from .loops import (
     run_sizes,
     run_slabs,
 )
-from .peak import peak_bytes
 from .trace import ALLOC, FREE, NO_CACHE, Trace
 
 Words = npt.NDArray[np.int64]
@@ -225,7 +224,7 @@ class Replay:
 
     def _look(self) -> None:
         """Take the table and recount every cache."""
-        self.slabinfo = [describe(cache) for cache in self.caches]
+        self.slabinfo = [line(cache.name, cache.dtype.itemsize, *counts_of(cache)) for cache in self.caches]
         for cache in self.caches:
             cache.check()
 
@@ -311,19 +310,11 @@ class MallocReplay(Replay):
         """Take the table and recount every class."""
         stats = self.allocator.stats
         self.slabinfo = [
-            SlabInfo(
-                f"{each.low + 1} to {each.high}",
-                each.high,
-                each.live,
-                each.slots,
-                each.slots // each.slabs,
-                each.slabs,
-                each.memory,
-            )
+            line(f"{each.low + 1} to {each.high}", each.high, each.live, each.slots, each.slabs, each.memory)
             for each in stats.classes
         ]
         if stats.large:
-            self.slabinfo.append(SlabInfo("pages of their own", 0, stats.large, stats.large, 1, stats.large, stats.large_used))
+            self.slabinfo.append(line("pages of their own", 0, stats.large, stats.large, stats.large, stats.large_used))
         self.allocator.check()
 
     def _table(self) -> Words:
@@ -362,7 +353,7 @@ class Outcome:
     waste : float, optional
         Of a trace of malloc: share of the bytes given out that nobody asked for.
     peak : dict of str to int, optional
-        Of a trace of malloc: most bytes of memory that the events took on each side, in a process of its own.
+        Of a trace of malloc: most bytes of memory that the events took on each side, where they were measured (`peak_bytes`).
     """
 
     slabinfo: list[SlabInfo]
@@ -411,13 +402,12 @@ def measure(trace: Trace, threads: int = 1, repeat: int = 5, tick: Callable[[], 
     if repeat < 1:
         raise TraceError(f"the later passes are run 1 time or more, not {repeat}")
     passes: dict[str, list[Pass]] = {"jitslab": [], "malloc": []}
-    peak = {side: peak_bytes(trace, side) for side in passes} if trace.is_malloc and threads == 1 else None
     with make(trace, threads) as run:
         for _ in range(1 + repeat):
             for side, one in (("jitslab", run.slabs), ("malloc", run.malloc)):
                 passes[side].append(one())
                 tick()
-        return Outcome(run.slabinfo, passes, run.waste if isinstance(run, MallocReplay) else None, peak)
+        return Outcome(run.slabinfo, passes, run.waste if isinstance(run, MallocReplay) else None)
 
 
 def pack(events: npt.NDArray[np.void]) -> Words:
@@ -432,11 +422,9 @@ def split(words: Words, thread: npt.NDArray[Any], threads: int) -> list[Words]:
     return [np.ascontiguousarray(words[thread == t]) for t in range(threads)]
 
 
-def describe(cache: SlabCache) -> SlabInfo:
-    """Return a cache's line of the table."""
-    slabs, slots = len(cache.pages), cache.slot_limit
-    each = slots // slabs if slabs else 0
-    return SlabInfo(cache.name, cache.dtype.itemsize, len(cache), slots, each, slabs, slots * (cache.stride + 4))
+def line(name: str, size: int, live: int, slots: int, slabs: int, memory: int) -> SlabInfo:
+    """Return a line of the table."""
+    return SlabInfo(name, size, live, slots, slots // slabs if slabs else 0, slabs, memory)
 
 
 def memory_bytes() -> int:

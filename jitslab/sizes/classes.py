@@ -10,16 +10,15 @@ import itertools
 import operator
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
+from .._closable import Closable
 from .._names import naming
 from .._validate import as_integer
-from ..cache import NEVER, SlabCache
+from ..cache import NEVER, SlabCache, counts_of
 from ..core.geometry import record_stride, slab_shape
 from ..core.layout import HEAP_BYTES, HEAPS, MAGAZINE_SLOTS, NULL, SLAB_BYTES, SLOT_MASK
 from ..core.memory import LEAST_BYTES, CacheMemory, HeapPlace, NewCacheMemory, no_room
@@ -28,8 +27,6 @@ from ..core.region import AnonymousRegion
 from ..errors import (
     CacheFullError,
     CapacityError,
-    ClosedError,
-    CopyError,
     ForeignHandleError,
     HandleError,
     HandleTypeError,
@@ -53,6 +50,7 @@ from ..machine.addresses import (
 )
 from ..machine.holder import Holder, bind, hold
 from ..machine.owner import owner
+from ..views import ClassStats, SizeStats
 from . import kernels as raw
 from . import layout as rawlayout
 from . import table as classes
@@ -85,73 +83,6 @@ ALL_SHIFT = 4  # so much of a cache's share of the address space is a class's wh
 SPARE = HEAPS * MAGAZINE_SLOTS  # slots of a class, at least, where there is room: some will be retired
 MOST_LARGE = 1 << 16  # mappings of a Linux process by default
 _numbers = itertools.count(1)  # of arrays that keep pages mapped
-
-
-@dataclass(frozen=True)
-class ClassStats:
-    """
-    One size class.
-
-    Attributes
-    ----------
-    low, high : int
-        It serves the sizes above `low` up to `high`.
-    live : int
-        Pieces of memory that are live.
-    slots : int
-        Places made so far.
-    slabs : int
-    memory : int
-        Bytes of the slabs' records and generations.
-    """
-
-    low: int
-    high: int
-    live: int
-    slots: int
-    slabs: int
-    memory: int
-
-
-@dataclass(frozen=True)
-class SizeStats:
-    """
-    An allocator at one instant.
-
-    Attributes
-    ----------
-    live : int
-        Pieces of memory that are live.
-    used : int
-        Bytes given out for them: whole classes and pages.
-    memory : int
-        Bytes of all slabs, and of the pages of large memory: live ones, and up to 16 MiB of freed ones, kept for the next.
-    large : int
-        Live pieces of large memory.
-    large_used : int
-        Bytes of their pages.
-    observed : int
-        Sizes observed since observing began, up to the largest class.
-    asked, given : int
-        Bytes that these asked for, and that the table in force gives out for them.
-    classes : tuple of ClassStats
-        Those that were ever in use.
-    """
-
-    live: int
-    used: int
-    memory: int
-    large: int
-    large_used: int
-    observed: int
-    asked: int
-    given: int
-    classes: tuple[ClassStats, ...]
-
-    @property
-    def waste(self) -> float:
-        """Share of the bytes given out that nobody asked for, of the observed sizes."""
-        return 1 - self.asked / self.given if self.given else 0.0
 
 
 class _Pages:
@@ -199,7 +130,7 @@ class ClassCache(SlabCache[Any]):
         self._open(name, block.records.dtype, None, block)
 
 
-class SizeClasses(Holder):  # type: ignore[misc]  # made by CPython
+class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
     """
     Memory of any size, as `malloc` gives it: by size classes, each of them a cache.
 
@@ -267,6 +198,7 @@ class SizeClasses(Holder):  # type: ignore[misc]  # made by CPython
         "_rows",
         "_table",
     )
+    _not_copied = ": a ptr names memory of one allocator"
 
     def __init__(
         self,
@@ -431,6 +363,17 @@ class SizeClasses(Holder):  # type: ignore[misc]  # made by CPython
             If the ptr is no integer; if the size is none, or out of bounds.
         ClosedError
             After `close`.
+
+        Examples
+        --------
+        >>> import jitslab
+        >>> with jitslab.SlabAllocator("doc") as memory:
+        ...     ptr = memory.allocate(64)
+        ...     memory.free(ptr, 64)
+        ...     memory.free(ptr, 64)
+        Traceback (most recent call last):
+            ...
+        jitslab.errors.StaleHandleError: the memory of ptr ... was freed
         """
         if type(size) is int and type(ptr) is int:
             try:
@@ -448,6 +391,15 @@ class SizeClasses(Holder):  # type: ignore[misc]  # made by CPython
         """
         Change the size of memory; what it holds is kept, up to the lesser size.
 
+        Parameters
+        ----------
+        ptr : int
+            From `allocate` or `realloc`.
+        old_size : int
+            The size that it was asked for with.
+        new_size : int
+            Bytes, 1 to 2**46.
+
         Returns
         -------
         int
@@ -459,6 +411,16 @@ class SizeClasses(Holder):  # type: ignore[misc]  # made by CPython
             As `free`; nothing was changed.
         CacheFullError
             If there is no memory of the new size; the old one stays.
+
+        Examples
+        --------
+        >>> import jitslab
+        >>> with jitslab.SlabAllocator("doc") as memory:
+        ...     ptr = memory.allocate(64)
+        ...     memory.view(ptr, 64)[:] = 7
+        ...     ptr = memory.realloc(ptr, 64, 1000)
+        ...     int(memory.view(ptr, 1000)[63])
+        7
         """
         self._need_open()
         number, old, new = as_integer(ptr), self._as_size(old_size), self._as_size(new_size)
@@ -472,16 +434,32 @@ class SizeClasses(Holder):  # type: ignore[misc]  # made by CPython
         """
         Return live memory as an array.
 
+        Parameters
+        ----------
+        ptr : int
+            From `allocate` or `realloc`.
+        size : int
+            The size that it was asked for with.
+
         Returns
         -------
         ndarray of uint8, shape (size,)
             Reads and writes the memory in place.  It keeps the addresses, not the content: after `free` it shows whatever
-            is there next, and what is written there harms who owns that.
+            is there next, and what is written there harms the owner of that.
 
         Raises
         ------
         HandleError, SizeError, SizeTypeError, HandleTypeError, ClosedError
             As `free`.
+
+        Examples
+        --------
+        >>> import jitslab, numpy as np
+        >>> with jitslab.SlabAllocator("doc") as memory:
+        ...     numbers = memory.view(memory.allocate(800), 800).view(np.float64)
+        ...     numbers[:] = np.arange(100)
+        ...     float(numbers.sum())
+        4950.0
         """
         self._need_open()
         number, n = as_integer(ptr), self._as_size(size)
@@ -500,10 +478,22 @@ class SizeClasses(Holder):  # type: ignore[misc]  # made by CPython
         """
         Return the address of live memory, for ctypes and cffi; it is valid until `free`.
 
+        Parameters
+        ----------
+        ptr : int
+            From `allocate` or `realloc`.
+        size : int, optional
+            The size that it was asked for with; without it the ptr alone is checked.
+
+        Returns
+        -------
+        int
+            The address; it stays the same until the memory is freed.
+
         Raises
         ------
         HandleError, SizeError, SizeTypeError, HandleTypeError, ClosedError
-            As `free`; without `size` the ptr alone is checked.
+            As `free`.
 
         Examples
         --------
@@ -787,9 +777,9 @@ class SizeClasses(Holder):  # type: ignore[misc]  # made by CPython
         self._need_open()
         lines = []
         for i, cache in self._open_caches():
-            if slots := cache.slot_limit:
-                row, memory = self._rows[i], slots * (cache.stride + 4)
-                lines.append(ClassStats(int(row["low"]), int(row["high"]), len(cache), slots, len(cache.pages), memory))
+            if cache.slot_limit:
+                row = self._rows[i]
+                lines.append(ClassStats(int(row["low"]), int(row["high"]), *counts_of(cache)))
         pages, n_large = int(self._block["large_bytes"]), len(self._parts.large)
         sizes, counts = self.observed()
         return SizeStats(
@@ -883,15 +873,6 @@ class SizeClasses(Holder):  # type: ignore[misc]  # made by CPython
         raw.close_sizes(self._address)
         self._largest = 0
 
-    def __enter__(self) -> SizeClasses:
-        """Return the allocator; leaving the block closes it."""
-        self._need_open()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the allocator."""
-        self.close()
-
     def __repr__(self) -> str:
         """Short, whatever the size."""
         kind = type(self).__name__
@@ -901,30 +882,10 @@ class SizeClasses(Holder):  # type: ignore[misc]  # made by CPython
             return f"<{kind} {self._name!r}: closed>"
         return f"<{kind} {self._name!r}: {len(self)} pieces live in {len(self.table)} classes>"
 
-    def __copy__(self) -> NoReturn:
-        """Refuse: a ptr names memory of one allocator."""
-        raise CopyError(f"{self!r} cannot be copied: a ptr names memory of one allocator")
-
-    def __deepcopy__(self, memo: Any) -> NoReturn:
-        """Refuse, as `__copy__`."""
-        self.__copy__()
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        """Refuse to be pickled: the memory is private to this process."""
-        raise CopyError(f"{self!r} cannot be pickled: its memory is private to this process")
-
     # --- Checks ---
 
-    def _need_opened(self) -> None:
-        """Raise if `__init__` never succeeded."""
-        if not hasattr(self, "_numba_type_"):
-            raise ClosedError(f"this {type(self).__name__} was never opened")
-
-    def _need_open(self) -> None:
-        """Raise if the allocator is closed."""
-        self._need_opened()
-        if self._block["closed"]:
-            raise ClosedError(f"allocator {self._name!r} is closed")
+    def _closed_text(self) -> str:
+        return f"allocator {self._name!r} is closed"
 
     def _as_size(self, size: Any) -> int:
         """Return a size as an int within its bounds."""

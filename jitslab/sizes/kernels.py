@@ -2,8 +2,8 @@
 Raw memory by size, in kernels: from a size to its class, from a ptr to its memory.
 
 A class serves the sizes from ``low + 1`` to ``high``.  A *ptr* is a handle of its cache, with the slots of all classes numbered
-through: class k has the slot numbers ``ptr_base`` to ``end``, and no other class has them.  So a ptr alone tells its class.  A ptr
-of another class is out of range: the compare that the cache makes anyway refuses it for sure.
+through: class k has the slot numbers ``ptr_base`` to ``end``, and no other class has them.  So a ptr alone tells its class.  A
+ptr of another class is out of range: the compare that the cache makes anyway refuses it for sure.
 
 The heaps of all classes lie in one region, those of one thread side by side.  So a fast path computes where the heap of a size
 stands from the thread and one look into the map of sizes, and finds all that it needs on the first line of that heap.

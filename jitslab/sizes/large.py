@@ -6,8 +6,8 @@ RETAINED_BYTES of them, for the next piece that they fit: a system call and the 
 do with them.
 
 Retained pages come back at the same address, and often to the same slot.  So the address of a piece stands in its LARGE row
-together with the low bits of its ptr's cycle (`pack_pages`).  A thread that replaces that number by compare and exchange has taken
-the pages of that ptr, and not those of another ptr that the slot was given to meanwhile.
+together with the low bits of its ptr's cycle (`pack_pages`).  A thread that replaces that number by compare and exchange has
+taken the pages of that ptr, and not those of another ptr that the slot was given to meanwhile.
 
   live      pages: packed   pin: 0, or of the array that shows them
   moving    pages: 0        pin: MOVING, while a realloc has them
@@ -171,7 +171,7 @@ def drop_large(sizes: Sizes, ptr: int, row: Large, pages: int) -> None:
 @kernel
 def realloc_large(sizes: Sizes, ptr: int, old: int, new: int) -> int:
     """
-    `realloc` of large memory: its pages are taken, as by a free, and put back or given up; meanwhile all other threads are refused.
+    `realloc` of large memory: its pages are taken, as by a free, and put back or given up; other threads are refused meanwhile.
 
     Moved by the system where that can be; pages that an array in Python shows are copied.
     """
@@ -211,7 +211,7 @@ def realloc_large(sizes: Sizes, ptr: int, old: int, new: int) -> int:
 
 @kernel
 def large_scratch(sizes: Sizes, size: int) -> int:
-    """Return the address of zeroed scratch pages of a size; they grow, and smaller ones stay: another thread may be using them."""
+    """Return the address of zeroed scratch pages of a size; they grow, and smaller ones stay, as others may use them."""
     n = whole_pages(size)
     while True:
         at = load_acquire(sizes, "scratch")

@@ -68,7 +68,7 @@ def open_class(s: int, k: int) -> int:
     sizes, row = sizes_at(s), class_at(k)
     process = sizes.large.process
     lock_row(process)
-    c = row.control
+    c: int = row.control
     if c == 0 and sizes.closed == 0:
         number = (k - s - CLASSES) // CLASS_BYTES
         plan = plan_at(s + PLANS + number * PLAN_BYTES)
