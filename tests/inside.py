@@ -1,20 +1,25 @@
-"""The inside of a cache (its first array set) as NumPy arrays, to look at its metadata and to break it on purpose."""
+"""The inside of a cache (its first node) as NumPy arrays, to look at its metadata and to break it on purpose."""
 
 import numpy as np
 
 from jitslab.core import layout
+from jitslab.machine import numa
+
+
+def fields_of(memory, node=0):
+    """Return the fields of a node's CONTROL and STATE rows, by name: arrays that write through."""
+    rows = [memory.control[part] for part in ("addresses", "geometry", "local")] + [memory.state]
+    return {name: row[name][node : node + 1].reshape(row[name].shape[1:]) for row in rows for name in row.dtype.names}
 
 
 class Inside:
-    """Control block, slab rows, free bits, generations and heaps of one cache: views that write through."""
+    """CONTROL and STATE, slab rows, free bits, generations and heaps of one cache: views that write through."""
 
     def __init__(self, cache):
         self.cache = cache
         sizes = cache._block.geometry
-        base = int(cache._block.bytes.ctypes.data)
-        at = cache._address - base
         self.slots = 1 << sizes.shift
-        self.control = cache._block.bytes[at : at + layout.CONTROL.itemsize].view(layout.CONTROL)[0]
+        self.control = fields_of(cache._block)
         memory = cache._block.bytes if cache._block._place is None else cache._block._place.memory
         heaps, step = int(self.control["heaps"]) - int(memory.ctypes.data), int(self.control["heap_step"])
         self._heaps = np.ndarray((layout.HEAP_ROWS, layout.HEAP_BYTES), np.uint8, memory, heaps, (step, 1))
@@ -36,14 +41,14 @@ class Inside:
         return self._region("bits", np.uint64, max(-(-self.cache.slot_limit // 64), 1))
 
     @property
-    def words(self):
+    def generations(self):
         """Generations of the slots made so far."""
-        return self._region("words", np.uint32, self.cache.slot_limit)
+        return self._region("generations", np.uint32, self.cache.slot_limit)
 
     def run_on(self, node):
         """Have the cache take every CPU for one of this node."""
         at = self.cache._block.geometry.offset["cpus"]
-        self.cache._block.bytes[at : at + layout.CPUS] = node
+        self.cache._block.bytes[at : at + numa.CPUS] = node
 
     def heap(self, row):
         """Return the record of a heap."""
@@ -51,7 +56,7 @@ class Inside:
 
     def magazine(self, row):
         """Return all the places of a heap's magazine."""
-        return self._heaps[row, layout.MAGAZINE : layout.MAGAZINE + 4 * layout.ROUNDS].view(np.uint32)
+        return self._heaps[row, layout.MAGAZINE : layout.MAGAZINE + 4 * layout.MAGAZINE_SLOTS].view(np.uint32)
 
     @property
     def owned(self):
@@ -71,4 +76,4 @@ class Inside:
 
     def is_retired(self, slot):
         """Whether the slot will not be handed out again."""
-        return int(self.words[slot]) & 0x80000001 == 0x80000000
+        return int(self.generations[slot]) & 0x80000001 == 0x80000000

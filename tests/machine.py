@@ -276,8 +276,8 @@ class CacheMachine(RuleBasedStateMachine):
         if self.model.stale:
             slot = self.model.pick_stale(number) & SLOT
             inside = Inside(self.cache)
-            if not inside.words[slot] & 1 and not inside.is_fresh(slot):
-                inside.words[slot] = max(int(inside.words[slot]), ALMOST_WORN)
+            if not inside.generations[slot] & 1 and not inside.is_fresh(slot):
+                inside.generations[slot] = max(int(inside.generations[slot]), ALMOST_WORN)
 
     # --- After every step ---
 

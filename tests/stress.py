@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 
 import jitslab
-from jitslab.core import layout
+from jitslab.machine import numa
 
 MARKED = np.dtype([("handle", "<i8"), ("mark", "<i8"), ("tail", "<i8", 4)])
 RING = 1024
@@ -97,7 +97,7 @@ def drain(cache, rings, heads, tails):
 def move_threads(cache, nodes):
     """Deal the CPUs out to the simulated nodes anew."""
     at = cache._block.geometry.offset["cpus"]
-    cache._block.bytes[at : at + layout.CPUS] = np.random.default_rng().integers(0, nodes, layout.CPUS)
+    cache._block.bytes[at : at + numa.CPUS] = np.random.default_rng().integers(0, nodes, numa.CPUS)
     time.sleep(0.001)
 
 

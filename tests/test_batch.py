@@ -137,7 +137,7 @@ def test_retired_slot_is_left_out_of_a_batch(n):
             handles = taken(cache, n)
             free_many(cache, handles)
             slot = int(handles[p]) & 0xFFFFFFFF
-            Inside(cache).words[slot] = 2 * layout.MAX_CYCLE
+            Inside(cache).generations[slot] = 2 * layout.MAX_CYCLE
 
             again = taken(cache, n)
             assert slot not in again & 0xFFFFFFFF
@@ -180,7 +180,7 @@ def test_last_slot_and_the_first_are_no_neighbours():
 def test_small_batch_continues_over_a_refill_and_a_flush():
     """A batch that the magazine has only a part of, or room for only a part of, is taken and freed whole."""
     with open_cache() as cache:
-        rounds = int(Inside(cache).control["rounds"])
+        rounds = int(Inside(cache).control["magazine_size"])
         for n in (3, 7, 17, 100, rounds // 2 - 1):
             batches = [taken(cache, n) for _ in range(2 * rounds // n)]
             assert len(set(np.concatenate(batches))) == n * len(batches)

@@ -54,11 +54,11 @@ import threading
 import numpy as np, jitslab
 from jitslab.core import process
 made = []
-one = process.Process.__init__
+one = process.ProcessBlock.__init__
 def counted(self):
     made.append(self)
     one(self)
-process.Process.__init__ = counted
+process.ProcessBlock.__init__ = counted
 barrier = threading.Barrier(4)
 def work():
     barrier.wait()
@@ -76,17 +76,17 @@ def test_child_of_fork_closes_a_cache_that_was_being_released():
     program = """
 import os, signal
 import numpy as np, jitslab
-from jitslab.core.layout import C
+from jitslab.core.layout import NODE_WORDS
 cache = jitslab.SlabCache("released", np.dtype([("x", "i8")]), capacity=1000)
 h = cache.alloc()
-cache._c[C["releasing"] // 8] = 1
+cache._c[NODE_WORDS["releasing"]] = 1
 pid = os.fork()
 if pid == 0:
     signal.alarm(20)
     cache.check()
     cache.close()
     os._exit(0)
-cache._c[C["releasing"] // 8] = 0
+cache._c[NODE_WORDS["releasing"]] = 0
 print(os.waitpid(pid, 0)[1])
 """
     assert "0\n" == run_python(program)
@@ -111,7 +111,7 @@ def test_flush_after_close_leaves_an_empty_magazine():
 
 def test_check_looks_at_few_slabs_at_a_time():
     """However few the words are that it works with, it finds what it finds with many, and writes to no other."""
-    from jitslab.core import recover
+    from jitslab.core import check
 
     with jitslab.SlabCache("windows", LINE, capacity=100_000) as cache:
         cache.free_many(cache.alloc_many(50_000)[::3])
@@ -122,16 +122,16 @@ def test_check_looks_at_few_slabs_at_a_time():
         for n_slabs in (1, 3, 7, last, last + 1, last + 5):
             words = np.full(n_slabs * slots // 64 + 2, -1, np.int64)
             at, n = words[1:].ctypes.data, words.size - 2
-            assert recover.check_laws(cache._address, at, n) == 0
+            assert check.check_laws(cache._address, at, n) == 0
             for slab in (0, last // 2, last):
                 inside.slabs[slab]["n_free"] += 1
-                assert recover.check_laws(cache._address, at, n) == 3 << 32 | (slab + 1)
+                assert check.check_laws(cache._address, at, n) == 3 << 32 | (slab + 1)
                 inside.slabs[slab]["n_free"] -= 1
             magazine = inside.magazine(row)
             twice, magazine[0] = int(magazine[0]), magazine[1]
-            assert recover.check_laws(cache._address, at, n) >> 32 == 1
+            assert check.check_laws(cache._address, at, n) >> 32 == 1
             magazine[0] = twice
-            assert recover.check_laws(cache._address, at, n) == 0
+            assert check.check_laws(cache._address, at, n) == 0
             assert (words[0], words[-1]) == (-1, -1)
 
 

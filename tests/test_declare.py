@@ -18,7 +18,7 @@ import typed
 
 import jitslab
 from jitslab import link, links_of
-from jitslab.core import layout
+from jitslab._validate import check_dtype
 
 NODE = np.dtype([("value", "f8"), ("next", link("nodes"))])
 
@@ -39,7 +39,7 @@ def test_declared_class_stands_for_its_dtype():
         align=True,
     )
 
-    assert expected == typed.Node.dtype == np.dtype(typed.Node) == layout.check_dtype(typed.Node)
+    assert expected == typed.Node.dtype == np.dtype(typed.Node) == check_dtype(typed.Node)
     assert np.dtype(typed.Node).isalignedstruct
     assert 16 == np.dtype(typed.Node).fields["next"][1]
     assert (2,) == np.zeros(2, typed.Node).shape

@@ -30,7 +30,7 @@ from jitslab.machine.compile import Entry, kernel, lean
 SYMBOLS = """
 from numba import njit, types
 from jitslab.core import batch
-from jitslab.machine.compile import HeapPointer
+from jitslab.core.layout import HeapPointer
 
 def make(i):
     @njit
@@ -408,7 +408,8 @@ def test_code_with_an_address_is_not_kept(folder):
 USE = """
 import jitslab
 from jitslab.core import batch
-from jitslab.machine.compile import HeapPointer, kernel
+from jitslab.core.layout import HeapPointer
+from jitslab.machine.compile import kernel
 from numba import types
 
 hits = []

@@ -8,7 +8,7 @@ import pytest
 from program import run_python
 
 import jitslab
-from jitslab.core import layout
+from jitslab._validate import dtype_identity
 
 try:
     from numpy._core._rational_tests import rational  # a dtype that a user registered, as NumPy's own tests have it
@@ -63,10 +63,10 @@ def test_equal_dtypes_do_not_decide_for_each_other(what, turned):
     a, b = (jitslab.SlabCache(name, dtype, capacity=4) for name, dtype in (("first", first), ("second", second)))
     with a, b, a.allocate(), a.allocate_many(1), b.allocate() as it, b.allocate_many(1) as batch:
         assert numba_type(second) == b._numba_type_.record
-        assert layout.identity(second) == layout.identity(b.dtype) == layout.identity(it.record.dtype)
+        assert dtype_identity(second) == dtype_identity(b.dtype) == dtype_identity(it.record.dtype)
         for name in second.names:
             for guard in (it, batch):
-                assert layout.identity(second[name]) == layout.identity(guard._fields[name].dtype)
+                assert dtype_identity(second[name]) == dtype_identity(guard._fields[name].dtype)
 
 
 @numba.njit

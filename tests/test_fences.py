@@ -20,7 +20,9 @@ ALLOWED = {
         "owning.py": "the address of its own array",
         "machine/owner.py": "the address of its own words",
         "machine/compile.py": "an Entry is called by Numba's own ctypes function",
-        "core/memory.py": "the address of the reservation it lays out",
+        "core/memory.py": "the address of the region it lays out",
+        "core/region.py": "the address of the RANGE row",
+        "sizes/kernels.py": "the address of the table of entry points",
         "cache.py": "addresses of a caller's arrays",
         "replay/peak.py": "malloc_trim of the C library, measured beside",
         "core/process.py": "the address of the process's own block",
@@ -31,6 +33,7 @@ ALLOWED = {
     r"\bllvmlite\b|\bir\.[A-Z]": {
         "machine/compile.py": "functions of C",
         "machine/memory.py": "intrinsics",
+        "machine/pointers.py": "fields and items",
         "core/vectors.py": "intrinsics",
         "core/calls.py": "calls through the table",
         "machine/cpython.py": "calls of CPython",
@@ -40,7 +43,8 @@ ALLOWED = {
     },
     r"^@(literal_)?intrinsic": {
         "machine/compile.py": "addresses of objects and functions",
-        "machine/memory.py": "loads, stores, atomics",
+        "machine/memory.py": "loads, stores, copies",
+        "machine/pointers.py": "addresses, atomics",
         "core/vectors.py": "loads and stores of slots in a row",
         "core/calls.py": "calls through the table",
         "machine/cpython.py": "calls of CPython",

@@ -3,12 +3,12 @@
 import ctypes
 import weakref
 
-import numpy as np
 import pytest
 from program import run_python
 
 import jitslab
-from jitslab.core.process import K_BYTES, K_COUNT, KEPT, KEPT_SHARE, MOST_KEPT, let_kept_go, this_process
+from jitslab.core.layout import MOST_KEPT
+from jitslab.core.process import KEPT_SHARE, let_kept_go, this_process
 
 # Each program runs in a process of its own, which a wrong access would end.
 SHOW = ("-X", "faulthandler")
@@ -239,8 +239,8 @@ assert answers == [0, 0, 0]
 
 def kept():
     """Return how many ranges are kept, and their bytes."""
-    ring = this_process().memory[KEPT : KEPT + 64].view(np.int64)
-    return int(ring[K_COUNT]), int(ring[K_BYTES])
+    row = this_process().row[0]
+    return int(row["n_kept"]), int(row["kept_bytes"])
 
 
 def test_what_is_kept_has_bounds():

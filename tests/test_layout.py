@@ -4,16 +4,23 @@ import numpy as np
 import pytest
 
 import jitslab
+from jitslab._validate import own_copy
 from jitslab.core import layout
-from jitslab.core.layout import CONTROL, HEAP, PROCESS, SLAB, geometry, record_stride
+from jitslab.core.geometry import geometry, record_stride
+from jitslab.core.layout import CONTROL, HEAP, NODE, SLAB, STATE, ControlPointer, HeapPointer, SlabPointer
 
 PAGE = 4096
 
 
+def offsets(pointer):
+    """Return where in a row each field stands."""
+    return {name: offset for name, (offset, _) in pointer.fields.items()}
+
+
 def test_sizes_of_rows():
     """Rows are whole lines; a slab's metadata is 64 bytes."""
-    assert (HEAP.itemsize, SLAB.itemsize, PROCESS.itemsize) == (128, 64, 128)
-    assert CONTROL.itemsize % 64 == 0
+    assert (HEAP.itemsize, SLAB.itemsize) == (128, 64)
+    assert (CONTROL.itemsize, STATE.itemsize, NODE.itemsize) == (512, 256, 768)
 
 
 def test_offsets_of_a_heap():
@@ -21,47 +28,51 @@ def test_offsets_of_a_heap():
     expected = {
         "owner": 0,
         "top": 8,
-        "rounds": 16,
+        "magazine_size": 16,
         "limit": 24,
-        "words": 32,
+        "generations": 32,
         "records": 40,
-        "base": 48,
+        "ptr_base": 48,
         "stride": 56,
         "control": 64,
         "slab": 72,
-        "first": 76,
+        "first_slot": 76,
         "pad": 80,
+        "magazine": 128,
     }
 
-    assert expected == layout.offsets(HEAP)
+    assert expected == offsets(HeapPointer)
     assert layout.MAGAZINE == 128
     assert layout.HEAP_BYTES // 64 % 2 == 1
 
 
 def test_offsets_of_a_slab():
     """Sixteen 4-byte fields, eleven of them in use."""
-    names = ("next", "prev", "list", "state", "n_free", "n_fresh", "rover", "drawer", "base", "shared", "colour", "pad")
+    names = ("next", "prev", "list", "state", "n_free", "n_fresh", "rover")
+    names += ("reserved_by", "min_generation", "has_remote_frees", "colour", "pad")
 
-    assert {name: 4 * i for i, name in enumerate(names)} == layout.offsets(SLAB)
+    assert {name: 4 * i for i, name in enumerate(names)} == offsets(SlabPointer)
 
 
 def test_offsets_of_the_control_block():
     """What is written often lies on other lines than what is frozen."""
-    at = layout.offsets(CONTROL)
+    at = offsets(ControlPointer)
+    frozen = [at[name] for name in ControlPointer.frozen]
 
-    assert [at[name] for name in ("heaps", "words", "records")] == [0, 8, 16]
+    assert [at[name] for name in ("heaps", "generations", "records")] == [0, 8, 16]
     assert all(offset % 8 == 0 for offset in at.values())
-    assert at["lock"] % 64 == 0
-    assert at["faults"] % 64 == 0
-    assert at["lock"] > max(at[name] for name in at if name.startswith("f_"))
+    assert at["local"] % 64 == 0
+    assert len(frozen) == 33
+    assert at["local"] > max(frozen)
+    assert set(layout.names_of(layout.LOCAL)).isdisjoint(ControlPointer.frozen)
 
 
 def test_constants():
     """What handles, states and lists are made of."""
     assert (jitslab.NULL, layout.NIL) == (0, -1)
     assert (layout.FREE, layout.PARTIALLY_USED, layout.FULL) == (0, 1, 2)
-    assert layout.TAKEN == 0x80000001
-    assert layout.MAX_CAPACITY == 2**32
+    assert layout.NOT_FREE == 0x80000001
+    assert layout.MAX_SLOTS == 2**32
 
 
 @pytest.mark.parametrize(
@@ -85,7 +96,7 @@ def test_geometry(itemsize, stride, slots, rounds):
     """Slots a slab: the power of two nearest to 64 KiB; a stride that aliases is one line longer; magazines by bytes."""
     sizes = geometry(np.dtype([("a", "u1", (itemsize,))]), 1000, True, PAGE)
 
-    assert (itemsize, stride, slots, rounds) == (sizes.itemsize, sizes.stride, 1 << sizes.shift, sizes.rounds)
+    assert (itemsize, stride, slots, rounds) == (sizes.itemsize, sizes.stride, 1 << sizes.shift, sizes.magazine_size)
     assert sizes.slots >= 1000 + (layout.HEAPS - 1) * rounds
 
 
@@ -103,8 +114,8 @@ def test_regions_do_not_overlap_and_metadata_is_small(n):
 
     assert sorted(starts) == starts
     assert all(start % PAGE == 0 for start in starts)
-    assert sizes.offset["words"] - sizes.offset["bits"] >= sizes.slots // 8
-    assert sizes.offset["records"] - sizes.offset["words"] >= 4 * sizes.slots
+    assert sizes.offset["generations"] - sizes.offset["bits"] >= sizes.slots // 8
+    assert sizes.offset["records"] - sizes.offset["generations"] >= 4 * sizes.slots
     assert sizes.total - sizes.offset["records"] >= sizes.slots * sizes.stride
     per_slot = sizes.offset["records"] - sizes.offset["bits"] - 8 * PAGE
     assert per_slot <= 8 * sizes.slots
@@ -149,7 +160,7 @@ def test_copy_of_a_dtype_is_the_same_and_another(dtype):
             assert_copied(old[name], new[name])
         assert old.names is None or old is not new
 
-    copied = layout.own_copy(dtype)
+    copied = own_copy(dtype)
 
     assert_copied(dtype, copied)
     before = dtype.names

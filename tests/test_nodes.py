@@ -107,7 +107,7 @@ def test_heap_follows_a_thread_that_migrates(cache):
     """After a move a thread uses up its magazine and then draws from the new node."""
     before = alloc_some(cache, 1000)
     Inside(cache).run_on(1)
-    alloc_some(cache, layout.ROUNDS)
+    alloc_some(cache, layout.MAGAZINE_SLOTS)
     after = alloc_some(cache, 1000)
 
     assert {node_of(cache, int(h)) for h in before} == {0}
@@ -148,7 +148,7 @@ def test_records_freed_elsewhere_go_home(cache, how):
     assert away.live == 0
     assert cache.nodes[1].live == 1
     if "batch" not in how or "small" in how:
-        assert 6000 - layout.ROUNDS <= away.came_home <= 6000
+        assert 6000 - layout.MAGAZINE_SLOTS <= away.came_home <= 6000
     stranger.end()
     assert len(cache) == 1
     cache.check()
@@ -164,7 +164,7 @@ def test_alien_slots_go_home_when_the_thread_ends(cache):
     Inside(cache).run_on(2)
     stranger = Worker()
     stranger.do(lambda: [cache.free(int(h)) for h in handles])
-    parked = int(cache._block.control["out"][0])
+    parked = int(cache._block.state["used"][0])
     stranger.end()
 
     assert parked > 0
@@ -260,7 +260,7 @@ def test_each_node_alone_holds_the_capacity():
 def test_threads_on_all_nodes_at_once(cache):
     """A prange over simulated nodes, CPUs dealt out to them, hands nothing out twice."""
     at = cache._block.geometry.offset["cpus"]
-    cache._block.bytes[at : at + layout.CPUS] = np.arange(layout.CPUS) % NODES
+    cache._block.bytes[at : at + numa.CPUS] = np.arange(numa.CPUS) % NODES
 
     assert churn(cache, 20_000) == 0
     cache.check()
@@ -316,7 +316,7 @@ def test_recover_rebuilds_every_node(cache):
     """A damaged index of one node is rebuilt."""
     Inside(cache).run_on(2)
     cache.alloc_many(5000)
-    cache._block.control["out"][2] += 5
+    cache._block.state["used"][2] += 5
 
     with pytest.raises(jitslab.LawError, match="law L8 is broken"):
         cache.check()
@@ -580,7 +580,7 @@ def test_fork_while_another_thread_opens_and_closes(nodes):
         cache.close()
         cache.close()
         caches = [jitslab.SlabCache("new", ITEM, capacity=10) for _ in range(3)]
-        return len({int(new._block.control["row"][0]) for new in caches})
+        return len({int(new._block.field("row")) for new in caches})
 
     thread = threading.Thread(target=churn)
     thread.start()
@@ -596,17 +596,17 @@ def test_growth_that_ends_while_the_cache_is_closed_leaves_nothing_live():
     """No handle is in a closed cache, however late its slab's memory was made usable."""
     cache = jitslab.SlabCache("late", ITEM, capacity=100_000)
     cache.alloc()
-    words = np.frombuffer(cache._block.words, np.uint32)
-    control = cache._block.control
-    control["lock"] = 1
+    words = np.frombuffer(cache._block.generations, np.uint32)
+    local, state = cache._block.control["local"], cache._block.state
+    state["lock"] = 1
     thread = threading.Thread(target=cache.close)
     thread.start()
     time.sleep(0.2)
     more = cache._block.geometry.max_slabs
     assert addresses.make_usable(int(cache._block.bytes.ctypes.data), cache._block.geometry.total)
-    control["committed"] = more
+    local["committed"] = more
     words[90_000] = 2 * 5 + 1
-    control["lock"] = 0
+    state["lock"] = 0
     thread.join()
 
     with pytest.raises(jitslab.ClosedError):
@@ -618,7 +618,7 @@ def test_batches_at_once_do_not_exceed_the_capacity():
     """Two threads on two nodes ask for nearly all at once: together they get hardly more than there is."""
     with jitslab.SlabCache("both", ITEM, capacity=400_000, nodes=2) as cache:
         at = cache._block.geometry.offset["cpus"]
-        cache._block.bytes[at : at + layout.CPUS] = np.arange(layout.CPUS) % 2
+        cache._block.bytes[at : at + numa.CPUS] = np.arange(numa.CPUS) % 2
         for _ in range(3):
             barrier, got = threading.Barrier(2), []
 
@@ -635,7 +635,7 @@ def test_batches_at_once_do_not_exceed_the_capacity():
             for thread in threads:
                 thread.join()
 
-            assert len(cache) <= 400_000 + 2 * layout.HOLD
+            assert len(cache) <= 400_000 + 2 * layout.SLOTS_PER_LOCK
             for handles in got:
                 cache.free_many(handles)
             cache.check()
@@ -671,12 +671,12 @@ def test_batch_leaves_nodes_alone_that_it_does_not_concern(cache):
     """Frees of one node's records do not end the intervals of another's working set."""
     Inside(cache).run_on(1)
     cache.free_many(cache.alloc_many(5000))
-    before = int(cache._block.control["ticks"][1])
+    before = int(cache._block.state["ticks"][1])
     Inside(cache).run_on(0)
     for _ in range(20):
         cache.free_many(cache.alloc_many(5000))
 
-    assert int(cache._block.control["ticks"][1]) == before
+    assert int(cache._block.state["ticks"][1]) == before
 
 
 def test_one_set_serves_where_limits_do_not_hold_more(machine, monkeypatch):

@@ -801,7 +801,7 @@ torn = [jitslab.SlabCache("torn", ITEM, capacity=1000) for _ in range(20)]
 for cache in (*sound, *torn):
     cache.free(cache.alloc())
 def states(caches):
-    return {int(cache._block.control["torn"][0]) for cache in caches}
+    return {cache._block.field("torn") for cache in caches}
 def child(act):
     pid = os.fork()
     if pid == 0:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from inside import fields_of
 from numba import njit
 from worker import Worker
 
@@ -124,13 +125,13 @@ def test_classes_start_on_lines_and_cycles_of_their_own():
     with SizeClasses("apart") as memory:
         for size in memory.table:
             take(memory, size)
-        controls = [cache._block.control[0] for _, cache in memory._open_caches()]
+        controls = [fields_of(cache._block) for _, cache in memory._open_caches()]
 
         assert len(controls) == 60
         assert len({cache._address % 4096 for _, cache in memory._open_caches()}) == 16
-        assert len({int(control["words"]) % 4096 for control in controls}) == 16
-        assert all(int(control["words"]) % 4096 >= 17 * 64 for control in controls)
-        assert len({int(control["start"]) for control in controls}) == 60
+        assert len({int(control["generations"]) % 4096 for control in controls}) == 16
+        assert all(int(control["generations"]) % 4096 >= 17 * 64 for control in controls)
+        assert len({int(control["first_generation"]) for control in controls}) == 60
 
 
 @pytest.mark.parametrize("capacity", [None, 1, 100_000_000])
@@ -141,12 +142,12 @@ def test_regions_of_a_class_do_not_overlap(capacity):
             take(memory, size)
         edges = []
         for row, cache in memory._open_caches():
-            control, plan = cache._block.control[0], memory._parts.plans[row]
+            control, plan = fields_of(cache._block), memory._parts.plans[row]
             slabs, slots = int(control["max_slabs"]), int(control["max_slabs"]) << int(control["shift"])
             first_row, records = int(control["slabs"]) - (slabs - 1) * layout.SLAB.itemsize, int(control["records"])
-            starts = [int(control["bits"]), first_row, cache._address, int(control["words"]), records]
+            starts = [int(control["bits"]), first_row, cache._address, int(control["generations"]), records]
             ends = [starts[0] + (slots + 63) // 64 * 8, first_row + slabs * layout.SLAB.itemsize]
-            ends += [starts[2] + layout.CONTROL.itemsize, starts[3] + 4 * slots + 256, records + slots * cache.stride]
+            ends += [starts[2] + layout.NODE.itemsize, starts[3] + 4 * slots + 256, records + slots * cache.stride]
             edges.append((int(plan["memory"]), int(plan["memory"]) + int(plan["bytes"])))
 
             assert all(end <= start for end, start in zip(ends, starts[1:], strict=False)), size
@@ -260,12 +261,12 @@ def test_ended_thread_gives_home_what_python_has_not_seen():
         thread = threading.Thread(target=lambda: give(memory, take(memory, 64), 64))
         thread.start()
         thread.join()
-        control = memory._parts.open_block(int(np.flatnonzero(memory._rows["high"] == 64)[0])).control
+        state = memory._parts.open_memory(int(np.flatnonzero(memory._rows["high"] == 64)[0])).state
         end = time.monotonic() + 10
-        while control["out"][0] and time.monotonic() < end:  # the thread may be in its last steps
+        while state["used"][0] and time.monotonic() < end:  # the thread may be in its last steps
             time.sleep(0.001)
 
-        assert int(control["out"][0]) == 0
+        assert int(state["used"][0]) == 0
         assert seen(memory) == []
 
 
@@ -275,7 +276,7 @@ def test_keep_empty_holds_for_classes_opened_late():
         take(memory, 64)
         (_, cache), *_ = memory._open_caches()
 
-        assert int(cache._block.control["interval_end"][0]) == 1 << 62
+        assert int(cache._block.state["interval_end"][0]) == 1 << 62
 
 
 def test_dropped_allocator_leaves_the_registry():
@@ -363,7 +364,7 @@ def test_small_classes_are_usable_at_once():
     with SizeClasses("little", capacity=1000) as memory:
         ptr = take(memory, 64)
         plan = memory._parts.plans[int(np.flatnonzero(memory._rows["high"] == 64)[0])]
-        metadata = int(memory._open_caches()[0][1]._block.control["records"][0] - plan["memory"])
+        metadata = int(memory._open_caches()[0][1]._block.field("records") - plan["memory"])
         assert rights(int(plan["memory"]), metadata) == {"rw-p"}
         memory.view(ptr, 64)[:] = 1
         memory.check()

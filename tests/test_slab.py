@@ -19,7 +19,7 @@ from jitslab.machine.memory import lowest_bit, popcount
 
 LINE = np.dtype([("a", "<i8", 8)])
 KIB = np.dtype([("a", "<i8", 125)])
-fitting = numba.njit(lambda free, room: slab.fitting(free, room))
+fitting = numba.njit(lambda free, room: slab.pick_bits(free, room))
 
 
 @pytest.mark.parametrize("room", [1, 3, 15, 16, 17, 40, 63])
@@ -115,12 +115,12 @@ def test_first_rows_and_generations_share_the_page_of_the_control_block(capacity
         with jitslab.SlabCache("tight", LINE, capacity=capacity) as cache:
             handle = cache.alloc()
             control, inside = cache._address, Inside(cache)
-            rows, words = int(inside.control["slabs"]), int(inside.control["words"])
+            rows, words = int(inside.control["slabs"]), int(inside.control["generations"])
 
             assert control - layout.SLAB.itemsize == rows
-            assert control + layout.CONTROL.itemsize == words
+            assert control + layout.NODE.itemsize == words
             assert (rows - 7 * layout.SLAB.itemsize) // 4096 == control // 4096 == words // 4096
-            assert inside.words[handle & 0xFFFFFFFF] & 1
+            assert inside.generations[handle & 0xFFFFFFFF] & 1
 
 
 @pytest.mark.parametrize("capacity", [10, 50_000_000])

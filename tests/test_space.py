@@ -14,7 +14,7 @@ from worker import Worker
 
 import jitslab
 from jitslab import NULL
-from jitslab.core import layout
+from jitslab.core import layout, process
 from jitslab.core import memory as block
 from jitslab.core.process import let_kept_go, this_process
 from jitslab.machine import addresses, numa
@@ -87,7 +87,7 @@ def test_cache_has_slots_in_reserve(itemsize, slots):
 
 def test_reserve_does_not_take_from_the_capacity_or_from_what_fits():
     """A cache as large as its slot numbers, or as the address space, has no slots in reserve; it opens all the same."""
-    for itemsize, capacity in ((1, layout.MAX_CAPACITY), (1 << 18, (1 << 46) // ((1 << 18) + 64) - 1000)):
+    for itemsize, capacity in ((1, layout.MAX_SLOTS), (1 << 18, (1 << 46) // ((1 << 18) + 64) - 1000)):
         with jitslab.SlabCache("large", bytes_of(itemsize), capacity=capacity) as cache:
             assert cache.capacity == capacity
             assert cache.alloc()
@@ -101,7 +101,7 @@ def wear_out(cache, until):
         if handle == NULL:
             return n
         slot = handle & 0xFFFFFFFF
-        inside.words[slot] = LAST
+        inside.generations[slot] = LAST
         cache.free((LAST >> 1) << 32 | slot)
     return until
 
@@ -147,7 +147,7 @@ def test_nodes_wear_out_one_by_one():
         Inside(cache).run_on(1)
         jitslab.SlabCache.flush(cache)
         n = 0
-        sets = cache._block.control
+        state = cache._block.state
         while n < 1000 and (handle := alloc(cache)) != NULL:
             slot = handle & 0xFFFFFFFF
             np.frombuffer(cache._words, np.uint32)[slot] = LAST
@@ -155,7 +155,7 @@ def test_nodes_wear_out_one_by_one():
             n += 1
 
         assert n == 257
-        assert sorted(sets["retired"].tolist()) == [0, 257]
+        assert sorted(state["retired"].tolist()) == [0, 257]
         with pytest.raises(jitslab.RetiredError, match="257 of its slots are retired"):
             cache.alloc()
         cache.check()
@@ -199,7 +199,7 @@ def test_memory_of_a_retired_record_goes_back():
             handle = cache.alloc()
             slot = handle & 0xFFFFFFFF
             cache[handle]["x"][:] = 7
-            Inside(cache).words[slot] = LAST
+            Inside(cache).generations[slot] = LAST
             cache.free((LAST >> 1) << 32 | slot)
             seen.append(slot)
         live = cache.alloc()
@@ -276,10 +276,10 @@ def test_process_keeps_addresses_from_caches_without_a_capacity(small_space):
         while len(caches) < 1000:
             caches.append(jitslab.SlabCache("space", POINT))
 
-    assert total - used() >= total >> layout.KEPT_SHIFT
+    assert total - used() >= total >> process.RESERVED_SHIFT
     assert len(caches) > 60
     assert caches[0].capacity * 16 > 1 << 29
-    assert all(cache.capacity * 16 >= layout.LEAST_BYTES // 2 for cache in caches)
+    assert all(cache.capacity * 16 >= block.LEAST_BYTES // 2 for cache in caches)
     handles = [cache.alloc() for cache in caches]
     assert len(set(handles)) == len(caches)
     with pytest.raises(jitslab.CacheFullError, match="give the allocator a capacity"):
@@ -304,7 +304,7 @@ def test_classes_leave_addresses_to_the_process(small_space):
         small_space(1 << 30)
         total = int(this_process().block["addresses"][0])
         assert [take(memory, size) != NULL for size in memory.table].count(True) >= 20
-        assert total - used() >= total >> layout.KEPT_SHIFT
+        assert total - used() >= total >> process.RESERVED_SHIFT
         small_space(0)
         with SizeClasses("second", capacity=10_000) as second:
             assert take(second, 1 << 20) != NULL
@@ -413,7 +413,7 @@ def test_allocator_of_several_nodes_has_one_set_where_addresses_are_few():
     program = """
 import gc, resource, jitslab
 from jitslab.machine import addresses, numa
-from jitslab.core.layout import CPUS
+from jitslab.machine.numa import CPUS
 from jitslab.core.process import let_kept_go, this_process
 placement = numa.Placement((0, 0), addresses.MPOL_PREFERRED, (), bytes(cpu % 2 for cpu in range(CPUS)))
 real = numa.resolve
@@ -540,7 +540,7 @@ def test_global_of_compiled_code_lives_on_and_close_gives_its_memory_back():
 
         work(500)
         last = memory.address(int(memory.live()[-1]))
-        ranges = (int(cache._block.control["records"][0]), cache.slot_limit * cache.stride), (last, 4000)
+        ranges = (cache._block.field("records"), cache.slot_limit * cache.stride), (last, 4000)
         return (weakref.ref(cache), weakref.ref(memory)), ranges
 
     def resident(ranges):

@@ -444,7 +444,7 @@ def refill(c: int, h: int) -> int:
 
 @kernel
 def store_slots(at: int, first: int, mask: int, n: int) -> None:
-    """Write the n slots of a mask, in the word of free bits from slot `first` on, to the u4 array at an address, the lowest last."""
+    """Write the n slots of a mask, in the word of free bits from slot `first` on, to u4s at an address, the lowest last."""
     if mask == ALL:
         store_row(at, first, WORD_SLOTS)
         return

@@ -7,6 +7,7 @@ it from disk.
 
 import contextlib
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -218,11 +219,12 @@ def test_metadata_lies_with_its_records():
         for node in (0, 1):
             handles = take_on(node, cache)
             cache.free_many(handles[::2])
-        for node, control in zip((0, 1), cache._block.control, strict=True):
-            first = int(control["first_slot"])
-            words = int(control["words"]) + 4 * (first + 1500 * 1)
-            rows = int(control["slabs"]) - 64 * int(control["first_slab"])
-            bits = int(control["bits"]) + first // 8
+        for node in (0, 1):
+            field = partial(cache._block.field, node=node)
+            first = field("first_slot")
+            words = field("generations") + 4 * (first + 1500 * 1)
+            rows = field("slabs") - 64 * field("first_slab")
+            bits = field("bits") + first // 8
             assert {node} == set(nodes_of_pages(np.array([words, rows, bits], np.uint64)).tolist())
 
 
@@ -231,8 +233,8 @@ def test_metadata_lies_on_the_node_asked_for(node):
     """The first generations, too, whose page has the control block: whoever wrote to that first."""
     with jitslab.SlabCache("points", POINT, policy=node) as cache:
         cache.free_many(take(cache)[::2])
-        control = cache._block.control[0]
-        first = np.array([int(control[region]) for region in ("words", "slabs", "bits")], np.uint64)
+        field = cache._block.field
+        first = np.array([field(region) for region in ("generations", "slabs", "bits")], np.uint64)
         assert {node} == set(nodes_of_pages(first).tolist())
 
 
