@@ -186,8 +186,8 @@ def with_globals(function, **changed):
 @pytest.mark.parametrize("make", [kernel, lean], ids=["kernel", "lean"])
 def test_identity_follows_what_a_kernel_finds_by_name(make):
     """A constant, which may be the machine's, and what is called, by way of an intrinsic too, are part of what a kernel is."""
-    called, caller = batch.free_rows.py_func, batch.free_many_of.py_func
-    changed = with_globals(called, RUN=8)
+    called, caller = batch.free_rows.py_func, batch.free_in_node.py_func
+    changed = with_globals(called, LINE_SLOTS=8)
     same, other = (with_globals(caller, free_rows=make(each)) for each in (with_globals(called), changed))
 
     assert _disk.identity(called) == _disk.identity(with_globals(called)) != _disk.identity(changed)

@@ -22,7 +22,7 @@ sys.unraisablehook = lambda _: None  # an exception in a finaliser is told there
 
 def rows():
     process = this_process()
-    return [at for at in process.memory[process.block.itemsize:][: 8 * int(process.block["n_rows"][0])].view(np.int64) if at]
+    return [at for at in process.memory[process.row.itemsize:][: 8 * int(process.row["n_rows"][0])].view(np.int64) if at]
 
 def mapped():
     with open("/proc/self/maps") as maps:
@@ -444,8 +444,8 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
 del cache
 gc.collect()
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-block = this_process().block[0]
-assert block["n_rows"] - block["n_holes"] == 1
+row = this_process().row[0]
+assert row["n_rows"] - row["n_holes"] == 1
 pid = os.fork()
 if pid == 0:
     keep.alloc()

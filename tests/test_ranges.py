@@ -85,7 +85,7 @@ def test_class_costs_nothing_until_it_is_used():
     """No mapping of its own, no row in the process's registry, no object."""
     with SizeClasses("first") as first:
         first.allocate(64)
-        maps, rows = Path("/proc/self/maps"), this_process().block
+        maps, rows = Path("/proc/self/maps"), this_process().row
         before, entered = len(maps.read_text().splitlines()), int(rows["n_rows"][0] - rows["n_holes"][0])
         with SizeClasses("idle") as memory:
             assert len(maps.read_text().splitlines()) - before < 15
@@ -204,7 +204,7 @@ def test_python_may_see_a_class_first_by_anything(what):
 def test_ptr_of_a_class_that_was_never_opened_is_refused():
     """By compiled code and Python; the class stays as it is, until its scratch memory is asked for."""
     with SizeClasses("never") as memory:
-        ptr = int(memory._rows[20]["base"]) + 5 + (7 << 32)
+        ptr = int(memory._rows[20]["ptr_base"]) + 5 + (7 << 32)
         size = int(memory._rows[20]["high"])
         assert (give(memory, ptr, size), take(memory, 0)) == (False, NULL)
         assert ptr not in memory
@@ -281,7 +281,7 @@ def test_keep_empty_holds_for_classes_opened_late():
 
 def test_dropped_allocator_leaves_the_registry():
     """With all classes, seen by Python or not."""
-    rows = this_process().block
+    rows = this_process().row
     gc.collect()
     before = int(rows["n_rows"][0] - rows["n_holes"][0])
     memory = SizeClasses("dropped")
@@ -296,7 +296,7 @@ def test_dropped_allocator_leaves_the_registry():
 
 def test_end_of_a_range_leaves_other_ranges_in_the_registry():
     """Those before it in memory, and those after it."""
-    rows = this_process().block
+    rows = this_process().row
     gc.collect()
     before = int(rows["n_rows"][0] - rows["n_holes"][0])
     several = [SizeClasses(f"one of {n}") for n in range(3)]

@@ -65,7 +65,7 @@ def test_classes_have_slot_numbers_of_their_own(memory):
     rows = memory._rows[1 : memory._block["n_rows"]]
     ends = rows["end"].tolist()
 
-    assert (rows["base"][1:] == ends[:-1]).all()
+    assert (rows["ptr_base"][1:] == ends[:-1]).all()
     assert ends[-1] <= memory._block["large_base"]
 
 
@@ -553,7 +553,7 @@ def test_parked_pages_have_one_owner(memory):
     assert found == [0, 0]
     assert memory.stats.large_used == 0
     memory.shrink()
-    assert not memory._block["parked"].any()
+    assert not memory._block["retained"].any()
 
 
 def test_large_memory_freed_by_several_at_once_is_freed_once(memory):
@@ -943,8 +943,8 @@ def at_once(*works):
 def assert_classes_are_apart(memory):
     """No two classes have a slot number in common."""
     rows = memory._rows[1 : int(memory._block["n_rows"])]
-    order = np.argsort(rows["base"])
-    assert (rows["base"][order][1:] >= rows["end"][order][:-1]).all()
+    order = np.argsort(rows["ptr_base"])
+    assert (rows["ptr_base"][order][1:] >= rows["end"][order][:-1]).all()
     assert len(memory._caches) == int(memory._block["n_rows"])
 
 

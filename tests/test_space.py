@@ -57,8 +57,8 @@ def used():
 @pytest.fixture
 def small_space():
     """An address space that is as good as used up: call it with the bytes that are to be left for caches."""
-    process = this_process().block
-    before = process["addresses"][0], process["most"][0]
+    process = this_process().row
+    before = process["address_space"][0], process["most"][0]
 
     def leave(n):
         let_kept_go(this_process().address)
@@ -167,7 +167,7 @@ def test_class_that_is_worn_out_says_so():
     with SizeClasses("worn", capacity=1) as memory:
         row = int(memory._real[place_of(1 << 20)])
         plan = memory._parts.plans[row]
-        plan["own"]["max_slabs"] = plan["least"]
+        plan["geometry"]["max_slabs"] = plan["least"]
         memory.allocate(1 << 20)
         memory.clear()
         wear_out(memory._cache(row), 1000)
@@ -270,7 +270,7 @@ print("ok")
 def test_process_keeps_addresses_from_caches_without_a_capacity(small_space):
     """They are refused with advice before the last 128th goes; with a capacity one can still be opened."""
     small_space(1 << 36)
-    total = int(this_process().block["addresses"][0])
+    total = int(this_process().row["address_space"][0])
     caches = []
     with pytest.raises(jitslab.CacheFullError, match=r"left of the address space is for others .*: give the cache a capacity"):
         while len(caches) < 1000:
@@ -302,7 +302,7 @@ def test_classes_leave_addresses_to_the_process(small_space):
     with SizeClasses("before") as memory:
         ptr = take(memory, 64)
         small_space(1 << 30)
-        total = int(this_process().block["addresses"][0])
+        total = int(this_process().row["address_space"][0])
         assert [take(memory, size) != NULL for size in memory.table].count(True) >= 20
         assert total - used() >= total >> process.RESERVED_SHIFT
         small_space(0)
@@ -333,7 +333,7 @@ def test_many_open_caches_leave_mappings_to_the_process(small_space):
     """At a tenth of those that a process has, caches without a capacity and size classes are refused."""
     with SizeClasses("before") as memory:
         assert memory.allocate(64)
-        this_process().block["most"] = this_process().n_open
+        this_process().row["most_rows"] = this_process().n_open
         with pytest.raises(
             jitslab.CacheFullError, match=r"^\d+ caches and size classes are open, .*: give the cache a capacity$"
         ):
@@ -351,15 +351,15 @@ def test_many_open_caches_leave_mappings_to_the_process(small_space):
 def test_address_space_that_cannot_be_looked_at_is_taken_for_free(small_space):
     """No file can be opened, say: what the system then refuses is asked for."""
     process = this_process()
-    path = process.block["path"].copy()
+    path = process.row["path"].copy()
     try:
-        process.block["path"] = 0
+        process.row["path"] = 0
         assert process.share(without_capacity=True) >= 1 << 30
         with jitslab.SlabCache("blind", POINT) as cache, SizeClasses("blind") as memory:
             assert cache.alloc()
             assert take(memory, 100)
     finally:
-        process.block["path"] = path
+        process.row["path"] = path
 
 
 @LINUX
@@ -436,7 +436,7 @@ print("ok")
 
 def test_address_space_of_the_process_is_known():
     """As the addresses of libraries and of fresh memory show; a limit counts, if it is less."""
-    total = int(this_process().block["addresses"][0])
+    total = int(this_process().row["address_space"][0])
 
     assert total.bit_count() == 1
     assert id(total) < total
