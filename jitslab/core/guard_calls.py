@@ -62,6 +62,7 @@ from .layout import NULL, SLOT_MASK, Control, Heap, control_at, names_of, offset
 
 # --- The objects ---
 
+GROUP = "guards"  # of entry points: compiled apart from those of caches, with the first guard
 GUARD_STATES = NEW, ENTERED, RELEASED = range(3)  # never in a block; in one now or before; given away
 NOTHING = -1  # first word of an Owner's array while it owns nothing; else how many handles follow
 _OF_EVERY_OWNER = (
