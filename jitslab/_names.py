@@ -76,10 +76,15 @@ class Names(Mapping[str, T], Generic[T]):
         return f"; there is {' and '.join(map(repr, near))}" if near else ""
 
 
-def check_name(what: str, name: Any, taken: Mapping[str, Any]) -> None:
-    """Raise unless `name` can be given to something new."""
+def need_name(what: str, name: Any) -> None:
+    """Raise unless `name` is a string that is not empty."""
     if not isinstance(name, str) or not name:
         raise CapacityError(f"{what} is named by a string that is not empty, got {shown(name)}")
+
+
+def check_name(what: str, name: Any, taken: Mapping[str, Any]) -> None:
+    """Raise unless something new can have the name."""
+    need_name(what, name)
     if "#" in name or not name.isprintable() or name != name.strip():
         raise CapacityError(f"the name of {what} is printable, without '#' and without blanks around it, got {name!r}")
     if name in taken:

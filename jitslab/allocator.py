@@ -20,7 +20,8 @@ from ._convert import make_template
 from ._names import Names, check_name, naming
 from ._validate import as_count, as_integer
 from .cache import CLOSED, SlabCache
-from .core.layout import NULL, check_dtype, identity
+from .core.layout import NULL, check_dtype
+from .core.layout import identity as dtype_identity
 from .declare import plain
 from .errors import ClosedError, ConflictError, ForeignHandleError, LayoutError, OptionError, RecordTypeError, shown
 from .machine import numa
@@ -339,7 +340,7 @@ class SlabAllocator(SizeClasses):
         ]
         if live != NULL and (owner := next((cache for cache in found if live in cache), None)) is not None:
             return owner
-        exact = [cache for cache in found if identity(cache._dtype) == identity(dtype)]
+        exact = [cache for cache in found if dtype_identity(cache._dtype) == dtype_identity(dtype)]
         return next(iter(exact if live == NULL else exact + found), None)
 
     def _make_typed(self, dtype: np.dtype[Any], declared: type | None, options: dict[str, Any]) -> SlabCache:
@@ -590,12 +591,12 @@ def shown_type(dtype: np.dtype[Any] | None, declared: type | None, other: np.dty
 
 def live_in(allocator: str, cache: SlabCache, name: str | None = None, base: int = 0) -> LiveCache:
     """Count what is live in a cache, nothing if it is closed; `base` is what its handles are shown with."""
-    shown = cache.name if name is None else name
+    name = cache.name if name is None else name
     try:
         count, first = cache._first_live(FIRST)
     except ClosedError:
-        return LiveCache(allocator, shown, 0, 0, ())
-    return LiveCache(allocator, shown, count, count * cache.dtype.itemsize, tuple((first + base).tolist()))
+        return LiveCache(allocator, name, 0, 0, ())
+    return LiveCache(allocator, name, count, count * cache.dtype.itemsize, tuple((first + base).tolist()))
 
 
 _made: weakref.WeakValueDictionary[int, SlabAllocator] = weakref.WeakValueDictionary()

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from . import guard_class
 from ._closable import Closable
 from ._convert import make_template
+from ._names import need_name
 from ._validate import as_count, as_handles, as_integer, check_out
 from .batch_guard import SlabBatchGuard
 from .core import batch, cache_calls, guard_calls, layout, recover, slab
@@ -215,8 +216,7 @@ class SlabCache(BlockHolder, Closable, Generic[R]):  # type: ignore[misc]  # mad
     ) -> None:
         if hasattr(self, "_numba_type_"):
             raise SlabError(f"{self!r} is open already")
-        if not isinstance(name, str) or not name:
-            raise CapacityError(f"a cache is named by a string that is not empty, got {shown(name)}")
+        need_name("a cache", name)
         if not isinstance(keep_empty, bool):
             raise CapacityError(f"keep_empty is True or False, got {shown(keep_empty)}")
         prepare()
@@ -1044,8 +1044,8 @@ class SlabCache(BlockHolder, Closable, Generic[R]):  # type: ignore[misc]  # mad
         positions = np.flatnonzero(refused).tolist()
         given = handles if isinstance(handles, np.ndarray) else np.asarray(handles, object)  # as they are: some fit no int64
         first = self._refusal(as_integer(given[positions[0]]))
-        shown = ", ".join(map(str, positions[:8])) + (", ..." if len(positions) > 8 else "")
-        text = f"{len(positions)} of {refused.size} handles refused, at {shown}{suffix}; the first: {first}"
+        where = ", ".join(map(str, positions[:8])) + (", ..." if len(positions) > 8 else "")
+        text = f"{len(positions)} of {refused.size} handles refused, at {where}{suffix}; the first: {first}"
         raise type(first)(text, positions)
 
     def _raise_full(self, n: int) -> NoReturn:

@@ -320,8 +320,8 @@ def _dtype_of(annotation: Any, where: str) -> np.dtype[Any]:
     if typing.get_origin(annotation) is Annotated:
         named = annotation.__metadata__[0]
     elif not (annotation in PLAIN or _is_declared(annotation) or isinstance(annotation, np.dtype) or _is_scalar(annotation)):
-        shown, example = _shown(annotation), {str: "U8", bytes: "S8"}.get(annotation, "f8")
-        raise LayoutError(f"{where}: no NumPy type in {shown}; write Annotated[{shown}, {example!r}] with the one you mean")
+        text, example = _as_written(annotation), {str: "U8", bytes: "S8"}.get(annotation, "f8")
+        raise LayoutError(f"{where}: no NumPy type in {text}; write Annotated[{text}, {example!r}] with the one you mean")
     try:
         dtype: np.dtype[Any] = np.dtype(named)
     except (TypeError, ValueError) as error:
@@ -338,7 +338,7 @@ def _is_scalar(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, np.generic) and annotation in np.sctypeDict.values()
 
 
-def _shown(annotation: Any) -> str:
+def _as_written(annotation: Any) -> str:
     """Return an annotation as it is written."""
     return annotation.__name__ if isinstance(annotation, type) else repr(annotation)
 

@@ -20,7 +20,8 @@ import numpy as np
 from .batch_guard import SlabBatchGuard
 from .core import guard_calls
 from .core.guard_calls import NOTHING
-from .core.layout import identity, is_own
+from .core.layout import identity as dtype_identity
+from .core.layout import is_own
 from .guard import Field, SlabObjectGuard, SlabRecordView, epoch, has_own
 from .njit.blocktype import is_going
 from .owning import Owning, PythonFields, field_attribute, new_guard
@@ -75,7 +76,7 @@ class PythonView(PythonFields):
 
 def guard_class(dtype: np.dtype[Any], declared: Any) -> Any:
     """Return the class of the guards of a dtype, or of a declared class: made once."""
-    key = "guard", dtype, identity(dtype), declared, IN_C
+    key = "guard", dtype, dtype_identity(dtype), declared, IN_C
     if key not in _classes:  # of two threads, both take what the first one made
         guard_calls.write_one.compile()  # now: when the interpreter ends, it cannot be done any more
         _classes.setdefault(key, make_class(SlabObjectGuard, dtype, declared, (), 0))
@@ -84,7 +85,7 @@ def guard_class(dtype: np.dtype[Any], declared: Any) -> Any:
 
 def batch_class(dtype: np.dtype[Any], declared: Any) -> Any:
     """Return the class of the batches of a dtype, or of a declared class: made once."""
-    key = "batch", dtype, identity(dtype), declared
+    key = "batch", dtype, dtype_identity(dtype), declared
     if key not in _classes:
         guard_calls.write_many.compile(), guard_calls.write_one.compile()  # likewise
         assert dtype.fields is not None

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._closable import Closable
-from .._names import naming
+from .._names import naming, need_name
 from .._validate import as_integer
 from ..cache import NEVER, SlabCache, counts_of
 from ..core.layout import HEAP_BYTES, HEAPS, LEAST_BYTES, NULL, ROUNDS, SLAB_BYTES, record_stride, slab_shape
@@ -214,8 +214,7 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
     ) -> None:
         if hasattr(self, "_numba_type_"):
             raise SlabError(f"{self!r} is open already")
-        if not isinstance(name, str) or not name:
-            raise CapacityError(f"an allocator is named by a string that is not empty, got {shown(name)}")
+        need_name("an allocator", name)
         if capacity is not None:
             try:
                 capacity = operator.index(capacity)
@@ -424,7 +423,7 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
         7
         """
         self._need_open()
-        number, old, new = as_integer(ptr), self._as_size(old_size), self._as_size(new_size)
+        number, old, new = as_integer(ptr), as_size(old_size), as_size(new_size)
         answer = raw.realloc(self._address, number, old, new) if 0 < number < 1 << 63 else NULL
         if answer == NULL:
             self._locate(number, old)
@@ -463,7 +462,7 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
         4950.0
         """
         self._need_open()
-        number, n = as_integer(ptr), self._as_size(size)
+        number, n = as_integer(ptr), as_size(size)
         row, slot = self._locate(number, n)
         cache = self._cache(row)
         if cache is None:
@@ -507,7 +506,7 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
         """
         self._need_open()
         number = as_integer(ptr)
-        n = 0 if size is None else self._as_size(size)
+        n = 0 if size is None else as_size(size)
         at = raw.address_slow(self._address, number, n) if 0 < number < 1 << 63 else 0
         if at == 0:
             raise self._refusal(number, n)
@@ -516,7 +515,7 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
     def _allocate_slow(self, size: Any, align: Any, zero: bool) -> int:
         """`allocate` of everything that is not plain."""
         self._need_open()
-        n = self._as_size(size)
+        n = as_size(size)
         alignment = NATURAL if align is None else as_alignment(align)
         row = int(self._real[place_of(n)]) if n <= LARGEST else 0
         cache = self._cache(row) if row else self._parts.large
@@ -538,7 +537,7 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
     def _free_slow(self, ptr: Any, size: Any) -> None:
         """`free` where the class of the size refused the ptr, or there is none."""
         self._need_open()
-        number, n = as_integer(ptr), self._as_size(size)
+        number, n = as_integer(ptr), as_size(size)
         if n <= LARGEST:
             self._cache(int(self._real[place_of(n)]))  # where compiled code opened it: from now on `free` finds it
         if not 0 < number < 1 << 63 or not raw.free_slow(self._address, number, n):
@@ -733,10 +732,7 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
         from .table import as_counts, best_table, fixed_table, waste
 
         self._need_open()
-        try:
-            most = operator.index(classes)
-        except TypeError:
-            raise SizeTypeError(f"classes must be an integer, got {type(classes).__name__}") from None
+        most = as_integer(classes, "classes must be", SizeTypeError)
         observed, counts = self.observed() if sizes is None else as_counts(sizes)
         if most >= MAX_CLASSES:
             raise SizeError(f"a table has at most {MAX_CLASSES - 1} classes, got {shown(most)}")
@@ -888,16 +884,6 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
     def _closed_text(self) -> str:
         return f"allocator {self._name!r} is closed"
 
-    def _as_size(self, size: Any) -> int:
-        """Return a size as an int within its bounds."""
-        try:
-            n = operator.index(size)
-        except TypeError:
-            raise SizeTypeError(f"a size is an integer, got {type(size).__name__}") from None
-        if not 1 <= n <= MAX_BYTES:
-            raise SizeError(f"a size must be 1 .. 2**46 bytes, got {shown(n)}")
-        return n
-
     def _find(self, ptr: int) -> int:
         """Return the row whose slot numbers hold a ptr's; -1: large memory; 0: none."""
         slot = ptr & SLOT_MASK
@@ -966,12 +952,17 @@ def spare(high: int) -> int:
     return SPARE + 2 * SLAB_BYTES // high + 1 + (1 << 12)
 
 
+def as_size(size: Any) -> int:
+    """Return a size as an int within its bounds."""
+    n = as_integer(size, "a size is", SizeTypeError)
+    if not 1 <= n <= MAX_BYTES:
+        raise SizeError(f"a size must be 1 .. 2**46 bytes, got {shown(n)}")
+    return n
+
+
 def as_alignment(align: Any) -> int:
     """Return an alignment as an int within its bounds."""
-    try:
-        n = operator.index(align)
-    except TypeError:
-        raise SizeTypeError(f"an alignment is an integer, got {type(align).__name__}") from None
+    n = as_integer(align, "an alignment is", SizeTypeError)
     if not 1 <= n <= MAX_ALIGN or n & (n - 1):
         raise SizeError(f"an alignment must be a power of two, 1 .. {MAX_ALIGN}, got {shown(n)}")
     return n
