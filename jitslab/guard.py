@@ -140,7 +140,7 @@ class Fields(Unique):
         try:
             return cache._columns[path]
         except KeyError:
-            column = cache._all
+            column = cache._records
             for part in path:
                 column = column[part]
             return cache._columns.setdefault(path, column)

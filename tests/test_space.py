@@ -150,7 +150,7 @@ def test_nodes_wear_out_one_by_one():
         sets = cache._block.control
         while n < 1000 and (handle := alloc(cache)) != NULL:
             slot = handle & 0xFFFFFFFF
-            np.frombuffer(cache._words, np.uint32)[slot] = LAST
+            np.frombuffer(cache._generations, np.uint32)[slot] = LAST
             cache.free((LAST >> 1) << 32 | slot)
             n += 1
 

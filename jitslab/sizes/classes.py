@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._closable import Closable
-from .._names import naming, need_name
+from .._names import names_lock, need_name
 from .._validate import as_integer
 from ..cache import NEVER, SlabCache, counts_of
 from ..core.layout import HEAP_BYTES, HEAPS, LEAST_BYTES, NULL, ROUNDS, SLAB_BYTES, record_stride, slab_shape
@@ -51,9 +51,7 @@ from ..machine.addresses import (
 from ..machine.owner import owner
 from ..njit.blocktype import BlockHolder, bind, hold
 from ..views import ClassStats, SizeStats
-from . import kernels as raw
-from . import layout as rawlayout
-from . import table as classes
+from . import kernels, layout
 from .large import drop_parked, hold_pages, let_pages_go
 from .layout import (
     CLASS,
@@ -72,7 +70,7 @@ from .layout import (
 )
 from .njit import SizeClassesType, size_classes_type
 from .range import ClassMemory, Wanted, block_of, dtype_of, plan_classes
-from .table import Tuning
+from .table import ODD_FROM, Tuning, as_counts, best_table, fixed_table, used_bytes, waste
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -86,33 +84,33 @@ MOST_LARGE = 1 << 16  # mappings of a Linux process by default
 _numbers = itertools.count(1)  # of arrays that keep pages mapped
 
 
-class _Pages:
+class LargePages:
     """The pages of one piece of large memory, seen by NumPy: they stay mapped while an array shows them."""
 
     __slots__ = ("__array_interface__", "__weakref__", "_owner")
 
-    def __init__(self, parts: _Parts, ptr: int, size: int) -> None:
+    def __init__(self, parts: AllocatorMemory, ptr: int, size: int) -> None:
         words = np.array([0, parts.address, ptr, next(_numbers), 0, round_up(size, page_bytes)], np.int64)
         self._owner = owner(let_pages_go, words, parts.memory)
         pages = hold_pages(words.ctypes.data, size)  # 0: they could not be had
         self.__array_interface__: dict[str, Any] = {"shape": (size,), "typestr": "|u1", "data": (pages, False), "version": 3}
 
 
-class _Parts:
+class AllocatorMemory:
     """What an allocator consists of; large memory goes back to the system when it is closed, or with the memory of its tables."""
 
     __slots__ = ("address", "caches", "large", "memory", "placement", "plans", "rows")
 
     def __init__(self, memory: npt.NDArray[np.uint8], address: int, large: SlabCache, placement: numa.Placement) -> None:
         self.memory, self.address, self.large, self.placement = memory, address, large, placement
-        self.rows = memory[rawlayout.ROWS : rawlayout.ROWS_AT].view(CLASS)
-        self.plans = memory[rawlayout.PLANS : rawlayout.PLANS + MAX_CLASSES * PLAN.itemsize].view(PLAN)
+        self.rows = memory[layout.ROWS : layout.ROWS_AT].view(CLASS)
+        self.plans = memory[layout.PLANS : layout.PLANS + MAX_CLASSES * PLAN.itemsize].view(PLAN)
         self.caches: list[ClassCache | None] = [None]  # by row of the class, those that Python has needed so far
 
     def place_of(self, row: int) -> ClassPlace:
         """Where the heaps of a class are."""
-        region = self.address + rawlayout.HEAPS_AT
-        return ClassPlace(self.memory, region, region + row * HEAP_BYTES, rawlayout.THREAD_BYTES, int(self.rows[row]["base"]))
+        region = self.address + layout.HEAPS_AT
+        return ClassPlace(self.memory, region, region + row * HEAP_BYTES, layout.THREAD_BYTES, int(self.rows[row]["base"]))
 
     def open_block(self, row: int) -> Block | None:
         """Return the block of a class that was opened by its plan; None: it was not."""
@@ -242,7 +240,7 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
     def _make(self) -> None:
         """Make the block, and the classes of the fixed table."""
         self._make_block()
-        self._use([(low, high, False) for low, high in itertools.pairwise([0, *classes.fixed_table()])])
+        self._switch_table([(low, high, False) for low, high in itertools.pairwise([0, *fixed_table()])])
 
     def _forget_block(self) -> None:
         """Let what `_make_block` made go, with its addresses."""
@@ -253,30 +251,30 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
 
     def _make_block(self) -> None:
         """Lay the block, the rows and the maps out."""
-        for entry in (raw.close_sizes, drop_parked):
+        for entry in (kernels.close_sizes, drop_parked):
             entry.compile()  # while there is memory
         large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, **self._of_caches)
-        reservation = reserve(rawlayout.SIZES_BYTES, large._block.bytes, end=raw.end_sizes)
+        reservation = reserve(layout.SIZES_BYTES, large._block.bytes, end=kernels.end_sizes)
         memory = np.asarray(reservation)
         self._address = reservation.address
-        heaps, n_heaps = self._address + rawlayout.HEAPS_AT, rawlayout.SIZES_BYTES - rawlayout.HEAPS_AT
-        of_threads = rawlayout.THREAD_BYTES * HEAPS  # all can be looked at, each is made writable for who comes
-        granted = make_usable(self._address, rawlayout.HEAPS_AT) and make_readable(heaps, of_threads)
+        heaps, n_heaps = self._address + layout.HEAPS_AT, layout.SIZES_BYTES - layout.HEAPS_AT
+        of_threads = layout.THREAD_BYTES * HEAPS  # all can be looked at, each is made writable for who comes
+        granted = make_usable(self._address, layout.HEAPS_AT) and make_readable(heaps, of_threads)
         if not (granted and make_usable(heaps + of_threads, n_heaps - of_threads)):
             raise CacheFullError(f"the system gives no memory for the tables of allocator {self._name!r}")
         refuse_huge_pages(heaps, n_heaps)  # a thread needs some pages, far from the next one's
-        self._parts = _Parts(memory, self._address, large, self._placement)
+        self._parts = AllocatorMemory(memory, self._address, large, self._placement)
         self._caches = self._parts.caches
         self._bases: list[int] = [0]
         self._rows = self._parts.rows
-        self._real = memory[rawlayout.ROWS_AT : rawlayout.ROWS_AT + rawlayout.PLACES]
-        self._map = memory[rawlayout.MAP : rawlayout.MAP + 2 * rawlayout.PLACES].view(np.uint16)
+        self._real = memory[layout.ROWS_AT : layout.ROWS_AT + layout.PLACES]
+        self._map = memory[layout.MAP : layout.MAP + 2 * layout.PLACES].view(np.uint16)
         self._table = self._real.tobytes()
-        self._counts = memory[rawlayout.COUNTS : rawlayout.COUNTS + 8 * (LARGEST + 1)].view(np.int64)
-        self._owners: weakref.WeakValueDictionary[int, _Pages] = weakref.WeakValueDictionary()
+        self._counts = memory[layout.COUNTS : layout.COUNTS + 8 * (LARGEST + 1)].view(np.int64)
+        self._owners: weakref.WeakValueDictionary[int, LargePages] = weakref.WeakValueDictionary()
         block = memory[: SIZES.itemsize].view(SIZES)
         self._block = block[0]
-        values: dict[str, Any] = {field: entry.address for field, entry in raw.TABLE.items()}
+        values: dict[str, Any] = {field: entry.address for field, entry in kernels.TABLE.items()}
         values |= {
             "n_rows": 1,
             "nodes": len(self._placement.sets),
@@ -424,7 +422,7 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
         """
         self._need_open()
         number, old, new = as_integer(ptr), as_size(old_size), as_size(new_size)
-        answer = raw.realloc(self._address, number, old, new) if 0 < number < 1 << 63 else NULL
+        answer = kernels.realloc(self._address, number, old, new) if 0 < number < 1 << 63 else NULL
         if answer == NULL:
             self._locate(number, old)
             self._raise_full(new, int(self._real[place_of(new)]) if new <= LARGEST else 0)
@@ -507,7 +505,7 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
         self._need_open()
         number = as_integer(ptr)
         n = 0 if size is None else as_size(size)
-        at = raw.address_slow(self._address, number, n) if 0 < number < 1 << 63 else 0
+        at = kernels.address_slow(self._address, number, n) if 0 < number < 1 << 63 else 0
         if at == 0:
             raise self._refusal(number, n)
         return at
@@ -522,16 +520,16 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
         if cache is not None:
             cache.raise_faults()
         if align is None or row == 0 or self._rows[row]["stride"] % alignment == 0:  # pages are aligned to themselves
-            ptr = (raw.allocate_zeros if zero and n > LARGEST else raw.allocate_slow)(self._address, n)
+            ptr = (kernels.allocate_zeros if zero and n > LARGEST else kernels.allocate_slow)(self._address, n)
         else:
-            row = self._aligned_row(raw.quarter_size(n, alignment))
-            ptr = raw.allocate_in(self._address, self._row_address(row))
+            row = self._aligned_row(kernels.quarter_size(n, alignment))
+            ptr = kernels.allocate_in(self._address, self._row_address(row))
         if ptr == NULL:
             self._raise_full(n, row)
         if cache is None:
             self._cache(row)  # it is open: from now on `allocate` finds it
         if zero and n <= LARGEST:
-            raw.zero(raw.address_slow(self._address, ptr, 0), n)
+            kernels.zero(kernels.address_slow(self._address, ptr, 0), n)
         return ptr
 
     def _free_slow(self, ptr: Any, size: Any) -> None:
@@ -540,15 +538,15 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
         number, n = as_integer(ptr), as_size(size)
         if n <= LARGEST:
             self._cache(int(self._real[place_of(n)]))  # where compiled code opened it: from now on `free` finds it
-        if not 0 < number < 1 << 63 or not raw.free_slow(self._address, number, n):
+        if not 0 < number < 1 << 63 or not kernels.free_slow(self._address, number, n):
             raise self._refusal(number, n)
 
-    def _pages(self, ptr: int, size: int) -> _Pages:
+    def _pages(self, ptr: int, size: int) -> LargePages:
         """Return the object that keeps the pages of large memory mapped; one for all arrays on them."""
-        with naming():
+        with names_lock():
             pages = self._owners.get(ptr)
             if pages is None:
-                pages = _Pages(self._parts, ptr, size)
+                pages = LargePages(self._parts, ptr, size)
                 if pages.__array_interface__["data"][0] == 0:
                     raise self._refusal(ptr, size)
                 self._owners[ptr] = pages
@@ -558,7 +556,7 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
 
     def _row_address(self, row: int) -> int:
         """Address of a row."""
-        return self._address + rawlayout.ROWS + row * CLASS.itemsize
+        return self._address + layout.ROWS + row * CLASS.itemsize
 
     def _cache(self, row: int) -> ClassCache | None:
         """Return the cache of a class, which Python may see now for the first time; None: the class was never used."""
@@ -572,7 +570,7 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
         found = ((row, self._cache(row)) for row in np.flatnonzero(self._rows["control"][: self._block["n_rows"]]).tolist())
         return [(row, cache) for row, cache in found if cache is not None]
 
-    def _use(self, table: list[tuple[int, int, bool]]) -> None:
+    def _switch_table(self, table: list[tuple[int, int, bool]]) -> None:
         """Have new memory come from the classes of a table of (low, high, whether for alignments only), one thread at a time."""
         n_rows = int(self._block["n_rows"])
         known = {int(row["high"]): i for i, row in enumerate(self._rows[:n_rows]) if i and not row["is_aligned"]}
@@ -580,7 +578,7 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
         if len(new) + n_rows > MAX_CLASSES:
             raise SizeError(f"allocator {self._name!r} cannot have more than {MAX_CLASSES - 1} classes, old ones among them")
         if new:
-            self._make_rows(self._wanted(new))
+            self._make_rows(self._planned(new))
             known |= {high: i for i, (_, high, is_aligned) in enumerate(new, n_rows) if not is_aligned}
         real = self._real.copy()
         for low, high, is_aligned in table:
@@ -591,9 +589,9 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
         self._real[:] = real
         self._table = real.tobytes()
         if not self._block["observe"]:
-            self._map[:] = real.astype(np.uint16) * rawlayout.HEAP_LINES
+            self._map[:] = real.astype(np.uint16) * layout.HEAP_LINES
 
-    def _wanted(self, new: list[tuple[int, int, bool]]) -> tuple[Wanted, ...]:
+    def _planned(self, new: list[tuple[int, int, bool]]) -> tuple[Wanted, ...]:
         """Return new classes with what they are to hold, or their share of the slot numbers."""
         part = 0.9 if self._block["n_rows"] == 1 else 0.3 if len(new) > 1 else 0.1  # of the slot numbers that are left
         room = int(self._free_slots()[1] * part) // self._spread - sum(spare(high) for _, high, _ in new)
@@ -659,11 +657,11 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
 
     def _aligned_row(self, high: int) -> int:
         """Return the row of the class for alignments, opened when it is first needed."""
-        with naming():
+        with names_lock():
             for i, row in enumerate(self._rows[: self._block["n_rows"]]):
                 if row["is_aligned"] and row["high"] == high:
                     return i
-            self._use([(high - 1, high, True)])
+            self._switch_table([(high - 1, high, True)])
             return len(self._caches) - 1
 
     @property
@@ -686,9 +684,9 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
 
     def _see_observed(self, value: bool) -> None:
         """Have every size go through the slow path, where it is counted; or none."""
-        with naming():
+        with names_lock():
             self._block["observe"] = int(value)
-            self._map[:] = 0 if value else self._real.astype(np.uint16) * rawlayout.HEAP_LINES
+            self._map[:] = 0 if value else self._real.astype(np.uint16) * layout.HEAP_LINES
             self._largest = 0 if value else LARGEST
 
     def tune(self, sizes: Any = None, classes: int = 60) -> Tuning:
@@ -729,19 +727,17 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
         ...     print(found.applied, 24 in memory.table, f"{found.before:.3f} {found.after:.3f}")
         True True 0.056 0.053
         """
-        from .table import as_counts, best_table, fixed_table, waste
-
         self._need_open()
         most = as_integer(classes, "classes must be", SizeTypeError)
         observed, counts = self.observed() if sizes is None else as_counts(sizes)
         if most >= MAX_CLASSES:
             raise SizeError(f"a table has at most {MAX_CLASSES - 1} classes, got {shown(most)}")
         found = best_table(observed, counts, most)
-        with naming():
+        with names_lock():
             before, after, fixed = (waste(table, observed, counts) for table in (self.table, found, fixed_table()))
             is_better = bool(observed.size) and after < before
             if is_better:
-                self._use([(low, high, False) for low, high in itertools.pairwise([0, *found])])
+                self._switch_table([(low, high, False) for low, high in itertools.pairwise([0, *found])])
         return Tuning(tuple(found), before, after, fixed, int(counts.sum()), is_better)
 
     def observed(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -787,7 +783,7 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
             large_used=pages,
             observed=int(counts.sum()),
             asked=int((sizes * counts).sum()),
-            given=classes.used_bytes(self.table, sizes, counts) if sizes.size else 0,
+            given=used_bytes(self.table, sizes, counts) if sizes.size else 0,
             classes=tuple(sorted(lines, key=lambda line: line.high)),
         )
 
@@ -809,13 +805,13 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
             number = as_integer(ptr)
         except HandleTypeError:
             return False
-        return 0 < number < 1 << 63 and raw.address_slow(self._address, number, 0) != 0
+        return 0 < number < 1 << 63 and kernels.address_slow(self._address, number, 0) != 0
 
     def clear(self) -> int:
         """Free everything, with no other thread using the allocator; returns how many pieces."""
         self._need_open()
         large, base = self._parts.large, int(self._block["large_base"])
-        n = sum(raw.free_slow(self._address, h + base, int(large[h]["asked"])) for h in large.live().tolist())
+        n = sum(kernels.free_slow(self._address, h + base, int(large[h]["asked"])) for h in large.live().tolist())
         n += large.clear()  # those whose pages another thread had in hand when this process was forked
         return n + sum(cache.clear() for _, cache in self._open_caches())
 
@@ -867,7 +863,7 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
         Addresses stay mapped while an array shows them.  No compiled code may be using large memory meanwhile.
         """
         self._need_opened()
-        raw.close_sizes(self._address)
+        kernels.close_sizes(self._address)
         self._largest = 0
 
     def __repr__(self) -> str:
@@ -895,7 +891,7 @@ class SizeClasses(BlockHolder, Closable):  # type: ignore[misc]  # made by CPyth
 
     def _locate(self, ptr: int, size: int) -> tuple[int, int]:
         """Return row (0: large memory) and slot of live memory, or raise."""
-        if not 0 < ptr < 1 << 63 or raw.address_slow(self._address, ptr, size) == 0:
+        if not 0 < ptr < 1 << 63 or kernels.address_slow(self._address, ptr, size) == 0:
             raise self._refusal(ptr, size)
         row = max(self._find(ptr), 0)
         base = self._bases[row] if row else int(self._block["large_base"])
@@ -944,7 +940,7 @@ bind(SizeClassesType, SizeClasses, "SlabAllocator")
 
 def most_bytes(high: int) -> int:
     """Return the bytes of a class that was given no capacity, as far as there is room."""
-    return min(max(RESERVED_SMALL if high < classes.ODD_FROM else RESERVED, high * SPARE), DEFAULT_LIMIT)
+    return min(max(RESERVED_SMALL if high < ODD_FROM else RESERVED, high * SPARE), DEFAULT_LIMIT)
 
 
 def spare(high: int) -> int:
