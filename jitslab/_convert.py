@@ -30,8 +30,10 @@ UNITS = {"W": 604800 * SECOND, "D": 86400 * SECOND, "h": 3600 * SECOND, "m": 60 
 UNITS |= {unit: 1000**power for power, unit in enumerate(("as", "fs", "ps", "ns", "us", "ms"))}  # in attoseconds
 A_KIND = {"b": "a bool", "f": "a float", "c": "a complex number"}
 DATES = datetime.date, datetime.timedelta
-OWN: dict[type, Any] = {int: int.__pos__, float: float.__pos__, complex: complex.__pos__, str: str.__str__}
-OWN[bytes] = lambda value: bytes.__getitem__(value, slice(None))  # what Python's own types make of a sub-class: itself, as theirs
+PLAIN_VALUE: dict[type, Any] = {int: int.__pos__, float: float.__pos__, complex: complex.__pos__, str: str.__str__}
+PLAIN_VALUE[bytes] = lambda value: bytes.__getitem__(
+    value, slice(None)
+)  # what Python's own types make of a sub-class: itself, as theirs
 NUMBERS = {int, bool, float}  # that NumPy makes doubles of, in one list
 NO_LISTS = str, bytes, bytearray, memoryview, range, buffer  # sequences to Python, arrays or texts to NumPy
 WIDEST = {"b": "?", "i": "i8", "f": "f8", "c": "c16"}  # of NumPy's own dtypes, what holds a Python number of that kind
@@ -171,18 +173,18 @@ def as_array(value: Any, dtype: np.dtype[Any], name: str) -> Any:
         return np.asarray(value)
     if isinstance(value, DATES):
         return as_date(value, dtype, name)
-    if type(value) not in OWN and type(value) is not bool:
-        for base, own in OWN.items():
+    if type(value) not in PLAIN_VALUE and type(value) is not bool:
+        for base, own in PLAIN_VALUE.items():
             if isinstance(value, base):
                 value = own(value)
     if isinstance(value, (str, bytes)):
         return as_text(value, dtype, name)
     if hasattr(value, "__len__") and isinstance(value, Sequence) and not isinstance(value, NO_LISTS):
         return of_list(value, dtype, name)
-    return asked(np.asarray, value, dtype, name)
+    return by_numpy(np.asarray, value, dtype, name)
 
 
-def asked(make: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
+def by_numpy(make: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
     """Return what NumPy makes of a value."""
     try:
         return make(value)
@@ -245,7 +247,7 @@ def of_list(value: Sequence[Any], dtype: np.dtype[Any], name: str) -> Any:
         flat, depth = [*chain.from_iterable(flat)], depth + 1
     kind = kinds.pop() if len(kinds) == 1 else None
     if kind in (int, bool, float, complex, str, bytes) or is_exact(kind, flat) or (kind is None and kinds <= NUMBERS):
-        array = asked(np.asarray, value, dtype, name)
+        array = by_numpy(np.asarray, value, dtype, name)
         if array.dtype.kind in "SU":  # NULs at an end are lost
             is_same = bool(array.tolist() == list(value))
         elif flat and array.dtype.kind == "f" and kind in (None, int):  # integers are among them, as doubles
@@ -258,7 +260,7 @@ def of_list(value: Sequence[Any], dtype: np.dtype[Any], name: str) -> Any:
         parts = [fit(part, dtype, name, None) for part in value]
     except RecursionError:  # a list that contains itself
         raise wrong_kind(value, dtype, name) from None
-    return asked(np.stack, parts, dtype, name) if dtype.itemsize else np.zeros((len(parts), *parts[0].shape), dtype)
+    return by_numpy(np.stack, parts, dtype, name) if dtype.itemsize else np.zeros((len(parts), *parts[0].shape), dtype)
 
 
 def is_exact(kind: Any, values: list[Any]) -> bool:
@@ -365,9 +367,9 @@ def fit_array(array: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
     """Convert an array of the right kind; raises if an element would change its meaning."""
     kind = dtype.kind
     if not is_own(array.dtype):
-        array = of_users(array, value, dtype, name)
+        array = from_user_dtype(array, value, dtype, name)
     if not is_own(dtype):
-        return for_users(array, value, dtype, name)
+        return to_user_dtype(array, value, dtype, name)
     if kind in "iu" and array.dtype.kind != "b":
         limits = np.iinfo(dtype)
         least, most = int(array.min()), int(array.max())
@@ -387,7 +389,7 @@ def fit_array(array: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
         except (ValueError, TypeError, OverflowError):  # dates: years where days are wanted, out of range
             is_same = False
     if kind in "fc":
-        is_same = all(np.array_equal(np.isfinite(a), np.isfinite(b)) for a, b in ((out.real, array.real), (out.imag, array.imag)))
+        is_same = all((np.isfinite(a) == np.isfinite(b)).all() for a, b in ((out.real, array.real), (out.imag, array.imag)))
     if not is_same:
         raise out_of_range(value, dtype, name)
     return out
@@ -399,26 +401,26 @@ def length_of(dtype: np.dtype[Any]) -> str:
     return "none" if unit == "generic" else "months" if unit in "YM" and dtype.kind == "m" else "time"
 
 
-def of_users(array: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
+def from_user_dtype(array: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
     """Return an array of a dtype that is not NumPy's own, such as bfloat16, as one of NumPy's own."""
     wide = WIDEST[kind_of(array.dtype)]
     with np.errstate(all="ignore"):
-        out = asked(lambda it: it.astype(wide), array, dtype, name)
+        out = by_numpy(lambda it: it.astype(wide), array, dtype, name)
         is_same = ((out.astype(array.dtype) == array) | (array != array)).all()
     if not is_same:
         raise out_of_range(value, dtype, name)
     return out
 
 
-def for_users(array: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
+def to_user_dtype(array: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
     """Convert an array of NumPy's own dtypes to another; numbers are rounded as that rounds, and looked at afterwards."""
     with np.errstate(all="ignore"):
-        out = asked(lambda it: it.astype(dtype), array, dtype, name)
+        out = by_numpy(lambda it: it.astype(dtype), array, dtype, name)
         wide = out.astype(WIDEST[kind_of(dtype)])
         if wide.dtype.kind in "fc":  # instead of infinity some have NaN, some their largest number
             least, most = np.array([-np.inf, np.inf]).astype(dtype).astype(wide.dtype).real
             is_same = not ((array.real < least) | (array.real > most)).any()
-            is_same &= all(np.array_equal(test(wide), test(array)) for test in (np.isfinite, np.isnan))
+            is_same &= all((test(wide) == test(array)).all() for test in (np.isfinite, np.isnan))
         else:
             is_same = ((wide.astype(array.dtype) == array) & ((wide < 0) == (array < 0))).all()
     if not is_same:

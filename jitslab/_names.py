@@ -17,7 +17,7 @@ from .errors import CapacityError, DuplicateNameError, UnknownNameError, shown
 T = TypeVar("T")
 U = TypeVar("U")
 
-NEAR = 3  # names that an error proposes
+MOST_PROPOSED = 3  # names that an error proposes
 
 
 class Names(Mapping[str, T], Generic[T]):
@@ -72,14 +72,19 @@ class Names(Mapping[str, T], Generic[T]):
         if not isinstance(name, str):
             return ""
         numbered = [other for other in self if other.startswith(f"{name}#")]  # several have this name
-        near = numbered[:NEAR] or difflib.get_close_matches(name, self, NEAR)
+        near = numbered[:MOST_PROPOSED] or difflib.get_close_matches(name, self, MOST_PROPOSED)
         return f"; there is {' and '.join(map(repr, near))}" if near else ""
 
 
-def check_name(what: str, name: Any, taken: Mapping[str, Any]) -> None:
-    """Raise unless `name` can be given to something new."""
+def need_name(what: str, name: Any) -> None:
+    """Raise unless `name` is a string that is not empty."""
     if not isinstance(name, str) or not name:
         raise CapacityError(f"{what} is named by a string that is not empty, got {shown(name)}")
+
+
+def check_name(what: str, name: Any, taken: Mapping[str, Any]) -> None:
+    """Raise unless something new can have the name."""
+    need_name(what, name)
     if "#" in name or not name.isprintable() or name != name.strip():
         raise CapacityError(f"the name of {what} is printable, without '#' and without blanks around it, got {name!r}")
     if name in taken:
@@ -89,7 +94,7 @@ def check_name(what: str, name: Any, taken: Mapping[str, Any]) -> None:
 _lock = threading.RLock()  # a finaliser may come back here
 
 
-def naming() -> threading.RLock:
+def names_lock() -> threading.RLock:
     """Return the lock under which names are given: one for all; `with` keeps the one it entered."""
     return _lock
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from . import guard_class
 from ._closable import Closable
 from ._convert import make_template
+from ._names import need_name
 from ._validate import as_count, as_handles, as_integer, check_dtype, check_out
 from .batch_guard import SlabBatchGuard
 from .core import batch, cache_calls, guard_calls, layout, scan
@@ -78,8 +79,8 @@ FAULT_TEXTS = {
 }
 NEVER = 1 << 62  # ticks: the end of an interval of the working set that does not end
 # What errors and ends call: loaded while there is memory, since they are needed when there is none.
-ENDS = (batch.alloc_one, batch.free_one, flush_own, is_active, check_laws, close_cache, let_kept_go)
-CHECKED = 1 << 17  # slots that `check` looks at together: it has to work when there is hardly any memory left
+NEEDED_WITHOUT_MEMORY = (batch.alloc_one, batch.free_one, flush_own, is_active, check_laws, close_cache, let_kept_go)
+SLOTS_AT_ONCE = 1 << 17  # slots that `check` looks at together: it has to work when there is hardly any memory left
 REST_TRIES = 3  # a thread that was joined may still be giving its magazines back
 
 
@@ -189,15 +190,15 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     __slots__ = (
         "__weakref__",
         "_address",
-        "_all",
         "_block",
         "_c",
         "_columns",
         "_declared",
         "_dtype",
+        "_generations",
         "_name",
         "_numba_type_",
-        "_words",
+        "_records",
     )
     _not_copied = "; make a new cache and scatter(gather(live())) into it"
 
@@ -216,8 +217,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     ) -> None:
         if hasattr(self, "_numba_type_"):
             raise SlabError(f"{self!r} is open already")
-        if not isinstance(name, str) or not name:
-            raise CapacityError(f"a cache is named by a string that is not empty, got {shown(name)}")
+        need_name("a cache", name)
         if not isinstance(keep_empty, bool):
             raise CapacityError(f"keep_empty is True or False, got {shown(keep_empty)}")
         prepare()
@@ -230,7 +230,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
             make_template(init, own),
             numa.resolve(policy, strict, nodes),
         )
-        _known[next(_serials)] = self
+        _made[next(_serials)] = self
         if keep_empty:
             block.state["interval_end"] = NEVER
         self._open(name, own, declared_class(dtype), block)
@@ -240,9 +240,9 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         self._name, self._dtype, self._declared = name, dtype, declared
         self._block = block
         self._address = block.address
-        self._all, self._words = block.records, block.generations
+        self._records, self._generations = block.records, block.generations
         if numba.config.DISABLE_JIT:
-            self._all = self._all.view((PlainRecord, self._all.dtype))
+            self._records = self._records.view((PlainRecord, self._records.dtype))
         self._columns: dict[tuple[str, ...], Any] = {}  # of sub-arrays, as guards ask for them
         self._c = block.node_words
         hold(self, block.address, block.control)
@@ -315,19 +315,19 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         It does not keep the record alive: after `free` it shows whatever the slot holds next.
         """
         slot = self._slot(handle)
-        return self._all[slot]
+        return self._records[slot]
 
     def __setitem__(self, handle: int, value: Any) -> None:
         """Assign a whole record: a tuple or a `numpy.void`."""
         self._need_opened()
         record = np.zeros((), self._dtype)
         record[()] = value  # first: it may run code of the user's, which may free the record
-        self._all[self._slot(handle)] = record
+        self._records[self._slot(handle)] = record
 
     def __contains__(self, handle: object) -> bool:
         """Whether `handle` is that of a live record; False for what is no handle at all."""
         try:
-            if self._words[handle & SLOT_MASK] == handle >> 31 | 1:  # type: ignore[operator]  # what is no integer is answered below
+            if self._generations[handle & SLOT_MASK] == handle >> 31 | 1:  # type: ignore[operator]  # what is no integer is answered below
                 return True
         except (TypeError, AttributeError, OverflowError, ValueError, IndexError):
             self._need_opened()
@@ -353,7 +353,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     def new(self) -> tuple[int, Any]:
         """Take a slot: its handle and its record."""
         handle = self.alloc()
-        return handle, self._all[handle & SLOT_MASK]
+        return handle, self._records[handle & SLOT_MASK]
 
     def object_at(self, handle: int) -> SlabObject:
         """
@@ -370,7 +370,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         index = slot >> self._block.geometry.shift
         if not 0 < number < 1 << 63 or not self._is_made(index):
             raise self._refusal(number)
-        address = int(self._all.ctypes.data) + slot * self._block.geometry.stride
+        address = int(self._records.ctypes.data) + slot * self._block.geometry.stride
         return SlabObject(number, slot, self._page(index), address, number in self)
 
     # --- Guards ---
@@ -478,7 +478,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         (7.0, [7, 7, 7])
         0
         """
-        n = self._wanted(n)
+        n = self._requested(n)
         try:
             batch = new_guard(guard_class.batch_class(self._dtype, self._declared), self, n)
         except MemoryError:
@@ -529,7 +529,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         >>> float(total)
         499500.0
         """
-        n = self._wanted(n)
+        n = self._requested(n)
         if out is None:
             try:
                 out = np.empty(n, np.int64)
@@ -541,7 +541,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
             self._raise_full(n)
         return out
 
-    def _wanted(self, n: int) -> int:
+    def _requested(self, n: int) -> int:
         """Return how many slots are wanted, as an int; so many may be had."""
         self._need_open()
         self.raise_faults()
@@ -654,7 +654,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     def _visit(self, slots: list[int]) -> Iterator[int]:
         """Iterate over the handles of what is live in slots when their turn comes."""
         for slot in slots:
-            word = self._words[slot]
+            word = self._generations[slot]
             if word & 1:
                 yield word >> 1 << 32 | slot
             else:
@@ -662,7 +662,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def items(self) -> Iterator[tuple[int, Any]]:
         """Iterate over (handle, record), as over the handles."""
-        return ((handle, self._all[handle & SLOT_MASK]) for handle in self)
+        return ((handle, self._records[handle & SLOT_MASK]) for handle in self)
 
     def __len__(self) -> int:
         """Return the number of live records: exact while no other thread allocates or frees."""
@@ -769,7 +769,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         harm.  The array stays as long as it is: ask again after the cache has grown.
         """
         self._need_open()
-        return self._all[: self.slot_limit]
+        return self._records[: self.slot_limit]
 
     @property
     def pages(self) -> SlabPages:
@@ -791,7 +791,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """Describe slab i."""
         self._need_open()
         slots = 1 << self._block.geometry.shift
-        words = np.frombuffer(self._words, np.uint32, slots, 4 * slots * i)
+        words = np.frombuffer(self._generations, np.uint32, slots, 4 * slots * i)
         row = self._row(i)
         state = SlabState.FREE if row["state"] == layout.RELEASING else SlabState(int(row["state"]))
         live = (words & 1).astype(bool)
@@ -804,7 +804,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         at = self._block.field("slabs", node) - int(self._block.bytes.ctypes.data) - i * layout.SLAB.itemsize
         return self._block.bytes[at : at + layout.SLAB.itemsize].view(layout.SLAB)[0]
 
-    def _sets(self) -> list[int]:
+    def _node_states(self) -> list[int]:
         """Return the addresses of the array sets."""
         return [self._address + k * layout.NODE_BYTES for k in range(self._block.geometry.nodes)]
 
@@ -820,7 +820,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
                 field("n_slabs", number) - field("first_slab", number),
                 *(field(name, number) for name in ("n_empty", "refills", "flushes", "remote_frees", "migrations")),
             )
-            for number, (node, address) in enumerate(zip(self._block.placement.sets, self._sets(), strict=True))
+            for number, (node, address) in enumerate(zip(self._block.placement.sets, self._node_states(), strict=True))
         )
 
     def page_nodes(self) -> dict[int, dict[int, int]]:
@@ -850,7 +850,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         answer: dict[int, dict[int, int]] = {node: {} for node in self._block.placement.sets}
         slab_bytes = self._block.geometry.stride << self._block.geometry.shift
         for slabs in self._slabs():
-            start = int(self._all.ctypes.data) + slabs.start * slab_bytes
+            start = int(self._records.ctypes.data) + slabs.start * slab_bytes
             found = addresses.nodes_of_pages(start // addresses.page_bytes * addresses.page_bytes, len(slabs) * slab_bytes)
             node = self._block.placement.sets[slabs.start << self._block.geometry.shift >> self._block.geometry.node_shift]
             for where, n in zip(*np.unique(found[found >= 0], return_counts=True), strict=True):
@@ -901,8 +901,8 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         self._need_open()
         self.raise_faults()
         self._need_rest("check")
-        words = np.empty(CHECKED // 64, np.int64)
-        for address in self._sets():
+        words = np.empty(SLOTS_AT_ONCE // 64, np.int64)
+        for address in self._node_states():
             answer = check_laws(address, words.ctypes.data, words.size)
             if answer:
                 self._need_rest("check")
@@ -924,7 +924,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """
         self._need_open()
         self._need_rest("recover")
-        for address in self._sets():
+        for address in self._node_states():
             recover(address)
 
     @property
@@ -960,7 +960,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         self._need_open()
         flush_own(self._address)
         empty = self._block.state["n_empty"].tolist()
-        return sum(release(address, n) for address, n in zip(self._sets(), empty, strict=True))
+        return sum(release(address, n) for address, n in zip(self._node_states(), empty, strict=True))
 
     def close(self) -> None:
         """
@@ -997,7 +997,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     def _need_rest(self, what: str) -> None:
         """Raise if other threads are using the cache."""
         for _ in range(REST_TRIES):
-            if not any(is_active(address) for address in self._sets()):
+            if not any(is_active(address) for address in self._node_states()):
                 return
             time.sleep(0.001)  # a thread that was joined may be in its last steps
         raise self._busy(what)
@@ -1010,7 +1010,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """Return the slot of a live record."""
         try:
             slot = handle & SLOT_MASK
-            if self._words[slot] == handle >> 31 | 1:
+            if self._generations[slot] == handle >> 31 | 1:
                 return slot  # type: ignore[no-any-return]  # an integer
         except (TypeError, AttributeError, OverflowError, ValueError, IndexError):
             self._need_opened()
@@ -1032,7 +1032,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
             where = f"not among the {limit}" if slot >= limit else "between the nodes"
             return ForeignHandleError(f"slot {slot} of handle {handle:#x} is {where} of cache {self._name!r}")
         word = max(
-            self._words[slot], int(self._row(slot >> self._block.geometry.shift)["min_generation"])
+            self._generations[slot], int(self._row(slot >> self._block.geometry.shift)["min_generation"])
         )  # of a released slab: its last
         if cycle < self._block.first_cycle or 2 * cycle + 1 > word:
             return ForeignHandleError(
@@ -1046,8 +1046,8 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         positions = np.flatnonzero(refused).tolist()
         given = handles if isinstance(handles, np.ndarray) else np.asarray(handles, object)  # as they are: some fit no int64
         first = self._refusal(as_integer(given[positions[0]]))
-        shown = ", ".join(map(str, positions[:8])) + (", ..." if len(positions) > 8 else "")
-        text = f"{len(positions)} of {refused.size} handles refused, at {shown}{suffix}; the first: {first}"
+        where = ", ".join(map(str, positions[:8])) + (", ..." if len(positions) > 8 else "")
+        text = f"{len(positions)} of {refused.size} handles refused, at {where}{suffix}; the first: {first}"
         raise type(first)(text, positions)
 
     def _raise_full(self, n: int) -> NoReturn:
@@ -1076,13 +1076,13 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
 bind(CacheType, SlabCache, "SlabCache")
 
-_known: weakref.WeakValueDictionary[int, SlabCache] = weakref.WeakValueDictionary()
+_made: weakref.WeakValueDictionary[int, SlabCache] = weakref.WeakValueDictionary()
 _serials = itertools.count(1)
 
 
 def open_caches() -> list[tuple[int, SlabCache]]:
     """Return every open cache of the process with its number, in the order they were made."""
-    made = [(known.key, known()) for known in _known.valuerefs()]
+    made = [(known.key, known()) for known in _made.valuerefs()]
     return [
         (serial, cache) for serial, cache in made if cache is not None and hasattr(cache, "_numba_type_") and not cache.closed
     ]
@@ -1097,7 +1097,7 @@ def counts_of(cache: SlabCache) -> tuple[int, int, int, int]:
 @cached
 def prepare() -> None:
     """Compile the entry points and give `SlabCache` its C methods, before the first cache."""
-    for entry in ENDS:
+    for entry in NEEDED_WITHOUT_MEMORY:
         entry.compile()
     cache_calls.install(SlabCache)
 

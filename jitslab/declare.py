@@ -1,9 +1,7 @@
 """
-Records declared as annotated classes, and fields that are links.
+`record`: records declared as annotated classes, which stand wherever a dtype does.
 
-Above `layout`, below `cache`.  One rule: an annotation says what Python and type checkers see, and in `Annotated` what NumPy
-calls it.  `record` turns the class into a declaration that stands wherever a dtype does; `link` is the dtype of a field that
-holds handles of a named cache, kept in the metadata of the dtype, where NumPy hands it on.
+One rule: an annotation says what Python and type checkers see, and in `Annotated` also what NumPy calls it.
 """
 
 from __future__ import annotations
@@ -14,20 +12,17 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Iterator
 from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from ._closable import Unique
 from ._validate import check_dtype
-from .errors import LayoutError, shown
+from .errors import LayoutError
 from .guard import Fields, SlabObjectGuard, SlabRecordView, has_own
 from .guard_class import PythonGuard, PythonView
 
 T = TypeVar("T")
-LINK = "jitslab.link"  # key in the metadata of a link's dtype
 HEAP_TYPE = 1 << 9  # flag of the classes that Python code makes
 PLAIN = (bool, int, float, complex)  # of Python's own types, those that have one size in NumPy
 
@@ -60,75 +55,6 @@ f4 = Annotated[float, "f4"]
 f8 = Annotated[float, "f8"]
 c8 = Annotated[complex, "c8"]
 c16 = Annotated[complex, "c16"]
-
-
-def link(cache: str) -> np.dtype[np.int64]:
-    """
-    Return the dtype of a field that holds handles of a cache, or NULL: an int64 that remembers the name.
-
-    Parameters
-    ----------
-    cache : str
-        Name of the cache that the handles are of; it need not exist yet.
-
-    Raises
-    ------
-    LayoutError
-        If the name is no string, or empty.
-
-    Notes
-    -----
-    The name is metadata of the dtype: arrays, copies, other byte orders, selections of fields and pickles keep it.  `numpy.save`
-    drops it with a warning, and NumPy before 2.1 does not load what it wrote; `numpy.dtype.descr` writes it in a form that NumPy
-    does not read, and two dtypes that differ only in it are equal.  Numba sees a plain int64.
-
-    Examples
-    --------
-    >>> import numpy as np, jitslab
-    >>> node = np.dtype([("value", "f8"), ("next", jitslab.link("nodes"))])
-    >>> node
-    dtype([('value', '<f8'), ('next', '<i8')])
-    >>> jitslab.links_of(node)
-    {('next',): 'nodes'}
-    """
-    if not isinstance(cache, str) or not cache:
-        raise LayoutError(f"a link names a cache by a string that is not empty, got {shown(cache)}")
-    return np.dtype(np.int64, metadata={LINK: cache})
-
-
-def links_of(dtype: npt.DTypeLike) -> dict[tuple[str, ...], str]:
-    """
-    Return the links in a record: the path of each link field, and the name of its cache.
-
-    Parameters
-    ----------
-    dtype : numpy.dtype or class
-        Of a record, or a class that `record` made.
-
-    Returns
-    -------
-    dict of tuple of str to str
-        Names from the record down to the field; fields of nested records, and sub-arrays of either, are among them.
-
-    Examples
-    --------
-    >>> import numpy as np, jitslab
-    >>> pair = np.dtype([("both", jitslab.link("nodes"), (2,))])
-    >>> jitslab.links_of(np.dtype([("id", "i4"), ("pairs", pair, (8,))]))
-    {('pairs', 'both'): 'nodes'}
-    """
-    return dict(_links(check_dtype(dtype), ()))
-
-
-def _links(dtype: np.dtype[Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield the links of a field and of all within."""
-    dtype = dtype.base
-    if dtype.names is None:
-        if dtype.metadata and LINK in dtype.metadata:
-            yield path, dtype.metadata[LINK]
-    else:
-        for name in dtype.names:
-            yield from _links(dtype[name], (*path, name))
 
 
 def record(cls: type[T]) -> type[T]:
@@ -320,8 +246,8 @@ def _dtype_of(annotation: Any, where: str) -> np.dtype[Any]:
     if typing.get_origin(annotation) is Annotated:
         named = annotation.__metadata__[0]
     elif not (annotation in PLAIN or _is_declared(annotation) or isinstance(annotation, np.dtype) or _is_scalar(annotation)):
-        shown, example = _shown(annotation), {str: "U8", bytes: "S8"}.get(annotation, "f8")
-        raise LayoutError(f"{where}: no NumPy type in {shown}; write Annotated[{shown}, {example!r}] with the one you mean")
+        text, example = _as_written(annotation), {str: "U8", bytes: "S8"}.get(annotation, "f8")
+        raise LayoutError(f"{where}: no NumPy type in {text}; write Annotated[{text}, {example!r}] with the one you mean")
     try:
         dtype: np.dtype[Any] = np.dtype(named)
     except (TypeError, ValueError) as error:
@@ -338,7 +264,7 @@ def _is_scalar(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, np.generic) and annotation in np.sctypeDict.values()
 
 
-def _shown(annotation: Any) -> str:
+def _as_written(annotation: Any) -> str:
     """Return an annotation as it is written."""
     return annotation.__name__ if isinstance(annotation, type) else repr(annotation)
 

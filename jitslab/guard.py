@@ -140,7 +140,7 @@ class Fields(Unique):
         try:
             return cache._columns[path]
         except KeyError:
-            column = cache._all
+            column = cache._records
             for part in path:
                 column = column[part]
             return cache._columns.setdefault(path, column)
@@ -201,8 +201,8 @@ def is_plain_number(value: Any, kind: str) -> bool:
 def shown_record(record: Any) -> str:
     """Return the fields of a record for a repr, cut where they are long."""
     names = list(record.dtype.names)
-    shown = [f"{name}={_shown_field(record, name)}" for name in names[:SHOWN_FIELDS]]
-    return ", ".join(shown + ["..."] * (len(names) > SHOWN_FIELDS))
+    parts = [f"{name}={_shown_field(record, name)}" for name in names[:SHOWN_FIELDS]]
+    return ", ".join(parts + ["..."] * (len(names) > SHOWN_FIELDS))
 
 
 def _shown_field(record: Any, name: str) -> str:
@@ -385,8 +385,8 @@ class SlabObjectGuard(Fields, Generic[R]):
         cache = self._cache
         if is_finalizing() or not hasattr(cache, "_numba_type_"):  # the collector is taking the cache apart
             return
-        shown = "" if held is None else shown_record(np.frombuffer(held, cache.dtype)[0])
-        text = f"never freed: <{type(self).__name__} of {cache.name!r}: {shown}>"
+        fields = "" if held is None else shown_record(np.frombuffer(held, cache.dtype)[0])
+        text = f"never freed: <{type(self).__name__} of {cache.name!r}: {fields}>"
         warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
 

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ._closable import Closable
-from ._names import Names, check_name, naming
-from .allocator import SlabAllocator, check_options, full, live_in, open_allocators
+from ._names import Names, check_name, names_lock
+from .allocator import SlabAllocator, check_options, live_in, open_allocators, with_defaults
 from .cache import SlabCache, open_caches
 from .errors import ClosedError, ConflictError
 from .machine.numa import NumaNode, nodes
@@ -114,7 +114,7 @@ class SlabAllocatorManager(Closable):
         ClosedError
             After `shutdown`.
         """
-        with naming():
+        with names_lock():
             self._need_open()
             check_name("an allocator", name, self._allocators)
             self._made = self._list_allocators()
@@ -176,7 +176,7 @@ class SlabAllocatorManager(Closable):
         LiveReport
             As `report`.  That of a second `shutdown` says what is live elsewhere.
         """
-        with naming():
+        with names_lock():
             live = self.report() if report else LiveReport()
             self._closed = True
             for allocator in list(self._made.values()):
@@ -268,10 +268,13 @@ def initialize(*, report_at_exit: bool = False, **options: Any) -> SlabAllocator
     True
     """
     global _default  # one a process, as its name says
-    with naming():
+    with names_lock():
         if _default is None or _default.closed:
             _default = SlabAllocatorManager(report_at_exit=report_at_exit, **options)
-        elif (_default._report_at_exit, full(_default._options)) != (bool(report_at_exit), full(check_options(options))):
+        elif (_default._report_at_exit, with_defaults(_default._options)) != (
+            bool(report_at_exit),
+            with_defaults(check_options(options)),
+        ):
             raise ConflictError("jitslab is initialized, by initialize() or by its first use, with other options")
         return _default
 
@@ -305,7 +308,7 @@ def shutdown(report: bool = True) -> LiveReport:
     >>> jitslab.initialize()
     <SlabAllocatorManager: 1 allocators>
     """
-    with naming():
+    with names_lock():
         if _default is None:
             return LiveReport()
         return _default.shutdown(report)
@@ -327,7 +330,7 @@ def default_manager() -> SlabAllocatorManager:
     <SlabAllocator 'default': ...>
     """
     if _default is None:
-        with naming():
+        with names_lock():
             return initialize() if _default is None else _default
     if _default._closed:
         raise ClosedError("jitslab was shut down; initialize() comes first")

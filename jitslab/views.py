@@ -292,8 +292,8 @@ class LiveCache:
     def __str__(self) -> str:
         """One line."""
         name = f"{self.allocator}/{self.name}" if self.allocator else self.name
-        shown = ", ".join(f"{h:#x}" for h in self.handles) + (", ..." if self.count > len(self.handles) else "")
-        return f"{name}: {self.count:,} live, {self.bytes:,} bytes: {shown}"
+        handles = ", ".join(f"{h:#x}" for h in self.handles) + (", ..." if self.count > len(self.handles) else "")
+        return f"{name}: {self.count:,} live, {self.bytes:,} bytes: {handles}"
 
 
 @dataclass(frozen=True)

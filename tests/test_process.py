@@ -125,7 +125,7 @@ def check():
     for cache in caches:
         assert cache.closed == (cache._address not in known)
         if cache.closed:
-            assert not (np.frombuffer(cache._words, np.uint32)[:100] & 1).any()
+            assert not (np.frombuffer(cache._generations, np.uint32)[:100] & 1).any()
     caches.clear()
 act.n = 0
 number = 0
@@ -512,7 +512,7 @@ def run(capacity):
         thread.start()
     time.sleep(random.uniform(0, 0.002))
     cache.close()
-    words = np.frombuffer(cache._words, np.uint32)[: capacity + 2000]
+    words = np.frombuffer(cache._generations, np.uint32)[: capacity + 2000]
     end = time.monotonic() + 0.1  # most have seen NULL and ended; one that goes on with a record of before `close` is told
     for thread in threads:
         thread.join(max(end - time.monotonic(), 0))
@@ -600,7 +600,7 @@ for others in (0, 1):
     before = resident()
     cache.close()
     assert before - resident() > (60 << 20), (before, resident())
-    words = np.frombuffer(cache._words, np.uint32)[: 1 << 20]
+    words = np.frombuffer(cache._generations, np.uint32)[: 1 << 20]
     assert (words == (RETIRED if others else 0)).all()
     go.set()
     for thread in threads:

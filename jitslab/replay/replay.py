@@ -29,7 +29,7 @@ from ..errors import CacheFullError, TraceError
 from ..machine.compile import Entry
 from ..sizes.classes import SizeClasses
 from .loops import (
-    BLOCK,
+    ALLOCATOR,
     CONTROL,
     FILL,
     REFUSED,
@@ -320,7 +320,7 @@ class MallocReplay(Replay):
     def _table(self) -> Words:
         """Return one thread's table: one row."""
         table = np.zeros((1, ROW // 8), np.int64)
-        table[0, [BLOCK, SIZES, FILL]] = self.allocator._address, self._sizes.ctypes.data, int(self._fill)
+        table[0, [ALLOCATOR, SIZES, FILL]] = self.allocator._address, self._sizes.ctypes.data, int(self._fill)
         return table
 
     @property
