@@ -1,8 +1,4 @@
-"""
-Names: read-only mappings of what is open, and the lock under which names are given.
-
-Above `cast`, below `sizes`.
-"""
+"""Names of open caches and allocators: read-only mappings, and the lock under which names are given."""
 
 from __future__ import annotations
 
@@ -22,36 +18,36 @@ MOST_PROPOSED = 3  # names that an error proposes
 
 class Names(Mapping[str, T], Generic[T]):
     """
-    What is open, by name: read-only and live.
+    Open caches or allocators by name: read-only and live.
 
-    Looking up a name that nothing open has raises `UnknownNameError`, which proposes the near ones.
+    Looking up an unknown name raises `UnknownNameError`, which proposes names near it.
 
     Parameters
     ----------
     what : str
-        What it holds, for messages.
+        Kind of the values, for messages.
     find : callable
-        Returns what has a name, or None.
+        Returns the value of a name, or None.
     listing : callable
-        Returns all of it by name.
+        Returns all values by name.
     """
 
     def __init__(self, what: str, find: Callable[[str], T | None], listing: Callable[[], dict[str, T]]) -> None:
         self._what, self._find, self._listing = what, find, listing
 
     def __getitem__(self, name: str) -> T:
-        """Return what has this name."""
+        """Return the value of a name."""
         found = self._find(name) if isinstance(name, str) else None
         if found is None:
             raise UnknownNameError(f"there is no {self._what} {shown(name)}{self._near(name)}")
         return found
 
     def __contains__(self, name: object) -> bool:
-        """Whether something open has this name."""
+        """Whether a value has this name."""
         return isinstance(name, str) and self._find(name) is not None
 
     def get(self, name: str, default: T | U | None = None) -> T | U | None:  # type: ignore[override]  # the overloads in one
-        """Return what has this name, or the default."""
+        """Return the value of a name, or the default."""
         found = self._find(name) if isinstance(name, str) else None
         return default if found is None else found
 
@@ -95,12 +91,12 @@ _lock = threading.RLock()  # a finaliser may come back here
 
 
 def names_lock() -> threading.RLock:
-    """Return the lock under which names are given: one for all; `with` keeps the one it entered."""
+    """Return the one lock under which names are given; a `with` statement leaves the lock that it entered."""
     return _lock
 
 
 def _renew_lock() -> None:
-    """In a child of fork: the thread that held the lock is not there."""
+    """Replace the lock in a child of fork, where the thread that held it does not run."""
     global _lock
     _lock = threading.RLock()
 

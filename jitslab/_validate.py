@@ -17,7 +17,7 @@ Handles = npt.NDArray[np.int64]
 
 
 def as_integer(value: Any, subject: str = "a handle is", error: type[SlabError] = HandleTypeError) -> int:
-    """Return a handle, or what the subject says, as an int."""
+    """Return an integer as an int; `subject` and `error` are those of the message if it is none."""
     try:
         return operator.index(value)
     except TypeError:

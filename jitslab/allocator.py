@@ -1,7 +1,7 @@
 """
 `SlabAllocator`: raw memory by size, records by dtype, and dedicated caches by name.
 
-Above `sizes`, `ptr`, `names` and `report`, below `manager`.  No algorithm: it finds or makes the cache, which does the work.
+It finds or makes the cache for a request; the cache does the work.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def metadata_key(dtype: np.dtype[Any]) -> tuple[Any, ...]:
-    """Return what NumPy's equality of dtypes passes over and counts here: the metadata, such as links, of it and its fields."""
+    """Return the metadata, such as links, of a dtype and its fields: NumPy's equality of dtypes passes over it, ours does not."""
     inner = [dtype.base] if dtype.subdtype else [dtype[name] for name in dtype.names or ()]
     return dict(dtype.metadata or {}), *map(metadata_key, inner)
 
@@ -84,7 +84,7 @@ class CacheOrigin(NamedTuple):
 
 
 class SeenDtype(NamedTuple):
-    """A dtype object that was seen, with nothing to compare while it is the same and its fields have their names."""
+    """A dtype object that was seen, and its cache; while its fields keep their names nothing needs to be compared."""
 
     dtype: np.dtype[Any]
     names: tuple[str, ...] | None
@@ -329,7 +329,7 @@ class SlabAllocator(SizeClasses):
         return cache
 
     def _typed_now(self, dtype: np.dtype[Any], declared: type | None, live: int = NULL) -> SlabCache | None:
-        """Return the open cache of a dtype as it is; for a handle, of all of its type the one in which it is live, or any."""
+        """Return the open cache of exactly a dtype; for a handle, the cache of an equal type where it is live, or any."""
         found = [
             cache
             for cache in self._typed.get(dtype, ())
@@ -463,7 +463,7 @@ class SlabAllocator(SizeClasses):
     # --- The allocator as a whole ---
 
     def _make_cache(self, name: str, dtype: Any, options: dict[str, Any]) -> SlabCache:
-        """Make a cache: the one place where the options of an allocator meet those of a cache."""
+        """Make a cache of the options of the allocator and its own."""
         check_names(options)
         dtype = plain(dtype)
         cache = SlabCache(name, dtype, **self._options | options)
@@ -474,7 +474,7 @@ class SlabAllocator(SizeClasses):
         return cache
 
     def _forget_closed(self) -> None:
-        """Drop closed caches: as long as they are here, their addresses are reserved."""
+        """Drop closed caches: as long as the allocator has them, their addresses stay reserved."""
         self._creations = 0
         self._own = {cache: made for cache, made in self._own.items() if not cache.closed}
         self._named = self._list_named()
@@ -487,7 +487,7 @@ class SlabAllocator(SizeClasses):
         return [cache for cache in list(self._own) if not cache.closed]
 
     def _count_raw(self) -> list[LiveCache]:
-        """Count what is live of raw memory, class by class."""
+        """Count live raw memory, class by class."""
         found = [
             live_in(self._name, cache, f"{cache.dtype.itemsize} bytes", self._bases[row]) for row, cache in self._open_caches()
         ]
@@ -496,7 +496,7 @@ class SlabAllocator(SizeClasses):
 
     def report(self) -> LiveReport:
         """
-        Return what is live: for each cache how many, how large, and the first few handles.
+        Count live records and raw memory: for each cache the number, the bytes, and the first few handles.
 
         Notes
         -----
@@ -506,12 +506,12 @@ class SlabAllocator(SizeClasses):
         return make_report(self._count_live())
 
     def _count_live(self) -> list[LiveCache]:
-        """Count what is live, cache by cache."""
+        """Count live records and raw memory, cache by cache."""
         return [live_in(self._name, cache) for cache in self._record_caches()] + self._count_raw()
 
     def raise_faults(self) -> None:
         """
-        Raise if compiled code used a refused handle or ptr since the last report, of the first cache where it did.
+        Raise for the first cache with a refused handle or ptr in compiled code since the last report.
 
         Raises
         ------
@@ -551,7 +551,7 @@ class SlabAllocator(SizeClasses):
         """
         Close every cache and refuse everything from now on; a second `close` does nothing.
 
-        Handles and guards of what was live are refused with `ClosedError`.
+        Handles and guards of live records are refused with `ClosedError` from then on.
         """
         with names_lock():
             super().close()
@@ -589,7 +589,7 @@ def shown_type(dtype: np.dtype[Any] | None, declared: type | None, other: np.dty
 
 
 def live_in(allocator: str, cache: SlabCache, name: str | None = None, base: int = 0) -> LiveCache:
-    """Count what is live in a cache, nothing if it is closed; `base` is what its handles are shown with."""
+    """Count live records of a cache, none if it is closed; `base` is added to the handles that are shown."""
     name = cache.name if name is None else name
     try:
         count, first = cache._first_live(SHOWN_HANDLES)
@@ -610,9 +610,9 @@ def open_allocators() -> list[SlabAllocator]:
 
 def warmup() -> None:
     """
-    Compile everything, or read it from the disk cache.
+    Compile every kernel, or read it from the disk cache.
 
-    Otherwise each kernel is compiled when it is first needed: together some seconds once, kept on disk.
+    Without this call each kernel is compiled when it is first needed: together some seconds once, kept on disk.
 
     Warns
     -----

@@ -26,17 +26,9 @@ T = TypeVar("T")
 HEAP_TYPE = 1 << 9  # flag of the classes that Python code makes
 PLAIN = (bool, int, float, complex)  # of Python's own types, those that have one size in NumPy
 
-NEVER_CALLED = {
-    "__init__",
-    "__new__",
-    "__eq__",
-    "__hash__",
-    "__getattribute__",
-    "__delattr__",
-    "__getattr__",
-    "__setattr__",
-    "__del__",
-}  # guards are equal to themselves only
+# Methods of a class that its guards would not call: a guard has its own life and attributes, and is equal to itself only.
+NEVER_CALLED = {"__init__", "__new__", "__del__", "__eq__", "__hash__"}
+NEVER_CALLED |= {"__getattribute__", "__getattr__", "__setattr__", "__delattr__"}
 EVERY_CLASS = {"__module__", "__doc__", "__slots__", "__weakref__", "__dict__", "__annotations__", "__orig_bases__"}
 EVERY_CLASS |= {"__parameters__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__"}
 EVERY_CLASS |= {"__static_attributes__", "__type_params__", "__qualname__"}
@@ -75,7 +67,7 @@ def record(cls: type[T]) -> type[T]:
     Returns
     -------
     type
-        A class of the same name with the attribute `dtype`; guards of its caches are instances of it.
+        A new class of that name with the attribute `dtype`; guards of its caches are instances of it.
 
     Raises
     ------
@@ -146,8 +138,8 @@ def declared_class(dtype: Any) -> Any:
     Raises
     ------
     LayoutError
-        For a class that inherits from a declared one, and is none itself: its guards would lack what it adds.  For one that
-        was changed afterwards, as `dataclass` does it: guards are equal to themselves only, and made by caches.
+        If the class inherits from a declared one, and is none itself: its guards would lack the fields that it adds.  If it was
+        changed afterwards, as `dataclass` does: guards are equal to themselves only, and made by caches.
     """
     if not isinstance(dtype, type) or not hasattr(dtype, "__jitslab_nested__"):
         return None
@@ -160,7 +152,7 @@ def declared_class(dtype: Any) -> Any:
 
 
 def plain(annotation: Any) -> Any:
-    """Return what an alias by ``type`` stands for, and of a declared class with parameters, such as ``Box[int]``, the class."""
+    """Return the value of an alias by ``type``, and the class of a declared class with parameters, such as ``Box[int]``."""
     annotation = getattr(annotation, "__value__", annotation)
     origin = typing.get_origin(annotation)
     return origin if _is_declared(origin) else annotation
@@ -182,7 +174,7 @@ def _inherited(cls: type) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _names_around(cls: type, frame: types.FrameType) -> tuple[dict[str, Any], dict[str, Any]]:
     """
-    Return what the text of an annotation of a class can name: globals and locals.
+    Return the globals and locals that the text of an annotation of a class can name.
 
     They are found on the stack: the code that makes the class is still running, whether its module is in `sys.modules` or not.
     Its locals, and those of the functions and classes around it, are its own; a module without a name is called builtins.
@@ -198,7 +190,7 @@ def _names_around(cls: type, frame: types.FrameType) -> tuple[dict[str, Any], di
 
 
 def _evaluated(annotation: Any, module: dict[str, Any], local: dict[str, Any]) -> Any:
-    """Return what an annotation means that is a string, as after ``from __future__ import annotations``."""
+    """Return the value of an annotation, also of a string, as after ``from __future__ import annotations``."""
     if not isinstance(annotation, str):
         return annotation
     holder = type("holder", (), {"__annotations__": {"it": annotation}})  # in classes only, typing knows ClassVar
@@ -211,7 +203,7 @@ def _evaluated(annotation: Any, module: dict[str, Any], local: dict[str, Any]) -
 
 
 def _is_declared(it: Any) -> bool:
-    """Whether it is a class that `record` made."""
+    """Whether an object is a class that `record` made."""
     return isinstance(it, type) and "__jitslab_nested__" in vars(it)
 
 
@@ -229,7 +221,7 @@ def _check_name(cls: type, name: str, fields: dict[str, Any]) -> None:
 
 
 def _check_methods(cls: type) -> None:
-    """Raise for a method that guards have themselves, or would not call: theirs would go before it in silence."""
+    """Raise for a method that guards have themselves, or would never call: it would be hidden in silence."""
     own = vars(Unique).keys() | vars(Fields).keys() | vars(SlabObjectGuard).keys() | vars(SlabRecordView).keys() | NEVER_CALLED
     for base in cls.__mro__:
         if base in (Generic, Protocol) or not base.__flags__ & HEAP_TYPE or _is_declared(base):
@@ -260,12 +252,12 @@ def _dtype_of(annotation: Any, where: str) -> np.dtype[Any]:
 
 
 def _is_scalar(annotation: Any) -> bool:
-    """Whether it is one of NumPy's scalar types; what is abstract, as `numpy.number`, is none."""
+    """Whether an annotation is one of NumPy's scalar types; abstract ones, such as `numpy.number`, are none."""
     return isinstance(annotation, type) and issubclass(annotation, np.generic) and annotation in np.sctypeDict.values()
 
 
 def _as_written(annotation: Any) -> str:
-    """Return an annotation as it is written."""
+    """Return an annotation as users write it."""
     return annotation.__name__ if isinstance(annotation, type) else repr(annotation)
 
 

@@ -1,5 +1,5 @@
 """
-What can go wrong, one class a failure.
+The errors: one class for each failure.
 
 Every class is a `SlabError` and also the builtin that a user would expect::
 
@@ -37,7 +37,7 @@ Every class is a `SlabError` and also the builtin that a user would expect::
     ├── UnknownNameError(SlabError, KeyError)    no open cache or allocator has that name
     └── TraceError(SlabError, ValueError)        a file that is no trace, or one not supported
 
-All of them can be pickled and copied: every parameter but the message has a default, and what it sets is an attribute.
+All of them can be pickled and copied: every parameter but the message has a default, and sets an attribute.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ MOST_BITS = 2048  # of integers that are printed: 640 digits can be, whatever li
 
 
 class _Short(reprlib.Repr):
-    """Python's, but for integers of thousands of digits: of these each version says something else, or fails."""
+    """Python's short repr, but for integers of thousands of digits, where versions of Python differ or fail."""
 
     def repr_int(self, x: int, level: int) -> str:
-        """Show an integer, or how long it is."""
+        """Show an integer, or its number of bits if it is long."""
         return f"of {x.bit_length()} bits" if x.bit_length() > MOST_BITS else super().repr_int(x, level)
 
 
@@ -64,7 +64,7 @@ _short = _Short()
 
 
 def shown(value: Any) -> str:
-    """Return a repr, cut where it is long."""
+    """Return a repr, cut if it is long."""
     try:
         return _short.repr(value)
     except Exception:  # it knows types by their names: a user's own `array` or `deque` is none of Python's
@@ -85,7 +85,7 @@ class HandleError(SlabError, LookupError):
     Attributes
     ----------
     positions : tuple of int
-        For a batch: where in the array the refused handles stood.
+        For a batch: places of the refused handles in the array.
     """
 
     def __init__(self, message: str = "", positions: Sequence[int] = ()) -> None:
@@ -142,7 +142,7 @@ class NodeError(SlabError, ValueError):
 
 
 class PlacementWarning(RuntimeWarning):
-    """The system refused to place memory on a node: it lies where the system puts it."""
+    """The system refused to place memory on a node, and puts it on a node of its own choice."""
 
 
 class KernelCacheWarning(RuntimeWarning):
@@ -170,7 +170,7 @@ class LawError(SlabError, RuntimeError):
     law : int
         Number of the law in `jitslab.core.layout`.
     slab : int
-        Index of the slab where it is broken, or -1 when it is one of the whole cache.
+        Index of the slab that breaks the law, or -1 if it is a law of the whole cache.
     """
 
     def __init__(self, message: str = "", law: int = 0, slab: int = -1) -> None:
@@ -210,7 +210,7 @@ class FieldError(SlabError):
 
 
 class FieldNameError(FieldError, AttributeError, KeyError):
-    """The record has no field of this name; the message names those that are near, found when it is shown."""
+    """The record has no field of this name; the message names near ones, which are looked for when it is shown."""
 
     def __init__(self, message: str = "", wanted: str = "", fields: Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -234,7 +234,7 @@ class FieldRangeError(FieldError, OverflowError, ValueError):
 
 
 class FieldTextError(FieldError, UnicodeError):
-    """A text field holds what is no text: it was never written, or not as text."""
+    """A text field does not hold a text: it was never written, or not as text."""
 
 
 class RecordTypeError(SlabError, TypeError):
@@ -250,7 +250,7 @@ class OptionError(SlabError, TypeError):
 
 
 class ConflictError(SlabError, ValueError):
-    """What is asked for exists already, with other options."""
+    """The cache or manager exists already, with other options."""
 
 
 class DuplicateNameError(SlabError, ValueError):

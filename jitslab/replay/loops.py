@@ -1,10 +1,10 @@
 """
-The compiled loops of a replay: events on slab caches, and the same events on the process's malloc.
+The compiled loop of a replay: the events of a trace on slab caches or an allocator, and on the process's malloc.
 
-Above `heap` and `raw`, below `replay`.  An event is the word ``object << 32 | cache * ROW | op``; `rows` is the thread's own
-table of the caches, `handles` the handles by object number that all threads share, 0 where there is none yet.
+An event is the word ``object << 32 | cache * ROW | op``.  `rows` is the thread's own table of the caches.  `handles` has the
+handle of each object, 0 before its alloc; all threads share it.
 
-Both loops do the same work around the allocator: load the event, write or verify the stamp, publish or look up the handle.
+Around the allocator the work is equal on both sides: load the event, write or verify the stamp, publish or look up the handle.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """
 `SizeClasses`: raw memory by size, from Python.
 
-Above `sizetype`, `classes` and `cache`.  Every method validates, calls a cache or a kernel, and raises what that answered.
+Every method validates its arguments, calls a cache or a kernel, and turns the answer into a result or an exception.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ Bytes = npt.NDArray[np.uint8]
 SLOTS = 1 << 32
 RESERVED_SMALL = 8 << 30  # most bytes of a class of up to 1 KiB: more would leave no slot numbers for tuned classes
 RESERVED = 16 << 30  # most bytes of a larger one
-ALL_SHIFT = 4  # so much of a cache's share of the address space is a class's where all classes are opened at once
-SPARE = HEAPS * MAGAZINE_SLOTS  # slots of a class, at least, where there is room: some will be retired
+ALL_SHIFT = 4  # if all classes are opened at once, each has 1/16 of a cache's share of the address space
+SPARE = HEAPS * MAGAZINE_SLOTS  # least slots of a class if there is room, since some will be retired
 MOST_LARGE = 1 << 16  # mappings of a Linux process by default
 _numbers = itertools.count(1)  # of arrays that keep pages mapped
 
@@ -96,7 +96,7 @@ class LargePages:
 
 
 class AllocatorMemory:
-    """What an allocator consists of; large memory goes back to the system when it is closed, or with the memory of its tables."""
+    """The tables and caches of an allocator; its large memory goes back to the system when it is closed, or with the tables."""
 
     __slots__ = ("address", "caches", "large", "memory", "placement", "plans", "rows")
 
@@ -104,7 +104,7 @@ class AllocatorMemory:
         self.memory, self.address, self.large, self.placement = memory, address, large, placement
         self.rows = memory[layout.CLASSES : layout.CLASS_OF_PLACE].view(CLASS)
         self.plans = memory[layout.PLANS : layout.PLANS + MAX_CLASSES * PLAN.itemsize].view(PLAN)
-        self.caches: list[ClassCache | None] = [None]  # by row of the class, those that Python has needed so far
+        self.caches: list[ClassCache | None] = [None]  # by row of the class; None if Python has not needed it yet
 
     def place_of(self, row: int) -> HeapPlace:
         """Where the heaps of a class are."""
@@ -140,11 +140,11 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
     name : str, default "memory"
         For messages and tables.
     capacity : int, optional
-        Bytes of each class that can be live at once.  Without it 8 GiB, of classes above 1 KiB 16 GiB or 131,072 pieces; where
-        the address space is small or in use, an eighth of what is left of it when the class is first used, up to 1 GiB.
+        Bytes of each class that can be live at once.  Without it 8 GiB; for classes above 1 KiB 16 GiB or 131,072 pieces.  If
+        the address space is small or in use, an eighth of its free part at the first use of the class, up to 1 GiB.
     policy, strict, nodes, keep_empty
-        Where the memory lies on a machine with several NUMA nodes, and whether empty slabs stay, as of `SlabCache`.  Large
-        memory of the local policy lies where it is first written to.  With n nodes a class holds 1/(2 n) of the above on each.
+        NUMA nodes of the memory, and whether empty slabs stay, as of `SlabCache`.  Large memory of the local policy lies on the
+        node that first writes to it.  With n nodes a class holds 1/(2 n) of the above on each.
     observe : bool, default False
         Count the sizes that are asked for, for `tune`; it takes every operation through its slow path, some 10 ns.
 
@@ -157,12 +157,12 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
 
     Notes
     -----
-    60 classes: steps of 16 bytes up to 128, then four to a doubling, up to 1 MiB; at most 20 % (up to 128 bytes: 15 bytes)
-    of what is given out was not asked for.  Addresses are multiples of 16, of tuned classes of 8, or of `align`.  Larger
-    memory is pages of its own: some microseconds.  All else costs O(1): some 2 ns in compiled code.
+    60 classes: steps of 16 bytes up to 128, then four to a doubling, up to 1 MiB.  At most 20 % of the bytes given out were not
+    asked for, up to 128 bytes at most 15 bytes.  Addresses are multiples of 16, of tuned classes of 8, or of `align`.  Larger
+    memory has pages of its own, and takes some microseconds.  All else is O(1), some 2 ns in compiled code.
 
-    An allocator takes 0.5 ms to make, and 75 KiB.  A class is opened when it is first used, by compiled code or Python: that
-    takes some 10 us and one or two pages besides its records', and is seen from Python, at its first use there, in 50 us.
+    An allocator takes 0.5 ms to make, and 75 KiB.  Compiled code or Python opens a class when it first uses it: that takes some
+    10 us, and one or two pages beside those of the records.  The first use from Python takes 50 us more.
 
     Examples
     --------
@@ -233,7 +233,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
             self._placement = self._placement.undivided()  # one array set needs less
             self._of_caches["nodes"] = 1  # all caches of an allocator have as many
             self._make()
-        self._numba_type_ = size_classes_type  # last: who has it is open
+        self._numba_type_ = size_classes_type  # last: an allocator with a Numba type is open
         self._see_observed(bool(observe))
 
     def _make(self) -> None:
@@ -242,7 +242,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         self._switch_table([(low, high, False) for low, high in itertools.pairwise([0, *fixed_table()])])
 
     def _forget_block(self) -> None:
-        """Let what `_make_block` made go, with its addresses."""
+        """Drop all that `_make_block` made, with its addresses."""
         hold(self, 0, None)
         for name in ("_parts", "_caches", "_rows", "_real", "_map", "_counts", "_block"):
             if hasattr(self, name):
@@ -257,7 +257,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         memory = np.asarray(region)
         self._address = region.address
         heaps, n_heaps = layout.HEAPS_AT, layout.SIZES_BYTES - layout.HEAPS_AT
-        of_threads = layout.THREAD_BYTES * HEAPS  # all can be looked at, each is made writable for who comes
+        of_threads = layout.THREAD_BYTES * HEAPS  # all are readable; a thread makes its own writable
         granted = region.commit(0, layout.HEAPS_AT) and region.let_read(heaps, of_threads)
         if not (granted and region.commit(heaps + of_threads, n_heaps - of_threads)):
             raise CacheFullError(f"the system gives no memory for the tables of allocator {self._name!r}")
@@ -280,7 +280,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
             "large": large._address,
             "large_base": SLOTS - large._block.geometry.slots,
         }
-        if len(self._placement.sets) == 1:  # else large memory lies where it is first written to
+        if len(self._placement.sets) == 1:  # else large memory lies on the node that first writes to it
             mask = np.frombuffer(node_mask(self._placement.nodes_of(0)), np.int64)
             values |= {"mode": self._placement.mode, "mask": mask}
         for field, value in values.items():
@@ -303,7 +303,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         align : int, optional
             The address is to be a multiple of this: a power of two up to 4,096.
         zero : bool, default False
-            Whether the memory is to hold zeros; else it holds whatever was there.
+            Whether the memory is to hold zeros; otherwise its contents are undefined.
 
         Returns
         -------
@@ -386,7 +386,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
 
     def realloc(self, ptr: int, old_size: int, new_size: int) -> int:
         """
-        Change the size of memory; what it holds is kept, up to the lesser size.
+        Change the size of memory; its contents are kept, up to the lesser size.
 
         Parameters
         ----------
@@ -400,7 +400,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         Returns
         -------
         int
-            The ptr from now on: the same where the memory could stay.  An alignment is kept only then.
+            The ptr from now on: the old one if the memory could stay.  An alignment is kept only then.
 
         Raises
         ------
@@ -441,8 +441,8 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         Returns
         -------
         ndarray of uint8, shape (size,)
-            Reads and writes the memory in place.  It keeps the addresses, not the content: after `free` it shows whatever
-            is there next, and what is written there harms the owner of that.
+            Reads and writes the memory in place.  It keeps the addresses, not the contents: after `free` it shows the next
+            contents of the memory, and a write there harms their owner.
 
         Raises
         ------
@@ -468,7 +468,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         return cache._block.bytes[offset : offset + n]
 
     def bytes(self, ptr: int, size: int) -> Bytes:
-        """Return ``view(ptr, size)``: the name that compiled code uses, where Numba lets only arrays have a method `view`."""
+        """Return ``view(ptr, size)``; compiled code uses this name, since Numba lets only arrays have a method `view`."""
         return self.view(ptr, size)
 
     def address(self, ptr: int, size: int | None = None) -> int:
@@ -532,11 +532,11 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         return ptr
 
     def _free_slow(self, ptr: Any, size: Any) -> None:
-        """`free` where the class of the size refused the ptr, or there is none."""
+        """`free` if the class of the size refused the ptr, or there is none."""
         self._need_open()
         number, n = as_integer(ptr), as_size(size)
         if n <= LARGEST:
-            self._cache(int(self._real[place_of(n)]))  # where compiled code opened it: from now on `free` finds it
+            self._cache(int(self._real[place_of(n)]))  # if compiled code opened it: from now on `free` finds it
         if not 0 < number < 1 << 63 or not kernels.free_slow(self._address, number, n):
             raise self._refusal(number, n)
 
@@ -591,7 +591,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
             self._map[:] = real.astype(np.uint16) * layout.HEAP_LINES
 
     def _planned(self, new: list[tuple[int, int, bool]]) -> tuple[PlannedClass, ...]:
-        """Return new classes with what they are to hold, or their share of the slot numbers."""
+        """Return new classes with their capacities, or their shares of the slot numbers."""
         part = 0.9 if self._block["n_rows"] == 1 else 0.3 if len(new) > 1 else 0.1  # of the slot numbers that are left
         room = int(self._free_slots()[1] * part) // self._spread - sum(spare(high) for _, high, _ in new)
         most = [self._capacity or most_bytes(high) for _, high, _ in new]
@@ -682,7 +682,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         self._see_observed(bool(value))
 
     def _see_observed(self, value: bool) -> None:
-        """Have every size go through the slow path, where it is counted; or none."""
+        """Have every size, or none, go through the slow path, which counts it."""
         with names_lock():
             self._block["observe"] = int(value)
             self._map[:] = 0 if value else self._real.astype(np.uint16) * layout.HEAP_LINES
@@ -765,7 +765,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
 
     @property
     def stats(self) -> SizeStats:
-        """What is live now, and what was observed; exact while no other thread allocates or frees."""
+        """Counts of live memory and observed sizes; exact while no other thread allocates or frees."""
         self._need_open()
         lines = []
         for i, cache in self._open_caches():
@@ -823,7 +823,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         """
         Give the memory of all empty slabs, and freed large memory, back to the system; returns how many slabs.
 
-        What other threads have in their magazines stays, as of `SlabCache.shrink`.
+        Places in the magazines of other threads stay, as of `SlabCache.shrink`.
         """
         self._need_open()
         drop_retained(self._address)

@@ -58,7 +58,7 @@ OCTAVE_CLASSES = [size for size in fixed_table() if (size - LINE if size >= ODD_
 @dataclass(frozen=True)
 class Tuning:
     """
-    What `SizeClasses.tune` found.
+    The answer of `SizeClasses.tune`.
 
     Attributes
     ----------
