@@ -46,6 +46,7 @@ Read first: the words, the ladders, the data and the laws of a cache.
    use on (opening).  The heaps of all classes lie in one region, a thread's side by side (rawlayout).
    A reservation has more slots than the capacity: for those parked in magazines, and for those that will be retired.  Who was
    given no capacity takes a share of what is left of the address space, and is refused the last 128th (process).
+   A reservation that ends gives its memory back; its addresses are kept for a while, as compiled code may still hold some.
 
 7. Nodes
    On a machine with several NUMA nodes a cache has one *array set* for each: a CONTROL row, and the slabs whose slots
