@@ -186,18 +186,15 @@ def leave(p: int, c: int) -> None:
 
 
 @kernel
-def close_rows_in(p: int, start: int, end: int) -> int:
+def close_rows_in(p: int, start: int, end: int) -> None:
     """
-    Close every cache whose control block lies in a range of addresses; returns how many.
+    Close every cache whose control block lies in a range of addresses.
 
     Needs   the registry's lock.
     """
-    n = int64(0)
     for row in range(process_at(p).n_rows):
         if start <= load8(p + ROWS, row) < end:
             close_row(p, row)
-            n += 1
-    return n
 
 
 @kernel
@@ -216,7 +213,7 @@ def close_row(p: int, row: int) -> bool:
         control.limit = 0
         control.out = 0
         unlock(home)
-    has_others = is_others(c, thread_pointer())
+    has_others = others_have_heaps(c, thread_pointer())
     for node in range(frozen(c, C_NODES)):
         home = set_at(c, node)
         heap = next_heap(home, ZERO)
@@ -231,7 +228,7 @@ def close_row(p: int, row: int) -> bool:
 
 
 @kernel
-def is_others(c: int, me: int) -> bool:
+def others_have_heaps(c: int, me: int) -> bool:
     """
     Whether another thread than `me` owns a heap of the cache, or can have one by turns.
 
@@ -427,7 +424,7 @@ def after_fork_in_child() -> int:
     for row in range(process_at(p).n_rows):
         c = load8(p + ROWS, row)
         if c != 0:
-            is_torn = is_others(c, me)
+            is_torn = others_have_heaps(c, me)
             for node in range(frozen(c, C_NODES)):
                 home = set_at(c, node)
                 is_torn |= control_at(home).torn != SOUND or control_at(home).releasing != 0
@@ -655,7 +652,7 @@ _PLACES = ((sys.modules[__name__], "_first"), *COMPILE_LOCKS)
 
 
 class _Held(threading.local):
-    """The locks that a thread which forks has taken."""
+    """The locks that a thread which forks takes: each is noted before it is taken, so that none is held that is not noted."""
 
     def __init__(self) -> None:
         self.locks: list[Any] = []
@@ -668,26 +665,35 @@ def _take_locks() -> None:
     """Before a fork: let others end their compiles."""
     for place, name in _PLACES:
         lock = getattr(place, name)
-        lock.acquire()
-        _held.locks.append(lock)
+        if not lock._is_owned():  # else the thread forks while it compiles
+            _held.locks.append(lock)
+            lock.acquire()
 
 
-def _give_locks() -> None:
-    """After it: go on."""
-    while _held.locks:
-        _held.locks.pop().release()
+def _release() -> None:
+    """After it: release the locks that are noted, as far as they were had; all of them, also if an exception comes."""
+    try:
+        while _held.locks:
+            if _held.locks[-1]._is_owned():
+                _held.locks[-1].release()
+            _held.locks.pop()
+    finally:
+        if _held.locks:
+            _release()
 
 
 def _renew_locks() -> None:
     """In the child: make those anew that could not be had, as by Ctrl-C; no thread is there to give them back."""
     for place, name in _PLACES:
-        if getattr(place, name) not in _held.locks:
+        if not getattr(place, name)._is_owned():
             setattr(place, name, threading.RLock())
-    _give_locks()
+    _release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_take_locks, after_in_parent=_give_locks, after_in_child=_renew_locks)
+    os.register_at_fork(before=_take_locks)
+    for _ in range(2):  # an exception that comes as the first begins, as by Ctrl-C during the fork, is none to the second
+        os.register_at_fork(after_in_parent=_release, after_in_child=_renew_locks)
 
 
 def reserve(n: int, *kept: Any, end: Entry = leave_range) -> _os.Reservation:
