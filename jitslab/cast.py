@@ -19,14 +19,27 @@ from .errors import ArrayError, CapacityError, HandleTypeError
 
 Handles = npt.NDArray[np.int64]
 MOST_BITS = 2048  # of integers that are printed: 640 digits can be, whatever limit Python was given
+MOST_SHOWN = 80  # characters of a dtype
 
 
 class _Short(reprlib.Repr):
-    """Python's, but for integers of thousands of digits: of these each version says something else, or fails."""
+    """
+    Python's, but for two kinds of values.
+
+    Of integers of thousands of digits each version says something else, or fails.  Of arrays and records with text or fields the
+    dtype says why they are refused, and their text may be none: it was never written.
+    """
 
     def repr_int(self, x: int, level: int) -> str:
         """Show an integer, or how long it is."""
-        return f"of {x.bit_length()} bits" if x.bit_length() > MOST_BITS else super().repr_int(x, level)
+        return f"int of {x.bit_length()} bits" if x.bit_length() > MOST_BITS else super().repr_int(x, level)
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        """Show an object, or of which dtype it is."""
+        if issubclass(type(x), (np.ndarray, np.void)) and (x.dtype.names is not None or x.dtype.kind in "SU"):
+            text = str(x.dtype)
+            return f"{type(x).__name__} of {text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + '...'}"
+        return super().repr_instance(x, level)
 
 
 _short = _Short()
@@ -38,6 +51,12 @@ def shown(value: Any) -> str:
         return _short.repr(value)
     except Exception:  # it knows types by their names: a user's own `array` or `deque` is none of Python's
         return _short.repr_instance(value, 0)
+
+
+def shown_with_type(value: Any) -> str:
+    """Return the same with the name of its type before it."""
+    name, text = type(value).__name__, shown(value)
+    return text if text.startswith(f"{name} of ") else f"{name} {text}"
 
 
 def as_integer(handle: Any) -> int:

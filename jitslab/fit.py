@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from .cast import shown
+from .cast import shown, shown_with_type
 from .errors import ArrayError, FieldError, FieldRangeError, FieldTextError, FieldTypeError, LayoutError
 from .layout import is_own
 
@@ -70,7 +70,7 @@ def description(dtype: np.dtype[Any]) -> str:
 
 def wrong_kind(value: Any, dtype: np.dtype[Any], name: str) -> FieldTypeError:
     """Say that the value is of another kind than the field."""
-    return FieldTypeError(f"field {name!r} takes {description(dtype)}, got {type(value).__name__} {shown(value)}")
+    return FieldTypeError(f"field {name!r} takes {description(dtype)}, got {shown_with_type(value)}")
 
 
 def out_of_range(value: Any, dtype: np.dtype[Any], name: str) -> FieldRangeError:

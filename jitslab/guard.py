@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn
 
 import numpy as np
 
-from .cast import shown
+from .cast import shown_with_type
 from .errors import CopyError, FieldNameError, FieldTextError, FieldTypeError, GuardError, HandleError, StaleHandleError
 from .fit import pack, text_of
 from .guard_calls import RELEASED, write_one
@@ -95,7 +95,7 @@ class Fields:
     def _field(self, name: Any) -> Field:
         """Return what is known of a field."""
         if not isinstance(name, str):
-            raise FieldNameError(f"a field is named by a str, got {type(name).__name__} {shown(name)}")
+            raise FieldNameError(f"a field is named by a str, got {shown_with_type(name)}")
         field = self._fields.get(name)
         return self._no_attribute(name) if field is None else field
 

@@ -983,11 +983,11 @@ def test_values_that_numpy_would_change_are_refused():
             with pytest.raises(jitslab.FieldRangeError, match="^field '.' takes a (date|timedelta)"):
                 it[name] = value
         huge = 10**5000
-        text = "field 'n' takes an integer -2147483648 .. 2147483647, got of 16610 bits"
+        text = "field 'n' takes an integer -2147483648 .. 2147483647, got int of 16610 bits"
         refused(jitslab.FieldRangeError, text, setattr, it, "n", huge)
         with pytest.raises(jitslab.FieldRangeError, match="got <Fraction instance"):
             it.c = fractions.Fraction(huge)
-        with pytest.raises(jitslab.FieldTypeError, match=r"got list \[of 16610 bits\]$"):
+        with pytest.raises(jitslab.FieldTypeError, match=r"got list \[int of 16610 bits\]$"):
             it.at = [huge]
         with pytest.raises(jitslab.FieldNameError, match="got int of 16610 bits$"):
             it[huge]
