@@ -73,7 +73,7 @@ from ._native import (
     store4,
     store8,
 )
-from .batch import F_ALLOC_MANY, F_FREE_MANY, alloc_any
+from .batch import F_ALLOC_MANY, F_FREE_MANY, alloc_any, find_refused
 from .blocktype import ADDRESS, GUARD_CLASS
 from .cache_calls import FAULTS
 from .heap import H_RECORDS, SLOT_MASK, free_any, is_live
@@ -655,7 +655,13 @@ def functions() -> dict[str, int]:
 
 @cached
 def owner_maker(base: type) -> Any:
-    """Return what makes an Owner of a cache, an array, and the address of its data; `base` has the method ``_never_freed(n)``."""
+    """
+    Return what makes an Owner of a cache, an array, and the address of its data; `base` has the method ``_never_freed(n)``.
+
+    What the ends of an Owner call is loaded with the first one: before any has handles.
+    """
+    for entry in (alloc_owned, find_refused, free_owned, take_owned):
+        entry.compile()
     at = _cpython.addresses_of(write_owner_functions, OWNER_FUNCTIONS)
     slots = {"dealloc": at["owner_dealloc"], "traverse": at["traverse"]}
     members = (

@@ -1541,6 +1541,8 @@ def test_exception_at_any_line_loses_no_record(life, is_first, monkeypatch):
     while True:
         if cache is None or is_first:
             cache = jitslab.SlabCache("packets", PACKET, capacity=20, init="zero")
+            if cache is not None:
+                cache.close()
         if not is_first:
             LIVES[life](cache) if life != "guards of a cycle" else None
             gc.collect() if k == 1 else None
@@ -1551,10 +1553,36 @@ def test_exception_at_any_line_loses_no_record(life, is_first, monkeypatch):
         cache.check()
         if not went_on:
             return
+            cache.close()
         k += 1
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="a signal that comes at any time is wanted")
+def test_what_ends_a_batch_is_loaded_before_it_has_handles(in_c):
+    """So no want of memory for machine code comes between a batch and its end."""
+    assert "ok\n" == run_python(NO_MORE_CODE, **FORM[in_c])
+
+
+NO_MORE_CODE = """
+import numpy as np, jitslab
+from jitslab import _native
+cache = jitslab.SlabCache("c", np.dtype([("x", "f8")]), capacity=20)
+freed, released, left = [cache.allocate_many(3) for _ in range(3)]
+
+def refuse():
+    raise jitslab.CacheFullError("no memory to load machine code")
+
+_native.need_room = refuse
+with left:
+    freed.free()
+    handles = released.release()
+assert len(cache) == 3
+cache.free_many(handles)
+cache.close()
+print("ok")
+"""
+
+
 @pytest.mark.parametrize("life", sorted(LIVES.keys() - {"guard adopted again", "guards of a cycle"}))
 def test_signals_at_any_time_lose_no_record(life, cache, monkeypatch):
     """Some hundred signals whose handler raises, at times that are chance."""
