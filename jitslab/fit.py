@@ -388,7 +388,7 @@ def fit_array(array: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
         except (ValueError, TypeError, OverflowError):  # dates: years where days are wanted, out of range
             is_same = False
     if kind in "fc":
-        is_same = all(np.array_equal(np.isfinite(a), np.isfinite(b)) for a, b in ((out.real, array.real), (out.imag, array.imag)))
+        is_same = all((np.isfinite(a) == np.isfinite(b)).all() for a, b in ((out.real, array.real), (out.imag, array.imag)))
     if not is_same:
         raise out_of_range(value, dtype, name)
     return out
@@ -419,7 +419,7 @@ def for_users(array: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
         if wide.dtype.kind in "fc":  # instead of infinity some have NaN, some their largest number
             least, most = np.array([-np.inf, np.inf]).astype(dtype).astype(wide.dtype).real
             is_same = not ((array.real < least) | (array.real > most)).any()
-            is_same &= all(np.array_equal(test(wide), test(array)) for test in (np.isfinite, np.isnan))
+            is_same &= all((test(wide) == test(array)).all() for test in (np.isfinite, np.isnan))
         else:
             is_same = ((wide.astype(array.dtype) == array) & ((wide < 0) == (array < 0))).all()
     if not is_same:
