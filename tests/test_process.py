@@ -645,16 +645,13 @@ def work(cache):
     for i in range(50):
         cache.free(own[i])
     with objmode:
-        close()
+        jitslab.caches["c"].close()  # a global cache would be pickled by older Numbas
     n = 0
     for i in range(100):
         n += cache.free(own[i])
         n += cache.alloc() != 0
         n += own[i] in cache
     return n
-
-def close():
-    cache.close()
 
 print(work(cache))
 """
