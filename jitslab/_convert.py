@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ._validate import is_own
-from .errors import ArrayError, FieldError, FieldRangeError, FieldTextError, FieldTypeError, LayoutError, shown
+from .errors import ArrayError, FieldError, FieldRangeError, FieldTextError, FieldTypeError, LayoutError, shown, shown_with_type
 
 TAKES = {"b": "b", "i": "biu", "u": "biu", "f": "biuf", "c": "biufc", "S": "S", "U": "U", "M": "M", "m": "m", "V": "SV"}
 SECOND = 10**18
@@ -70,7 +70,7 @@ def description(dtype: np.dtype[Any]) -> str:
 
 def wrong_kind(value: Any, dtype: np.dtype[Any], name: str) -> FieldTypeError:
     """Say that the value is of another kind than the field."""
-    return FieldTypeError(f"field {name!r} takes {description(dtype)}, got {type(value).__name__} {shown(value)}")
+    return FieldTypeError(f"field {name!r} takes {description(dtype)}, got {shown_with_type(value)}")
 
 
 def out_of_range(value: Any, dtype: np.dtype[Any], name: str) -> FieldRangeError:

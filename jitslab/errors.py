@@ -47,28 +47,49 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 # --- How a value is shown in a message ---
 
 MOST_BITS = 2048  # of integers that are printed: 640 digits can be, whatever limit Python was given
+MOST_SHOWN = 80  # characters of a dtype
 
 
 class _Short(reprlib.Repr):
-    """Python's short repr, but for integers of thousands of digits, where versions of Python differ or fail."""
+    """
+    Python's, but for two kinds of values.
+
+    Of integers of thousands of digits each version says something else, or fails.  Of arrays and records with text or fields the
+    dtype says why they are refused, and their text may be none: it was never written.
+    """
 
     def repr_int(self, x: int, level: int) -> str:
-        """Show an integer, or its number of bits if it is long."""
-        return f"of {x.bit_length()} bits" if x.bit_length() > MOST_BITS else super().repr_int(x, level)
+        """Show an integer, or how long it is."""
+        return f"int of {x.bit_length()} bits" if x.bit_length() > MOST_BITS else super().repr_int(x, level)
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        """Show an object, or of which dtype it is."""
+        if issubclass(type(x), (np.ndarray, np.void)) and (x.dtype.names is not None or x.dtype.kind in "SU"):
+            text = str(x.dtype)
+            return f"{type(x).__name__} of {text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + '...'}"
+        return super().repr_instance(x, level)
 
 
 _short = _Short()
 
 
 def shown(value: Any) -> str:
-    """Return a repr, cut if it is long."""
+    """Return a repr, cut where it is long."""
     try:
         return _short.repr(value)
     except Exception:  # it knows types by their names: a user's own `array` or `deque` is none of Python's
         return _short.repr_instance(value, 0)
+
+
+def shown_with_type(value: Any) -> str:
+    """Return the same with the name of its type before it."""
+    name, text = type(value).__name__, shown(value)
+    return text if text.startswith(f"{name} of ") else f"{name} {text}"
 
 
 # --- The classes ---

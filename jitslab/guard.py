@@ -20,7 +20,7 @@ from ._closable import Unique
 from ._convert import pack, text_of
 from .core.guard_calls import RELEASED, write_one
 from .core.process import this_process
-from .errors import FieldNameError, FieldTextError, FieldTypeError, GuardError, HandleError, StaleHandleError, shown
+from .errors import FieldNameError, FieldTextError, FieldTypeError, GuardError, HandleError, StaleHandleError, shown_with_type
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -98,7 +98,7 @@ class Fields(Unique):
     def _field(self, name: Any) -> Field:
         """Return the description of a field."""
         if not isinstance(name, str):
-            raise FieldNameError(f"a field is named by a str, got {type(name).__name__} {shown(name)}")
+            raise FieldNameError(f"a field is named by a str, got {shown_with_type(name)}")
         field = self._fields.get(name)
         return self._no_attribute(name) if field is None else field
 

@@ -609,8 +609,11 @@ def test_wrong_init_is_refused():
         make("bad", XY, capacity=1, init=(1, 2))
     with pytest.raises(jitslab.LayoutError, match=r"^init is no record of "):
         make("bad", XY, capacity=1, init=(10**5000, 2, 3))
-    with pytest.raises(jitslab.LayoutError, match=r"^init must be one record of "):
-        make("bad", XY, capacity=1, init=np.zeros(2, XY))
+    text = f"init must be one record of {XY}, got ndarray of {XY}"
+    refused(jitslab.LayoutError, text, make, "bad", XY, capacity=1, init=np.zeros(2, XY))
+    many = np.dtype([(f"field{i}", "i4") for i in range(30)])
+    text = f"init must be one record of {XY}, got ndarray of {str(many)[:77]}..."
+    refused(jitslab.LayoutError, text, make, "bad", XY, capacity=1, init=np.zeros(2, many))
     with pytest.raises(jitslab.LayoutError, match=r"^init must be one record of "):
         make("bad", XY, capacity=1, init=np.zeros((), XY.newbyteorder(">"))[()])
     with pytest.raises(jitslab.LayoutError, match=r"^init is no record of "):
