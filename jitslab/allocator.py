@@ -624,10 +624,14 @@ def warmup() -> None:
     >>> import jitslab
     >>> jitslab.warmup()
     """
-    compiled.warm()
-    dtype = np.dtype([("x", "i8")])
+    for _, compile_some in WARMUP:
+        compile_some()
+
+
+def _warm_caches() -> None:
+    """Use a cache in every way."""
     for init in (None, "zero"):
-        with SlabCache("warmup", dtype, capacity=1000, init=init) as cache:
+        with SlabCache("warmup", _WARM, capacity=1000, init=init) as cache:
             cache.reserve(10)
             handles = cache.alloc_many(200)
             cache.gather(handles[:10])
@@ -638,10 +642,27 @@ def warmup() -> None:
             cache.recover()
             cache.clear()
             cache.shrink()
-            with cache.allocate() as it:
-                it["x"] = it["x"]
+
+
+def _warm_guards() -> None:
+    """Use guards."""
+    with SlabCache("warmup", _WARM, capacity=1000) as cache, cache.allocate() as it, cache.allocate_many(2):
+        it["x"] = it["x"]
+
+
+def _warm_allocators() -> None:
+    """Use an allocator, with ptrs of all kinds."""
     with SlabAllocator("warmup") as allocator:
         for size in (8, 5000, 2 << 20):
             ptr = allocator.realloc(allocator.allocate(size, zero=True), size, 2 * size)
             allocator.view(ptr, 2 * size)
             allocator.free(ptr, 2 * size)
+
+
+_WARM = np.dtype([("x", "i8")])
+WARMUP = (  # what `warmup` does, step by step
+    ("caches", _warm_caches),
+    ("guards", _warm_guards),
+    ("allocators", _warm_allocators),
+    ("calls in compiled code", compiled.warm),
+)

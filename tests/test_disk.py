@@ -23,6 +23,7 @@ from jitslab import KernelCacheWarning
 from jitslab.core import batch
 from jitslab.machine import disk as _disk
 from jitslab.machine.compile import Entry, kernel, lean
+from jitslab.machine.library import EntryLibrary
 
 # --- Names ---
 
@@ -166,7 +167,7 @@ def test_each_symbol_has_the_hash_of_its_kernel():
 def test_code_on_disk_has_no_function_with_a_number_of_its_process():
     """What is linked with a kernel has a name that follows from its content; functions of Numba's own would not."""
     jitslab.warmup()
-    content = re.compile(rf"_ZN7jitslab\d+[a-z_0-9]+?\d+_?[0-9a-f]{{16}}\d+.*B2v0B|^jitslab\.[a-z_0-9.]+\.{_disk.SOURCE_HASH}$")
+    content = re.compile(rf"_ZN7jitslab\d+[a-z_0-9]+?\d+_?[0-9a-f]{{16}}\d+.*B2v0|^jitslab\.[a-z_0-9.]+\.{_disk.SOURCE_HASH}$")
     names = {each.name for *_, library in compiled_kernels() for each in defined_in(library)}
 
     assert [] == [name for name in names if not content.search(name)]
@@ -217,14 +218,15 @@ def answer_of(function=scaled):
     """Return whether a kernel was read from disk; what it answers is right in any case."""
     entry = Entry(function)
     assert entry(5, 7) == 42
-    return entry.compile()[2].cache_hits == 1
+    made = entry.compile()[2]
+    return made.is_from_disk if isinstance(made, EntryLibrary) else made.cache_hits == 1
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Return a folder that kernels are kept in, as if nothing had been said yet."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(_disk.KernelCache, "is_told", False)
+    monkeypatch.setattr(_disk.KeptCode, "is_told", False)
     (only,) = _disk.folders()
     return Path(only)
 
@@ -245,7 +247,7 @@ def flipped(data):
 DAMAGES = {
     "empty": lambda data: b"",
     "digest only": lambda data: data[:32],
-    "cut": lambda data: data[:1000],
+    "cut": lambda data: data[: len(data) // 3],
     "last byte missing": lambda data: data[:-1],
     "longer": lambda data: data + b"x",
     "zeros": lambda data: bytes(len(data)),
@@ -384,8 +386,14 @@ print(only.category.__name__, only.message)
 def test_symbol_that_numba_does_not_take_over_is_not_kept(folder, monkeypatch):
     """If a later Numba makes names in another way, no code is kept that another process could take for another's."""
     monkeypatch.setattr(_disk.NamingCompiler, "define_pipelines", _disk.Compiler.define_pipelines)
+
+    def checked(x: int, y: int) -> int:
+        if y < 0:
+            raise ValueError  # what raises is compiled by Numba's own passes
+        return x * 7 + y
+
     with pytest.warns(KernelCacheWarning, match="this version of Numba does not give functions the names that tell them apart"):
-        assert not answer_of()
+        assert not answer_of(checked)
     assert not folder.exists()
 
 

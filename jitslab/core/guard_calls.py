@@ -63,6 +63,7 @@ from .scan import find_refused
 
 # --- The objects ---
 
+GROUP = "guards"  # of entry points: compiled apart from those of caches, with the first guard
 GUARD_STATES = NEW, ENTERED, RELEASED = range(3)  # never in a block; in one now or before; given away
 NOTHING = -1  # first word of an Owner's array while it owns nothing; else how many handles follow
 _OF_EVERY_OWNER = (

@@ -12,13 +12,12 @@ import numpy as np
 from llvmlite import ir
 from llvmlite.binding import add_symbol, ffi, llvm_version_info
 from numba import types
-from numba.core import sigutils
-from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic as _intrinsic
 
 from .addresses import need_room_for_code
-from .disk import KernelCache, NamingCompiler
+from .build import OPTIONS, Group, KernelCompiler, LinkedCache
+from .disk import PACKAGE, NamingCompiler
 
 if llvm_version_info[0] < 17:  # it restores a register over the result of a function with `preserve_mostcc`
     raise ImportError(f"jitslab needs Numba 0.62 or later, got {numba.__version__}: its LLVM makes addresses of handles")
@@ -36,15 +35,6 @@ X86 = platform.machine() in ("x86_64", "AMD64")
 # --- One decorator for every kernel ---
 
 
-def _compile(make: Callable[..., Any], function: Callable[..., Any]) -> Any:
-    """Compile with the cache on disk; compiled also under NUMBA_DISABLE_JIT."""
-    disabled, numba.config.DISABLE_JIT = numba.config.DISABLE_JIT, 0
-    try:
-        return make(function, KernelCache(function))
-    finally:
-        numba.config.DISABLE_JIT = disabled
-
-
 def inlined(function: F) -> F:
     """As `kernel`, but compiled into its callers whatever its size: for a fast path that LLVM finds too long."""
     return kernel(function, True)
@@ -57,23 +47,17 @@ def kernel(function: F, forceinline: bool = False) -> F:
     Every option is spelled out: unset ones are inherited from the first caller, and would be saved with the kernel.  Nothing
     is made for calls from Python: that is what `Entry` is for, and it halves the compile.
     """
-
-    def make(f: Callable[..., Any], cache: Any) -> Any:
-        dispatcher = numba.njit(
-            pipeline_class=NamingCompiler,
-            error_model="numpy",
-            fastmath=False,
-            boundscheck=False,
-            forceinline=forceinline,
-            no_cpython_wrapper=True,
-            no_cfunc_wrapper=True,
-        )(f)
-        dispatcher._cache = cache
-        template = dispatcher.get_call_template
-        dispatcher.get_call_template = lambda args, kws: template(tuple(map(types.unliteral, args)), kws)  # not once a literal
-        return dispatcher
-
-    return _compile(make, function)  # type: ignore[no-any-return]  # a dispatcher stands for the function
+    disabled, numba.config.DISABLE_JIT = numba.config.DISABLE_JIT, 0  # compiled also where Numba is told to compile nothing
+    try:
+        made = numba.njit(pipeline_class=NamingCompiler, forceinline=forceinline, **OPTIONS)(function)
+    finally:
+        numba.config.DISABLE_JIT = disabled
+    by = made._compiler
+    made._compiler = KernelCompiler(function, by.targetdescr, by.targetoptions, by.locals, by.pipeline_class)
+    made._cache = LinkedCache(function)
+    template = made.get_call_template
+    made.get_call_template = lambda args, kws: template(tuple(map(types.unliteral, args)), kws)  # not once a literal
+    return made  # type: ignore[no-any-return]  # a dispatcher stands for the function
 
 
 def lean(function: Callable[..., Any], is_cold: bool = False) -> Intrinsic:
@@ -121,6 +105,21 @@ def cold(function: Callable[..., Any]) -> Intrinsic:
     return lean(function, True)
 
 
+_open_groups: dict[str, Group] = {}  # by name: those that more entry points are added to
+
+
+def _group_of(function: Any) -> Group:
+    """Return the group of an entry point."""
+    module = function.__module__ or ""
+    if module.startswith(f"{PACKAGE}."):
+        name = function.__globals__.get("GROUP", module.split(".")[1])
+        group = _open_groups.setdefault(name, Group(name))
+    else:
+        group = Group(f"{module.rpartition('.')[2]}.{function.__qualname__}".replace("<", "").replace(">", ""))
+    group.functions.append(function)
+    return group
+
+
 class Entry:
     """
     A kernel with a C address: int64 arguments, int64 result.  Compiled when it is first needed, kept for good.
@@ -129,35 +128,34 @@ class Entry:
     calls it by ctypes, which gives up the GIL meanwhile.
     """
 
+    result: Any = ctypes.c_int64
+    shape: Any = staticmethod(ctypes.CFUNCTYPE)
+
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.__doc__ = function.__doc__
         self._made: list[tuple[Callable[..., int], int, Any]] = []
+        self._group = _group_of(function)
 
     def compile(self) -> tuple[Callable[..., int], int, Any]:
-        """Return what Python calls, the address, and Numba's function: made under Numba's lock, which a fork waits for."""
+        """Return what Python calls, the address, and what has the code: made under Numba's lock, which a fork waits for."""
         if self._made:
             return self._made[0]
-
-        def make(f: Callable[..., Any], cache: Any) -> Any:
-            signature = sigutils.normalize_signature(types.int64(*[types.int64] * f.__code__.co_argcount))
-            options = {"error_model": "numpy", "forceinline": True}  # into the C function: it would be a call of its own
-            c_function: Any = CFunc(f, signature, {}, options, NamingCompiler)
-            c_function._cache = cache
-            c_function.compile()
-            return c_function
-
         with global_compiler_lock:
             if not self._made:
-                need_room()
-                compiled = _compile(make, self.function)
-                keep(compiled)
-                self._made.append((self.as_function(compiled), int(compiled.address), compiled))
+                if self.function not in self._group.made:
+                    need_room()
+                    _open_groups.pop(self._group.name, None)
+                    disabled, numba.config.DISABLE_JIT = numba.config.DISABLE_JIT, 0
+                    try:
+                        self._group.make()
+                    finally:
+                        numba.config.DISABLE_JIT = disabled
+                address, library = self._group.made[self.function]
+                keep(library)
+                arity = self.function.__code__.co_argcount
+                self._made.append((self.shape(self.result, *[ctypes.c_int64] * arity)(address), address, library))
         return self._made[0]
-
-    def as_function(self, compiled: Any) -> Callable[..., int]:
-        """Return what Python calls."""
-        return compiled.ctypes  # type: ignore[no-any-return]  # numba has no types
 
     @property
     def address(self) -> int:
@@ -172,12 +170,7 @@ class Entry:
 class HeldEntry(Entry):
     """An `Entry` that Python calls without giving the GIL up: no Python of another thread comes between its steps."""
 
-    result: Any = ctypes.c_int64
-
-    def as_function(self, compiled: Any) -> Callable[..., int]:
-        """Return what Python calls."""
-        arity = self.function.__code__.co_argcount
-        return ctypes.PYFUNCTYPE(self.result, *[ctypes.c_int64] * arity)(compiled.address)
+    shape = staticmethod(ctypes.PYFUNCTYPE)
 
 
 class ObjectEntry(HeldEntry):

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 import pickle
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -39,7 +41,7 @@ from ..errors import KernelCacheWarning
 SOURCES = tuple(
     f"{folder}.{name}"
     for folder, names in {
-        "machine": "addresses disk compile memory pointers system owner cpython holder",
+        "machine": "addresses disk front library build compile memory pointers system owner cpython holder",
         "core": "layout vectors calls slab grow heap_table claim heap batch scan rebuild check process dispatch"
         " cache_calls guard_calls",
         "njit": "lowering cache",
@@ -136,29 +138,28 @@ def folders() -> list[str]:
     return found + ([os.path.join(of_user, within)] if os.path.isabs(of_user) else [])  # "~/...": nobody knows a home
 
 
-class KernelCache(NullCache):  # type: ignore[misc]  # numba has no types
-    """One kernel's code on disk, a file for each signature and kind of CPU; to Numba, a cache as its own."""
+class KeptCode:
+    """The code of functions on disk: a file for each signature and kind of CPU."""
 
-    is_told = False  # that nothing can be kept, once a process
+    is_said = False  # that kernels are compiled, once a process
+    is_told = False  # that nothing can be kept, likewise
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function: Any = function
+    def __init__(self, name: str, functions: Sequence[Any]) -> None:
+        self.name, self.functions = name, functions
 
     def _file(self, signature: Any, codegen: Any) -> tuple[str, bytes]:
         """Return the name of a file, the same for each version of the package, and the key, which tells the versions apart."""
-        function = self._function
-        cells = [_content(cell.cell_contents) for cell in function.__closure__ or ()]
+        cells = [[_content(cell.cell_contents) for cell in each.__closure__ or ()] for each in self.functions]
+        functions = [(each.__module__, each.__qualname__, found) for each, found in zip(self.functions, cells, strict=True)]
         python = sys.implementation.cache_tag, getattr(sys, "abiflags", "")
-        which = repr((function.__module__, function.__qualname__, cells, signature, codegen.magic_tuple(), python))
-        name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}".replace("<", "").replace(">", "")
+        which = repr((functions, signature, codegen.magic_tuple(), python))
         versions = sys.version, numba.__version__, llvmlite.__version__, np.__version__
-        file = f"{name}-{hashlib.sha256(which.encode()).hexdigest()[:16]}.{python[0]}.nbc"
-        return file, repr((which, identity(function), versions)).encode()
+        file = f"{self.name}-{hashlib.sha256(which.encode()).hexdigest()[:16]}.{python[0]}.nbc"
+        return file, repr((which, list(map(identity, self.functions)), versions)).encode()
 
-    def load_overload(self, signature: Any, target_context: Any) -> Any:
-        """Return what `save_overload` has kept, or None."""
-        target_context.refresh()  # as Numba's own cache does: the code may name what it registers
-        file, key = self._file(signature, target_context.codegen())
+    def load(self, signature: Any, codegen: Any) -> bytes | None:
+        """Return what `save` has kept, or None."""
+        file, key = self._file(signature, codegen)
         for folder in folders():
             try:
                 with open(os.path.join(folder, file), "rb") as opened:
@@ -166,33 +167,80 @@ class KernelCache(NullCache):  # type: ignore[misc]  # numba has no types
             except OSError:  # absent, most likely; if the folder is of no use, saving says so
                 continue
             if data[:DIGEST] == hashlib.sha256(key + data[DIGEST:]).digest():
-                return CompileResult._rebuild(target_context, *pickle.loads(data[DIGEST:]))
+                return data[DIGEST:]
         return None
 
-    def save_overload(self, signature: Any, compiled: Any) -> None:
-        """Keep a compiled function for later processes, or say why that cannot be."""
-        if symbol_id(self._function, compiled.signature.args) not in compiled.fndesc.mangled_name:
-            self._tell("this version of Numba does not give functions the names that tell them apart")
-            return
-        if compiled.library.has_dynamic_globals:
-            self._tell(f"{self._function.__qualname__} has an address of this process in it")
-            return
-        file, key = self._file(signature, compiled.codegen)
-        data = dumps(compiled._reduce())
+    def save(self, signature: Any, codegen: Any, data: bytes) -> None:
+        """Keep code for later processes, or say why that cannot be."""
+        file, key = self._file(signature, codegen)
         reason = _write(file, hashlib.sha256(key + data).digest() + data)
         if reason:
-            self._tell(reason)
+            self.tell(reason)
 
-    def _tell(self, reason: str) -> None:
+    def tell(self, reason: str) -> None:
         """Warn, once a process."""
-        if not KernelCache.is_told:
-            KernelCache.is_told = True
+        if not KeptCode.is_told:
+            KeptCode.is_told = True
             warnings.warn(
                 f"jitslab keeps compiled code in memory only, and later processes compile it again: {reason}; "
                 "the environment variable NUMBA_CACHE_DIR names a folder for it",
                 KernelCacheWarning,
                 stacklevel=2,
             )
+
+
+class KernelCache(NullCache):  # type: ignore[misc]  # numba has no types
+    """One function's code on disk, as Numba compiled it; to Numba, a cache as its own."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function: Any = function
+        name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
+        self.kept = KeptCode(name.replace("<", "").replace(">", ""), [function])
+
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        """Return what `save_overload` has kept, or None."""
+        target_context.refresh()  # as Numba's own cache does: the code may name what it registers
+        data = self.kept.load(signature, target_context.codegen())
+        return None if data is None else self.rebuilt(pickle.loads(data), target_context)
+
+    def rebuilt(self, parts: Any, target_context: Any) -> Any:
+        """Return what Numba takes apart to keep it."""
+        return CompileResult._rebuild(target_context, *parts)
+
+    def save_overload(self, signature: Any, compiled: Any) -> None:
+        """Keep a compiled function for later processes, or say why that cannot be."""
+        if symbol_id(self.function, compiled.signature.args) not in compiled.fndesc.mangled_name:
+            self.kept.tell("this version of Numba does not give functions the names that tell them apart")
+        elif compiled.library.has_dynamic_globals:
+            self.kept.tell(f"{self.function.__qualname__} has an address of this process in it")
+        else:
+            self.kept.save(signature, compiled.codegen, dumps(compiled._reduce()))
+
+
+def where_kept() -> str | None:
+    """Return the folder that code is kept in, as far as can be told beforehand; None: nothing can be kept."""
+    for folder in folders():
+        there = folder
+        while not os.path.exists(there) and os.path.dirname(there) != there:
+            there = os.path.dirname(there)
+        if os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK):
+            return folder
+    return None
+
+
+def tell_compiling() -> None:
+    """Say, once a process, that kernels are compiled: on the logger, and on a terminal where that does not show it."""
+    if KeptCode.is_said or os.environ.get("JITSLAB_QUIET", "0") not in ("", "0"):
+        return
+    KeptCode.is_said = True
+    folder = where_kept()
+    kept = f"once, some 3 s; kept in {folder}" if folder else "some 3 s in every process: there is no folder to keep them in"
+    line = f"{PACKAGE} compiles its kernels, {kept}"
+    log = logging.getLogger(PACKAGE)
+    log.info(line)
+    with suppress(AttributeError, ValueError, OSError):  # there may be no error stream, or a closed one
+        if sys.stderr.isatty() and not (log.isEnabledFor(logging.INFO) and log.hasHandlers()):
+            sys.stderr.write(f"{line}\n")
 
 
 def _write(file: str, data: bytes) -> str:

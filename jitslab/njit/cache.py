@@ -522,3 +522,4 @@ def warm() -> None:
     ):
         dispatcher: Any = kernel_
         dispatcher.compile(arguments)
+        dispatcher.overloads[arguments].library._get_module_for_linking()  # kept from now on

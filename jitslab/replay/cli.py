@@ -1,5 +1,5 @@
 """
-The command line: ``jitslab replay``, ``jitslab record`` and ``jitslab cut``.
+The command line: ``jitslab replay``, ``jitslab record``, ``jitslab cut`` and ``jitslab warmup``.
 
 If the input is wrong, the command ends with one line on the error stream and status 2.  If a replay found a record changed, it
 ends with status 1.
@@ -10,13 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..errors import SlabError
+from ..allocator import WARMUP
+from ..errors import KernelCacheWarning, SlabError
+from ..machine.disk import where_kept
 from . import peak, recorder, replay, trace
 
 NO_RICH = 'jitslab replay draws with rich: pip install "jitslab[cli]"'
@@ -41,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     one.add_argument("out")
     one.add_argument("--events", type=int, default=200_000, metavar="N", help="events of the cut (default 200,000)")
     one.add_argument("--start", type=int, default=0, metavar="N", help="event where it begins (default 0)")
+    commands.add_parser("warmup", help="compile everything ahead of the first use: for build images and CI")
     return parser
 
 
@@ -56,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Status: 0, 1 (a record was found changed) or 2 (bad input).
+        Status: 0, 1 (a record was found changed) or 2 (bad input, or nothing that is compiled can be kept).
     """
     options = make_parser().parse_args(arguments)
     try:
@@ -64,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run_replay(options)
         if options.command == "record":
             return run_record(options)
-        return run_cut(options)
-    except (SlabError, OSError) as error:
+        return run_warmup() if options.command == "warmup" else run_cut(options)
+    except (SlabError, OSError, KernelCacheWarning) as error:
         return refuse(f"jitslab {options.command}: {error}")
 
 
@@ -88,6 +93,18 @@ def run_cut(options: argparse.Namespace) -> int:
     made = trace.cut(trace.load(options.trace), options.events, options.start)
     trace.save(options.out, made)
     sys.stdout.write(f"{options.out}: {len(made.events)} events\n")
+    return 0
+
+
+def run_warmup() -> int:
+    """Compile everything; nothing is worth while unless it can be kept."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", KernelCacheWarning)
+        with bar("compiling", len(WARMUP), "steps") as tick:
+            for _, compile_some in WARMUP:
+                compile_some()
+                tick()
+    sys.stdout.write(f"compiled; kept in {where_kept()}\n")
     return 0
 
 
@@ -134,20 +151,34 @@ def as_object(path: str, loaded: trace.Trace, outcome: replay.Outcome, threads: 
     }
 
 
-def measure_with_bar(loaded: trace.Trace, threads: int, repeat: int) -> replay.Outcome:
-    """Measure under a progress bar that is drawn between the passes only: a thread of its own would take time from them."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+@contextmanager
+def bar(what: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
+    """
+    Draw a progress bar, if rich is there; gives the function that moves it one on.
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("passes")
+    It is drawn by that function only: a thread of its own would take time from what is measured.
+    """
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    except ImportError:
+        yield lambda: None
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit)
     with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as progress:
-        task = progress.add_task("replaying", total=2 + 2 * max(repeat, 1))
+        task = progress.add_task(what, total=total)
         progress.refresh()
 
         def tick() -> None:
             progress.advance(task)
             progress.refresh()
 
+        yield tick
+
+
+def measure_with_bar(loaded: trace.Trace, threads: int, repeat: int) -> replay.Outcome:
+    """Measure under a progress bar, which moves between the passes."""
+    with bar("replaying", 2 + 2 * max(repeat, 1), "passes") as tick:
         return replay.measure(loaded, threads, repeat, tick)
 
 
