@@ -401,7 +401,7 @@ print("ok")
 def test_looking_for_room_for_code_leaves_nothing_at_the_limit_of_mappings():
     """What is mapped to look is unmapped again, whether there was room or not, also while somebody has the error."""
     program = """
-from jitslab._os import need_room_for_code
+from jitslab.machine.addresses import need_room_for_code
 own = libc.mmap(None, 8192 * 40, 0, 0x4022, -1, 0)
 use_up_mappings(50)
 before, refusals = used("VmSize"), []
@@ -981,7 +981,7 @@ print("ok")
 def test_fork_interrupted_at_any_step_leaves_every_lock_free():
     """An exception as the locks around a fork are taken, or given back: other threads of parent and child can have them."""
     program = """
-from jitslab import process
+from jitslab.core import process
 cache = jitslab.SlabCache("c", ITEM, capacity=10)
 cache.free(cache.alloc())
 told = []
@@ -1035,7 +1035,7 @@ def test_fork_by_a_thread_that_compiles_leaves_it_its_lock():
     """It gives back after the fork what it took for it, and no more."""
     program = """
 import numba.core.compiler_lock as numbas
-from jitslab import process
+from jitslab.core import process
 jitslab.SlabCache("c", ITEM, capacity=10)
 with numbas.global_compiler_lock:
     pid = os.fork()
