@@ -22,8 +22,6 @@ from .declare import (
     i2 as i2,
     i4 as i4,
     i8 as i8,
-    link as link,
-    links_of as links_of,
     record as record,
     u1 as u1,
     u2 as u2,
@@ -68,6 +66,7 @@ from .errors import (
     WrongSizeError as WrongSizeError,
 )
 from .guard import SlabObjectGuard as SlabObjectGuard, SlabRecordView as SlabRecordView
+from .links import link as link, links_of as links_of
 from .machine.numa import NumaNode as NumaNode, nodes as nodes
 from .manager import (
     SlabAllocatorManager as SlabAllocatorManager,

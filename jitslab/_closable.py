@@ -1,4 +1,4 @@
-"""Base classes of what is not copied, and of what is opened and closed."""
+"""Base classes of objects that are not copied, and of objects that are opened and closed."""
 
 from __future__ import annotations
 

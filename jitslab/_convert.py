@@ -1,12 +1,12 @@
 """
-The gate of the fields: a value becomes exactly what a field holds, or is refused; never wrapped, cut or rounded to infinity.
+The gate of the fields: a value becomes the exact value of a field, or is refused; never wrapped, cut or rounded to infinity.
 
-Above `errors`, below `guard`.  What is refused is said in the words of the field: its name, what it takes, what it got.  Kinds
-are strict, as a type checker is: no float goes into an integer, whole or not, no number into a bool, no text into a number.  A
-bool is an integer, as in Python; integers, and fractions, go into floats, where numbers are rounded once, to the nearest.
+A message of refusal names the field, the values that the field takes, and the value that it got.  Kinds are strict, as to a type
+checker: no float goes into an integer, no number into a bool, no text into a number.  A bool is an integer, as in Python.
+Integers and fractions go into floats; numbers are rounded once, to the nearest.
 
-NumPy is not asked where it would lose something: of a list of several kinds it makes one kind, of a sub-class of Python's own
-types what the sub-class says, of a date of pandas one in microseconds, of bytes and texts with NULs at their end shorter ones.
+NumPy is not asked if it would lose something.  It makes one kind of a list of several kinds; it takes the word of a sub-class of
+Python's own types; it cuts a date of pandas to microseconds; and it drops NULs at the end of bytes and texts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ._validate import is_own
-from .errors import ArrayError, FieldError, FieldRangeError, FieldTextError, FieldTypeError, LayoutError, shown
+from .errors import ArrayError, FieldError, FieldRangeError, FieldTextError, FieldTypeError, LayoutError, shown, shown_with_type
 
 TAKES = {"b": "b", "i": "biu", "u": "biu", "f": "biuf", "c": "biufc", "S": "S", "U": "U", "M": "M", "m": "m", "V": "SV"}
 SECOND = 10**18
@@ -30,8 +30,9 @@ UNITS = {"W": 604800 * SECOND, "D": 86400 * SECOND, "h": 3600 * SECOND, "m": 60 
 UNITS |= {unit: 1000**power for power, unit in enumerate(("as", "fs", "ps", "ns", "us", "ms"))}  # in attoseconds
 A_KIND = {"b": "a bool", "f": "a float", "c": "a complex number"}
 DATES = datetime.date, datetime.timedelta
-OWN: dict[type, Any] = {int: int.__pos__, float: float.__pos__, complex: complex.__pos__, str: str.__str__}
-OWN[bytes] = lambda value: bytes.__getitem__(value, slice(None))  # what Python's own types make of a sub-class: itself, as theirs
+# A value of a sub-class as one of Python's own type, whatever the methods of the sub-class say.
+PLAIN_VALUE: dict[type, Any] = {int: int.__pos__, float: float.__pos__, complex: complex.__pos__, str: str.__str__}
+PLAIN_VALUE[bytes] = lambda value: bytes.__getitem__(value, slice(None))
 NUMBERS = {int, bool, float}  # that NumPy makes doubles of, in one list
 NO_LISTS = str, bytes, bytearray, memoryview, range, buffer  # sequences to Python, arrays or texts to NumPy
 WIDEST = {"b": "?", "i": "i8", "f": "f8", "c": "c16"}  # of NumPy's own dtypes, what holds a Python number of that kind
@@ -47,7 +48,7 @@ def kind_of(dtype: np.dtype[Any]) -> str:
 
 
 def description(dtype: np.dtype[Any]) -> str:
-    """Say what a field takes."""
+    """Return the values that a field takes, in words."""
     kind, size = dtype.kind, dtype.itemsize
     if dtype.names is not None:
         return f"a record of {', '.join(dtype.names)}"
@@ -69,7 +70,7 @@ def description(dtype: np.dtype[Any]) -> str:
 
 def wrong_kind(value: Any, dtype: np.dtype[Any], name: str) -> FieldTypeError:
     """Say that the value is of another kind than the field."""
-    return FieldTypeError(f"field {name!r} takes {description(dtype)}, got {type(value).__name__} {shown(value)}")
+    return FieldTypeError(f"field {name!r} takes {description(dtype)}, got {shown_with_type(value)}")
 
 
 def out_of_range(value: Any, dtype: np.dtype[Any], name: str) -> FieldRangeError:
@@ -78,7 +79,7 @@ def out_of_range(value: Any, dtype: np.dtype[Any], name: str) -> FieldRangeError
 
 
 def pack(value: Any, dtype: np.dtype[Any], name: str, shape: tuple[int, ...] = ()) -> Any:
-    """Return a value as a contiguous array of its own, byte for byte what a field of that dtype holds; arguments as of `fit`."""
+    """Return a value as a contiguous array of its own, byte for byte as in a field of that dtype; arguments as of `fit`."""
     base, own = dtype.subdtype or (dtype, ())
     fitted = fit(value, dtype, name, shape)
     if base.names is None and fitted.shape == shape + own and fitted.flags.c_contiguous:
@@ -89,7 +90,7 @@ def pack(value: Any, dtype: np.dtype[Any], name: str, shape: tuple[int, ...] = (
 
 
 def make_template(init: Any, dtype: np.dtype[Any]) -> bytes | None:
-    """Return the bytes of the record that a new one is a copy of: its fields take what those of guards take."""
+    """Return the bytes of the record that a new record is a copy of; its fields take the values that fields of guards take."""
     if init is None:
         return None
     if isinstance(init, str):
@@ -115,28 +116,28 @@ def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
 
 def fit(value: Any, dtype: np.dtype[Any], name: str, shape: tuple[int, ...] | None = ()) -> Any:
     """
-    Return a value as exactly what a field holds.
+    Return the exact value of a field.
 
     Parameters
     ----------
     value
-        What is assigned.
+        The value that is assigned.
     dtype : numpy.dtype
         Of the field: a scalar, a sub-array or a nested record.
     name : str
         Of the field, for messages.
     shape : tuple of int, or None
-        Of the array that is wanted, before the field's own shape; () for one record.  None: whatever it is.
+        Of the wanted array, before the field's own shape; () for one record.  None: any shape.
 
     Returns
     -------
     ndarray or numpy.void
-        Of the field's base dtype; an array that broadcasts to what is wanted.
+        Of the field's base dtype; an array that broadcasts to the wanted shape.
 
     Raises
     ------
     FieldTypeError, FieldRangeError, ArrayError
-        If it is of another kind, too large, or of another shape.
+        If the value is of another kind, too large, or of another shape.
     """
     if dtype.subdtype is not None:
         base, own = dtype.subdtype
@@ -166,24 +167,24 @@ def fit(value: Any, dtype: np.dtype[Any], name: str, shape: tuple[int, ...] | No
 
 
 def as_array(value: Any, dtype: np.dtype[Any], name: str) -> Any:
-    """Return a value as an array of what it is, not of what the field wants."""
+    """Return a value as an array of the value's own dtype, whatever the dtype of the field."""
     if isinstance(value, np.ndarray):
         return np.asarray(value)
     if isinstance(value, DATES):
         return as_date(value, dtype, name)
-    if type(value) not in OWN and type(value) is not bool:
-        for base, own in OWN.items():
+    if type(value) not in PLAIN_VALUE and type(value) is not bool:
+        for base, own in PLAIN_VALUE.items():
             if isinstance(value, base):
                 value = own(value)
     if isinstance(value, (str, bytes)):
         return as_text(value, dtype, name)
     if hasattr(value, "__len__") and isinstance(value, Sequence) and not isinstance(value, NO_LISTS):
         return of_list(value, dtype, name)
-    return asked(np.asarray, value, dtype, name)
+    return by_numpy(np.asarray, value, dtype, name)
 
 
-def asked(make: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
-    """Return what NumPy makes of a value."""
+def by_numpy(make: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
+    """Return the array that NumPy makes of a value."""
     try:
         return make(value)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:  # ragged lists, objects that refuse
@@ -191,7 +192,7 @@ def asked(make: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
 
 
 def as_text(value: str | bytes, dtype: np.dtype[Any], name: str) -> Any:
-    """Return a text, or bytes, as an array; raises if it is longer than the field, or ends as NumPy does not keep it."""
+    """Return a text, or bytes, as an array; raises if it is longer than the field, or ends with a NUL."""
     if dtype.kind == "V" and isinstance(value, bytes):
         return np.array(value, f"V{len(value)}")
     if dtype.kind != ("U" if isinstance(value, str) else "S"):
@@ -239,13 +240,13 @@ def time_span(value: datetime.timedelta, dtype: np.dtype[Any], name: str) -> Any
 
 
 def of_list(value: Sequence[Any], dtype: np.dtype[Any], name: str) -> Any:
-    """Return a list as an array: at once where NumPy takes all in it for what they are, else part by part."""
+    """Return a list as an array: at once if NumPy keeps the kinds of all elements, else part by part."""
     flat, depth = list(value), 0
     while (kinds := set(map(type, flat))) and kinds <= {list, tuple} and depth < MOST_DIMENSIONS:
         flat, depth = [*chain.from_iterable(flat)], depth + 1
     kind = kinds.pop() if len(kinds) == 1 else None
     if kind in (int, bool, float, complex, str, bytes) or is_exact(kind, flat) or (kind is None and kinds <= NUMBERS):
-        array = asked(np.asarray, value, dtype, name)
+        array = by_numpy(np.asarray, value, dtype, name)
         if array.dtype.kind in "SU":  # NULs at an end are lost
             is_same = bool(array.tolist() == list(value))
         elif flat and array.dtype.kind == "f" and kind in (None, int):  # integers are among them, as doubles
@@ -258,7 +259,7 @@ def of_list(value: Sequence[Any], dtype: np.dtype[Any], name: str) -> Any:
         parts = [fit(part, dtype, name, None) for part in value]
     except RecursionError:  # a list that contains itself
         raise wrong_kind(value, dtype, name) from None
-    return asked(np.stack, parts, dtype, name) if dtype.itemsize else np.zeros((len(parts), *parts[0].shape), dtype)
+    return by_numpy(np.stack, parts, dtype, name) if dtype.itemsize else np.zeros((len(parts), *parts[0].shape), dtype)
 
 
 def is_exact(kind: Any, values: list[Any]) -> bool:
@@ -284,7 +285,7 @@ def fit_shape(found: tuple[int, ...], name: str, shape: tuple[int, ...]) -> None
 
 
 def fit_objects(array: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
-    """Fit what NumPy knows no dtype of, one by one: integers beyond 64 bits, fractions, Python's dates."""
+    """Fit objects that NumPy knows no dtype of, one by one: integers beyond 64 bits, fractions, Python's dates."""
     if array.ndim == 0 and array.item() is value:
         return fit_number(value, dtype, name)
     out = zeros(array.shape, dtype)
@@ -336,7 +337,7 @@ def fit_record(value: Any, dtype: np.dtype[Any], name: str, shape: tuple[int, ..
             raise wrong_kind(value, dtype, name)
         parts, shape = {n: array[n] for n in names}, array.shape
     elif isinstance(value, list) and shape:
-        shape = shape[-depth_of(value) :]  # as NumPy broadcasts: what is missing is missing in front
+        shape = shape[-depth_of(value) :]  # as NumPy broadcasts: missing dimensions are missing in front
         out = np.zeros((len(value), *shape[1:]), dtype)
         fit_shape(out.shape, name, shape)
         for i, record in enumerate(value):
@@ -365,9 +366,9 @@ def fit_array(array: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
     """Convert an array of the right kind; raises if an element would change its meaning."""
     kind = dtype.kind
     if not is_own(array.dtype):
-        array = of_users(array, value, dtype, name)
+        array = from_user_dtype(array, value, dtype, name)
     if not is_own(dtype):
-        return for_users(array, value, dtype, name)
+        return to_user_dtype(array, value, dtype, name)
     if kind in "iu" and array.dtype.kind != "b":
         limits = np.iinfo(dtype)
         least, most = int(array.min()), int(array.max())
@@ -384,41 +385,41 @@ def fit_array(array: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
         try:
             out = array.astype(dtype)
             is_same = kind not in "mM" or (np.isnat(array) | (out.astype(array.dtype) == array)).all()
-        except (ValueError, TypeError, OverflowError):  # dates: years where days are wanted, out of range
+        except (ValueError, TypeError, OverflowError):  # dates: years for days, or out of range
             is_same = False
     if kind in "fc":
-        is_same = all(np.array_equal(np.isfinite(a), np.isfinite(b)) for a, b in ((out.real, array.real), (out.imag, array.imag)))
+        is_same = all((np.isfinite(a) == np.isfinite(b)).all() for a, b in ((out.real, array.real), (out.imag, array.imag)))
     if not is_same:
         raise out_of_range(value, dtype, name)
     return out
 
 
 def length_of(dtype: np.dtype[Any]) -> str:
-    """Return what units of dates and durations have in common where one can be counted in the other."""
+    """Return a name for the units of dates and durations that can be counted in each other."""
     unit = np.datetime_data(dtype)[0]
     return "none" if unit == "generic" else "months" if unit in "YM" and dtype.kind == "m" else "time"
 
 
-def of_users(array: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
+def from_user_dtype(array: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
     """Return an array of a dtype that is not NumPy's own, such as bfloat16, as one of NumPy's own."""
     wide = WIDEST[kind_of(array.dtype)]
     with np.errstate(all="ignore"):
-        out = asked(lambda it: it.astype(wide), array, dtype, name)
+        out = by_numpy(lambda it: it.astype(wide), array, dtype, name)
         is_same = ((out.astype(array.dtype) == array) | (array != array)).all()
     if not is_same:
         raise out_of_range(value, dtype, name)
     return out
 
 
-def for_users(array: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
+def to_user_dtype(array: Any, value: Any, dtype: np.dtype[Any], name: str) -> Any:
     """Convert an array of NumPy's own dtypes to another; numbers are rounded as that rounds, and looked at afterwards."""
     with np.errstate(all="ignore"):
-        out = asked(lambda it: it.astype(dtype), array, dtype, name)
+        out = by_numpy(lambda it: it.astype(dtype), array, dtype, name)
         wide = out.astype(WIDEST[kind_of(dtype)])
         if wide.dtype.kind in "fc":  # instead of infinity some have NaN, some their largest number
             least, most = np.array([-np.inf, np.inf]).astype(dtype).astype(wide.dtype).real
             is_same = not ((array.real < least) | (array.real > most)).any()
-            is_same &= all(np.array_equal(test(wide), test(array)) for test in (np.isfinite, np.isnan))
+            is_same &= all((test(wide) == test(array)).all() for test in (np.isfinite, np.isnan))
         else:
             is_same = ((wide.astype(array.dtype) == array) & ((wide < 0) == (array < 0))).all()
     if not is_same:

@@ -1,8 +1,4 @@
-"""
-Names: read-only mappings of what is open, and the lock under which names are given.
-
-Above `cast`, below `sizes`.
-"""
+"""Names of open caches and allocators: read-only mappings, and the lock under which names are given."""
 
 from __future__ import annotations
 
@@ -17,41 +13,41 @@ from .errors import CapacityError, DuplicateNameError, UnknownNameError, shown
 T = TypeVar("T")
 U = TypeVar("U")
 
-NEAR = 3  # names that an error proposes
+MOST_PROPOSED = 3  # names that an error proposes
 
 
 class Names(Mapping[str, T], Generic[T]):
     """
-    What is open, by name: read-only and live.
+    Open caches or allocators by name: read-only and live.
 
-    Looking up a name that nothing open has raises `UnknownNameError`, which proposes the near ones.
+    Looking up an unknown name raises `UnknownNameError`, which proposes names near it.
 
     Parameters
     ----------
     what : str
-        What it holds, for messages.
+        Kind of the values, for messages.
     find : callable
-        Returns what has a name, or None.
+        Returns the value of a name, or None.
     listing : callable
-        Returns all of it by name.
+        Returns all values by name.
     """
 
     def __init__(self, what: str, find: Callable[[str], T | None], listing: Callable[[], dict[str, T]]) -> None:
         self._what, self._find, self._listing = what, find, listing
 
     def __getitem__(self, name: str) -> T:
-        """Return what has this name."""
+        """Return the value of a name."""
         found = self._find(name) if isinstance(name, str) else None
         if found is None:
             raise UnknownNameError(f"there is no {self._what} {shown(name)}{self._near(name)}")
         return found
 
     def __contains__(self, name: object) -> bool:
-        """Whether something open has this name."""
+        """Whether a value has this name."""
         return isinstance(name, str) and self._find(name) is not None
 
     def get(self, name: str, default: T | U | None = None) -> T | U | None:  # type: ignore[override]  # the overloads in one
-        """Return what has this name, or the default."""
+        """Return the value of a name, or the default."""
         found = self._find(name) if isinstance(name, str) else None
         return default if found is None else found
 
@@ -72,14 +68,19 @@ class Names(Mapping[str, T], Generic[T]):
         if not isinstance(name, str):
             return ""
         numbered = [other for other in self if other.startswith(f"{name}#")]  # several have this name
-        near = numbered[:NEAR] or difflib.get_close_matches(name, self, NEAR)
+        near = numbered[:MOST_PROPOSED] or difflib.get_close_matches(name, self, MOST_PROPOSED)
         return f"; there is {' and '.join(map(repr, near))}" if near else ""
 
 
-def check_name(what: str, name: Any, taken: Mapping[str, Any]) -> None:
-    """Raise unless `name` can be given to something new."""
+def need_name(what: str, name: Any) -> None:
+    """Raise unless `name` is a string that is not empty."""
     if not isinstance(name, str) or not name:
         raise CapacityError(f"{what} is named by a string that is not empty, got {shown(name)}")
+
+
+def check_name(what: str, name: Any, taken: Mapping[str, Any]) -> None:
+    """Raise unless something new can have the name."""
+    need_name(what, name)
     if "#" in name or not name.isprintable() or name != name.strip():
         raise CapacityError(f"the name of {what} is printable, without '#' and without blanks around it, got {name!r}")
     if name in taken:
@@ -89,13 +90,13 @@ def check_name(what: str, name: Any, taken: Mapping[str, Any]) -> None:
 _lock = threading.RLock()  # a finaliser may come back here
 
 
-def naming() -> threading.RLock:
-    """Return the lock under which names are given: one for all; `with` keeps the one it entered."""
+def names_lock() -> threading.RLock:
+    """Return the one lock under which names are given; a `with` statement leaves the lock that it entered."""
     return _lock
 
 
 def _renew_lock() -> None:
-    """In a child of fork: the thread that held the lock is not there."""
+    """Replace the lock in a child of fork, where the thread that held it does not run."""
     global _lock
     _lock = threading.RLock()
 

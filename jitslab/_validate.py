@@ -1,8 +1,4 @@
-"""
-The gate: what users pass becomes exact types here, or is refused by name.
-
-Above `layout`, below `cache`.
-"""
+"""The gate of the arguments: each becomes an exact type here, or is refused by name."""
 
 from __future__ import annotations
 
@@ -15,25 +11,22 @@ import numpy as np
 import numpy.typing as npt
 
 from .core.layout import MAX_SLOTS
-from .errors import ArrayError, CapacityError, HandleTypeError, LayoutError, shown
+from .errors import ArrayError, CapacityError, HandleTypeError, LayoutError, SlabError, shown
 
 Handles = npt.NDArray[np.int64]
 
 
-def as_integer(handle: Any) -> int:
-    """Return a handle as an int."""
+def as_integer(value: Any, subject: str = "a handle is", error: type[SlabError] = HandleTypeError) -> int:
+    """Return an integer as an int; `subject` and `error` are those of the message if it is none."""
     try:
-        return operator.index(handle)
+        return operator.index(value)
     except TypeError:
-        raise HandleTypeError(f"a handle is an integer, got {type(handle).__name__}") from None
+        raise error(f"{subject} an integer, got {type(value).__name__}") from None
 
 
 def as_count(n: Any, what: str, least: int = 0) -> int:
     """Return a count as an int within its bounds."""
-    try:
-        count = operator.index(n)
-    except TypeError:
-        raise CapacityError(f"{what} must be an integer, got {type(n).__name__}") from None
+    count = as_integer(n, f"{what} must be", CapacityError)
     if not least <= count <= MAX_SLOTS:
         raise CapacityError(f"{what} must be {least} .. 2**32, got {shown(count)}")
     return count

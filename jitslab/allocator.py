@@ -1,7 +1,7 @@
 """
 `SlabAllocator`: raw memory by size, records by dtype, and dedicated caches by name.
 
-Above `sizes`, `ptr`, `names` and `report`, below `manager`.  No algorithm: it finds or makes the cache, which does the work.
+It finds or makes the cache for a request; the cache does the work.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._convert import make_template
-from ._names import Names, check_name, naming
+from ._names import Names, check_name, names_lock
 from ._validate import as_count, as_integer, check_dtype, dtype_identity
 from .cache import CLOSED, SlabCache
 from .core.layout import NULL
@@ -31,9 +31,9 @@ from .views import LiveCache, LiveReport, make_report
 
 CACHE_OPTIONS = {p.name: p.default for p in inspect.signature(SlabCache).parameters.values() if p.kind is p.KEYWORD_ONLY}
 RECORD = type(np.dtype([("x", "u1")]))  # type of the dtypes of records
-MOST_KNOWN = 1000  # dtype objects that are remembered
+MOST_SEEN = 1000  # dtype objects that are remembered
 SHOWN_FIELDS = 3  # of a dtype in a message, and in the name of a typed cache
-FIRST = 4  # handles that a report shows of each cache
+SHOWN_HANDLES = 4  # handles that a report shows of each cache
 CLOSED_SHARE = 8  # closed caches are dropped from the names when an eighth of them may be
 
 
@@ -59,32 +59,32 @@ def check_options(options: dict[str, Any]) -> dict[str, Any]:
     return dict(options)
 
 
-def full(options: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
     """Return all options of a cache, with the defaults, in a form that can be compared."""
     given = CACHE_OPTIONS | options
     return {name: value if np.isscalar(value) or value is None else tuple(value) for name, value in given.items()}
 
 
-def marks(dtype: np.dtype[Any]) -> tuple[Any, ...]:
-    """Return what NumPy's equality of dtypes passes over and counts here: the metadata, such as links, of it and its fields."""
+def metadata_key(dtype: np.dtype[Any]) -> tuple[Any, ...]:
+    """Return the metadata, such as links, of a dtype and its fields: NumPy's equality of dtypes passes over it, ours does not."""
     inner = [dtype.base] if dtype.subdtype else [dtype[name] for name in dtype.names or ()]
-    return dict(dtype.metadata or {}), *map(marks, inner)
+    return dict(dtype.metadata or {}), *map(metadata_key, inner)
 
 
 def is_same_type(a: np.dtype[Any], b: np.dtype[Any]) -> bool:
     """Whether records of both dtypes are of one type: equal for NumPy, with equal metadata."""
-    return a is b or (a == b and marks(a) == marks(b))
+    return a is b or (a == b and metadata_key(a) == metadata_key(b))
 
 
-class Made(NamedTuple):
+class CacheOrigin(NamedTuple):
     """How a cache of an allocator was made."""
 
     declared: type | None  # the class that declares its records
     options: dict[str, Any]  # those given for this cache
 
 
-class Known(NamedTuple):
-    """A dtype object that was seen, with nothing to compare while it is the same and its fields have their names."""
+class SeenDtype(NamedTuple):
+    """A dtype object that was seen, and its cache; while its fields keep their names nothing needs to be compared."""
 
     dtype: np.dtype[Any]
     names: tuple[str, ...] | None
@@ -138,9 +138,9 @@ class SlabAllocator(SizeClasses):
     """
 
     # Replaced by `__init__`: one that was never opened has none.
-    _own: dict[SlabCache, Made] = {}  # noqa: RUF012  # all caches of records
-    _typed: dict[np.dtype[Any], list[SlabCache]] = {}  # noqa: RUF012  # those of a dtype: equal for NumPy, then by `marks`
-    _known: dict[int, Known] = {}  # noqa: RUF012  # by the `id` of the dtype object
+    _own: dict[SlabCache, CacheOrigin] = {}  # noqa: RUF012  # all caches of records
+    _typed: dict[np.dtype[Any], list[SlabCache]] = {}  # noqa: RUF012  # those of a dtype: equal for NumPy, then by `metadata_key`
+    _seen: dict[int, SeenDtype] = {}  # noqa: RUF012  # by the `id` of the dtype object
 
     def __init__(self, name: str, *, observe: bool = False, **options: Any) -> None:
         check_name("an allocator", name, {})
@@ -149,7 +149,7 @@ class SlabAllocator(SizeClasses):
         self._options = checked
         self._own = {}
         self._typed = {}
-        self._known = {}
+        self._seen = {}
         self._named: dict[str, SlabCache] = {}  # those that have a name
         self._creations = 0  # since closed ones were dropped from here
         self._names = Names("cache", self._find_named, self._list_named)
@@ -192,14 +192,14 @@ class SlabAllocator(SizeClasses):
         ...     float(allocator.record(ptr)["x"])
         3.0
         """
-        known = self._known.get(id(dtype))
-        if known is not None and known.dtype is dtype and dtype.names is known.names and not known.cache._c[CLOSED]:
-            return bind(known.cache.alloc(), known.cache)
+        seen = self._seen.get(id(dtype))
+        if seen is not None and seen.dtype is dtype and dtype.names is seen.names and not seen.cache._c[CLOSED]:
+            return bind(seen.cache.alloc(), seen.cache)
         cache = self.typed(dtype)
         if type(dtype) is RECORD:
-            if len(self._known) >= MOST_KNOWN:
-                self._known.clear()
-            self._known[id(dtype)] = Known(dtype, dtype.names, cache)
+            if len(self._seen) >= MOST_SEEN:
+                self._seen.clear()
+            self._seen[id(dtype)] = SeenDtype(dtype, dtype.names, cache)
         return bind(cache.alloc(), cache)
 
     def free_typed(self, ptr: int, dtype: npt.DTypeLike | None = None) -> None:
@@ -319,7 +319,7 @@ class SlabAllocator(SizeClasses):
         of, declared = check_dtype(dtype), dtype if isinstance(dtype, type) else None
         cache = self._typed_now(of, declared)
         if cache is None:
-            with naming():
+            with names_lock():
                 self._need_open()
                 cache = self._typed_now(of, declared)  # another thread may have made it
                 if cache is None:
@@ -329,11 +329,11 @@ class SlabAllocator(SizeClasses):
         return cache
 
     def _typed_now(self, dtype: np.dtype[Any], declared: type | None, live: int = NULL) -> SlabCache | None:
-        """Return the open cache of a dtype as it is; for a handle, of all of its type the one in which it is live, or any."""
+        """Return the open cache of exactly a dtype; for a handle, the cache of an equal type where it is live, or any."""
         found = [
             cache
             for cache in self._typed.get(dtype, ())
-            if marks(cache._dtype) == marks(dtype)
+            if metadata_key(cache._dtype) == metadata_key(dtype)
             and (declared is None or self._own[cache].declared is declared)
             and not cache._c[CLOSED]
         ]
@@ -352,7 +352,7 @@ class SlabAllocator(SizeClasses):
     def _settled(self, options: dict[str, Any], dtype: np.dtype[Any]) -> dict[str, Any]:
         """Return all options of a cache, in a form that can be compared."""
         given = self._options | options
-        return full(given | {"init": make_template(given.get("init"), dtype)})
+        return with_defaults(given | {"init": make_template(given.get("init"), dtype)})
 
     def _check_same(self, cache: SlabCache, options: dict[str, Any]) -> None:
         """Raise if a typed cache was made with other options."""
@@ -427,7 +427,7 @@ class SlabAllocator(SizeClasses):
         ...     allocator.caches["packets"] is packets
         True
         """
-        with naming():
+        with names_lock():
             self._need_open()
             check_name("a cache", name, self._names)
             cache = self._make_cache(name, dtype, options)
@@ -463,22 +463,22 @@ class SlabAllocator(SizeClasses):
     # --- The allocator as a whole ---
 
     def _make_cache(self, name: str, dtype: Any, options: dict[str, Any]) -> SlabCache:
-        """Make a cache: the one place where the options of an allocator meet those of a cache."""
+        """Make a cache of the options of the allocator and its own."""
         check_names(options)
         dtype = plain(dtype)
         cache = SlabCache(name, dtype, **self._options | options)
         self._creations += 1
         if self._creations * CLOSED_SHARE > len(self._own):
             self._forget_closed()
-        self._own[cache] = Made(dtype if isinstance(dtype, type) else None, options)
+        self._own[cache] = CacheOrigin(dtype if isinstance(dtype, type) else None, options)
         return cache
 
     def _forget_closed(self) -> None:
-        """Drop closed caches: as long as they are here, their addresses are reserved."""
+        """Drop closed caches: as long as the allocator has them, their addresses stay reserved."""
         self._creations = 0
         self._own = {cache: made for cache, made in self._own.items() if not cache.closed}
         self._named = self._list_named()
-        self._known = {}
+        self._seen = {}
         typed = {dtype: [cache for cache in caches if not cache.closed] for dtype, caches in self._typed.items()}
         self._typed = {dtype: caches for dtype, caches in typed.items() if caches}
 
@@ -487,7 +487,7 @@ class SlabAllocator(SizeClasses):
         return [cache for cache in list(self._own) if not cache.closed]
 
     def _count_raw(self) -> list[LiveCache]:
-        """Count what is live of raw memory, class by class."""
+        """Count live raw memory, class by class."""
         found = [
             live_in(self._name, cache, f"{cache.dtype.itemsize} bytes", self._bases[row]) for row, cache in self._open_caches()
         ]
@@ -496,7 +496,7 @@ class SlabAllocator(SizeClasses):
 
     def report(self) -> LiveReport:
         """
-        Return what is live: for each cache how many, how large, and the first few handles.
+        Count live records and raw memory: for each cache the number, the bytes, and the first few handles.
 
         Notes
         -----
@@ -506,12 +506,12 @@ class SlabAllocator(SizeClasses):
         return make_report(self._count_live())
 
     def _count_live(self) -> list[LiveCache]:
-        """Count what is live, cache by cache."""
+        """Count live records and raw memory, cache by cache."""
         return [live_in(self._name, cache) for cache in self._record_caches()] + self._count_raw()
 
     def raise_faults(self) -> None:
         """
-        Raise if compiled code used a refused handle or ptr since the last report, of the first cache where it did.
+        Raise for the first cache with a refused handle or ptr in compiled code since the last report.
 
         Raises
         ------
@@ -551,9 +551,9 @@ class SlabAllocator(SizeClasses):
         """
         Close every cache and refuse everything from now on; a second `close` does nothing.
 
-        Handles and guards of what was live are refused with `ClosedError`.
+        Handles and guards of live records are refused with `ClosedError` from then on.
         """
-        with naming():
+        with names_lock():
             super().close()
             for cache in self._record_caches():
                 cache.close()
@@ -589,13 +589,13 @@ def shown_type(dtype: np.dtype[Any] | None, declared: type | None, other: np.dty
 
 
 def live_in(allocator: str, cache: SlabCache, name: str | None = None, base: int = 0) -> LiveCache:
-    """Count what is live in a cache, nothing if it is closed; `base` is what its handles are shown with."""
-    shown = cache.name if name is None else name
+    """Count live records of a cache, none if it is closed; `base` is added to the handles that are shown."""
+    name = cache.name if name is None else name
     try:
-        count, first = cache._first_live(FIRST)
+        count, first = cache._first_live(SHOWN_HANDLES)
     except ClosedError:
-        return LiveCache(allocator, shown, 0, 0, ())
-    return LiveCache(allocator, shown, count, count * cache.dtype.itemsize, tuple((first + base).tolist()))
+        return LiveCache(allocator, name, 0, 0, ())
+    return LiveCache(allocator, name, count, count * cache.dtype.itemsize, tuple((first + base).tolist()))
 
 
 _made: weakref.WeakValueDictionary[int, SlabAllocator] = weakref.WeakValueDictionary()
@@ -610,9 +610,9 @@ def open_allocators() -> list[SlabAllocator]:
 
 def warmup() -> None:
     """
-    Compile everything, or read it from the disk cache.
+    Compile every kernel, or read it from the disk cache.
 
-    Otherwise each kernel is compiled when it is first needed: together some seconds once, kept on disk.
+    Without this call each kernel is compiled when it is first needed: together some seconds once, kept on disk.
 
     Warns
     -----

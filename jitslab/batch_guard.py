@@ -33,10 +33,10 @@ else:
 
 class FieldCopy(np.ndarray[Any, Any]):
     """
-    A field of a batch as a copy that cannot be written to, so that no write is lost.
+    A copy of a field of a batch; it cannot be written to, so that no write is lost.
 
-    ``batch.x += 1`` is to write the records, so it makes a new array here, which is assigned then.  What is computed from it, and
-    what is unpickled, is a plain array.
+    ``batch.x += 1`` makes a new array here, which is then assigned to the records.  Arrays computed from a copy, and unpickled
+    copies, are plain arrays.
     """
 
     __slots__ = ()
@@ -127,7 +127,7 @@ class SlabBatchGuard(Owning, Generic[R]):
         """A copy of all records, shape (n,)."""
         return self._cache.gather(self._owned())
 
-    record = records  # what `Fields` reads a nested field of
+    record = records  # `Fields` reads nested fields of it
 
     def free(self) -> None:
         """
@@ -216,7 +216,7 @@ class SlabBatchGuard(Owning, Generic[R]):
         values = self._cache.records[name][self.slots]
         if values.dtype.kind == "U":
             text_of(values, name)  # raises
-        self._need_live()  # still: so what was read is theirs
+        self._need_live()  # still: so the values are theirs
         return read_only(values.view(FieldCopy))
 
     def _write(self, name: str, value: Any) -> None:

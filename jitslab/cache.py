@@ -1,8 +1,8 @@
 """
 `SlabCache`: the typed cache, from Python.
 
-Above `compiled`, `cache_calls` and `page`.  Every method here validates, calls a kernel, and raises what the kernel answered; no
-algorithm.  `alloc` and `free` are replaced by C methods when the first cache is made.
+Every method validates its arguments, calls a kernel, and turns the kernel's answer into a result or an exception.  When the first
+cache is made, `alloc` and `free` are replaced by C methods (core/cache_calls.py).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from . import guard_class
 from ._closable import Closable
 from ._convert import make_template
+from ._names import need_name
 from ._validate import as_count, as_handles, as_integer, check_dtype, check_out
 from .batch_guard import SlabBatchGuard
 from .core import batch, cache_calls, guard_calls, layout, scan
@@ -77,17 +78,25 @@ FAULT_TEXTS = {
     layout.DOUBLE_FREE: "record freed by two threads at the same instant",
 }
 NEVER = 1 << 62  # ticks: the end of an interval of the working set that does not end
-# What errors and ends call: loaded while there is memory, since they are needed when there is none.
-ENDS = (batch.alloc_one, batch.free_one, flush_own, is_active, check_laws, close_cache, let_kept_go)
-CHECKED = 1 << 17  # slots that `check` looks at together: it has to work when there is hardly any memory left
+# Errors and ends call these: they are loaded while there is memory, as they are needed when there is none.
+NEEDED_WITHOUT_MEMORY = (
+    batch.alloc_one,
+    batch.free_one,
+    flush_own,
+    is_active,
+    check_laws,
+    close_cache,
+    let_kept_go,
+)
+SLOTS_AT_ONCE = 1 << 17  # slots that `check` looks at together: it must work with hardly any memory left
 REST_TRIES = 3  # a thread that was joined may still be giving its magazines back
 
 
 class PlainRecord(np.void):  # type: ignore[misc]  # to type checkers nobody inherits from it, as numpy.record does
-    """A record where Numba is told to compile nothing: its fields are attributes, before those of NumPy, as in compiled code."""
+    """A record if Numba is told to compile nothing: its fields are attributes, as in compiled code, and hide NumPy's own."""
 
     def __getattribute__(self, name: str) -> Any:
-        """Return a field, nested ones with attributes of their own; or what `numpy.void` has."""
+        """Return a field, a nested record with attributes of its own, or an attribute of `numpy.void`."""
         if name not in _fields_of(self):
             return super().__getattribute__(name)
         value = self[name]
@@ -100,7 +109,7 @@ class PlainRecord(np.void):  # type: ignore[misc]  # to type checkers nobody inh
         self[name] = value
 
     def __repr__(self) -> str:
-        """Show what any record shows."""
+        """Show the record as NumPy does."""
         return repr(np.void.view(self, (np.void, _dtype_slot.__get__(self))))
 
 
@@ -129,12 +138,12 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         Fields that Numba cannot type still work from Python.
     capacity : int, optional
         Records that can be live at once, 1 to 2**32; one thread gets exactly so many, several may get a few more.
-        Without it the cache grows within its share of what is left of the address space: 64 GiB of records, or less where that
-        is more than 1/512; it is refused if less than 1/128 of the address space, 1 TiB of 47 bits, would be left.
+        Without it the cache grows within its share of the free address space: 64 GiB of records, or 1/512 of that space if this
+        is less.  The cache is refused if less than 1/128 of the address space, 1 TiB of 47 bits, would be left.
     colouring : bool, default True
         Spread the first records of slabs, and strides that alias, over the sets of the CPU's caches.
     init : {None, "zero"} or record, optional
-        What a new record holds: whatever was there; zeros; or a copy of this record, whose values fit as in a guard.
+        Contents of a new record: undefined; zeros; or a copy of this record, whose values fit as in a guard.
     policy : {"local", "interleave"}, int or sequence of int, default "local"
         Where the memory lies on a machine with several NUMA nodes.  ``"local"``: a record on the node of the thread that
         allocates it; a number: on that node; ``"interleave"``, or numbers: the pages in turn on all nodes, or on these.  A
@@ -154,7 +163,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     CapacityError
         If `capacity` is out of bounds, or `keep_empty` is not one of them.
     CacheFullError
-        If the address range cannot be had, or the cache has no capacity and the process is to keep what is left.
+        If the address range cannot be had; without a capacity, also if too little of the address space would be left.
     NodeError
         If a node does not exist, has no memory or is not allowed to this process.
 
@@ -189,15 +198,15 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     __slots__ = (
         "__weakref__",
         "_address",
-        "_all",
         "_block",
         "_c",
         "_columns",
         "_declared",
         "_dtype",
+        "_generations",
         "_name",
         "_numba_type_",
-        "_words",
+        "_records",
     )
     _not_copied = "; make a new cache and scatter(gather(live())) into it"
 
@@ -216,8 +225,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     ) -> None:
         if hasattr(self, "_numba_type_"):
             raise SlabError(f"{self!r} is open already")
-        if not isinstance(name, str) or not name:
-            raise CapacityError(f"a cache is named by a string that is not empty, got {shown(name)}")
+        need_name("a cache", name)
         if not isinstance(keep_empty, bool):
             raise CapacityError(f"keep_empty is True or False, got {shown(keep_empty)}")
         prepare()
@@ -230,7 +238,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
             make_template(init, own),
             numa.resolve(policy, strict, nodes),
         )
-        _known[next(_serials)] = self
+        _made[next(_serials)] = self
         if keep_empty:
             block.state["interval_end"] = NEVER
         self._open(name, own, declared_class(dtype), block)
@@ -240,13 +248,13 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         self._name, self._dtype, self._declared = name, dtype, declared
         self._block = block
         self._address = block.address
-        self._all, self._words = block.records, block.generations
+        self._records, self._generations = block.records, block.generations
         if numba.config.DISABLE_JIT:
-            self._all = self._all.view((PlainRecord, self._all.dtype))
+            self._records = self._records.view((PlainRecord, self._records.dtype))
         self._columns: dict[tuple[str, ...], Any] = {}  # of sub-arrays, as guards ask for them
         self._c = block.node_words
         hold(self, block.address, block.control)
-        # Last: who has it is open.
+        # Last: a cache with a Numba type is open.
         sizes = block.geometry
         self._numba_type_: CacheType = cache_type(dtype, sizes.stride, block.field("init"), sizes.nodes > 1)
 
@@ -293,7 +301,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         self._free_slow(handle)
 
     def _alloc_slow(self) -> int:
-        """`alloc` where the C method did not succeed, or there is none."""
+        """`alloc` if the C method did not succeed, or there is none."""
         self._need_open()
         self.raise_faults()
         handle = batch.alloc_one(self._address)
@@ -302,7 +310,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         return handle
 
     def _free_slow(self, handle: Any) -> None:
-        """`free` where the C method did not succeed, or there is none."""
+        """`free` if the C method did not succeed, or there is none."""
         self._need_open()
         number = as_integer(handle)
         if not 0 <= number < 1 << 63 or not batch.free_one(self._address, number):
@@ -315,19 +323,19 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         It does not keep the record alive: after `free` it shows whatever the slot holds next.
         """
         slot = self._slot(handle)
-        return self._all[slot]
+        return self._records[slot]
 
     def __setitem__(self, handle: int, value: Any) -> None:
         """Assign a whole record: a tuple or a `numpy.void`."""
         self._need_opened()
         record = np.zeros((), self._dtype)
         record[()] = value  # first: it may run code of the user's, which may free the record
-        self._all[self._slot(handle)] = record
+        self._records[self._slot(handle)] = record
 
     def __contains__(self, handle: object) -> bool:
-        """Whether `handle` is that of a live record; False for what is no handle at all."""
+        """Whether `handle` is that of a live record; False also for an object that is no handle."""
         try:
-            if self._words[handle & SLOT_MASK] == handle >> 31 | 1:  # type: ignore[operator]  # what is no integer is answered below
+            if self._generations[handle & SLOT_MASK] == handle >> 31 | 1:  # type: ignore[operator]  # others than integers are answered below
                 return True
         except (TypeError, AttributeError, OverflowError, ValueError, IndexError):
             self._need_opened()
@@ -339,11 +347,11 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         return number is not handle and number in self
 
     def record(self, handle: int) -> Any:
-        """Return ``cache[handle]``: the name that compiled code uses where iterations of a `prange` share a record."""
+        """Return ``cache[handle]``; compiled code uses this name if iterations of a `prange` share a record."""
         return self[handle]
 
     def is_live(self, handle: int) -> bool:
-        """Return ``handle in cache``: the name that compiled code uses in a `prange`."""
+        """Return ``handle in cache``; compiled code uses this name in a `prange`."""
         return handle in self
 
     def at_slot(self, slot: int) -> Any:
@@ -353,7 +361,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     def new(self) -> tuple[int, Any]:
         """Take a slot: its handle and its record."""
         handle = self.alloc()
-        return handle, self._all[handle & SLOT_MASK]
+        return handle, self._records[handle & SLOT_MASK]
 
     def object_at(self, handle: int) -> SlabObject:
         """
@@ -370,7 +378,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         index = slot >> self._block.geometry.shift
         if not 0 < number < 1 << 63 or not self._is_made(index):
             raise self._refusal(number)
-        address = int(self._all.ctypes.data) + slot * self._block.geometry.stride
+        address = int(self._records.ctypes.data) + slot * self._block.geometry.stride
         return SlabObject(number, slot, self._page(index), address, number in self)
 
     # --- Guards ---
@@ -403,7 +411,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         return self._allocate_slow()
 
     def _allocate_slow(self) -> SlabObjectGuard[R]:
-        """`allocate` where the C method did not succeed, or there is none yet."""
+        """`allocate` if the C method did not succeed, or there is none yet."""
         self._need_open()
         self.raise_faults()
         is_first = guard_class_of(self) is None
@@ -450,7 +458,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         return self._adopt_slow(handle)
 
     def _adopt_slow(self, handle: int) -> SlabObjectGuard[R]:
-        """`adopt` where the C method did not succeed, or there is none."""
+        """`adopt` if the C method did not succeed, or there is none."""
         self._slot(handle)
         cls = self._guards()
         if guard_class.IN_C:
@@ -478,7 +486,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         (7.0, [7, 7, 7])
         0
         """
-        n = self._wanted(n)
+        n = self._requested(n)
         try:
             batch = new_guard(guard_class.batch_class(self._dtype, self._declared), self, n)
         except MemoryError:
@@ -498,7 +506,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         n : int
             How many, 0 or more.
         out : ndarray of int64, shape (n,), optional
-            Where the handles go; it keeps what it holds if there is no room.
+            Array for the handles; unchanged if there is no room.
 
         Returns
         -------
@@ -529,7 +537,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         >>> float(total)
         499500.0
         """
-        n = self._wanted(n)
+        n = self._requested(n)
         if out is None:
             try:
                 out = np.empty(n, np.int64)
@@ -541,7 +549,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
             self._raise_full(n)
         return out
 
-    def _wanted(self, n: int) -> int:
+    def _requested(self, n: int) -> int:
         """Return how many slots are wanted, as an int; so many may be had."""
         self._need_open()
         self.raise_faults()
@@ -557,7 +565,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         Raises
         ------
         HandleError
-            If some were refused, or stood there twice; `positions` says where.  All others are freed.
+            If some were refused, or stood there twice; `positions` has their places.  All others are freed.
         HandleTypeError
             If the array is not one of integers.
         """
@@ -647,14 +655,14 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         Iterate over the handles of the records that are live when the loop starts, by slot.
 
         Each is visited once, none that is born meanwhile is.  One that was freed before its turn is passed over; if its
-        slot has another record by then, that one is visited.  Compiled code does the same.
+        slot has another record by then, that one is visited.  Loops in compiled code do so, too.
         """
         return self._visit((self.live() & SLOT_MASK).tolist())
 
     def _visit(self, slots: list[int]) -> Iterator[int]:
-        """Iterate over the handles of what is live in slots when their turn comes."""
+        """Iterate over the handles of slots that hold a live record when their turn comes."""
         for slot in slots:
-            word = self._words[slot]
+            word = self._generations[slot]
             if word & 1:
                 yield word >> 1 << 32 | slot
             else:
@@ -662,7 +670,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def items(self) -> Iterator[tuple[int, Any]]:
         """Iterate over (handle, record), as over the handles."""
-        return ((handle, self._all[handle & SLOT_MASK]) for handle in self)
+        return ((handle, self._records[handle & SLOT_MASK]) for handle in self)
 
     def __len__(self) -> int:
         """Return the number of live records: exact while no other thread allocates or frees."""
@@ -709,12 +717,12 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def reserve(self, n: int) -> None:
         """
-        Make sure that this thread's next n allocs cannot fail: there is room, and memory for it is granted.
+        Make sure that this thread's next n allocs cannot fail: there is room, and the system has granted the memory.
 
         Raises
         ------
         CacheFullError
-            If there is not.
+            If there is no room, or no memory.
         """
         self._need_open()
         n = as_count(n, "n")
@@ -744,7 +752,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     @property
     def stride(self) -> int:
-        """Bytes from slot to slot: the itemsize, aligned, and coloured where it would alias."""
+        """Bytes from slot to slot: the itemsize, aligned, and coloured if it would alias."""
         self._need_opened()
         return self._block.geometry.stride
 
@@ -765,11 +773,11 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """
         All slots below `slot_limit`, live or not, as one array of the cache's dtype.
 
-        Index it with `slots(handles)`, or pass it to a kernel.  What free slots hold is undefined; writing there does no
-        harm.  The array stays as long as it is: ask again after the cache has grown.
+        Index it with `slots(handles)`, or pass it to a kernel.  The contents of free slots are undefined; writing there does no
+        harm.  The array does not grow: ask again after the cache has grown.
         """
         self._need_open()
-        return self._all[: self.slot_limit]
+        return self._records[: self.slot_limit]
 
     @property
     def pages(self) -> SlabPages:
@@ -791,7 +799,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """Describe slab i."""
         self._need_open()
         slots = 1 << self._block.geometry.shift
-        words = np.frombuffer(self._words, np.uint32, slots, 4 * slots * i)
+        words = np.frombuffer(self._generations, np.uint32, slots, 4 * slots * i)
         row = self._row(i)
         state = SlabState.FREE if row["state"] == layout.RELEASING else SlabState(int(row["state"]))
         live = (words & 1).astype(bool)
@@ -804,13 +812,13 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         at = self._block.field("slabs", node) - int(self._block.bytes.ctypes.data) - i * layout.SLAB.itemsize
         return self._block.bytes[at : at + layout.SLAB.itemsize].view(layout.SLAB)[0]
 
-    def _sets(self) -> list[int]:
+    def _node_states(self) -> list[int]:
         """Return the addresses of the array sets."""
         return [self._address + k * layout.NODE_BYTES for k in range(self._block.geometry.nodes)]
 
     @property
     def nodes(self) -> tuple[SlabNode, ...]:
-        """The cache node by node: one where its memory is on one node, interleaved, or the machine has no more."""
+        """The cache node by node: one node if its memory is on one, is interleaved, or the machine has no more."""
         self._need_open()
         field = self._block.field
         return tuple(
@@ -820,18 +828,18 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
                 field("n_slabs", number) - field("first_slab", number),
                 *(field(name, number) for name in ("n_empty", "refills", "flushes", "remote_frees", "migrations")),
             )
-            for number, (node, address) in enumerate(zip(self._block.placement.sets, self._sets(), strict=True))
+            for number, (node, address) in enumerate(zip(self._block.placement.sets, self._node_states(), strict=True))
         )
 
     def page_nodes(self) -> dict[int, dict[int, int]]:
         """
-        Ask the system where the records' pages really lie.
+        Ask the system for the nodes of the records' pages.
 
         Returns
         -------
         dict of int to dict of int to int
             For each node of `nodes` the number of its records' pages with memory behind them, by the node they lie on; empty
-            where the system does not tell.
+            if the system does not tell.
 
         Notes
         -----
@@ -850,7 +858,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         answer: dict[int, dict[int, int]] = {node: {} for node in self._block.placement.sets}
         slab_bytes = self._block.geometry.stride << self._block.geometry.shift
         for slabs in self._slabs():
-            start = int(self._all.ctypes.data) + slabs.start * slab_bytes
+            start = int(self._records.ctypes.data) + slabs.start * slab_bytes
             found = addresses.nodes_of_pages(start // addresses.page_bytes * addresses.page_bytes, len(slabs) * slab_bytes)
             node = self._block.placement.sets[slabs.start << self._block.geometry.shift >> self._block.geometry.node_shift]
             for where, n in zip(*np.unique(found[found >= 0], return_counts=True), strict=True):
@@ -901,12 +909,12 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         self._need_open()
         self.raise_faults()
         self._need_rest("check")
-        words = np.empty(CHECKED // 64, np.int64)
-        for address in self._sets():
+        words = np.empty(SLOTS_AT_ONCE // 64, np.int64)
+        for address in self._node_states():
             answer = check_laws(address, words.ctypes.data, words.size)
             if answer:
                 self._need_rest("check")
-                self._need_open()  # closed meanwhile: what was counted is gone
+                self._need_open()  # if the cache was closed meanwhile, its records are gone
                 law, index = answer >> 32, (answer & SLOT_MASK) - 1
                 where = f"in slab {index} " if index >= 0 else ""
                 raise LawError(f"law L{law} is broken {where}of cache {self._name!r}: {LAWS.get(law, '')}", law, index)
@@ -915,7 +923,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """
         Rebuild free bits, counts and lists from the generations, at rest.
 
-        For a cache whose index was damaged; live records are what the generations say.
+        For a cache whose index was damaged; a record is live if its generation says so.
 
         Raises
         ------
@@ -924,7 +932,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """
         self._need_open()
         self._need_rest("recover")
-        for address in self._sets():
+        for address in self._node_states():
             recover(address)
 
     @property
@@ -937,7 +945,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """
         Give the free slots in the calling thread's magazine home; returns how many.
 
-        For a thread that is going to wait: what it keeps is nobody else's, and keeps slabs from `shrink`.
+        For a thread that is going to wait: no other thread can have these slots, and their slabs are kept from `shrink`.
 
         Examples
         --------
@@ -960,16 +968,16 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         self._need_open()
         flush_own(self._address)
         empty = self._block.state["n_empty"].tolist()
-        return sum(release(address, n) for address, n in zip(self._sets(), empty, strict=True))
+        return sum(release(address, n) for address, n in zip(self._node_states(), empty, strict=True))
 
     def close(self) -> None:
         """
         Refuse everything from now on and give the memory back.
 
-        Addresses stay mapped, reading as zeros, until the last array or record of the cache is gone, so that nothing
-        that still points there can do harm; and then for as long as README says, since compiled code may have arrays that
-        keep nothing.  Kernels that run meanwhile in other threads get NULL, and what they free is refused; so that they do,
-        the generations stay, too: 4 bytes a slot.  A second `close` does nothing.
+        Addresses stay mapped, and read as zeros, until the last array or record of the cache is gone: so an old pointer does no
+        harm.  They stay for some time after that (README says how long), since compiled code may have arrays that keep nothing.
+        Kernels that run meanwhile in other threads get NULL, and their frees are refused; for that the generations stay, too:
+        4 bytes a slot.  A second `close` does nothing.
         """
         self._need_opened()
         self._block.close()
@@ -983,7 +991,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         slabs = len(self.pages)
         return f"<SlabCache {self._name!r}: {len(self)} records of {self._dtype.itemsize} bytes live in {slabs} slabs>"
 
-    # --- What is not done ---
+    # --- Refused ---
 
     def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse: it would copy the whole address range."""
@@ -997,7 +1005,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     def _need_rest(self, what: str) -> None:
         """Raise if other threads are using the cache."""
         for _ in range(REST_TRIES):
-            if not any(is_active(address) for address in self._sets()):
+            if not any(is_active(address) for address in self._node_states()):
                 return
             time.sleep(0.001)  # a thread that was joined may be in its last steps
         raise self._busy(what)
@@ -1010,7 +1018,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """Return the slot of a live record."""
         try:
             slot = handle & SLOT_MASK
-            if self._words[slot] == handle >> 31 | 1:
+            if self._generations[slot] == handle >> 31 | 1:
                 return slot  # type: ignore[no-any-return]  # an integer
         except (TypeError, AttributeError, OverflowError, ValueError, IndexError):
             self._need_opened()
@@ -1032,7 +1040,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
             where = f"not among the {limit}" if slot >= limit else "between the nodes"
             return ForeignHandleError(f"slot {slot} of handle {handle:#x} is {where} of cache {self._name!r}")
         word = max(
-            self._words[slot], int(self._row(slot >> self._block.geometry.shift)["min_generation"])
+            self._generations[slot], int(self._row(slot >> self._block.geometry.shift)["min_generation"])
         )  # of a released slab: its last
         if cycle < self._block.first_cycle or 2 * cycle + 1 > word:
             return ForeignHandleError(
@@ -1046,8 +1054,8 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         positions = np.flatnonzero(refused).tolist()
         given = handles if isinstance(handles, np.ndarray) else np.asarray(handles, object)  # as they are: some fit no int64
         first = self._refusal(as_integer(given[positions[0]]))
-        shown = ", ".join(map(str, positions[:8])) + (", ..." if len(positions) > 8 else "")
-        text = f"{len(positions)} of {refused.size} handles refused, at {shown}{suffix}; the first: {first}"
+        where = ", ".join(map(str, positions[:8])) + (", ..." if len(positions) > 8 else "")
+        text = f"{len(positions)} of {refused.size} handles refused, at {where}{suffix}; the first: {first}"
         raise type(first)(text, positions)
 
     def _raise_full(self, n: int) -> NoReturn:
@@ -1076,13 +1084,13 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
 bind(CacheType, SlabCache, "SlabCache")
 
-_known: weakref.WeakValueDictionary[int, SlabCache] = weakref.WeakValueDictionary()
+_made: weakref.WeakValueDictionary[int, SlabCache] = weakref.WeakValueDictionary()
 _serials = itertools.count(1)
 
 
 def open_caches() -> list[tuple[int, SlabCache]]:
     """Return every open cache of the process with its number, in the order they were made."""
-    made = [(known.key, known()) for known in _known.valuerefs()]
+    made = [(known.key, known()) for known in _made.valuerefs()]
     return [
         (serial, cache) for serial, cache in made if cache is not None and hasattr(cache, "_numba_type_") and not cache.closed
     ]
@@ -1097,7 +1105,7 @@ def counts_of(cache: SlabCache) -> tuple[int, int, int, int]:
 @cached
 def prepare() -> None:
     """Compile the entry points and give `SlabCache` its C methods, before the first cache."""
-    for entry in ENDS:
+    for entry in NEEDED_WITHOUT_MEMORY:
         entry.compile()
     cache_calls.install(SlabCache)
 

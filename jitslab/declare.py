@@ -1,9 +1,7 @@
 """
-Records declared as annotated classes, and fields that are links.
+`record`: records declared as annotated classes, which stand wherever a dtype does.
 
-Above `layout`, below `cache`.  One rule: an annotation says what Python and type checkers see, and in `Annotated` what NumPy
-calls it.  `record` turns the class into a declaration that stands wherever a dtype does; `link` is the dtype of a field that
-holds handles of a named cache, kept in the metadata of the dtype, where NumPy hands it on.
+One rule: an annotation says what Python and type checkers see, and in `Annotated` also what NumPy calls it.
 """
 
 from __future__ import annotations
@@ -14,34 +12,23 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Iterator
 from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from ._closable import Unique
 from ._validate import check_dtype
-from .errors import LayoutError, shown
+from .errors import LayoutError
 from .guard import Fields, SlabObjectGuard, SlabRecordView, has_own
 from .guard_class import PythonGuard, PythonView
 
 T = TypeVar("T")
-LINK = "jitslab.link"  # key in the metadata of a link's dtype
 HEAP_TYPE = 1 << 9  # flag of the classes that Python code makes
 PLAIN = (bool, int, float, complex)  # of Python's own types, those that have one size in NumPy
 
-NEVER_CALLED = {
-    "__init__",
-    "__new__",
-    "__eq__",
-    "__hash__",
-    "__getattribute__",
-    "__delattr__",
-    "__getattr__",
-    "__setattr__",
-    "__del__",
-}  # guards are equal to themselves only
+# Methods of a class that its guards would not call: a guard has its own life and attributes, and is equal to itself only.
+NEVER_CALLED = {"__init__", "__new__", "__del__", "__eq__", "__hash__"}
+NEVER_CALLED |= {"__getattribute__", "__getattr__", "__setattr__", "__delattr__"}
 EVERY_CLASS = {"__module__", "__doc__", "__slots__", "__weakref__", "__dict__", "__annotations__", "__orig_bases__"}
 EVERY_CLASS |= {"__parameters__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__"}
 EVERY_CLASS |= {"__static_attributes__", "__type_params__", "__qualname__"}
@@ -62,75 +49,6 @@ c8 = Annotated[complex, "c8"]
 c16 = Annotated[complex, "c16"]
 
 
-def link(cache: str) -> np.dtype[np.int64]:
-    """
-    Return the dtype of a field that holds handles of a cache, or NULL: an int64 that remembers the name.
-
-    Parameters
-    ----------
-    cache : str
-        Name of the cache that the handles are of; it need not exist yet.
-
-    Raises
-    ------
-    LayoutError
-        If the name is no string, or empty.
-
-    Notes
-    -----
-    The name is metadata of the dtype: arrays, copies, other byte orders, selections of fields and pickles keep it.  `numpy.save`
-    drops it with a warning, and NumPy before 2.1 does not load what it wrote; `numpy.dtype.descr` writes it in a form that NumPy
-    does not read, and two dtypes that differ only in it are equal.  Numba sees a plain int64.
-
-    Examples
-    --------
-    >>> import numpy as np, jitslab
-    >>> node = np.dtype([("value", "f8"), ("next", jitslab.link("nodes"))])
-    >>> node
-    dtype([('value', '<f8'), ('next', '<i8')])
-    >>> jitslab.links_of(node)
-    {('next',): 'nodes'}
-    """
-    if not isinstance(cache, str) or not cache:
-        raise LayoutError(f"a link names a cache by a string that is not empty, got {shown(cache)}")
-    return np.dtype(np.int64, metadata={LINK: cache})
-
-
-def links_of(dtype: npt.DTypeLike) -> dict[tuple[str, ...], str]:
-    """
-    Return the links in a record: the path of each link field, and the name of its cache.
-
-    Parameters
-    ----------
-    dtype : numpy.dtype or class
-        Of a record, or a class that `record` made.
-
-    Returns
-    -------
-    dict of tuple of str to str
-        Names from the record down to the field; fields of nested records, and sub-arrays of either, are among them.
-
-    Examples
-    --------
-    >>> import numpy as np, jitslab
-    >>> pair = np.dtype([("both", jitslab.link("nodes"), (2,))])
-    >>> jitslab.links_of(np.dtype([("id", "i4"), ("pairs", pair, (8,))]))
-    {('pairs', 'both'): 'nodes'}
-    """
-    return dict(_links(check_dtype(dtype), ()))
-
-
-def _links(dtype: np.dtype[Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield the links of a field and of all within."""
-    dtype = dtype.base
-    if dtype.names is None:
-        if dtype.metadata and LINK in dtype.metadata:
-            yield path, dtype.metadata[LINK]
-    else:
-        for name in dtype.names:
-            yield from _links(dtype[name], (*path, name))
-
-
 def record(cls: type[T]) -> type[T]:
     """
     Make a class with annotations the declaration of a record, which stands wherever a dtype does.
@@ -149,7 +67,7 @@ def record(cls: type[T]) -> type[T]:
     Returns
     -------
     type
-        A class of the same name with the attribute `dtype`; guards of its caches are instances of it.
+        A new class of that name with the attribute `dtype`; guards of its caches are instances of it.
 
     Raises
     ------
@@ -220,8 +138,8 @@ def declared_class(dtype: Any) -> Any:
     Raises
     ------
     LayoutError
-        For a class that inherits from a declared one, and is none itself: its guards would lack what it adds.  For one that
-        was changed afterwards, as `dataclass` does it: guards are equal to themselves only, and made by caches.
+        If the class inherits from a declared one, and is none itself: its guards would lack the fields that it adds.  If it was
+        changed afterwards, as `dataclass` does: guards are equal to themselves only, and made by caches.
     """
     if not isinstance(dtype, type) or not hasattr(dtype, "__jitslab_nested__"):
         return None
@@ -234,7 +152,7 @@ def declared_class(dtype: Any) -> Any:
 
 
 def plain(annotation: Any) -> Any:
-    """Return what an alias by ``type`` stands for, and of a declared class with parameters, such as ``Box[int]``, the class."""
+    """Return the value of an alias by ``type``, and the class of a declared class with parameters, such as ``Box[int]``."""
     annotation = getattr(annotation, "__value__", annotation)
     origin = typing.get_origin(annotation)
     return origin if _is_declared(origin) else annotation
@@ -256,7 +174,7 @@ def _inherited(cls: type) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _names_around(cls: type, frame: types.FrameType) -> tuple[dict[str, Any], dict[str, Any]]:
     """
-    Return what the text of an annotation of a class can name: globals and locals.
+    Return the globals and locals that the text of an annotation of a class can name.
 
     They are found on the stack: the code that makes the class is still running, whether its module is in `sys.modules` or not.
     Its locals, and those of the functions and classes around it, are its own; a module without a name is called builtins.
@@ -272,7 +190,7 @@ def _names_around(cls: type, frame: types.FrameType) -> tuple[dict[str, Any], di
 
 
 def _evaluated(annotation: Any, module: dict[str, Any], local: dict[str, Any]) -> Any:
-    """Return what an annotation means that is a string, as after ``from __future__ import annotations``."""
+    """Return the value of an annotation, also of a string, as after ``from __future__ import annotations``."""
     if not isinstance(annotation, str):
         return annotation
     holder = type("holder", (), {"__annotations__": {"it": annotation}})  # in classes only, typing knows ClassVar
@@ -285,7 +203,7 @@ def _evaluated(annotation: Any, module: dict[str, Any], local: dict[str, Any]) -
 
 
 def _is_declared(it: Any) -> bool:
-    """Whether it is a class that `record` made."""
+    """Whether an object is a class that `record` made."""
     return isinstance(it, type) and "__jitslab_nested__" in vars(it)
 
 
@@ -303,7 +221,7 @@ def _check_name(cls: type, name: str, fields: dict[str, Any]) -> None:
 
 
 def _check_methods(cls: type) -> None:
-    """Raise for a method that guards have themselves, or would not call: theirs would go before it in silence."""
+    """Raise for a method that guards have themselves, or would never call: it would be hidden in silence."""
     own = vars(Unique).keys() | vars(Fields).keys() | vars(SlabObjectGuard).keys() | vars(SlabRecordView).keys() | NEVER_CALLED
     for base in cls.__mro__:
         if base in (Generic, Protocol) or not base.__flags__ & HEAP_TYPE or _is_declared(base):
@@ -320,8 +238,8 @@ def _dtype_of(annotation: Any, where: str) -> np.dtype[Any]:
     if typing.get_origin(annotation) is Annotated:
         named = annotation.__metadata__[0]
     elif not (annotation in PLAIN or _is_declared(annotation) or isinstance(annotation, np.dtype) or _is_scalar(annotation)):
-        shown, example = _shown(annotation), {str: "U8", bytes: "S8"}.get(annotation, "f8")
-        raise LayoutError(f"{where}: no NumPy type in {shown}; write Annotated[{shown}, {example!r}] with the one you mean")
+        text, example = _as_written(annotation), {str: "U8", bytes: "S8"}.get(annotation, "f8")
+        raise LayoutError(f"{where}: no NumPy type in {text}; write Annotated[{text}, {example!r}] with the one you mean")
     try:
         dtype: np.dtype[Any] = np.dtype(named)
     except (TypeError, ValueError) as error:
@@ -334,12 +252,12 @@ def _dtype_of(annotation: Any, where: str) -> np.dtype[Any]:
 
 
 def _is_scalar(annotation: Any) -> bool:
-    """Whether it is one of NumPy's scalar types; what is abstract, as `numpy.number`, is none."""
+    """Whether an annotation is one of NumPy's scalar types; abstract ones, such as `numpy.number`, are none."""
     return isinstance(annotation, type) and issubclass(annotation, np.generic) and annotation in np.sctypeDict.values()
 
 
-def _shown(annotation: Any) -> str:
-    """Return an annotation as it is written."""
+def _as_written(annotation: Any) -> str:
+    """Return an annotation as users write it."""
     return annotation.__name__ if isinstance(annotation, type) else repr(annotation)
 
 

@@ -1,5 +1,5 @@
 """
-What can go wrong, one class a failure.
+The errors: one class for each failure.
 
 Every class is a `SlabError` and also the builtin that a user would expect::
 
@@ -37,7 +37,7 @@ Every class is a `SlabError` and also the builtin that a user would expect::
     ├── UnknownNameError(SlabError, KeyError)    no open cache or allocator has that name
     └── TraceError(SlabError, ValueError)        a file that is no trace, or one not supported
 
-All of them can be pickled and copied: every parameter but the message has a default, and what it sets is an attribute.
+All of them can be pickled and copied: every parameter but the message has a default, and sets an attribute.
 """
 
 from __future__ import annotations
@@ -47,17 +47,32 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 # --- How a value is shown in a message ---
 
 MOST_BITS = 2048  # of integers that are printed: 640 digits can be, whatever limit Python was given
+MOST_SHOWN = 80  # characters of a dtype
 
 
 class _Short(reprlib.Repr):
-    """Python's, but for integers of thousands of digits: of these each version says something else, or fails."""
+    """
+    Python's, but for two kinds of values.
+
+    Of integers of thousands of digits each version says something else, or fails.  Of arrays and records with text or fields the
+    dtype says why they are refused, and their text may be none: it was never written.
+    """
 
     def repr_int(self, x: int, level: int) -> str:
         """Show an integer, or how long it is."""
-        return f"of {x.bit_length()} bits" if x.bit_length() > MOST_BITS else super().repr_int(x, level)
+        return f"int of {x.bit_length()} bits" if x.bit_length() > MOST_BITS else super().repr_int(x, level)
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        """Show an object, or of which dtype it is."""
+        if issubclass(type(x), (np.ndarray, np.void)) and (x.dtype.names is not None or x.dtype.kind in "SU"):
+            text = str(x.dtype)
+            return f"{type(x).__name__} of {text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + '...'}"
+        return super().repr_instance(x, level)
 
 
 _short = _Short()
@@ -69,6 +84,12 @@ def shown(value: Any) -> str:
         return _short.repr(value)
     except Exception:  # it knows types by their names: a user's own `array` or `deque` is none of Python's
         return _short.repr_instance(value, 0)
+
+
+def shown_with_type(value: Any) -> str:
+    """Return the same with the name of its type before it."""
+    name, text = type(value).__name__, shown(value)
+    return text if text.startswith(f"{name} of ") else f"{name} {text}"
 
 
 # --- The classes ---
@@ -85,7 +106,7 @@ class HandleError(SlabError, LookupError):
     Attributes
     ----------
     positions : tuple of int
-        For a batch: where in the array the refused handles stood.
+        For a batch: places of the refused handles in the array.
     """
 
     def __init__(self, message: str = "", positions: Sequence[int] = ()) -> None:
@@ -142,7 +163,7 @@ class NodeError(SlabError, ValueError):
 
 
 class PlacementWarning(RuntimeWarning):
-    """The system refused to place memory on a node: it lies where the system puts it."""
+    """The system refused to place memory on a node, and puts it on a node of its own choice."""
 
 
 class KernelCacheWarning(RuntimeWarning):
@@ -170,7 +191,7 @@ class LawError(SlabError, RuntimeError):
     law : int
         Number of the law in `jitslab.core.layout`.
     slab : int
-        Index of the slab where it is broken, or -1 when it is one of the whole cache.
+        Index of the slab that breaks the law, or -1 if it is a law of the whole cache.
     """
 
     def __init__(self, message: str = "", law: int = 0, slab: int = -1) -> None:
@@ -210,7 +231,7 @@ class FieldError(SlabError):
 
 
 class FieldNameError(FieldError, AttributeError, KeyError):
-    """The record has no field of this name; the message names those that are near, found when it is shown."""
+    """The record has no field of this name; the message names near ones, which are looked for when it is shown."""
 
     def __init__(self, message: str = "", wanted: str = "", fields: Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -234,7 +255,7 @@ class FieldRangeError(FieldError, OverflowError, ValueError):
 
 
 class FieldTextError(FieldError, UnicodeError):
-    """A text field holds what is no text: it was never written, or not as text."""
+    """A text field does not hold a text: it was never written, or not as text."""
 
 
 class RecordTypeError(SlabError, TypeError):
@@ -250,7 +271,7 @@ class OptionError(SlabError, TypeError):
 
 
 class ConflictError(SlabError, ValueError):
-    """What is asked for exists already, with other options."""
+    """The cache or manager exists already, with other options."""
 
 
 class DuplicateNameError(SlabError, ValueError):

@@ -1,9 +1,8 @@
 """
 `SlabObjectGuard`: the owner of one record, with its fields as attributes.
 
-Above `guard_calls` and `fit`, below `guard_class`, which makes a class of guards for each dtype.  The C methods of that class do
-what takes a few steps, and call the methods here for all else: `_read` and `_write`, `_not_freed` and `_never_freed`,
-`_need_live` and `_refuse_enter`.
+`guard_class` makes a class of guards for each dtype.  The C methods of that class take the common paths, and call methods of this
+file for the others: `_read` and `_write`, `_not_freed` and `_never_freed`, `_need_live` and `_refuse_enter`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from ._closable import Unique
 from ._convert import pack, text_of
 from .core.guard_calls import RELEASED, write_one
 from .core.process import this_process
-from .errors import FieldNameError, FieldTextError, FieldTypeError, GuardError, HandleError, StaleHandleError, shown
+from .errors import FieldNameError, FieldTextError, FieldTypeError, GuardError, HandleError, StaleHandleError, shown_with_type
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -42,17 +41,17 @@ _short.maxother = _short.maxstring = 40
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a record: where it lies in the guard's, and the class of views on it if it is a nested record."""
+    """One field of a record: its place in the guard's record, and the class of its views if it is a nested record."""
 
     name: str
     path: tuple[str, ...]
     dtype: np.dtype[Any]
     offset: int
-    view: Any  # None of what is no nested record
+    view: Any  # None if it is no nested record
 
 
 class Fields(Unique):
-    """What has fields by attribute and by ``[name]``: guards, views of nested records, batches."""
+    """Fields by attribute and by ``[name]``, of guards, views of nested records, and batches."""
 
     __slots__ = ()
     _fields: ClassVar[dict[str, Field]] = {}
@@ -97,14 +96,14 @@ class Fields(Unique):
         raise FieldNameError(f"the record has no field {name!r}", name, tuple(self._fields))
 
     def _field(self, name: Any) -> Field:
-        """Return what is known of a field."""
+        """Return the description of a field."""
         if not isinstance(name, str):
-            raise FieldNameError(f"a field is named by a str, got {type(name).__name__} {shown(name)}")
+            raise FieldNameError(f"a field is named by a str, got {shown_with_type(name)}")
         field = self._fields.get(name)
         return self._no_attribute(name) if field is None else field
 
     def _read(self, name: str) -> Any:
-        """Return a field's value: Python's own where there is one, a view of a sub-array or a nested record."""
+        """Return a field's value: as Python's own type if there is one; a view of a sub-array or a nested record."""
         field = self._field(name)
         slot = self._live_slot()
         if field.view is not None:
@@ -117,7 +116,7 @@ class Fields(Unique):
             if isinstance(value, np.ndarray):
                 return value  # by reference
             value = as_python(value)
-        self._live_slot()  # still: so what was read is this record's
+        self._live_slot()  # still: so the value is this record's
         return value
 
     def _write(self, name: str, value: Any) -> None:
@@ -126,7 +125,7 @@ class Fields(Unique):
         if is_plain_number(value, field.dtype.kind):
             value = value.item()
             if name in self._writers:
-                self._writers[name](self, value)  # C knows what to do with it
+                self._writers[name](self, value)  # in C
                 return
         self._live_slot()
         handle = self._owned()
@@ -140,7 +139,7 @@ class Fields(Unique):
         try:
             return cache._columns[path]
         except KeyError:
-            column = cache._all
+            column = cache._records
             for part in path:
                 column = column[part]
             return cache._columns.setdefault(path, column)
@@ -154,15 +153,15 @@ class Fields(Unique):
         return "released" if self._state == RELEASED else "freed"
 
     def _place(self) -> str:
-        """Say in a repr where the fields are."""
+        """Return the place of the fields, for a repr."""
         return f"of {self._cache.name!r}"
 
     def _summary(self) -> str:
-        """Show the fields in a repr."""
+        """Return the fields, for a repr."""
         return shown_record(self.record)
 
     def __repr__(self) -> str:
-        """Say where the fields are, and show them, cut where they are long."""
+        """Show the place of the fields and their values, cut if they are long."""
         head = f"<{type(self).__name__} {self._place()}"
         try:
             return f"{head}: {self._summary()}>"
@@ -172,7 +171,7 @@ class Fields(Unique):
             return f"{head}: its cache is closed>"
 
     def _owned(self) -> Any:
-        """Return what is owned, live or not, if it was not given up: a handle, or handles."""
+        """Return the handle or handles that are owned, live or not; raise if they were given up."""
         raise NotImplementedError
 
     def _delete(self, name: str) -> NoReturn:
@@ -199,10 +198,10 @@ def is_plain_number(value: Any, kind: str) -> bool:
 
 
 def shown_record(record: Any) -> str:
-    """Return the fields of a record for a repr, cut where they are long."""
+    """Return the fields of a record for a repr, cut if they are long."""
     names = list(record.dtype.names)
-    shown = [f"{name}={_shown_field(record, name)}" for name in names[:SHOWN_FIELDS]]
-    return ", ".join(shown + ["..."] * (len(names) > SHOWN_FIELDS))
+    parts = [f"{name}={_shown_field(record, name)}" for name in names[:SHOWN_FIELDS]]
+    return ", ".join(parts + ["..."] * (len(names) > SHOWN_FIELDS))
 
 
 def _shown_field(record: Any, name: str) -> str:
@@ -221,7 +220,7 @@ def _shown_field(record: Any, name: str) -> str:
 
 
 def as_python(value: Any) -> Any:
-    """Return Python's own value of a NumPy scalar, where there is one."""
+    """Return a NumPy scalar as Python's own type, if there is one."""
     return value if isinstance(value, NUMPY_OWN) else value.item()
 
 
@@ -236,7 +235,7 @@ class SlabObjectGuard(Fields, Generic[R]):
 
     Made by `SlabCache.allocate` and `SlabCache.adopt`.  Every access compares the generation, so that a record which somebody
     else freed is noticed.  Scalars are read as Python values (dates as NumPy's); sub-arrays as writable NumPy views,
-    nested records as views with attributes of their own.  What is assigned is checked: nothing is wrapped, cut or
+    nested records as views with attributes of their own.  Assigned values are checked: nothing is wrapped, cut or
     rounded to infinity.  A field whose name is one of the guard's own (`free`, `handle`, ...) is ``guard["free"]``.
 
     Raises
@@ -306,7 +305,7 @@ class SlabObjectGuard(Fields, Generic[R]):
 
     @property
     def handle(self) -> int:
-        """Handle of the record: what links hold."""
+        """Handle of the record, as links hold it."""
         handle = self._owned()
         self._cache._slot(handle)
         return handle
@@ -353,13 +352,13 @@ class SlabObjectGuard(Fields, Generic[R]):
         """Free the record, unless it was freed or released in the block."""
         raise NotImplementedError
 
-    # --- What the C methods call where they do not do it themselves ---
+    # --- Called by the C methods on their rare paths ---
 
     def _gone(self) -> str:
         return "freed by another" if self._handle else super()._gone()
 
     def _owned(self) -> int:
-        """Return the handle, live or not, if the guard has not given it up."""
+        """Return the handle, live or not; raise if the guard has given it up."""
         handle = self._handle
         if handle == 0:
             self._cache._need_open()
@@ -372,21 +371,21 @@ class SlabObjectGuard(Fields, Generic[R]):
     _need_live = _live_slot
 
     def _refuse_enter(self) -> NoReturn:
-        """Say why the guard cannot be entered."""
+        """Raise the reason why the guard cannot be entered."""
         self._need_live()
         raise GuardError("this guard is in a with block already")
 
     def _not_freed(self, handle: int) -> None:
-        """Say why a record could not be freed that the guard owned until now; 0: it owned none."""
+        """Raise the reason why the record of a handle could not be freed; 0: the guard owned none."""
         self._cache.free(handle or self._owned())
 
     def _never_freed(self, held: bytes | None = None, is_finalizing: Any = sys.is_finalizing) -> None:
-        """Say that the record was left to the collector, which has freed it; `held` is what was in it."""
+        """Say that the record was left to the collector, which has freed it; `held` are its bytes."""
         cache = self._cache
         if is_finalizing() or not hasattr(cache, "_numba_type_"):  # the collector is taking the cache apart
             return
-        shown = "" if held is None else shown_record(np.frombuffer(held, cache.dtype)[0])
-        text = f"never freed: <{type(self).__name__} of {cache.name!r}: {shown}>"
+        fields = "" if held is None else shown_record(np.frombuffer(held, cache.dtype)[0])
+        text = f"never freed: <{type(self).__name__} of {cache.name!r}: {fields}>"
         warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
 
@@ -406,7 +405,7 @@ class SlabRecordView(Fields):
     """
 
     __slots__ = ()
-    _guard: SlabObjectGuard[Any]  # likewise
+    _guard: SlabObjectGuard[Any]  # in C data of the object, in Python a slot
     _path: ClassVar[tuple[str, ...]] = ()
     _cache: Any = property(lambda self: self._guard._cache)
 

@@ -1,9 +1,8 @@
 """
-A class of guards for each dtype, made once: in C, or in Python where that cannot be.
+A class of guards for each dtype, made once: in C, or in Python if that is impossible.
 
-Above `guard_many`, below `cache`.  A field is an attribute of the class.  The Python form serves interpreters without a GIL,
-which is what lets one thread alone take a guard's handle in C; the environment variable JITSLAB_PYTHON_GUARDS asks for it
-anywhere.
+A field is an attribute of the class.  In C the GIL makes sure that one thread alone takes a guard's handle; so interpreters
+without a GIL have the Python form.  The environment variable JITSLAB_PYTHON_GUARDS asks for it on any interpreter.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _numbers = itertools.count()  # of classes in Python
 
 
 class PythonGuard(Owning):
-    """What a guard in Python has in the place of C methods."""
+    """The methods of a guard in Python, in the place of C methods."""
 
     __slots__ = ("__weakref__", "_owner", "_state")
     _epoch = property(lambda self: self._owner.epoch)
@@ -61,7 +60,7 @@ class PythonGuard(Owning):
 
 
 class PythonView(PythonFields):
-    """What a view in Python has in the place of C methods."""
+    """The methods of a view in Python, in the place of C methods."""
 
     __slots__ = ("_guard",)
 
@@ -76,7 +75,7 @@ class PythonView(PythonFields):
 def guard_class(dtype: np.dtype[Any], declared: Any) -> Any:
     """Return the class of the guards of a dtype, or of a declared class: made once."""
     key = "guard", dtype, dtype_identity(dtype), declared, IN_C
-    if key not in _classes:  # of two threads, both take what the first one made
+    if key not in _classes:  # two threads take the class of the first
         guard_calls.write_one.compile()  # now: when the interpreter ends, it cannot be done any more
         _classes.setdefault(key, make_class(SlabObjectGuard, dtype, declared, (), 0))
     return _classes[key]
@@ -86,7 +85,7 @@ def batch_class(dtype: np.dtype[Any], declared: Any) -> Any:
     """Return the class of the batches of a dtype, or of a declared class: made once."""
     key = "batch", dtype, dtype_identity(dtype), declared
     if key not in _classes:
-        guard_calls.write_many.compile(), guard_calls.write_one.compile()  # likewise
+        guard_calls.write_many.compile(), guard_calls.write_one.compile()  # now, as above
         assert dtype.fields is not None
         names = dtype.names or ()
         cls = subclass((SlabBatchGuard,))

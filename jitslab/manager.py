@@ -1,8 +1,8 @@
 """
 `SlabAllocatorManager`: the allocators and caches of a process, and the functions of the module over one default manager.
 
-Above `allocator`: the top.  The default manager is made at first need; after `shutdown` only `initialize` makes a new one, so
-that nobody goes on by accident with memory that was given back.
+The default manager is made at first need.  After `shutdown` only `initialize` makes a new one, so that no code goes on by
+accident with memory that was given back.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ._closable import Closable
-from ._names import Names, check_name, naming
-from .allocator import SlabAllocator, check_options, full, live_in, open_allocators
+from ._names import Names, check_name, names_lock
+from .allocator import SlabAllocator, check_options, live_in, open_allocators, with_defaults
 from .cache import SlabCache, open_caches
 from .errors import ClosedError, ConflictError
 from .machine.numa import NumaNode, nodes
@@ -42,8 +42,8 @@ class SlabAllocatorManager(Closable):
     Parameters
     ----------
     report_at_exit : bool, default False
-        Log what is still live when the process ends, as a warning of the logger ``jitslab``: without any set-up of
-        logging it goes to stderr.  Not in children of `fork`.
+        When the process ends, log the records that are still live, as a warning of the logger ``jitslab``; if logging was not
+        set up, it goes to stderr.  Children of `fork` log nothing.
     **options
         Of every cache of records that it makes, as those of `SlabCache`; `init` is None or "zero".
 
@@ -61,8 +61,8 @@ class SlabAllocatorManager(Closable):
 
     Notes
     -----
-    Safe from any number of threads.  After `fork` parent and child each have a manager of their own, with what was
-    live then in both: to shut down one does nothing to the other.
+    Safe from any number of threads.  After `fork` parent and child each have a manager of their own, with all records that were
+    live: shutting one down does nothing to the other.
 
     Examples
     --------
@@ -114,7 +114,7 @@ class SlabAllocatorManager(Closable):
         ClosedError
             After `shutdown`.
         """
-        with naming():
+        with names_lock():
             self._need_open()
             check_name("an allocator", name, self._allocators)
             self._made = self._list_allocators()
@@ -148,7 +148,7 @@ class SlabAllocatorManager(Closable):
 
     def report(self) -> LiveReport:
         """
-        Return what is live in the process: in every cache, and the raw memory of every allocator.
+        Count live records of every cache of the process, and live raw memory of every allocator.
 
         Notes
         -----
@@ -163,20 +163,20 @@ class SlabAllocatorManager(Closable):
         """
         Close every allocator of this manager.
 
-        Handles and guards of what was live are refused from then on with `ClosedError`.  What others made directly, by
-        `SlabCache` or `SlabAllocator`, stays open; so does all of it in the other processes of a `fork`.
+        Handles and guards of live records are refused from then on with `ClosedError`.  Caches and allocators that were made
+        directly, by `SlabCache` or `SlabAllocator`, stay open; so do all caches in the other processes of a `fork`.
 
         Parameters
         ----------
         report : bool, default True
-            Count what is live before; without, the report is empty.
+            Count live records before; otherwise the report is empty.
 
         Returns
         -------
         LiveReport
-            As `report`.  That of a second `shutdown` says what is live elsewhere.
+            As `report`.  The report of a second `shutdown` has records of other caches only.
         """
-        with naming():
+        with names_lock():
             live = self.report() if report else LiveReport()
             self._closed = True
             for allocator in list(self._made.values()):
@@ -198,7 +198,7 @@ class SlabAllocatorManager(Closable):
         return "the manager was shut down"
 
     def _log_at_exit(self) -> None:
-        """Say what is live, in the process that asked for it; logging does not raise."""
+        """Log live records, in the process that asked for it; logging does not raise."""
         if os.getpid() == self._process and (live := self.report()):
             log.warning("at exit %s", live)
 
@@ -238,12 +238,12 @@ _default: SlabAllocatorManager | None = None
 
 def initialize(*, report_at_exit: bool = False, **options: Any) -> SlabAllocatorManager:
     """
-    Make the default manager, with options; without this call it is made at first need, with none.
+    Make the default manager with options; without this call it is made at first need, without options.
 
     Parameters
     ----------
     report_at_exit : bool, default False
-        Log what is still live when the process ends: see `SlabAllocatorManager`.
+        When the process ends, log live records: see `SlabAllocatorManager`.
     **options
         Of every cache of records that it makes, as those of `SlabCache`; `init` is None or "zero".
 
@@ -255,7 +255,7 @@ def initialize(*, report_at_exit: bool = False, **options: Any) -> SlabAllocator
     Raises
     ------
     ConflictError
-        If there is one with other options; with the same ones the call does nothing.
+        If there is one with other options; with equal options the call does nothing.
     OptionError
         If there is no such option.
     CapacityError, LayoutError, NodeError
@@ -268,10 +268,13 @@ def initialize(*, report_at_exit: bool = False, **options: Any) -> SlabAllocator
     True
     """
     global _default  # one a process, as its name says
-    with naming():
+    with names_lock():
         if _default is None or _default.closed:
             _default = SlabAllocatorManager(report_at_exit=report_at_exit, **options)
-        elif (_default._report_at_exit, full(_default._options)) != (bool(report_at_exit), full(check_options(options))):
+        elif (_default._report_at_exit, with_defaults(_default._options)) != (
+            bool(report_at_exit),
+            with_defaults(check_options(options)),
+        ):
             raise ConflictError("jitslab is initialized, by initialize() or by its first use, with other options")
         return _default
 
@@ -283,12 +286,12 @@ def shutdown(report: bool = True) -> LiveReport:
     Parameters
     ----------
     report : bool, default True
-        Count what is live before; without, the report is empty.
+        Count live records before; otherwise the report is empty.
 
     Returns
     -------
     LiveReport
-        What was live: for each cache how many, how large, and the first few handles.
+        Live records: for each cache the number, the bytes, and the first few handles.
 
     Examples
     --------
@@ -305,7 +308,7 @@ def shutdown(report: bool = True) -> LiveReport:
     >>> jitslab.initialize()
     <SlabAllocatorManager: 1 allocators>
     """
-    with naming():
+    with names_lock():
         if _default is None:
             return LiveReport()
         return _default.shutdown(report)
@@ -327,7 +330,7 @@ def default_manager() -> SlabAllocatorManager:
     <SlabAllocator 'default': ...>
     """
     if _default is None:
-        with naming():
+        with names_lock():
             return initialize() if _default is None else _default
     if _default._closed:
         raise ClosedError("jitslab was shut down; initialize() comes first")

@@ -1,5 +1,5 @@
 """
-The life of an owner of records that is made in Python: a batch, or a guard where guards are not made in C.
+The life of an owner of records that is made in Python: a batch, or a guard if guards are not made in C.
 
 The handles lie in an array.  Before there are any, the array gets an `Owner`; when that ends, it frees the records that are left,
 and runs no Python.
@@ -22,7 +22,7 @@ Handles = npt.NDArray[np.int64]
 
 
 class OwnerBase:
-    """What an `Owner` calls; the rest of it is made by `guard_calls`."""
+    """The Python part of an `Owner`; `guard_calls` makes the rest in C."""
 
     __slots__ = ()
     cache: Any
@@ -38,19 +38,19 @@ class OwnerBase:
 
 
 def field_attribute(name: str, doc: str) -> property:
-    """Return a field as an attribute, where it is not made in C."""
+    """Return a field as an attribute that is not made in C."""
     return property(
         lambda owner: owner._read(name), lambda owner, value: owner._write(name, value), lambda owner: owner._delete(name), doc
     )
 
 
 class PythonFields(Fields):
-    """What has fields that are not made in C."""
+    """Fields that are not made in C."""
 
     __slots__ = ()
 
     def __getattr__(self, name: str) -> Any:
-        """Say that there is no such field; of a property that fails, say what it says."""
+        """Raise for an unknown field; if a property failed, raise its error again."""
         if has_own(type(self), name):
             return object.__getattribute__(self, name)
         return self._no_attribute(name)
@@ -75,7 +75,7 @@ INTERNALS = ("_owner", "_state", "_guard")  # slots that are set once, by `objec
 
 
 class Owning(PythonFields):
-    """The life of what owns records by an `Owner`: a batch, or a guard that is not made in C."""
+    """The life of a batch, or of a guard that is not made in C: its records are owned by an `Owner`."""
 
     __slots__ = ()
     _owner: Any
@@ -83,7 +83,7 @@ class Owning(PythonFields):
     _cache: Any = property(lambda self: self._owner.cache)
 
     def free(self) -> None:
-        """Free what is owned."""
+        """Free the records."""
         self._cache._need_open()
         own, owner = self._owned(), self._owner
         refused = np.zeros(owner.words.size - 1, np.uint8)
@@ -94,13 +94,13 @@ class Owning(PythonFields):
             self._refused(own, refused)
 
     def _give_away(self) -> Any:
-        """Give the ownership away, to one caller only; returns what was owned."""
+        """Give the ownership away, to one caller only; returns the handle or handles."""
         own = self._need_live()
         object.__setattr__(self, "_state", RELEASED)
         return own if take_owned(self._owner.address) != NOTHING else self._owned()
 
     def __enter__(self) -> Any:
-        """Return the guard; leaving the block frees what is owned, also by an exception."""
+        """Return the guard; leaving the block frees the records, also by an exception."""
         self._need_live()
         if self._state == ENTERED:
             raise GuardError("this guard is in a with block already")
@@ -108,21 +108,21 @@ class Owning(PythonFields):
         return self
 
     def __exit__(self, *args: Any) -> None:
-        """Free what is owned, unless that, or a release, was done in the block."""
+        """Free the records, unless they were freed or released in the block."""
         if self._owner.epoch != epoch() or self._owner.words[0] == NOTHING or self._cache.closed:
             return
         try:
             self.free()
-        except HandleError:  # some freed by another: said, but not in the place of what ended the block
+        except HandleError:  # some were freed by another: said, but not in the place of the exception that ended the block
             if args[0] is None:
                 raise
 
     def _need_live(self) -> Any:
-        """Return what is owned, all of it live."""
+        """Return the handle or handles; raise unless all records are live."""
         raise NotImplementedError
 
     def _refused(self, own: Any, refused: npt.NDArray[np.uint8]) -> NoReturn:
-        """Say that some of what was owned was freed by another."""
+        """Raise because some records were freed by another."""
         raise NotImplementedError
 
 

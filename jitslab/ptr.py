@@ -1,8 +1,8 @@
 """
 `SlabPtr`: a handle that knows its cache.
 
-Above `cache`, below `allocator`.  In a field of a record, in an array, in compiled code and in a file it is the int64 that every
-handle is; only the Python object knows more.
+In a field of a record, in an array, in compiled code and in a file it is an int64, as every handle; the Python object alone knows
+the cache.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class SlabPtr(int):
     """
     A handle that knows its cache, and by it the dtype of its record.
 
-    An int in every respect: NumPy stores it as an int64, `@njit` functions take it as one, arithmetic yields plain ints.  It
-    keeps its cache, not its record, alive.  Copies are the same handle; pickled it is a plain int, as the cache is private to
-    the process.
+    An int in every respect: NumPy stores it as an int64, `@njit` functions take it as an int64, arithmetic yields plain ints.  It
+    keeps its cache alive, not its record.  A copy is the object itself; pickled it is a plain int, as the cache is private to the
+    process.
 
     Parameters
     ----------
     handle : int
-        Such as was read back from a field; not looked at before it is used.
+        Such as one that was read back from a field; it is checked when it is used.
     cache : SlabCache
         Where the record is.
 
@@ -37,7 +37,7 @@ class SlabPtr(int):
     HandleTypeError
         If the handle is no integer.
     ForeignHandleError
-        If it is outside of 0 .. 2**63 - 1.
+        If the handle is outside of 0 .. 2**63 - 1.
     RecordTypeError
         If `cache` is no SlabCache.
     ClosedError
@@ -63,7 +63,7 @@ class SlabPtr(int):
         number = as_integer(handle)
         if not 0 <= number < 1 << 63:
             raise ForeignHandleError(f"{shown(number)} is no handle: 1 .. 2**63 - 1")
-        if not issubclass(type(cache), SlabCache):  # a weak proxy, which says it is one, would not keep it
+        if not issubclass(type(cache), SlabCache):  # a weak proxy, which passes isinstance, would not keep the cache
             raise RecordTypeError(f"a SlabPtr is of a SlabCache, got {type(cache).__name__}")
         cache._need_opened()
         return bind(number, cache, cls)
@@ -98,7 +98,7 @@ class SlabPtr(int):
         return not self._cache.closed and self in self._cache
 
     def __repr__(self) -> str:
-        """Say what it is; `str`, `format` and JSON have the number."""
+        """Show handle and cache; `str`, `format` and JSON show the number."""
         return f"<SlabPtr {int(self):#x} of cache {self._cache.name!r}>"
 
     __str__ = int.__repr__
@@ -108,7 +108,7 @@ class SlabPtr(int):
         return self
 
     def __deepcopy__(self, memo: Any) -> SlabPtr:
-        """Return itself: the copy names the same record."""
+        """Return itself, as `__copy__`."""
         return self
 
     def __reduce_ex__(self, protocol: Any) -> tuple[type[int], tuple[int]]:

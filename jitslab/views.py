@@ -1,8 +1,8 @@
 """
-What users are shown of slabs, slots, nodes, caches and allocators: snapshots, taken when they are made.
+Snapshots of slabs, slots, nodes, caches and allocators, taken when they are made.
 
-`SlabPage`, `SlabState` and `SlabObject` show one slab and one slot; `SlabNode`, `ClassStats` and `SizeStats` count; `LiveReport`
-lists what is live.
+`SlabPage` and `SlabObject` show one slab and one slot, `SlabNode`, `ClassStats` and `SizeStats` count, and `LiveReport` lists
+live records.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SlabPage:
     capacity : int
         Slots, a power of two.
     colour : int
-        Slot, 0 to capacity - 1, where the first record of a new slab goes.
+        Slot of the first record of a new slab, 0 to capacity - 1.
     node : int
         NUMA node that its memory is asked for on; of an interleaved cache, the first.
     live : ndarray of bool, shape (capacity,)
@@ -72,7 +72,7 @@ class SlabPage:
 
 
 class SlabPages(Sequence[SlabPage]):
-    """The slabs of a cache, node by node: a sequence that makes each `SlabPage` when it is asked for."""
+    """The slabs of a cache, node by node: a sequence that makes a `SlabPage` when it is indexed."""
 
     def __init__(self, slabs: Sequence[range], make: Callable[[int], SlabPage]) -> None:
         self._slabs = slabs
@@ -257,14 +257,14 @@ class SizeStats:
 @dataclass(frozen=True)
 class LiveCache:
     """
-    What is live in one cache.
+    Live records of one cache.
 
     Attributes
     ----------
     allocator : str
         Name of the allocator whose cache it is; empty for a cache that was made directly.
     name : str
-        Name of the cache, or what its raw memory is.
+        Name of the cache, or the kind of its raw memory.
     count : int
         Records, or pieces of raw memory, that are live.
     bytes : int
@@ -292,19 +292,19 @@ class LiveCache:
     def __str__(self) -> str:
         """One line."""
         name = f"{self.allocator}/{self.name}" if self.allocator else self.name
-        shown = ", ".join(f"{h:#x}" for h in self.handles) + (", ..." if self.count > len(self.handles) else "")
-        return f"{name}: {self.count:,} live, {self.bytes:,} bytes: {shown}"
+        handles = ", ".join(f"{h:#x}" for h in self.handles) + (", ..." if self.count > len(self.handles) else "")
+        return f"{name}: {self.count:,} live, {self.bytes:,} bytes: {handles}"
 
 
 @dataclass(frozen=True)
 class LiveReport:
     """
-    What is live in the caches of an allocator, or of the process; false when nothing is.
+    Live records in the caches of an allocator, or of the process; false if there are none.
 
     Attributes
     ----------
     caches : tuple of LiveCache
-        One for each cache in which something is live, the most bytes first.
+        One for each cache with live records, the most bytes first.
 
     Examples
     --------
@@ -343,5 +343,5 @@ class LiveReport:
 
 
 def make_report(found: list[LiveCache]) -> LiveReport:
-    """Put the caches together in which something is live."""
+    """Return the report of the caches that have live records."""
     return LiveReport(tuple(sorted((cache for cache in found if cache.count), key=lambda cache: -cache.bytes)))

@@ -669,7 +669,7 @@ def test_child_of_fork_has_an_allocator_of_its_own(alloc):
     inside, leave = threading.Event(), threading.Event()
 
     def hold_the_lock():
-        with jitslab._names.naming():
+        with jitslab._names.names_lock():
             inside.set()
             leave.wait()
 

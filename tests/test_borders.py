@@ -161,7 +161,7 @@ def test_closed_cache_has_no_odd_generation_where_memory_cannot_be_given_back():
     """The system refuses it for pages that are locked."""
     cache = jitslab.SlabCache("locked", LINE, capacity=100_000)
     cache.alloc_many(5000)
-    words = np.frombuffer(cache._words, np.uint32)
+    words = np.frombuffer(cache._generations, np.uint32)
     first = -(-words.ctypes.data // 4096) * 4096
     locked = ctypes.c_void_p(first), ctypes.c_size_t(8192)
     assert ctypes.CDLL(None).mlock(*locked) == 0

@@ -1116,7 +1116,9 @@ print(*map(float, values))
 cache.check()
 h = cache.alloc()
 cache[h] = (1.5, 2, (3, 4, 5), (6, (7.0, 8.0)), b"abc")
-print(cache[h], repr(cache[h]) == repr(cache.gather([h]).astype(node)[0]), cache.records.dtype == node)
+plain = cache.gather([h]).astype(node)[0]
+print(str(cache[h]) == str(plain), repr(cache[h]) == repr(plain), cache.records.dtype == node)
+print(plain["value"].item(), *(plain[name].tolist() for name in ("next", "data", "shape")), plain["dtype"]["base"].tolist())
 try:
     cache[h].nothing = 1
 except AttributeError as error:
@@ -1126,7 +1128,8 @@ except AttributeError as error:
 
     assert expected[0] == disabled[0]
     assert disabled[1:] == [
-        "(1.5, 2, [3, 4, 5], (6, [7.0, 8.0]), b'abc') True True",
+        "True True True",
+        "1.5 2 [3, 4, 5] b'abc' [7.0, 8.0]",
         "the record has no field 'nothing'",
     ]
     assert expected[1] == disabled[1]

@@ -1,6 +1,7 @@
 """Dtypes that NumPy calls equal and are not the same, and fields of sorts that Numba, or NumPy itself, has trouble with."""
 
 import itertools
+import re
 
 import numba
 import numpy as np
@@ -239,6 +240,30 @@ def test_text_field_that_holds_no_text_is_refused_when_it_is_read(order):
         it.texts[:] = "ef"
         assert ("a", "\U0010ffff\ud800", ["b", "cd"]) == (it.text, it.at.text, batch.text.tolist())
         assert "text='a'" in repr(it)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_arrays_and_records_with_text_are_refused_by_their_dtype(order):
+    """It says why; and what is in them may be no text."""
+    dtype = np.dtype([("text", f"{order}U2")])
+    garbage = np.frombuffer(np.full(3 * dtype.itemsize, 1, np.uint8), dtype)
+    plain = np.dtype([("n", "i4"), ("tag", "S2")])
+    with jitslab.SlabCache("shown", plain, capacity=4) as cache, cache.allocate() as it:
+        for value, text in (
+            (garbage["text"], f"ndarray of {dtype['text']}"),
+            (garbage, f"ndarray of {dtype}"),
+            (garbage[0], f"void of {dtype}"),
+            (np.array([b"a"]), "ndarray of |S1"),
+        ):
+            with pytest.raises((jitslab.FieldTypeError, jitslab.ArrayError)) as caught:
+                it.n = value if value.shape == () else value[:1].reshape(())
+            assert f"field 'n' takes an integer -2147483648 .. 2147483647, got {text}" == str(caught.value)
+        with pytest.raises(jitslab.FieldRangeError, match=r"^field 'tag' takes at most 2 bytes, got ndarray of \|S3$"):
+            it.tag = np.array(b"abc")
+        with pytest.raises(jitslab.FieldNameError, match=r"^a field is named by a str, got ndarray of \|S3$"):
+            it[np.array(b"abc")] = 1
+        with pytest.raises(jitslab.LayoutError, match=f"^init must be one record of .*, got ndarray of {re.escape(str(dtype))}$"):
+            jitslab.SlabCache("shown", plain, capacity=4, init=garbage)
 
 
 def test_texts_of_no_width_hold_the_empty_one():

@@ -270,7 +270,7 @@ def test_million_random_handles_are_refused_and_change_nothing(cache):
     live = np.sort(cache.alloc_many(60))
     cache.records["y"][cache.slots(live)] = np.arange(60)
     before = cache.gather(live).tobytes()
-    words = bytes(Inside(cache).words)
+    words = bytes(Inside(cache).generations)
     rng = np.random.default_rng(7)
     handles = rng.integers(-(1 << 63), 1 << 63, 1_000_000, np.int64)
     near = rng.random(handles.size) < 0.5
@@ -281,7 +281,7 @@ def test_million_random_handles_are_refused_and_change_nothing(cache):
         cache.free_many(handles)
 
     assert handles.size == len(caught.value.positions)
-    assert words == bytes(Inside(cache).words)
+    assert words == bytes(Inside(cache).generations)
     assert before == cache.gather(live).tobytes()
     assert 60 == len(cache)
     with pytest.raises(jitslab.HandleError) as caught:
@@ -609,8 +609,11 @@ def test_wrong_init_is_refused():
         make("bad", XY, capacity=1, init=(1, 2))
     with pytest.raises(jitslab.LayoutError, match=r"^init is no record of "):
         make("bad", XY, capacity=1, init=(10**5000, 2, 3))
-    with pytest.raises(jitslab.LayoutError, match=r"^init must be one record of "):
-        make("bad", XY, capacity=1, init=np.zeros(2, XY))
+    text = f"init must be one record of {XY}, got ndarray of {XY}"
+    refused(jitslab.LayoutError, text, make, "bad", XY, capacity=1, init=np.zeros(2, XY))
+    many = np.dtype([(f"field{i}", "i4") for i in range(30)])
+    text = f"init must be one record of {XY}, got ndarray of {str(many)[:77]}..."
+    refused(jitslab.LayoutError, text, make, "bad", XY, capacity=1, init=np.zeros(2, many))
     with pytest.raises(jitslab.LayoutError, match=r"^init must be one record of "):
         make("bad", XY, capacity=1, init=np.zeros((), XY.newbyteorder(">"))[()])
     with pytest.raises(jitslab.LayoutError, match=r"^init is no record of "):
@@ -878,7 +881,7 @@ def test_check_of_a_cache_that_is_closed_meanwhile_finds_no_law_broken(monkeypat
         cache.close()
         return 1 << 32
 
-    monkeypatch.setattr(jitslab.cache.recover, "check_laws", close_and_find)
+    monkeypatch.setattr(jitslab.cache, "check_laws", close_and_find)
     with pytest.raises(jitslab.ClosedError, match="^cache 'checked' is closed$"):
         cache.check()
 

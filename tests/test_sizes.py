@@ -618,7 +618,7 @@ def test_tuned_table_is_never_worse_than_the_fixed_one(sizes, most):
     assert len(table) <= most
     assert table == sorted(set(table))
     assert table[-1] == LARGEST
-    assert set(classes.GUARDS) <= set(table)
+    assert set(classes.OCTAVE_CLASSES) <= set(table)
 
 
 @settings(max_examples=40, deadline=None)
@@ -626,11 +626,11 @@ def test_tuned_table_is_never_worse_than_the_fixed_one(sizes, most):
 def test_tuned_table_is_the_best_there_is(sizes, spare):
     """Compared with every choice of so many classes."""
     unique, counts = classes.as_counts(sizes)
-    candidates = sorted({*(classes.as_class(size) for size in sizes), *range(16, 128, 16)} - set(classes.GUARDS))
-    tables = [[*classes.GUARDS, *chosen] for k in range(spare + 1) for chosen in itertools.combinations(candidates, k)]
+    candidates = sorted({*(classes.as_class(size) for size in sizes), *range(16, 128, 16)} - set(classes.OCTAVE_CLASSES))
+    tables = [[*classes.OCTAVE_CLASSES, *chosen] for k in range(spare + 1) for chosen in itertools.combinations(candidates, k)]
     best = min(classes.used_bytes(table, unique, counts) for table in tables)
 
-    assert classes.used_bytes(classes.best_table(unique, counts, len(classes.GUARDS) + spare), unique, counts) == best
+    assert classes.used_bytes(classes.best_table(unique, counts, len(classes.OCTAVE_CLASSES) + spare), unique, counts) == best
 
 
 def test_tuning_keeps_what_is_live(memory):

@@ -128,7 +128,7 @@ def test_closed_cache_has_no_odd_generation(capacity):
     """Nor on the page that it keeps."""
     cache = jitslab.SlabCache("shut", LINE, capacity=capacity)
     cache.alloc_many(5000 if capacity > 5000 else capacity)
-    words = np.frombuffer(cache._words, np.uint32, 10_000)
+    words = np.frombuffer(cache._generations, np.uint32, 10_000)
     assert words.any()
     cache.close()
 

@@ -58,14 +58,14 @@ def used():
 def small_space():
     """An address space that is as good as used up: call it with the bytes that are to be left for caches."""
     process = this_process().row
-    before = process["address_space"][0], process["most"][0]
+    before = process["address_space"][0], process["most_rows"][0]
 
     def leave(n):
         let_kept_go(this_process().address)
-        process["addresses"] = (used() + n) * 128 // 127
+        process["address_space"] = (used() + n) * 128 // 127
 
     yield leave
-    process["addresses"], process["most"] = before
+    process["address_space"], process["most_rows"] = before
 
 
 # --- Slots in reserve, for those that are retired ---
@@ -150,7 +150,7 @@ def test_nodes_wear_out_one_by_one():
         state = cache._block.state
         while n < 1000 and (handle := alloc(cache)) != NULL:
             slot = handle & 0xFFFFFFFF
-            np.frombuffer(cache._words, np.uint32)[slot] = LAST
+            np.frombuffer(cache._generations, np.uint32)[slot] = LAST
             cache.free((LAST >> 1) << 32 | slot)
             n += 1
 

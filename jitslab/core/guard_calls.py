@@ -59,6 +59,7 @@ from .calls import call as call_entry
 from .calls import my_heap
 from .heap import alloc_any, free_any, is_live
 from .layout import NULL, SLOT_MASK, Control, Heap, control_at, names_of, offset_of, row
+from .scan import find_refused
 
 # --- The objects ---
 
@@ -652,7 +653,13 @@ def functions() -> dict[str, int]:
 
 @cached
 def owner_maker(base: type) -> Any:
-    """Return what makes an Owner of a cache, an array, and the address of its data; `base` has the method ``_never_freed(n)``."""
+    """
+    Return what makes an Owner of a cache, an array, and the address of its data; `base` has the method ``_never_freed(n)``.
+
+    What the ends of an Owner call is loaded with the first one: before any has handles.
+    """
+    for entry in (alloc_owned, find_refused, free_owned, take_owned):
+        entry.compile()
     at = _cpython.addresses_of(write_owner_functions, OWNER_FUNCTIONS)
     slots = {"dealloc": at["owner_dealloc"], "traverse": at["traverse"]}
     members = (

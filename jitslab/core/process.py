@@ -626,7 +626,7 @@ _PLACES = ((sys.modules[__name__], "_first"), *COMPILE_LOCKS)
 
 
 class _Held(threading.local):
-    """The locks that a thread which forks has taken."""
+    """The locks that a thread which forks takes: each is noted before it is taken, so that none is held that is not noted."""
 
     def __init__(self) -> None:
         self.locks: list[Any] = []
@@ -639,23 +639,32 @@ def _take_locks() -> None:
     """Before a fork: let others end their compiles."""
     for place, name in _PLACES:
         lock = getattr(place, name)
-        lock.acquire()
-        _held.locks.append(lock)
+        if not lock._is_owned():  # else the thread forks while it compiles
+            _held.locks.append(lock)
+            lock.acquire()
 
 
-def _give_locks() -> None:
-    """After it: go on."""
-    while _held.locks:
-        _held.locks.pop().release()
+def _release() -> None:
+    """After it: release the locks that are noted, as far as they were had; all of them, also if an exception comes."""
+    try:
+        while _held.locks:
+            if _held.locks[-1]._is_owned():
+                _held.locks[-1].release()
+            _held.locks.pop()
+    finally:
+        if _held.locks:
+            _release()
 
 
 def _renew_locks() -> None:
     """In the child: make those anew that could not be had, as by Ctrl-C; no thread is there to give them back."""
     for place, name in _PLACES:
-        if getattr(place, name) not in _held.locks:
+        if not getattr(place, name)._is_owned():
             setattr(place, name, threading.RLock())
-    _give_locks()
+    _release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_take_locks, after_in_parent=_give_locks, after_in_child=_renew_locks)
+    os.register_at_fork(before=_take_locks)
+    for _ in range(2):  # an exception that comes as the first begins, as by Ctrl-C during the fork, is none to the second
+        os.register_at_fork(after_in_parent=_release, after_in_child=_renew_locks)

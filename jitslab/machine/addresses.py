@@ -91,9 +91,11 @@ def need_room_for_code() -> None:
     except CacheFullError as error:
         raise CacheFullError(f"the system gives no memory to load machine code: {error}") from error
     step = 2 * page_bytes
-    if not all(make_readable(address + k * step, page_bytes) for k in range(CODE_MAPPINGS // 2)):
-        raise CacheFullError("the system gives no mappings to load machine code: the process has as many as it may")
+    has_room = all(make_readable(address + k * step, page_bytes) for k in range(CODE_MAPPINGS // 2))
+    make_usable(address, CODE_BYTES)  # one mapping again: at the limit parts may not be unmapped
     del memory
+    if not has_room:
+        raise CacheFullError("the system gives no mappings to load machine code: the process has as many as it may")
 
 
 def address_limit() -> int:

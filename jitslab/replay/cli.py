@@ -81,7 +81,7 @@ def refuse(line: str) -> int:
 
 
 def run_record(options: argparse.Namespace) -> int:
-    """Record a trace; what is told goes to the error stream, the output is the command's."""
+    """Record a trace; messages go to the error stream, the output is the command's."""
     made, lost = recorder.record(options.run, Path(options.out).absolute().parent)
     trace.save(options.out, made)
     sys.stderr.write(f"{options.out}: {len(made.events)} events of {len(made.caches)} caches, {lost} lost\n")
@@ -128,11 +128,11 @@ def run_replay(options: argparse.Namespace) -> int:
     return 1 if outcome.mismatches else 0
 
 
-# --- What is printed ---
+# --- Output ---
 
 
 def as_object(path: str, loaded: trace.Trace, outcome: replay.Outcome, threads: int) -> dict[str, Any]:
-    """Return what `--json` prints; times are nanoseconds an operation."""
+    """Return the object that `--json` prints; times are nanoseconds an operation."""
     ns = {side: {"first": outcome.first(side), "later": outcome.later(side)} for side in outcome.passes}
     return {
         "version": __version__,

@@ -1,10 +1,10 @@
 """
-The compiled loops of a replay: events on slab caches, and the same events on the process's malloc.
+The compiled loop of a replay: the events of a trace on slab caches or an allocator, and on the process's malloc.
 
-Above `heap` and `raw`, below `replay`.  An event is the word ``object << 32 | cache * ROW | op``; `rows` is the thread's own
-table of the caches, `handles` the handles by object number that all threads share, 0 where there is none yet.
+An event is the word ``object << 32 | cache * ROW | op``.  `rows` is the thread's own table of the caches.  `handles` has the
+handle of each object, 0 before its alloc; all threads share it.
 
-Both loops do the same work around the allocator: load the event, write or verify the stamp, publish or look up the handle.
+Around the allocator the work is equal on both sides: load the event, write or verify the stamp, publish or look up the handle.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ from ..sizes import kernels as raw
 
 ROW = 64  # bytes of a cache's row in a thread's table: words CONTROL .. SIZE
 CONTROL, HEAP, STRIDE, WIDTH, SIZE = range(5)  # WIDTH: bytes of a stamp
-BLOCK, SIZES, FILL = 0, 1, 2  # words of the one row of a trace of malloc: the allocator; u4 sizes by object; 1: touch every byte
+ALLOCATOR, SIZES, FILL = (
+    0,
+    1,
+    2,
+)  # words of the one row of a trace of malloc: the allocator; u4 sizes by object; 1: touch every byte
 ROW_MASK = 0xFFFFFFC0
 REFUSED = -1  # handle of an object that there was no memory for
 _external: Any = types.ExternalFunction
@@ -107,11 +111,11 @@ def give_record(row: int, handle: int, obj: int) -> bool:
 
 
 @kernel
-def give_memory(block: int, ptr: int, size: int, width: int, obj: int) -> bool:
+def give_memory(allocator: int, ptr: int, size: int, width: int, obj: int) -> bool:
     """Verify the stamp of memory of an allocator and free it; whether both went well."""
-    at = raw.address(block, ptr, size)
+    at = raw.address(allocator, ptr, size)
     is_good = at != 0 and has_stamp(at, width, obj)
-    return raw.release(block, ptr, size) and is_good
+    return raw.release(allocator, ptr, size) and is_good
 
 
 @kernel
@@ -128,7 +132,7 @@ def loop(is_malloc: bool, has_caches: bool) -> Entry:
     @Entry
     def run(words: int, n: int, handles: int, rows: int, n_rows: int) -> int:
         """Run n events; returns how many frees found the object changed, or were refused."""
-        block, sizes, fill = load8(rows, BLOCK), load8(rows, SIZES), load8(rows, FILL)
+        allocator, sizes, fill = load8(rows, ALLOCATOR), load8(rows, SIZES), load8(rows, FILL)
         if has_caches and not is_malloc:
             find_heaps(rows, n_rows)
         bad = 0
@@ -143,7 +147,7 @@ def loop(is_malloc: bool, has_caches: bool) -> Entry:
                 elif has_caches:
                     handle, at = take_record(row)
                 else:
-                    handle, at = raw.allocate_at(block, size)
+                    handle, at = raw.allocate_at(allocator, size)
                 if unlikely(handle == NULL):
                     handle = REFUSED
                 else:
@@ -160,7 +164,7 @@ def loop(is_malloc: bool, has_caches: bool) -> Entry:
                 elif has_caches:
                     bad += not give_record(row, handle, obj)
                 else:
-                    bad += not give_memory(block, handle, size, width, obj)
+                    bad += not give_memory(allocator, handle, size, width, obj)
         return bad
 
     return run

@@ -59,7 +59,7 @@ def memory_now(field: str) -> int:
 
 
 def start_peak() -> None:
-    """Give back what malloc has free, and forget the peak so far, where the system can."""
+    """Have malloc give its free memory back, and forget the peak so far, if the system can."""
     if has_symbol("malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)
     if LINUX:

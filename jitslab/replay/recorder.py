@@ -1,7 +1,7 @@
 """
 Recording the kernel's own slab caches with perf, as a trace.
 
-Below `__main__`, beside `replay`.  ``perf record`` writes every alloc and free of the tracepoints of `kmem_cache_alloc` and
+``perf record`` writes every alloc and free of the tracepoints of `kmem_cache_alloc` and
 `kmem_cache_free` on all CPUs while a command runs; ``perf script`` prints them in the order of time, and `parse` reads it line by
 line.  Needs Linux 6.1 or later, perf, and the right to trace: root.
 """
@@ -32,14 +32,14 @@ LOST = re.compile(r"PERF_RECORD_LOST\D*(\d+)")
 
 def record(command: Sequence[str], directory: Path) -> tuple[Trace, int]:
     """
-    Run a command and record what the kernel's slab caches do meanwhile, on all CPUs.
+    Run a command and record the events of the kernel's slab caches meanwhile, on all CPUs.
 
     Parameters
     ----------
     command : sequence of str
-        The program and its arguments; what it prints is shown.
+        The program and its arguments; its output is shown.
     directory : Path
-        Where perf's data is kept until it is read: some 150 bytes an event.
+        Folder for perf's data until it is read: some 150 bytes an event.
 
     Returns
     -------
@@ -69,7 +69,7 @@ def record(command: Sequence[str], directory: Path) -> tuple[Trace, int]:
 
 
 def reason(text: str) -> str:
-    """Return the line of perf's message that says what is wrong."""
+    """Return the line of perf's message that has the reason."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line.removeprefix("Error:").strip() for line in lines if line.startswith("Error:")]
     return (errors or lines or ["it says nothing"])[0]
@@ -102,7 +102,7 @@ def parse(lines: Iterable[str]) -> tuple[Trace, int]:
     Parameters
     ----------
     lines : iterable of str
-        With CPU, event and what the tracepoint wrote; others are passed over.
+        With CPU, event and the text of the tracepoint; others are passed over.
 
     Returns
     -------

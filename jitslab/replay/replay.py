@@ -1,10 +1,10 @@
 """
 Replaying a trace: the same events on slab caches and on the process's malloc, every record stamped and verified.
 
-Above `events`, `cache` and `trace`.  `measure` is the main entry.  An alloc writes a stamp made from the object's number into the
-record, a free first verifies it.  Each side runs its events in one compiled loop that holds no GIL, in as many threads as wanted;
-a thread that frees what another has not allocated yet waits for it.  That cannot lock up: in the trace the alloc comes first, and
-every thread keeps the order of its own events.
+`measure` is the main entry.  An alloc writes a stamp made from the object's number into the record, and a free first verifies it.
+Each side runs its events in a compiled loop without the GIL, in any number of threads.  A thread that frees an object waits until
+another thread has allocated it.  That cannot lock up: in the trace the alloc comes first, and every thread keeps the order of its
+own events.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..errors import CacheFullError, TraceError
 from ..machine.compile import Entry
 from ..sizes.classes import SizeClasses
 from .loops import (
-    BLOCK,
+    ALLOCATOR,
     CONTROL,
     FILL,
     REFUSED,
@@ -54,7 +54,7 @@ def stamp_bytes(size: int) -> int:
 
 
 def record_dtype(size: int) -> np.dtype[Any]:
-    """Return the dtype of a record of `size` bytes: a stamp, and what is left."""
+    """Return the dtype of a record of `size` bytes: a stamp, and the other bytes."""
     width = stamp_bytes(size)
     fields: list[Any] = [("stamp", f"u{width}")]
     if size > width:
@@ -170,7 +170,7 @@ class Replay:
         return int((self._most * self.trace.caches["size"].astype(np.int64)).sum())
 
     def _open(self, stack: ExitStack, thread: npt.NDArray[Any]) -> None:
-        """Open what the events run on."""
+        """Open the caches."""
         self.caches = [
             stack.enter_context(SlabCache(str(name), record_dtype(int(size)), capacity=max(int(n), 1)))
             for (name, size), n in zip(self.trace.caches, self._most, strict=True)
@@ -185,11 +185,11 @@ class Replay:
         self._stack.close()
 
     def slabs(self) -> Pass:
-        """Run the events on what is ours, take `slabinfo`, check all of it, and free what is live."""
+        """Run the events on caches or the allocator, take `slabinfo`, check the laws, and free live objects."""
         return self._run_and_drain(self._entries["jitslab"], self._look)
 
     def malloc(self) -> Pass:
-        """Run the events on the process's malloc and free what is live."""
+        """Run the events on the process's malloc, and free live objects."""
         return self._run_and_drain(self._entries["malloc"], lambda: None)
 
     def touch(self) -> None:
@@ -203,10 +203,10 @@ class Replay:
 
     def steps(self, side: str, count: int) -> Iterator[tuple[int, int]]:
         """
-        Run the events once on "jitslab" or "malloc" as `events_of`, in `count` even steps, then free what is live.
+        Run the events once on "jitslab" or "malloc" as `events_of`, in `count` even steps, then free live objects.
 
-        What it takes is prepared before it returns; the iterator gives (events done, mismatches so far) after each step, and
-        again when all is freed.
+        The steps are prepared before it returns.  The iterator gives (events done, mismatches so far) after each step, and again
+        when all objects are freed.
         """
         ends = [len(self.trace.events) * step // count for step in range(1, count + 1)]
         cuts = [np.searchsorted(np.flatnonzero(self._thread == t), [0, *ends]) for t in range(len(self._tables))]
@@ -214,7 +214,7 @@ class Replay:
         return self._run_steps(self._entries[side], ends, steps)
 
     def _run_steps(self, entry: Entry, ends: list[int], steps: list[list[Words]]) -> Iterator[tuple[int, int]]:
-        """Run each thread's events of every step, and free what is live."""
+        """Run each thread's events of every step, and free live objects."""
         bad = 0
         self._handles[:] = 0
         for done, programs in zip(ends, steps, strict=True):
@@ -229,7 +229,7 @@ class Replay:
             cache.check()
 
     def _run_and_drain(self, entry: Entry, at_end: Callable[[], None]) -> Pass:
-        """Run the events, call `at_end`, and free what is live."""
+        """Run the events, call `at_end`, and free live objects."""
         _ = entry.address  # compiled before the clock runs
         self._handles[:] = 0
         faults = page_faults()
@@ -277,7 +277,7 @@ class MallocReplay(Replay):
     trace : Trace
     threads : int, default 1
     allocator : SizeClasses, optional
-        What to run it on; without it, a new one.
+        Runs the events; without it, a new one.
     fill : bool, default False
         Zero all bytes of every object: a program would use them, and so each side's pages come to be counted.
     """
@@ -320,7 +320,7 @@ class MallocReplay(Replay):
     def _table(self) -> Words:
         """Return one thread's table: one row."""
         table = np.zeros((1, ROW // 8), np.int64)
-        table[0, [BLOCK, SIZES, FILL]] = self.allocator._address, self._sizes.ctypes.data, int(self._fill)
+        table[0, [ALLOCATOR, SIZES, FILL]] = self.allocator._address, self._sizes.ctypes.data, int(self._fill)
         return table
 
     @property
@@ -342,7 +342,7 @@ def make(trace: Trace, threads: int) -> Replay:
 @dataclass(frozen=True)
 class Outcome:
     """
-    What a replay measured.
+    The measurements of a replay.
 
     Attributes
     ----------
@@ -353,7 +353,7 @@ class Outcome:
     waste : float, optional
         Of a trace of malloc: share of the bytes given out that nobody asked for.
     peak : dict of str to int, optional
-        Of a trace of malloc: most bytes of memory that the events took on each side, where they were measured (`peak_bytes`).
+        Of a trace of malloc: most bytes of memory that the events took on each side, if they were measured (`peak_bytes`).
     """
 
     slabinfo: list[SlabInfo]
@@ -386,7 +386,7 @@ def measure(trace: Trace, threads: int = 1, repeat: int = 5, tick: Callable[[], 
     Parameters
     ----------
     trace : Trace
-        What to replay.
+        The trace.
     threads : int, default 1
         As of `Replay`.
     repeat : int, default 5

@@ -1,9 +1,9 @@
 """
-Allocation traces: the file, what is refused, and how one is cut.
+Allocation traces: their files, the checks of a file, and cuts.
 
-Below `replay`.  A trace is an .npz file of two arrays: `caches` (name, bytes of an object; none in a trace of malloc) and
-`events`, one a row, in the order in which they happened.  A free names an object that was allocated before; what is never freed
-is live at the end.  The file is a stranger's: `load` believes nothing in it, and nothing runs before all of it was looked at.
+A trace is an .npz file of two arrays: `caches` (name, bytes of an object; no rows in a trace of malloc) and `events`, one a row,
+in the order in which they happened.  A free names an object that was allocated before; an object that is never freed is live at
+the end.  The file is a stranger's: `load` checks all of it, and no event runs before.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def load(path: str | os.PathLike[str]) -> Trace:
     Raises
     ------
     TraceError
-        If it is no trace, or does not hold together.
+        If the file is no trace, or does not hold together.
 
     Examples
     --------
@@ -152,7 +152,7 @@ def load(path: str | os.PathLike[str]) -> Trace:
         raise TraceError(f"{where}: {error}") from None
     except FileNotFoundError:
         raise TraceError(f"{where}: no such file") from None
-    except Exception as error:  # zipfile, its decompressors and NumPy raise a dozen kinds on what is not theirs
+    except Exception as error:  # zipfile, its decompressors and NumPy raise a dozen kinds for a foreign file
         raise TraceError(f"{where}: no trace: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
     trace = Trace(*tables)
     try:

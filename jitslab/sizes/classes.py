@@ -1,7 +1,7 @@
 """
 `SizeClasses`: raw memory by size, from Python.
 
-Above `sizetype`, `classes` and `cache`.  Every method validates, calls a cache or a kernel, and raises what that answered.
+Every method validates its arguments, calls a cache or a kernel, and turns the answer into a result or an exception.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._closable import Closable
-from .._names import naming
+from .._names import names_lock, need_name
 from .._validate import as_integer
 from ..cache import NEVER, SlabCache, counts_of
 from ..core.geometry import record_stride, slab_shape
@@ -51,9 +51,7 @@ from ..machine.addresses import (
 from ..machine.holder import Holder, bind, hold
 from ..machine.owner import owner
 from ..views import ClassStats, SizeStats
-from . import kernels as raw
-from . import layout as rawlayout
-from . import table as classes
+from . import kernels, layout
 from .large import drop_retained, pin_pages, unpin_pages
 from .layout import (
     CLASS,
@@ -72,46 +70,46 @@ from .layout import (
 )
 from .njit import SizeClassesType, size_classes_type
 from .range import ClassMemory, PlannedClass, dtype_of, memory_of, plan_classes
-from .table import Tuning
+from .table import ODD_FROM, Tuning, as_counts, best_table, fixed_table, used_bytes, waste
 
 Bytes = npt.NDArray[np.uint8]
 
 SLOTS = 1 << 32
 RESERVED_SMALL = 8 << 30  # most bytes of a class of up to 1 KiB: more would leave no slot numbers for tuned classes
 RESERVED = 16 << 30  # most bytes of a larger one
-ALL_SHIFT = 4  # so much of a cache's share of the address space is a class's where all classes are opened at once
-SPARE = HEAPS * MAGAZINE_SLOTS  # slots of a class, at least, where there is room: some will be retired
+ALL_SHIFT = 4  # if all classes are opened at once, each has 1/16 of a cache's share of the address space
+SPARE = HEAPS * MAGAZINE_SLOTS  # least slots of a class if there is room, since some will be retired
 MOST_LARGE = 1 << 16  # mappings of a Linux process by default
 _numbers = itertools.count(1)  # of arrays that keep pages mapped
 
 
-class _Pages:
+class LargePages:
     """The pages of one piece of large memory, seen by NumPy: they stay mapped while an array shows them."""
 
     __slots__ = ("__array_interface__", "__weakref__", "_owner")
 
-    def __init__(self, parts: _Parts, ptr: int, size: int) -> None:
+    def __init__(self, parts: AllocatorMemory, ptr: int, size: int) -> None:
         words = np.array([0, parts.address, ptr, next(_numbers), 0, round_up(size, page_bytes)], np.int64)
         self._owner = owner(unpin_pages, words, parts.memory)
         pages = pin_pages(words.ctypes.data, size)  # 0: they could not be had
         self.__array_interface__: dict[str, Any] = {"shape": (size,), "typestr": "|u1", "data": (pages, False), "version": 3}
 
 
-class _Parts:
-    """What an allocator consists of; large memory goes back to the system when it is closed, or with the memory of its tables."""
+class AllocatorMemory:
+    """The tables and caches of an allocator; its large memory goes back to the system when it is closed, or with the tables."""
 
     __slots__ = ("address", "caches", "large", "memory", "placement", "plans", "rows")
 
     def __init__(self, memory: npt.NDArray[np.uint8], address: int, large: SlabCache, placement: numa.Placement) -> None:
         self.memory, self.address, self.large, self.placement = memory, address, large, placement
-        self.rows = memory[rawlayout.CLASSES : rawlayout.CLASS_OF_PLACE].view(CLASS)
-        self.plans = memory[rawlayout.PLANS : rawlayout.PLANS + MAX_CLASSES * PLAN.itemsize].view(PLAN)
-        self.caches: list[ClassCache | None] = [None]  # by row of the class, those that Python has needed so far
+        self.rows = memory[layout.CLASSES : layout.CLASS_OF_PLACE].view(CLASS)
+        self.plans = memory[layout.PLANS : layout.PLANS + MAX_CLASSES * PLAN.itemsize].view(PLAN)
+        self.caches: list[ClassCache | None] = [None]  # by row of the class; None if Python has not needed it yet
 
     def place_of(self, row: int) -> HeapPlace:
         """Where the heaps of a class are."""
-        region = self.address + rawlayout.HEAPS_AT
-        return HeapPlace(self.memory, region, region + row * HEAP_BYTES, rawlayout.THREAD_BYTES, int(self.rows[row]["ptr_base"]))
+        region = self.address + layout.HEAPS_AT
+        return HeapPlace(self.memory, region, region + row * HEAP_BYTES, layout.THREAD_BYTES, int(self.rows[row]["ptr_base"]))
 
     def open_memory(self, row: int) -> CacheMemory | None:
         """Return the memory of a class that was opened by its plan; None: it was not."""
@@ -142,11 +140,11 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
     name : str, default "memory"
         For messages and tables.
     capacity : int, optional
-        Bytes of each class that can be live at once.  Without it 8 GiB, of classes above 1 KiB 16 GiB or 131,072 pieces; where
-        the address space is small or in use, an eighth of what is left of it when the class is first used, up to 1 GiB.
+        Bytes of each class that can be live at once.  Without it 8 GiB; for classes above 1 KiB 16 GiB or 131,072 pieces.  If
+        the address space is small or in use, an eighth of its free part at the first use of the class, up to 1 GiB.
     policy, strict, nodes, keep_empty
-        Where the memory lies on a machine with several NUMA nodes, and whether empty slabs stay, as of `SlabCache`.  Large
-        memory of the local policy lies where it is first written to.  With n nodes a class holds 1/(2 n) of the above on each.
+        NUMA nodes of the memory, and whether empty slabs stay, as of `SlabCache`.  Large memory of the local policy lies on the
+        node that first writes to it.  With n nodes a class holds 1/(2 n) of the above on each.
     observe : bool, default False
         Count the sizes that are asked for, for `tune`; it takes every operation through its slow path, some 10 ns.
 
@@ -159,12 +157,12 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
 
     Notes
     -----
-    60 classes: steps of 16 bytes up to 128, then four to a doubling, up to 1 MiB; at most 20 % (up to 128 bytes: 15 bytes)
-    of what is given out was not asked for.  Addresses are multiples of 16, of tuned classes of 8, or of `align`.  Larger
-    memory is pages of its own: some microseconds.  All else costs O(1): some 2 ns in compiled code.
+    60 classes: steps of 16 bytes up to 128, then four to a doubling, up to 1 MiB.  At most 20 % of the bytes given out were not
+    asked for, up to 128 bytes at most 15 bytes.  Addresses are multiples of 16, of tuned classes of 8, or of `align`.  Larger
+    memory has pages of its own, and takes some microseconds.  All else is O(1), some 2 ns in compiled code.
 
-    An allocator takes 0.5 ms to make, and 75 KiB.  A class is opened when it is first used, by compiled code or Python: that
-    takes some 10 us and one or two pages besides its records', and is seen from Python, at its first use there, in 50 us.
+    An allocator takes 0.5 ms to make, and 75 KiB.  Compiled code or Python opens a class when it first uses it: that takes some
+    10 us, and one or two pages beside those of the records.  The first use from Python takes 50 us more.
 
     Examples
     --------
@@ -213,8 +211,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
     ) -> None:
         if hasattr(self, "_numba_type_"):
             raise SlabError(f"{self!r} is open already")
-        if not isinstance(name, str) or not name:
-            raise CapacityError(f"an allocator is named by a string that is not empty, got {shown(name)}")
+        need_name("an allocator", name)
         if capacity is not None:
             try:
                 capacity = operator.index(capacity)
@@ -236,16 +233,16 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
             self._placement = self._placement.undivided()  # one array set needs less
             self._of_caches["nodes"] = 1  # all caches of an allocator have as many
             self._make()
-        self._numba_type_ = size_classes_type  # last: who has it is open
+        self._numba_type_ = size_classes_type  # last: an allocator with a Numba type is open
         self._see_observed(bool(observe))
 
     def _make(self) -> None:
         """Make the block, and the classes of the fixed table."""
         self._make_block()
-        self._use([(low, high, False) for low, high in itertools.pairwise([0, *classes.fixed_table()])])
+        self._switch_table([(low, high, False) for low, high in itertools.pairwise([0, *fixed_table()])])
 
     def _forget_block(self) -> None:
-        """Let what `_make_block` made go, with its addresses."""
+        """Drop all that `_make_block` made, with its addresses."""
         hold(self, 0, None)
         for name in ("_parts", "_caches", "_rows", "_real", "_map", "_counts", "_block"):
             if hasattr(self, name):
@@ -253,37 +250,37 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
 
     def _make_block(self) -> None:
         """Lay the block, the rows and the maps out."""
-        for entry in (raw.close_sizes, drop_retained):
+        for entry in (kernels.close_sizes, drop_retained):
             entry.compile()  # while there is memory
         large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, **self._of_caches)
-        region = AnonymousRegion(rawlayout.SIZES_BYTES, large._block.bytes, end=raw.end_sizes)
+        region = AnonymousRegion(layout.SIZES_BYTES, large._block.bytes, end=kernels.end_sizes)
         memory = np.asarray(region)
         self._address = region.address
-        heaps, n_heaps = rawlayout.HEAPS_AT, rawlayout.SIZES_BYTES - rawlayout.HEAPS_AT
-        of_threads = rawlayout.THREAD_BYTES * HEAPS  # all can be looked at, each is made writable for who comes
-        granted = region.commit(0, rawlayout.HEAPS_AT) and region.let_read(heaps, of_threads)
+        heaps, n_heaps = layout.HEAPS_AT, layout.SIZES_BYTES - layout.HEAPS_AT
+        of_threads = layout.THREAD_BYTES * HEAPS  # all are readable; a thread makes its own writable
+        granted = region.commit(0, layout.HEAPS_AT) and region.let_read(heaps, of_threads)
         if not (granted and region.commit(heaps + of_threads, n_heaps - of_threads)):
             raise CacheFullError(f"the system gives no memory for the tables of allocator {self._name!r}")
         refuse_huge_pages(self._address + heaps, n_heaps)  # a thread needs some pages, far from the next one's
-        self._parts = _Parts(memory, self._address, large, self._placement)
+        self._parts = AllocatorMemory(memory, self._address, large, self._placement)
         self._caches = self._parts.caches
         self._bases: list[int] = [0]
         self._rows = self._parts.rows
-        self._real = memory[rawlayout.CLASS_OF_PLACE : rawlayout.CLASS_OF_PLACE + rawlayout.PLACES]
-        self._map = memory[rawlayout.HEAP_OF_PLACE : rawlayout.HEAP_OF_PLACE + 2 * rawlayout.PLACES].view(np.uint16)
+        self._real = memory[layout.CLASS_OF_PLACE : layout.CLASS_OF_PLACE + layout.PLACES]
+        self._map = memory[layout.HEAP_OF_PLACE : layout.HEAP_OF_PLACE + 2 * layout.PLACES].view(np.uint16)
         self._table = self._real.tobytes()
-        self._counts = memory[rawlayout.COUNTS : rawlayout.COUNTS + 8 * (LARGEST + 1)].view(np.int64)
-        self._owners: weakref.WeakValueDictionary[int, _Pages] = weakref.WeakValueDictionary()
+        self._counts = memory[layout.COUNTS : layout.COUNTS + 8 * (LARGEST + 1)].view(np.int64)
+        self._owners: weakref.WeakValueDictionary[int, LargePages] = weakref.WeakValueDictionary()
         block = memory[: SIZES.itemsize].view(SIZES)
         self._block = block[0]
         values: dict[str, Any] = {
-            "entries": raw.fill_table(),
+            "entries": kernels.fill_table(),
             "n_rows": 1,
             "nodes": len(self._placement.sets),
             "large": large._address,
             "large_base": SLOTS - large._block.geometry.slots,
         }
-        if len(self._placement.sets) == 1:  # else large memory lies where it is first written to
+        if len(self._placement.sets) == 1:  # else large memory lies on the node that first writes to it
             mask = np.frombuffer(node_mask(self._placement.nodes_of(0)), np.int64)
             values |= {"mode": self._placement.mode, "mask": mask}
         for field, value in values.items():
@@ -306,7 +303,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         align : int, optional
             The address is to be a multiple of this: a power of two up to 4,096.
         zero : bool, default False
-            Whether the memory is to hold zeros; else it holds whatever was there.
+            Whether the memory is to hold zeros; otherwise its contents are undefined.
 
         Returns
         -------
@@ -389,7 +386,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
 
     def realloc(self, ptr: int, old_size: int, new_size: int) -> int:
         """
-        Change the size of memory; what it holds is kept, up to the lesser size.
+        Change the size of memory; its contents are kept, up to the lesser size.
 
         Parameters
         ----------
@@ -403,7 +400,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         Returns
         -------
         int
-            The ptr from now on: the same where the memory could stay.  An alignment is kept only then.
+            The ptr from now on: the old one if the memory could stay.  An alignment is kept only then.
 
         Raises
         ------
@@ -423,8 +420,8 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         7
         """
         self._need_open()
-        number, old, new = as_integer(ptr), self._as_size(old_size), self._as_size(new_size)
-        answer = raw.realloc(self._address, number, old, new) if 0 < number < 1 << 63 else NULL
+        number, old, new = as_integer(ptr), as_size(old_size), as_size(new_size)
+        answer = kernels.realloc(self._address, number, old, new) if 0 < number < 1 << 63 else NULL
         if answer == NULL:
             self._locate(number, old)
             self._raise_full(new, int(self._real[place_of(new)]) if new <= LARGEST else 0)
@@ -444,8 +441,8 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         Returns
         -------
         ndarray of uint8, shape (size,)
-            Reads and writes the memory in place.  It keeps the addresses, not the content: after `free` it shows whatever
-            is there next, and what is written there harms the owner of that.
+            Reads and writes the memory in place.  It keeps the addresses, not the contents: after `free` it shows the next
+            contents of the memory, and a write there harms their owner.
 
         Raises
         ------
@@ -462,7 +459,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         4950.0
         """
         self._need_open()
-        number, n = as_integer(ptr), self._as_size(size)
+        number, n = as_integer(ptr), as_size(size)
         row, slot = self._locate(number, n)
         cache = self._cache(row)
         if cache is None:
@@ -471,7 +468,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         return cache._block.bytes[offset : offset + n]
 
     def bytes(self, ptr: int, size: int) -> Bytes:
-        """Return ``view(ptr, size)``: the name that compiled code uses, where Numba lets only arrays have a method `view`."""
+        """Return ``view(ptr, size)``; compiled code uses this name, since Numba lets only arrays have a method `view`."""
         return self.view(ptr, size)
 
     def address(self, ptr: int, size: int | None = None) -> int:
@@ -506,8 +503,8 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         """
         self._need_open()
         number = as_integer(ptr)
-        n = 0 if size is None else self._as_size(size)
-        at = raw.address_slow(self._address, number, n) if 0 < number < 1 << 63 else 0
+        n = 0 if size is None else as_size(size)
+        at = kernels.address_slow(self._address, number, n) if 0 < number < 1 << 63 else 0
         if at == 0:
             raise self._refusal(number, n)
         return at
@@ -515,40 +512,40 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
     def _allocate_slow(self, size: Any, align: Any, zero: bool) -> int:
         """`allocate` of everything that is not plain."""
         self._need_open()
-        n = self._as_size(size)
+        n = as_size(size)
         alignment = NATURAL if align is None else as_alignment(align)
         row = int(self._real[place_of(n)]) if n <= LARGEST else 0
         cache = self._cache(row) if row else self._parts.large
         if cache is not None:
             cache.raise_faults()
         if align is None or row == 0 or self._rows[row]["stride"] % alignment == 0:  # pages are aligned to themselves
-            ptr = (raw.allocate_zeros if zero and n > LARGEST else raw.allocate_slow)(self._address, n)
+            ptr = (kernels.allocate_zeros if zero and n > LARGEST else kernels.allocate_slow)(self._address, n)
         else:
-            row = self._aligned_row(raw.quarter_size(n, alignment))
-            ptr = raw.allocate_in(self._address, self._row_address(row))
+            row = self._aligned_row(kernels.quarter_size(n, alignment))
+            ptr = kernels.allocate_in(self._address, self._row_address(row))
         if ptr == NULL:
             self._raise_full(n, row)
         if cache is None:
             self._cache(row)  # it is open: from now on `allocate` finds it
         if zero and n <= LARGEST:
-            raw.zero(raw.address_slow(self._address, ptr, 0), n)
+            kernels.zero(kernels.address_slow(self._address, ptr, 0), n)
         return ptr
 
     def _free_slow(self, ptr: Any, size: Any) -> None:
-        """`free` where the class of the size refused the ptr, or there is none."""
+        """`free` if the class of the size refused the ptr, or there is none."""
         self._need_open()
-        number, n = as_integer(ptr), self._as_size(size)
+        number, n = as_integer(ptr), as_size(size)
         if n <= LARGEST:
-            self._cache(int(self._real[place_of(n)]))  # where compiled code opened it: from now on `free` finds it
-        if not 0 < number < 1 << 63 or not raw.free_slow(self._address, number, n):
+            self._cache(int(self._real[place_of(n)]))  # if compiled code opened it: from now on `free` finds it
+        if not 0 < number < 1 << 63 or not kernels.free_slow(self._address, number, n):
             raise self._refusal(number, n)
 
-    def _pages(self, ptr: int, size: int) -> _Pages:
+    def _pages(self, ptr: int, size: int) -> LargePages:
         """Return the object that keeps the pages of large memory mapped; one for all arrays on them."""
-        with naming():
+        with names_lock():
             pages = self._owners.get(ptr)
             if pages is None:
-                pages = _Pages(self._parts, ptr, size)
+                pages = LargePages(self._parts, ptr, size)
                 if pages.__array_interface__["data"][0] == 0:
                     raise self._refusal(ptr, size)
                 self._owners[ptr] = pages
@@ -558,7 +555,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
 
     def _row_address(self, row: int) -> int:
         """Address of a row."""
-        return self._address + rawlayout.CLASSES + row * CLASS.itemsize
+        return self._address + layout.CLASSES + row * CLASS.itemsize
 
     def _cache(self, row: int) -> ClassCache | None:
         """Return the cache of a class, which Python may see now for the first time; None: the class was never used."""
@@ -572,7 +569,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         found = ((row, self._cache(row)) for row in np.flatnonzero(self._rows["control"][: self._block["n_rows"]]).tolist())
         return [(row, cache) for row, cache in found if cache is not None]
 
-    def _use(self, table: list[tuple[int, int, bool]]) -> None:
+    def _switch_table(self, table: list[tuple[int, int, bool]]) -> None:
         """Have new memory come from the classes of a table of (low, high, whether for alignments only), one thread at a time."""
         n_rows = int(self._block["n_rows"])
         known = {int(row["high"]): i for i, row in enumerate(self._rows[:n_rows]) if i and not row["is_aligned"]}
@@ -580,7 +577,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         if len(new) + n_rows > MAX_CLASSES:
             raise SizeError(f"allocator {self._name!r} cannot have more than {MAX_CLASSES - 1} classes, old ones among them")
         if new:
-            self._make_rows(self._wanted(new))
+            self._make_rows(self._planned(new))
             known |= {high: i for i, (_, high, is_aligned) in enumerate(new, n_rows) if not is_aligned}
         real = self._real.copy()
         for low, high, is_aligned in table:
@@ -591,10 +588,10 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         self._real[:] = real
         self._table = real.tobytes()
         if not self._block["observe"]:
-            self._map[:] = real.astype(np.uint16) * rawlayout.HEAP_LINES
+            self._map[:] = real.astype(np.uint16) * layout.HEAP_LINES
 
-    def _wanted(self, new: list[tuple[int, int, bool]]) -> tuple[PlannedClass, ...]:
-        """Return new classes with what they are to hold, or their share of the slot numbers."""
+    def _planned(self, new: list[tuple[int, int, bool]]) -> tuple[PlannedClass, ...]:
+        """Return new classes with their capacities, or their shares of the slot numbers."""
         part = 0.9 if self._block["n_rows"] == 1 else 0.3 if len(new) > 1 else 0.1  # of the slot numbers that are left
         room = int(self._free_slots()[1] * part) // self._spread - sum(spare(high) for _, high, _ in new)
         most = [self._capacity or most_bytes(high) for _, high, _ in new]
@@ -659,11 +656,11 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
 
     def _aligned_row(self, high: int) -> int:
         """Return the row of the class for alignments, opened when it is first needed."""
-        with naming():
+        with names_lock():
             for i, row in enumerate(self._rows[: self._block["n_rows"]]):
                 if row["is_aligned"] and row["high"] == high:
                     return i
-            self._use([(high - 1, high, True)])
+            self._switch_table([(high - 1, high, True)])
             return len(self._caches) - 1
 
     @property
@@ -685,10 +682,10 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         self._see_observed(bool(value))
 
     def _see_observed(self, value: bool) -> None:
-        """Have every size go through the slow path, where it is counted; or none."""
-        with naming():
+        """Have every size, or none, go through the slow path, which counts it."""
+        with names_lock():
             self._block["observe"] = int(value)
-            self._map[:] = 0 if value else self._real.astype(np.uint16) * rawlayout.HEAP_LINES
+            self._map[:] = 0 if value else self._real.astype(np.uint16) * layout.HEAP_LINES
             self._largest = 0 if value else LARGEST
 
     def tune(self, sizes: Any = None, classes: int = 60) -> Tuning:
@@ -729,22 +726,17 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         ...     print(found.applied, 24 in memory.table, f"{found.before:.3f} {found.after:.3f}")
         True True 0.056 0.053
         """
-        from .table import as_counts, best_table, fixed_table, waste
-
         self._need_open()
-        try:
-            most = operator.index(classes)
-        except TypeError:
-            raise SizeTypeError(f"classes must be an integer, got {type(classes).__name__}") from None
+        most = as_integer(classes, "classes must be", SizeTypeError)
         observed, counts = self.observed() if sizes is None else as_counts(sizes)
         if most >= MAX_CLASSES:
             raise SizeError(f"a table has at most {MAX_CLASSES - 1} classes, got {shown(most)}")
         found = best_table(observed, counts, most)
-        with naming():
+        with names_lock():
             before, after, fixed = (waste(table, observed, counts) for table in (self.table, found, fixed_table()))
             is_better = bool(observed.size) and after < before
             if is_better:
-                self._use([(low, high, False) for low, high in itertools.pairwise([0, *found])])
+                self._switch_table([(low, high, False) for low, high in itertools.pairwise([0, *found])])
         return Tuning(tuple(found), before, after, fixed, int(counts.sum()), is_better)
 
     def observed(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -773,7 +765,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
 
     @property
     def stats(self) -> SizeStats:
-        """What is live now, and what was observed; exact while no other thread allocates or frees."""
+        """Counts of live memory and observed sizes; exact while no other thread allocates or frees."""
         self._need_open()
         lines = []
         for i, cache in self._open_caches():
@@ -790,7 +782,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
             large_used=pages,
             observed=int(counts.sum()),
             asked=int((sizes * counts).sum()),
-            given=classes.used_bytes(self.table, sizes, counts) if sizes.size else 0,
+            given=used_bytes(self.table, sizes, counts) if sizes.size else 0,
             classes=tuple(sorted(lines, key=lambda line: line.high)),
         )
 
@@ -812,13 +804,13 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
             number = as_integer(ptr)
         except HandleTypeError:
             return False
-        return 0 < number < 1 << 63 and raw.address_slow(self._address, number, 0) != 0
+        return 0 < number < 1 << 63 and kernels.address_slow(self._address, number, 0) != 0
 
     def clear(self) -> int:
         """Free everything, with no other thread using the allocator; returns how many pieces."""
         self._need_open()
         large, base = self._parts.large, int(self._block["large_base"])
-        n = sum(raw.free_slow(self._address, h + base, int(large[h]["asked"])) for h in large.live().tolist())
+        n = sum(kernels.free_slow(self._address, h + base, int(large[h]["asked"])) for h in large.live().tolist())
         n += large.clear()  # those whose pages another thread had in hand when this process was forked
         return n + sum(cache.clear() for _, cache in self._open_caches())
 
@@ -831,7 +823,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         """
         Give the memory of all empty slabs, and freed large memory, back to the system; returns how many slabs.
 
-        What other threads have in their magazines stays, as of `SlabCache.shrink`.
+        Places in the magazines of other threads stay, as of `SlabCache.shrink`.
         """
         self._need_open()
         drop_retained(self._address)
@@ -870,7 +862,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         Addresses stay mapped while an array shows them.  No compiled code may be using large memory meanwhile.
         """
         self._need_opened()
-        raw.close_sizes(self._address)
+        kernels.close_sizes(self._address)
         self._largest = 0
 
     def __repr__(self) -> str:
@@ -887,16 +879,6 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
     def _closed_text(self) -> str:
         return f"allocator {self._name!r} is closed"
 
-    def _as_size(self, size: Any) -> int:
-        """Return a size as an int within its bounds."""
-        try:
-            n = operator.index(size)
-        except TypeError:
-            raise SizeTypeError(f"a size is an integer, got {type(size).__name__}") from None
-        if not 1 <= n <= MAX_BYTES:
-            raise SizeError(f"a size must be 1 .. 2**46 bytes, got {shown(n)}")
-        return n
-
     def _find(self, ptr: int) -> int:
         """Return the row whose slot numbers hold a ptr's; -1: large memory; 0: none."""
         slot = ptr & SLOT_MASK
@@ -908,7 +890,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
 
     def _locate(self, ptr: int, size: int) -> tuple[int, int]:
         """Return row (0: large memory) and slot of live memory, or raise."""
-        if not 0 < ptr < 1 << 63 or raw.address_slow(self._address, ptr, size) == 0:
+        if not 0 < ptr < 1 << 63 or kernels.address_slow(self._address, ptr, size) == 0:
             raise self._refusal(ptr, size)
         row = max(self._find(ptr), 0)
         base = self._bases[row] if row else int(self._block["large_base"])
@@ -957,7 +939,7 @@ bind(SizeClassesType, SizeClasses, "SlabAllocator")
 
 def most_bytes(high: int) -> int:
     """Return the bytes of a class that was given no capacity, as far as there is room."""
-    return min(max(RESERVED_SMALL if high < classes.ODD_FROM else RESERVED, high * SPARE), DEFAULT_LIMIT)
+    return min(max(RESERVED_SMALL if high < ODD_FROM else RESERVED, high * SPARE), DEFAULT_LIMIT)
 
 
 def spare(high: int) -> int:
@@ -965,12 +947,17 @@ def spare(high: int) -> int:
     return SPARE + 2 * SLAB_BYTES // high + 1 + (1 << 12)
 
 
+def as_size(size: Any) -> int:
+    """Return a size as an int within its bounds."""
+    n = as_integer(size, "a size is", SizeTypeError)
+    if not 1 <= n <= MAX_BYTES:
+        raise SizeError(f"a size must be 1 .. 2**46 bytes, got {shown(n)}")
+    return n
+
+
 def as_alignment(align: Any) -> int:
     """Return an alignment as an int within its bounds."""
-    try:
-        n = operator.index(align)
-    except TypeError:
-        raise SizeTypeError(f"an alignment is an integer, got {type(align).__name__}") from None
+    n = as_integer(align, "an alignment is", SizeTypeError)
     if not 1 <= n <= MAX_ALIGN or n & (n - 1):
         raise SizeError(f"an alignment must be a power of two, 1 .. {MAX_ALIGN}, got {shown(n)}")
     return n

@@ -1,7 +1,7 @@
 """
-Tables of size classes: the fixed one, and the one that wastes least on observed sizes.
+Tables of size classes: the fixed table, and the table that wastes least on observed sizes.
 
-Above `raw`, below `sizes`.  A table is an ascending list of sizes; a class serves what is larger than the one before it.
+A table is an ascending list of sizes.  A class serves the sizes above the class before it.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ def as_class(size: int) -> int:
     return (lines | 1) * LINE
 
 
-GUARDS = [size for size in fixed_table() if (size - LINE if size >= ODD_FROM else size).bit_count() == 1]
-"""One class of each doubling, which every table has: no size wastes more than half, observed or not."""
+OCTAVE_CLASSES = [size for size in fixed_table() if (size - LINE if size >= ODD_FROM else size).bit_count() == 1]
+"""One class of each doubling, which every table has: so no size, observed or not, wastes more than half."""
 
 
 @dataclass(frozen=True)
 class Tuning:
     """
-    What `SizeClasses.tune` found.
+    The answer of `SizeClasses.tune`.
 
     Attributes
     ----------
@@ -119,22 +119,22 @@ def best_table(sizes: Counts, counts: Counts, most: int) -> list[int]:
     """
     Return the table of at most `most` classes that gives out the fewest bytes for the observed sizes.
 
-    Every table has the `GUARDS`, so the sizes between two of them are a problem of their own: for each such octave the best
-    choice of 0, 1, 2, ... more classes is found by dynamic programming over the candidates, which are the observed sizes and the
-    fixed classes; then, by dynamic programming again, how many classes each octave gets.
+    Every table has the `OCTAVE_CLASSES`, so the sizes between two of them, an octave, are a problem of their own.  For each one
+    the best choice of 0, 1, 2, ... more classes is found by dynamic programming over the candidates: the observed sizes, and the
+    fixed classes.  How many classes each octave gets is found by dynamic programming, too.
 
     Raises
     ------
     SizeError
-        If `most` is less than the guards.
+        If `most` is less than the number of `OCTAVE_CLASSES`.
     """
-    if most < len(GUARDS):
-        raise SizeError(f"a table has {len(GUARDS)} classes or more, got {shown(most)}")
+    if most < len(OCTAVE_CLASSES):
+        raise SizeError(f"a table has {len(OCTAVE_CLASSES)} classes or more, got {shown(most)}")
     wanted = {as_class(int(size)) for size in sizes} | set(fixed_table())
-    spare = most - len(GUARDS)
+    spare = most - len(OCTAVE_CLASSES)
     best: list[tuple[int, list[int]]] = [(0, [])]  # by classes spent so far: bytes, and the classes
     low = 0
-    for high in GUARDS:
+    for high in OCTAVE_CLASSES:
         inside = (sizes > low) & (sizes <= high)
         candidates = thin(sorted(n for n in wanted if low < n < high), high)
         choices = best_of_octave(candidates, high, sizes[inside], counts[inside], spare)
@@ -146,7 +146,7 @@ def best_table(sizes: Counts, counts: Counts, most: int) -> list[int]:
             cost, before, k = min(pairs)
             joined.append((cost, best[before][1] + choices[k][1]))
         best, low = joined, high
-    return sorted(GUARDS + min(best, key=lambda each: each[0])[1])
+    return sorted(OCTAVE_CLASSES + min(best, key=lambda each: each[0])[1])
 
 
 def thin(candidates: list[int], high: int) -> list[int]:
