@@ -149,13 +149,19 @@ class KeptCode:
 
     def _file(self, signature: Any, codegen: Any) -> tuple[str, bytes]:
         """Return the name of a file, the same for each version of the package, and the key, which tells the versions apart."""
-        cells = [[_content(cell.cell_contents) for cell in each.__closure__ or ()] for each in self.functions]
-        functions = [(each.__module__, each.__qualname__, found) for each, found in zip(self.functions, cells, strict=True)]
         python = sys.implementation.cache_tag, getattr(sys, "abiflags", "")
-        which = repr((functions, signature, codegen.magic_tuple(), python))
+        which = repr((self.name, self._one(), signature, codegen.magic_tuple(), python))
         versions = sys.version, numba.__version__, llvmlite.__version__, np.__version__
         file = f"{self.name}-{hashlib.sha256(which.encode()).hexdigest()[:16]}.{python[0]}.nbc"
         return file, repr((which, list(map(identity, self.functions)), versions)).encode()
+
+    def _one(self) -> tuple[Any, ...]:
+        """Return what tells one function from others of its name; those that are kept together have a name of their own."""
+        if len(self.functions) > 1:
+            return ()
+        (function,) = self.functions
+        cells = [_content(cell.cell_contents) for cell in function.__closure__ or ()]
+        return function.__module__, function.__qualname__, cells
 
     def load(self, signature: Any, codegen: Any) -> bytes | None:
         """Return what `save` has kept, or None."""
