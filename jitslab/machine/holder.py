@@ -76,52 +76,52 @@ def guard_class_of(holder: Any) -> Any:
 _constants: list[Any] = []  # objects that compiled code has as globals: never dropped
 
 
-def is_object(block_type: type[types.Type], obj: Any) -> bool:
+def is_object(holder_type: type[types.Type], obj: Any) -> bool:
     """Whether an object is one of the class of a type, whatever it says of itself."""
-    return issubclass(type(obj), _classes[block_type][0])
+    return issubclass(type(obj), _classes[holder_type][0])
 
 
-def text_of_refusal(block_type: type[types.Type], obj: Any) -> str:
+def text_of_refusal(holder_type: type[types.Type], obj: Any) -> str:
     """Say that an object is no cache or allocator, though Numba takes it for one."""
-    name = _classes[block_type][1]
+    name = _classes[holder_type][1]
     return f"compiled code takes a {name} itself, got an object of type {type(obj).__name__}, which only answers as one does"
 
 
-def bind(block_type: type[types.Type], cls: type, name: str) -> None:
+def bind(holder_type: type[types.Type], cls: type, name: str) -> None:
     """Say which class the objects of a type are of, and what users call it; its subclasses count."""
 
     def refuse(obj: Any) -> NoReturn:
         """Raise for an object that compiled code cannot take."""
-        if not is_object(block_type, obj):
-            raise CacheTypeError(text_of_refusal(block_type, obj))
+        if not is_object(holder_type, obj):
+            raise CacheTypeError(text_of_refusal(holder_type, obj))
         raise ClosedError(f"this {type(obj).__name__} was never opened")
 
     def find(address: int) -> Any:
         """Return the object whose block is at an address."""
         found = _objects.get(address)
-        if found is None or not is_object(block_type, found):
+        if found is None or not is_object(holder_type, found):
             raise ClosedError(f"the {name} that compiled code returns is gone")
         return found
 
-    _classes[block_type] = cls, name
-    name_object(f"jitslab.class.{block_type.__name__}", cls)
-    name_object(f"jitslab.refuse.{block_type.__name__}", refuse)
-    name_object(f"jitslab.find.{block_type.__name__}", find)
+    _classes[holder_type] = cls, name
+    name_object(f"jitslab.class.{holder_type.__name__}", cls)
+    name_object(f"jitslab.refuse.{holder_type.__name__}", refuse)
+    name_object(f"jitslab.find.{holder_type.__name__}", find)
 
 
-def register(block_type: type[types.Type]) -> None:
+def register(holder_type: type[types.Type]) -> None:
     """Let compiled code have objects of such a type, as arguments and as globals."""
 
-    @register_model(block_type)
-    class BlockModel(models.StructModel):  # type: ignore[misc]  # numba has no types
+    @register_model(holder_type)
+    class HolderModel(models.StructModel):  # type: ignore[misc]  # numba has no types
         def __init__(self, manager: Any, typ: Any) -> None:
             super().__init__(manager, typ, [("ptr", types.int64)])
 
-    make_attribute_wrapper(block_type, "ptr", "_ptr")
+    make_attribute_wrapper(holder_type, "ptr", "_ptr")
 
-    @unbox(block_type)  # type: ignore[untyped-decorator]  # numba has no types
-    def unbox_block(typ: Any, obj: Any, c: Any) -> NativeValue:
-        builder, cls = c.builder, c.pyapi.get_c_object(f"jitslab.class.{block_type.__name__}")
+    @unbox(holder_type)  # type: ignore[untyped-decorator]  # numba has no types
+    def unbox_holder(typ: Any, obj: Any, c: Any) -> NativeValue:
+        builder, cls = c.builder, c.pyapi.get_c_object(f"jitslab.class.{holder_type.__name__}")
         kind = builder.bitcast(c.pyapi.get_type(obj), PTR)
         is_one = cgutils.alloca_once_value(builder, cgutils.true_bit)
         with builder.if_then(builder.icmp_unsigned("!=", kind, builder.bitcast(cls, PTR)), likely=False):
@@ -137,24 +137,24 @@ def register(block_type: type[types.Type]) -> None:
         struct.ptr = builder.load(address)
         is_missing = cgutils.is_null(builder, struct.ptr)
         with builder.if_then(is_missing, likely=False):
-            refuse = c.pyapi.get_c_object(f"jitslab.refuse.{block_type.__name__}")
+            refuse = c.pyapi.get_c_object(f"jitslab.refuse.{holder_type.__name__}")
             c.pyapi.call_function_objargs(refuse, (obj,))
         return NativeValue(struct._getvalue(), is_error=is_missing)
 
-    @box(block_type)  # type: ignore[untyped-decorator]  # numba has no types
-    def box_block(typ: Any, value: Any, c: Any) -> Any:
+    @box(holder_type)  # type: ignore[untyped-decorator]  # numba has no types
+    def box_holder(typ: Any, value: Any, c: Any) -> Any:
         address = c.pyapi.long_from_longlong(cgutils.create_struct_proxy(typ)(c.context, c.builder, value=value).ptr)
-        found = c.pyapi.call_function_objargs(c.pyapi.get_c_object(f"jitslab.find.{block_type.__name__}"), (address,))
+        found = c.pyapi.call_function_objargs(c.pyapi.get_c_object(f"jitslab.find.{holder_type.__name__}"), (address,))
         c.pyapi.decref(address)
         return found
 
-    @lower_constant(block_type)  # type: ignore[untyped-decorator]  # numba has no types
-    def lower_block(context: Any, builder: Any, typ: Any, obj: Any) -> Any:
+    @lower_constant(holder_type)  # type: ignore[untyped-decorator]  # numba has no types
+    def lower_holder(context: Any, builder: Any, typ: Any, obj: Any) -> Any:
         """A global of the function; its address is dynamic, so Numba does not save that function."""
-        if not is_object(block_type, obj):
-            raise NumbaTypeError(f"jitslab: {text_of_refusal(block_type, obj)}")
+        if not is_object(holder_type, obj):
+            raise NumbaTypeError(f"jitslab: {text_of_refusal(holder_type, obj)}")
         _constants.append(obj)
         struct = cgutils.create_struct_proxy(typ)(context, builder)
-        pointer = context.add_dynamic_addr(builder, obj._address, info=f"jitslab.{block_type.__name__}")
+        pointer = context.add_dynamic_addr(builder, obj._address, info=f"jitslab.{holder_type.__name__}")
         struct.ptr = builder.ptrtoint(pointer, I64)
         return struct._getvalue()

@@ -63,23 +63,23 @@ class NumaNode:
 class Placement:
     """Where a cache's memory shall lie: the array sets, and what is asked of the system for each."""
 
-    sets: tuple[int, ...]  # node of each array set
+    nodes: tuple[int, ...]  # node of each array set
     mode: int = addresses.MPOL_DEFAULT  # MPOL_DEFAULT: nothing is asked
     interleaved: tuple[int, ...] = ()  # nodes that the pages of the one set take turns on
-    cpu_sets: bytes = b""  # number of the array set of each CPU, u1[CPUS]; empty: there is one set
+    cpu_nodes: bytes = b""  # number of the array set of each CPU, u1[CPUS]; empty: there is one set
 
     @property
     def is_simulated(self) -> bool:
         """Whether the array sets are on nodes that are none."""
-        return len(self.sets) > 1 and self.mode == addresses.MPOL_DEFAULT
+        return len(self.nodes) > 1 and self.mode == addresses.MPOL_DEFAULT
 
     def undivided(self) -> Placement:
         """Return the placement with one array set, each page of it on the node of the thread that first writes to it."""
-        return Placement(self.sets[:1])
+        return Placement(self.nodes[:1])
 
     def nodes_of(self, number: int) -> tuple[int, ...]:
         """Return the nodes that array set `number` is to lie on."""
-        return self.interleaved or (self.sets[number],)
+        return self.interleaved or (self.nodes[number],)
 
 
 def parse_list(text: str) -> tuple[int, ...]:
@@ -219,16 +219,16 @@ def _on(node: int) -> Placement:
 
 def _place_locally(machine: tuple[NumaNode, ...], mode: int) -> Placement:
     """One array set for each node with CPUs; a CPU of a node without memory has the nearest one."""
-    sets = tuple(node.id for node in machine if node.cpus)[:MAX_NODES]
-    if len(sets) < 2:
-        return Placement(sets or (machine[0].id,))
+    chosen = tuple(node.id for node in machine if node.cpus)[:MAX_NODES]
+    if len(chosen) < 2:
+        return Placement(chosen or (machine[0].id,))
     number_of_cpu = bytearray(CPUS)
     for node in nodes():
-        nearest = min(range(len(sets)), key=lambda k: (node.distances.get(sets[k], 255), k))
+        nearest = min(range(len(chosen)), key=lambda k: (node.distances.get(chosen[k], 255), k))
         for cpu in node.cpus:
             if cpu < CPUS:
                 number_of_cpu[cpu] = nearest
-    return Placement(sets, mode, (), bytes(number_of_cpu))
+    return Placement(chosen, mode, (), bytes(number_of_cpu))
 
 
 def _simulate(wish: str | tuple[int, ...], simulated: Any) -> Placement:
@@ -245,7 +245,7 @@ def _simulate(wish: str | tuple[int, ...], simulated: Any) -> Placement:
                 raise NodeError(f"node {shown(number)} is none of the {count} simulated ones")
     if wish != "local" or count == 1:
         return Placement((wish[0] if isinstance(wish, tuple) else 0,))
-    return Placement(tuple(range(count)), cpu_sets=bytes(cpu % count for cpu in range(CPUS)))
+    return Placement(tuple(range(count)), cpu_nodes=bytes(cpu % count for cpu in range(CPUS)))
 
 
 _refused: set[int] = set()

@@ -21,7 +21,7 @@ _Py_DecRef = _external("Py_DecRef", types.void(_ptr))
 
 @kernel
 def end_of(capsule: int) -> int:
-    """Call what a capsule's words begin with, and let what it keeps go."""
+    """Call what a capsule's row begins with, and let what it keeps go."""
     kept = _PyCapsule_GetContext(capsule)
     call_at(_PyCapsule_GetPointer(capsule, 0), _PyCapsule_GetPointer(capsule, 0))  # before what it keeps goes
     _Py_DecRef(kept)
@@ -29,16 +29,16 @@ def end_of(capsule: int) -> int:
 
 
 @ObjectEntry
-def make_owner(words: int, kept: int) -> int:
+def make_owner(row: int, kept: int) -> int:
     """Return a capsule with an end, for `owner`."""
-    capsule = _PyCapsule_New(words, 0, c_function(end_of))
+    capsule = _PyCapsule_New(row, 0, c_function(end_of))
     if capsule != 0:
         _Py_IncRef(kept)
         _PyCapsule_SetContext(capsule, kept)
     return capsule  # type: ignore[no-any-return]  # C functions have no types
 
 
-def owner(end: Entry, words: Any, *kept: Any) -> Any:
+def owner(end: Entry, row: Any, *kept: Any) -> Any:
     """
     Return an object whose own end calls an entry point, and only then lets go of what it keeps.
 
@@ -47,12 +47,12 @@ def owner(end: Entry, words: Any, *kept: Any) -> Any:
     Parameters
     ----------
     end : Entry
-        Called with the address of `words`, under the GIL.
-    words : ndarray of int64
+        Called with the address of `row`, under the GIL.
+    row : ndarray of int64
         What it works on.  The first word is for the entry point's address.
     kept
         What has to outlast the call.
     """
-    words[0] = end.address
-    everything = (words, *kept)
-    return make_owner(words.ctypes.data, id(everything))
+    row[0] = end.address
+    everything = (row, *kept)
+    return make_owner(row.ctypes.data, id(everything))
