@@ -360,41 +360,41 @@ def _handle(self: int, unused: int) -> int:
 
 
 @kernel
-def take(words: int) -> int:
+def take(array: int) -> int:
     """Return how many handles follow the first word of an array, to one caller only; NOTHING to all others."""
     while True:
-        n = i8s(words)[0]
-        if n < 0 or compare_exchange(i8s(words), 0, n, NOTHING):
+        n = i8s(array)[0]
+        if n < 0 or compare_exchange(i8s(array), 0, n, NOTHING):
             return n
 
 
 @Entry
-def take_owned(words: int) -> int:
+def take_owned(array: int) -> int:
     """Give the ownership of an array's handles away; NOTHING: there was none."""
-    return take(words)
+    return take(array)
 
 
 @Entry
-def alloc_owned(c: int, words: int, n: int) -> int:
+def alloc_owned(c: int, array: int, n: int) -> int:
     """Fill an array with n handles that it owns from now on; returns n, or 0 when there is no room."""
-    done = call_entry(control_at(c), "alloc_many", (words + 8, n))
+    done = call_entry(control_at(c), "alloc_many", (array + 8, n))
     if done == n:
-        i8s(words)[0] = n
+        i8s(array)[0] = n
     return done
 
 
 @Entry
-def free_owned(c: int, words: int, refused: int) -> int:
+def free_owned(c: int, array: int, refused: int) -> int:
     """Free what an array owns, as `free_many` does; NOTHING: it owns nothing."""
-    n = take(words)
-    return call_entry(control_at(c), "free_many", (words + 8, n, refused)) if n > 0 else n
+    n = take(array)
+    return call_entry(control_at(c), "free_many", (array + 8, n, refused)) if n > 0 else n
 
 
 @inlined
-def _new_owner(cls: int, cache: int, words: int, address: int) -> int:
+def _new_owner(cls: int, cache: int, array: int, address: int) -> int:
     owner = PyObject_GC_New(cls)
     if owner != 0:
-        owner_at(owner).array = new_reference(words)
+        owner_at(owner).array = new_reference(array)
         begin(owner, address, cache, control_at(holder_at(cache).address))
     return owner
 
@@ -402,10 +402,10 @@ def _new_owner(cls: int, cache: int, words: int, address: int) -> int:
 @inlined
 def _owner_dealloc(self: int, unused: int) -> int:
     PyObject_GC_UnTrack(self)
-    words = owner_at(self).owned
-    if words != 0 and is_at_home(self):
-        n = take(words)
-        freed = call_entry(control_of(self), "free_many", (words + 8, n, 0)) if n > 0 else 0
+    array = owner_at(self).owned
+    if array != 0 and is_at_home(self):
+        n = take(array)
+        freed = call_entry(control_of(self), "free_many", (array + 8, n, 0)) if n > 0 else 0
         if freed > 0:
             error = take_error()
             tell(self, PyLong_FromLongLong(freed))
@@ -665,12 +665,12 @@ def owner_maker(base: type) -> Any:
     members = (
         _cpython.member("cache", "object", offset_of(OWNER, "cache")),
         _cpython.member("epoch", "u4", offset_of(OWNER, "epoch")),
-        _cpython.member("words", "object", offset_of(OWNER, "array")),
+        _cpython.member("array", "object", offset_of(OWNER, "array")),
         _cpython.member("address", "i8", offset_of(OWNER, "owned")),
     )
     cls = _cpython.make_type((base,), OWNER.itemsize, slots, members)
     make = ctypes.PYFUNCTYPE(ctypes.py_object, *[ctypes.py_object] * 3, ctypes.c_int64)(at["new_owner"])
-    return lambda cache, words: make(cls, cache, words, words.ctypes.data)
+    return lambda cache, array: make(cls, cache, array, array.ctypes.data)
 
 
 def guard_type(base: Any, declared: Any) -> Any:

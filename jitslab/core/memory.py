@@ -277,7 +277,7 @@ class NewCacheMemory(CacheMemory):
         attempts = [(placement, True), (placement, False)]  # spare slots are wished for, not needed
         if self._place is not None:
             del attempts[0]
-        if len(placement.sets) > 1 and not placement.is_simulated:
+        if len(placement.nodes) > 1 and not placement.is_simulated:
             attempts.append((placement.undivided(), False))  # one node needs less
         while True:
             try:
@@ -293,7 +293,7 @@ class NewCacheMemory(CacheMemory):
     ) -> AnonymousRegion:
         """Reserve the addresses, and make usable what every cache needs."""
         self.placement = placement
-        self.geometry, region = reserve(dtype, capacity, colouring, len(placement.sets), self._place, has_spare)
+        self.geometry, region = reserve(dtype, capacity, colouring, len(placement.nodes), self._place, has_spare)
         self.bytes = np.asarray(region)
         self._base = region.address
         self._make_metadata_usable(region)
@@ -392,7 +392,7 @@ class NewCacheMemory(CacheMemory):
         everything_usable = sizes.nodes > 1 or not addresses.CAN_GROW
         at_cpus = sizes.offset["cpus"]
         if sizes.nodes > 1:
-            self.bytes[at_cpus : at_cpus + numa.CPUS] = np.frombuffer(self.placement.cpu_sets, np.uint8)
+            self.bytes[at_cpus : at_cpus + numa.CPUS] = np.frombuffer(self.placement.cpu_nodes, np.uint8)
         for number in range(sizes.nodes):
             first_slot = number << sizes.node_shift if number else 0
             first = first_slot >> sizes.shift

@@ -90,7 +90,7 @@ def enter_row(process: Process, control: Control) -> int:
 
 
 @Entry
-def enter_cache(c: int, words: int) -> int:
+def enter_cache(c: int, range_: int) -> int:
     """Enter an open cache, and note in its RANGE that it is; returns its row, or NIL when the registry is full."""
     control = control_at(c)
     process = control.process
@@ -99,7 +99,7 @@ def enter_cache(c: int, words: int) -> int:
     if row != NIL:
         for number in range(control.nodes):
             node_at(control, number).row = row
-        range_at(words).control = c
+        range_at(range_).control = c
     unlock_row(process)
     return row
 
@@ -133,9 +133,9 @@ def close(control: Control) -> None:
 
 
 @Entry
-def leave_range(words: int) -> int:
+def leave_range(range_: int) -> int:
     """The end of a range of addresses: the caches in it leave the registry, then its memory is given back."""
-    memory = range_at(words)
+    memory = range_at(range_)
     if memory.start == 0:  # it was never there
         return 0
     process = the_process()
@@ -530,14 +530,14 @@ def end_range(memory: Range) -> None:
 
 
 @Entry
-def map_range_of(p: int, words: int, n: int) -> int:
+def map_range_of(p: int, range_: int, n: int) -> int:
     """Map a range of addresses, in the place of what is kept if need be, and note it in its RANGE; 0: there are none left."""
     at = reserve_pages(n)
     if at == 0 and let_all_kept_go(process_at(p)) != 0:
         at = reserve_pages(n)
     if at != 0:
-        range_at(words).bytes = n
-        store_release(range_at(words), "start", at)
+        range_at(range_).bytes = n
+        store_release(range_at(range_), "start", at)
     return at
 
 
@@ -549,7 +549,7 @@ name_address("jitslab.process", _address)
 STATM = b"/proc/self/statm"
 
 
-class ProcessBlock:
+class ProcessMemory:
     """The block of this process, in use from the first cache on and kept for good."""
 
     def __init__(self) -> None:
@@ -600,23 +600,23 @@ class ProcessBlock:
         self.row["most_kept_bytes"] = self.most_addresses // KEPT_SHARE
         self.row["is_limited"] = addresses.counts_usable()
 
-    def enter(self, control: int, words: Any) -> None:
+    def enter(self, control: int, range_: Any) -> None:
         """Enter the cache in a range of addresses, and note that in its RANGE."""
-        if enter_cache(control, words.ctypes.data) == NIL:
+        if enter_cache(control, range_.ctypes.data) == NIL:
             raise CacheFullError(f"{MAX_ROWS} caches are open in this process")
 
 
-_process: ProcessBlock | None = None
+_process: ProcessMemory | None = None
 _first = threading.RLock()
 
 
-def this_process() -> ProcessBlock:
+def this_process() -> ProcessMemory:
     """Return the block of this process, in use from the first call on."""
     global _process  # one a process, as its name says
     if _process is None:
         with _first:
             if _process is None:
-                _process = ProcessBlock()
+                _process = ProcessMemory()
     return _process
 
 

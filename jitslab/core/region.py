@@ -75,10 +75,10 @@ class AnonymousRegion:
     def __init__(self, n: int, *kept: Any, end: Entry = leave_range) -> None:
         process = this_process()
         process.prepare_to_keep()
-        words = np.zeros(RANGE.itemsize // 8, np.int64)
-        self.range = words.view(RANGE)
-        self._owner = owner(end, words, *kept)
-        self.address = map_range_of(process.address, words.ctypes.data, n)
+        row = np.zeros(RANGE.itemsize // 8, np.int64)
+        self.range = row.view(RANGE)
+        self._owner = owner(end, row, *kept)
+        self.address = map_range_of(process.address, row.ctypes.data, n)
         if self.address == 0:
             reason = os.strerror(errno.ENOMEM)
             raise CacheFullError(f"cannot reserve {n} bytes of address space{addresses.limit_text()}: {reason}")

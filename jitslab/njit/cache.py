@@ -36,11 +36,11 @@ from ..machine.disk import SOURCE_HASH
 from ..machine.holder import register
 from ..machine.memory import copy_bytes, unlikely
 from ..machine.pointers import U4S, load_relaxed
-from . import lowering as calls
+from . import lowering
 from .lowering import Pointer, Site
 
 int64_pointer = types.EphemeralPointer(types.int64)
-STATE = ("base", "mask", "after", "ahead")  # what changes of an iterator, as `scan.next_live` says
+POSITION = ("base", "mask", "after", "ahead")  # what changes of an iterator, as `scan.next_live` says
 NEAR = 4096  # slots of a cache whose notes an iterator has room for itself: a slab of short records
 window = types.EphemeralArray(types.int64, NEAR // WORD_SLOTS)
 
@@ -177,17 +177,17 @@ def need_handles(array: Any, what: str, writable: bool) -> None:
 
 def method(name: str) -> Callable[..., Any]:
     """Describe a method of the cache."""
-    return calls.method(CacheType, name)
+    return lowering.method(CacheType, name)
 
 
 def attribute(name: str) -> Callable[..., Any]:
     """Describe an attribute of the cache."""
-    return calls.attribute(CacheType, name)
+    return lowering.attribute(CacheType, name)
 
 
 def function(operation: Callable[..., Any]) -> Callable[..., Any]:
     """Describe a function or operator of the cache."""
-    return calls.function(CacheType, operation)
+    return lowering.function(CacheType, operation)
 
 
 def stride_of(cache: CacheType) -> Any:
@@ -221,10 +221,10 @@ def emit_address(site: Site, cache: CacheType, control: Pointer, handle: Any) ->
 def SlabCache_alloc(cache: CacheType) -> Any:
     """Take a slot: its handle, or NULL when the cache is full."""
 
-    def lower(site: Site, c: Any) -> Any:
+    def lower(site: Site, control: Any) -> Any:
         if cache.init != NO_INIT:
-            return site.call(alloc_filled, c, heap_of(site, c), stride_of(cache), I64(cache.itemsize))
-        return site.call(alloc, heap_of(site, c))
+            return site.call(alloc_filled, control, heap_of(site, control), stride_of(cache), I64(cache.itemsize))
+        return site.call(alloc, heap_of(site, control))
 
     return types.int64, lower
 
@@ -234,8 +234,12 @@ def SlabCache_free(cache: CacheType, handle: Any) -> Any:
     """Free a record; False if the handle is refused."""
     need_integer(handle, "free(handle)")
 
-    def lower(site: Site, c: Any, handle: Any) -> Any:
-        return site.call(free_near, c, heap_of(site, c), handle) if cache.has_nodes else site.call(free, heap_of(site, c), handle)
+    def lower(site: Site, control: Any, handle: Any) -> Any:
+        return (
+            site.call(free_near, control, heap_of(site, control), handle)
+            if cache.has_nodes
+            else site.call(free, heap_of(site, control), handle)
+        )
 
     return types.boolean, lower
 
@@ -245,14 +249,14 @@ def SlabCache_record(cache: CacheType, handle: Any) -> Any:
     """The record of a handle; never moved out of a prange."""
     need_integer(handle, "record(handle)")
     need_record(cache)
-    return cache.record, lambda site, c, handle: site.record(cache.record, emit_address(site, cache, c, handle))
+    return cache.record, lambda site, control, handle: site.record(cache.record, emit_address(site, cache, control, handle))
 
 
 @method("is_live")
 def SlabCache_is_live(cache: CacheType, handle: Any) -> Any:
     """Whether a handle's record is live; never moved out of a prange."""
     need_integer(handle, "is_live(handle)")
-    return types.boolean, lambda site, c, handle: site.call(is_live, heap_of(site, c), handle)
+    return types.boolean, lambda site, control, handle: site.call(is_live, heap_of(site, control), handle)
 
 
 @method("at_slot")
@@ -261,8 +265,8 @@ def SlabCache_at_slot(cache: CacheType, slot: Any) -> Any:
     need_integer(slot, "at_slot(slot)")
     need_record(cache)
 
-    def lower(site: Site, c: Any, slot: Any) -> Any:
-        records = site.field(heap_of(site, c), "records")
+    def lower(site: Site, control: Any, slot: Any) -> Any:
+        records = site.field(heap_of(site, control), "records")
         return site.record(cache.record, site.builder.add(records, site.builder.mul(slot, stride_of(cache))))
 
     return cache.record, lower
@@ -273,11 +277,11 @@ def SlabCache_alloc_many(cache: CacheType, out: Any) -> Any:
     """Take as many slots as `out` has room for, all or none: how many."""
     need_handles(out, "alloc_many(out)", writable=True)
 
-    def lower(site: Site, c: Any, array: Any) -> Any:
+    def lower(site: Site, control: Any, array: Any) -> Any:
         data, size = array_of(site, out, array)
         if cache.init == NO_INIT:
-            return site.call(alloc_few, c, heap_of(site, c), data, size)
-        return emit_entry(site, c, "alloc_many", data, size)
+            return site.call(alloc_few, control, heap_of(site, control), data, size)
+        return emit_entry(site, control, "alloc_many", data, size)
 
     return types.int64, lower
 
@@ -287,11 +291,11 @@ def SlabCache_free_many(cache: CacheType, handles: Any) -> Any:
     """Free the valid ones of the handles: how many."""
     need_handles(handles, "free_many(handles)", writable=False)
 
-    def lower(site: Site, c: Any, array: Any) -> Any:
+    def lower(site: Site, control: Any, array: Any) -> Any:
         data, size = array_of(site, handles, array)
         if not cache.has_nodes:
-            return site.call(free_few, c, heap_of(site, c), data, size)
-        return emit_entry(site, c, "free_many", data, size, I64(0))
+            return site.call(free_few, control, heap_of(site, control), data, size)
+        return emit_entry(site, control, "free_many", data, size, I64(0))
 
     return types.int64, lower
 
@@ -299,19 +303,19 @@ def SlabCache_free_many(cache: CacheType, handles: Any) -> Any:
 @method("clear")
 def SlabCache_clear(cache: CacheType) -> Any:
     """Free every live record: how many."""
-    return types.int64, lambda site, c: emit_entry(site, c, "clear")
+    return types.int64, lambda site, control: emit_entry(site, control, "clear")
 
 
 @method("flush")
 def SlabCache_flush(cache: CacheType) -> Any:
     """Give the free slots in the calling thread's magazine home: how many."""
-    return types.int64, lambda site, c: emit_entry(site, c, "flush_own")
+    return types.int64, lambda site, control: emit_entry(site, control, "flush_own")
 
 
 @function(len)
 def SlabCache_len(cache: CacheType) -> Any:
     """How many records are live."""
-    return types.int64, lambda site, c: emit_entry(site, c, "count")
+    return types.int64, lambda site, control: emit_entry(site, control, "count")
 
 
 @function(operator.getitem)
@@ -319,7 +323,7 @@ def SlabCache_getitem(cache: CacheType, handle: Any) -> Any:
     """The record of a handle."""
     need_integer(handle, "cache[handle]")
     need_record(cache)
-    return cache.record, lambda site, c, handle: site.record(cache.record, emit_address(site, cache, c, handle))
+    return cache.record, lambda site, control, handle: site.record(cache.record, emit_address(site, cache, control, handle))
 
 
 @function(operator.setitem)
@@ -330,8 +334,8 @@ def SlabCache_setitem(cache: CacheType, handle: Any, value: Any) -> Any:
     if value != cache.record:
         raise NumbaTypeError(f"jitslab: cache[handle] = record takes a record of the cache's dtype, got {value}")
 
-    def lower(site: Site, c: Any, handle: Any, record: Any) -> None:
-        to, source = emit_address(site, cache, c, handle), site.builder.ptrtoint(record, I64)
+    def lower(site: Site, control: Any, handle: Any, record: Any) -> None:
+        to, source = emit_address(site, cache, control, handle), site.builder.ptrtoint(record, I64)
         site.emit(copy_bytes, to, source, I64(cache.itemsize))
 
     return types.void, lower
@@ -341,25 +345,25 @@ def SlabCache_setitem(cache: CacheType, handle: Any, value: Any) -> Any:
 def SlabCache_contains(cache: CacheType, handle: Any) -> Any:
     """Whether a handle's record is live."""
     need_integer(handle, "handle in cache")
-    return types.boolean, lambda site, c, handle: site.call(is_live, heap_of(site, c), handle)
+    return types.boolean, lambda site, control, handle: site.call(is_live, heap_of(site, control), handle)
 
 
 @attribute("capacity")
 def SlabCache_capacity(cache: CacheType) -> Any:
     """Records that one thread can always have."""
-    return types.int64, lambda site, c: site.field(c, "capacity")
+    return types.int64, lambda site, control: site.field(control, "capacity")
 
 
 @attribute("slot_limit")
 def SlabCache_slot_limit(cache: CacheType) -> Any:
     """Slots in use so far; every slot number is below."""
-    return types.int64, lambda site, c: site.call(scan_end, c)
+    return types.int64, lambda site, control: site.call(scan_end, control)
 
 
 @attribute("faults")
 def SlabCache_faults(cache: CacheType) -> Any:
     """Faults since the last report."""
-    return types.int64, lambda site, c: site.emit(load_relaxed, c, "faults")
+    return types.int64, lambda site, control: site.emit(load_relaxed, control, "faults")
 
 
 # --- new() and iteration ---
@@ -394,11 +398,11 @@ def SlabCache_new(cache: CacheType) -> Any:
     """Take a slot: its handle and its record; NULL and a scratch record when the cache is full."""
     need_record(cache)
 
-    def lower(site: Site, c: Any) -> Any:
+    def lower(site: Site, control: Any) -> Any:
         if cache.init != NO_INIT:
-            pair = site.call(alloc_filled_address, c, heap_of(site, c), stride_of(cache), I64(cache.itemsize))
+            pair = site.call(alloc_filled_address, control, heap_of(site, control), stride_of(cache), I64(cache.itemsize))
         else:
-            pair = site.call(alloc_address, heap_of(site, c), stride_of(cache))
+            pair = site.call(alloc_address, heap_of(site, control), stride_of(cache))
         return as_item(site, cache, *cgutils.unpack_tuple(site.builder, pair))
 
     return types.Tuple((types.int64, cache.record)), lower
@@ -421,7 +425,7 @@ class _CacheIterModel(models.StructModel):  # type: ignore[misc]  # numba has no
         members = [(name, types.int64) for name in ("records", "end", "far", "all")]
         members += [("control", ControlPointer), ("generations", U4S)]
         members += [("memory", types.MemInfoPointer(types.voidptr)), ("window", window)]
-        members += [(name, int64_pointer) for name in STATE]
+        members += [(name, int64_pointer) for name in POSITION]
         super().__init__(manager, it, members)
 
     def as_return(self, builder: Any, value: Any) -> Any:
@@ -434,13 +438,13 @@ def noted_by(site: Site, it: Any) -> Any:
     return site.builder.select(site.builder.icmp_unsigned("==", it.far, I64(0)), near, it.far)
 
 
-def start(site: Site, iterator: CacheIterType, c: Any) -> Any:
+def start(site: Site, iterator: CacheIterType, control: Any) -> Any:
     """Start a scan of the records that are live now; if there is no memory to note them, of those live when it comes to them."""
     context, builder = site.context, site.builder
     it = cgutils.create_struct_proxy(iterator)(context, builder)
-    generations = site.field(c, "generations")
-    it.control, it.generations = c.value, generations.value
-    it.end, it.records = site.call(scan_end, c), site.field(c, "records")
+    generations = site.field(control, "generations")
+    it.control, it.generations = control.value, generations.value
+    it.end, it.records = site.call(scan_end, control), site.field(control, "records")
     it.window = cgutils.alloca_once(builder, I64, size=window.count)
     is_small = builder.icmp_signed("<=", it.end, I64(NEAR))
     memory, far = cgutils.alloca_once_value(builder, cgutils.get_null_value(PTR)), cgutils.alloca_once_value(builder, I64(0))
@@ -456,9 +460,9 @@ def start(site: Site, iterator: CacheIterType, c: Any) -> Any:
     it.all = builder.sext(can_note, I64)
     builder.store(I64(-1), it.window)
     noted = noted_by(site, it)
-    emit_entry(site, c, "note_live", noted, builder.and_(it.end, it.all))
+    emit_entry(site, control, "note_live", noted, builder.and_(it.end, it.all))
     first = site.call(mask_at, generations, noted, it.all, it.end, I64(0))
-    for name, value in zip(STATE, (I64(-WORD_SLOTS), I64(0), first, I64(0)), strict=True):
+    for name, value in zip(POSITION, (I64(-WORD_SLOTS), I64(0), first, I64(0)), strict=True):
         setattr(it, name, cgutils.alloca_once_value(builder, value))
     return it._getvalue()
 
@@ -468,14 +472,14 @@ def SlabCache_items(cache: CacheType) -> Any:
     """Iterate over (handle, record)."""
     need_record(cache)
     iterator = CacheIterType(cache, True)
-    return iterator, lambda site, c: start(site, iterator, c)
+    return iterator, lambda site, control: start(site, iterator, control)
 
 
 @lower_builtin("getiter", CacheType)
 def lower_getiter(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     """Iterate over the handles."""
     site = Site(context, builder)
-    return start(site, sig.return_type, calls.row_of(site, sig.args[0], args[0]))
+    return start(site, sig.return_type, lowering.row_of(site, sig.args[0], args[0]))
 
 
 @lower_builtin("iternext", CacheIterType)
@@ -484,7 +488,7 @@ def lower_iternext(context: Any, builder: Any, sig: Any, args: Any, result: Any)
     """Go on to the next live record."""
     typ, site = sig.args[0], Site(context, builder)
     it = cgutils.create_struct_proxy(typ)(context, builder, value=args[0])
-    state = [getattr(it, name) for name in STATE]
+    state = [getattr(it, name) for name in POSITION]
     pointers = Pointer(ControlPointer, it.control), Pointer(U4S, it.generations)
     values = [*pointers, noted_by(site, it), it.all, it.end, *map(builder.load, state)]
     if typ.with_records and typ.cache.stride >= LINE:

@@ -126,43 +126,43 @@ def _lower_call(describe: Description) -> Callable[..., Any]:
     return lower
 
 
-def _attributes(block_type: type[types.Type]) -> Any:
+def _attributes(holder_type: type[types.Type]) -> Any:
     """Return the class that resolves the attributes of a block type, made with the first of them."""
-    if block_type not in _resolvers:
+    if holder_type not in _resolvers:
 
         class Attributes(templates.AttributeTemplate):  # type: ignore[misc]  # numba has no types
-            key = block_type
+            key = holder_type
 
-        _resolvers[block_type] = templates.infer_getattr(Attributes)
-    return _resolvers[block_type]
+        _resolvers[holder_type] = templates.infer_getattr(Attributes)
+    return _resolvers[holder_type]
 
 
 _resolvers: dict[type[types.Type], Any] = {}
 
 
-def method(block_type: type[types.Type], name: str) -> Callable[[Description], Description]:
+def method(holder_type: type[types.Type], name: str) -> Callable[[Description], Description]:
     """Describe a method of a block type."""
-    key = f"jitslab.{block_type.__name__}.{name}"
+    key = f"jitslab.{holder_type.__name__}.{name}"
 
     def decorate(describe: Description) -> Description:
-        def resolve(self: Any, block: Any, args: Any, kws: Any) -> Any:
-            signature = _type_call(describe, name, (block, *args), kws)
+        def resolve(self: Any, holder: Any, args: Any, kws: Any) -> Any:
+            signature = _type_call(describe, name, (holder, *args), kws)
             return None if signature is None else signature.as_method()
 
-        setattr(_attributes(block_type), f"resolve_{name}", templates.bound_function(key)(resolve))
-        lower_builtin(key, block_type, types.VarArg(types.Any))(_lower_call(describe))
+        setattr(_attributes(holder_type), f"resolve_{name}", templates.bound_function(key)(resolve))
+        lower_builtin(key, holder_type, types.VarArg(types.Any))(_lower_call(describe))
         return describe
 
     return decorate
 
 
-def attribute(block_type: type[types.Type], name: str) -> Callable[[Description], Description]:
+def attribute(holder_type: type[types.Type], name: str) -> Callable[[Description], Description]:
     """Describe an attribute of a block type."""
 
     def decorate(describe: Description) -> Description:
-        setattr(_attributes(block_type), f"resolve_{name}", lambda self, block: describe(block)[0])
+        setattr(_attributes(holder_type), f"resolve_{name}", lambda self, holder: describe(holder)[0])
 
-        @lower_getattr(block_type, name)  # type: ignore[untyped-decorator]  # numba has no types
+        @lower_getattr(holder_type, name)  # type: ignore[untyped-decorator]  # numba has no types
         def lower(context: Any, builder: Any, typ: Any, value: Any) -> Any:
             site = Site(context, builder)
             return describe(typ)[1](site, row_of(site, typ, value))
@@ -172,17 +172,17 @@ def attribute(block_type: type[types.Type], name: str) -> Callable[[Description]
     return decorate
 
 
-def function(block_type: type[types.Type], operation: Callable[..., Any]) -> Callable[[Description], Description]:
+def function(holder_type: type[types.Type], operation: Callable[..., Any]) -> Callable[[Description], Description]:
     """Describe what a function or an operator does with a block type as its first argument."""
 
     def decorate(describe: Description) -> Description:
         @templates.infer_global(operation)
         class Operation(templates.AbstractTemplate):  # type: ignore[misc]  # numba has no types
             def generic(self, args: Any, kws: Any) -> Any:
-                is_ours = bool(args) and isinstance(args[0], block_type)
+                is_ours = bool(args) and isinstance(args[0], holder_type)
                 return _type_call(describe, operation.__name__, args, kws) if is_ours else None
 
-        lower_builtin(operation, block_type, types.VarArg(types.Any))(_lower_call(describe))
+        lower_builtin(operation, holder_type, types.VarArg(types.Any))(_lower_call(describe))
         return describe
 
     return decorate

@@ -323,9 +323,9 @@ def close_sizes(s: int) -> int:
 
 
 @Entry
-def end_sizes(words: int) -> int:
+def end_sizes(range_: int) -> int:
     """The end of an allocator's memory: its classes leave the registry, and their ranges and large memory are unmapped."""
-    memory = range_at(words)
+    memory = range_at(range_)
     if memory.start == 0:  # it was never there
         return 0
     if memory.control == 0:  # nor was an allocator in it

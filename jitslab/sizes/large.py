@@ -244,13 +244,13 @@ def free_all(sizes: Sizes) -> None:
 
 
 @Entry
-def pin_pages(words: int, size: int) -> int:
+def pin_pages(pinned: int, size: int) -> int:
     """
     Have an array keep the pages of large memory mapped; returns their address, 0: refused, or another array does.
 
     Its PINNED row says which pages; their address is noted there, for the end of the array.
     """
-    it = pinned_at(words)
+    it = pinned_at(pinned)
     sizes, ptr, pin = sizes_at(it.sizes), it.ptr, pack_pin(it.number, it.ptr)
     if not is_large(sizes, ptr, size):
         return 0
@@ -266,9 +266,9 @@ def pin_pages(words: int, size: int) -> int:
 
 
 @Entry
-def unpin_pages(words: int) -> int:
+def unpin_pages(pinned: int) -> int:
     """The end of an array that kept pages mapped: they are the ptr's again, or, if that was freed, unmapped."""
-    it = pinned_at(words)
+    it = pinned_at(pinned)
     if it.pages != 0:
         sizes = sizes_at(it.sizes)
         if not compare_exchange(row_of_ptr(sizes, it.ptr), "pin", pack_pin(it.number, it.ptr), 0):

@@ -17,7 +17,7 @@ from ..core.calls import call
 from ..machine.compile import I64, int64, intrinsic, kernel
 from ..machine.disk import SOURCE_HASH
 from ..machine.holder import register
-from ..njit import lowering as calls
+from ..njit import lowering
 from ..njit.lowering import Pointer, Site
 from . import kernels as raw
 from .layout import SizesPointer
@@ -68,7 +68,7 @@ def need_integers(what: str, *values: Any) -> None:
 
 def method(name: str) -> Callable[..., Any]:
     """Describe a method of the allocator."""
-    return calls.method(SizeClassesType, name)
+    return lowering.method(SizeClassesType, name)
 
 
 def emit_lean(site: Site, kernel: Any, sizes: Pointer, *values: Any) -> Any:
