@@ -469,7 +469,7 @@ def _view_dealloc(self: int, unused: int) -> int:
 
 @inlined
 def get(self: int, guard: int, at: int, field: int) -> int:
-    """Return a new reference to a field's value, of a guard or its view, whose record is at an address; 0 with an exception set."""
+    """Return a new reference to a field's value in the record at an address, for a guard or its view; 0 with an exception set."""
     if at != 0 and field_at(field).kind != SLOW:
         return read_field(guard, field, at + field_at(field).offset)
     return call(method_of(self, "_read"), field_at(field).name, 0)
