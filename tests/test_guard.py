@@ -1565,14 +1565,14 @@ def test_what_ends_a_batch_is_loaded_before_it_has_handles(in_c):
 
 NO_MORE_CODE = """
 import numpy as np, jitslab
-from jitslab import _native
+from jitslab.machine import compile as machine_compile
 cache = jitslab.SlabCache("c", np.dtype([("x", "f8")]), capacity=20)
 freed, released, left = [cache.allocate_many(3) for _ in range(3)]
 
 def refuse():
     raise jitslab.CacheFullError("no memory to load machine code")
 
-_native.need_room = refuse
+machine_compile.need_room = refuse
 with left:
     freed.free()
     handles = released.release()
