@@ -244,7 +244,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         self._open(name, own, declared_class(dtype), memory)
 
     def _open(self, name: str, dtype: np.dtype[Any], declared: Any, memory: CacheMemory) -> None:
-        """Be the cache that a block is of."""
+        """Become the cache of some memory."""
         self._name, self._dtype, self._declared = name, dtype, declared
         self._memory = memory
         self._address = memory.address
@@ -786,7 +786,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         return SlabPages(self._slabs(), self._page)
 
     def _slabs(self) -> list[range]:
-        """Return the numbers of the slabs made so far, for each array set that has some; [range(0)] if none has."""
+        """Return the numbers of the slabs made so far, for each node that has some; [range(0)] if none has."""
         firsts, ends = self._memory.control["geometry"]["first_slab"].tolist(), self._memory.state["n_slabs"].tolist()
         made = [range(first, n) for first, n in zip(firsts, ends, strict=True)]
         return [slabs for slabs in made if slabs] or [range(0)]
@@ -799,10 +799,10 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """Describe slab i."""
         self._need_open()
         slots = 1 << self._memory.geometry.shift
-        words = np.frombuffer(self._generations, np.uint32, slots, 4 * slots * i)
+        generations = np.frombuffer(self._generations, np.uint32, slots, 4 * slots * i)
         row = self._row(i)
         state = SlabState.FREE if row["state"] == layout.RELEASING else SlabState(int(row["state"]))
-        live = (words & 1).astype(bool)
+        live = (generations & 1).astype(bool)
         node = self._memory.placement.nodes[i * slots >> self._memory.geometry.node_shift]
         return SlabPage(i, state, int(live.sum()), slots, int(row["colour"]), node, live)
 
@@ -813,7 +813,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         return self._memory.bytes[at : at + layout.SLAB.itemsize].view(layout.SLAB)[0]
 
     def _node_states(self) -> list[int]:
-        """Return the addresses of the array sets."""
+        """Return the addresses of the CONTROL rows of all nodes."""
         return [self._address + k * layout.NODE_BYTES for k in range(self._memory.geometry.nodes)]
 
     @property

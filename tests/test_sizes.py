@@ -842,7 +842,7 @@ def test_child_of_fork_has_its_own_memory():
 
 
 def test_subclass_may_have_slots_of_its_own():
-    """Compiled code finds the block of it all the same."""
+    """Compiled code finds its SIZES row all the same."""
 
     class Named(SizeClasses):
         __slots__ = ("caches",)

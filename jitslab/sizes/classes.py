@@ -230,14 +230,14 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
             if len(self._placement.nodes) == 1 or self._placement.is_simulated:
                 raise
             self._forget_memory()
-            self._placement = self._placement.undivided()  # one array set needs less
+            self._placement = self._placement.undivided()  # one node needs less
             self._of_caches["nodes"] = 1  # all caches of an allocator have as many
             self._make()
         self._numba_type_ = size_classes_type  # last: an allocator with a Numba type is open
         self._see_observed(bool(observe))
 
     def _make(self) -> None:
-        """Make the block, and the classes of the fixed table."""
+        """Make the memory, and the classes of the fixed table."""
         self._make_memory()
         self._switch_table([(low, high, False) for low, high in itertools.pairwise([0, *fixed_table()])])
 
@@ -249,7 +249,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
                 delattr(self, name)
 
     def _make_memory(self) -> None:
-        """Lay the block, the rows and the maps out."""
+        """Lay out the SIZES row, the CLASS rows and the maps."""
         for entry in (kernels.close_sizes, drop_retained):
             entry.compile()  # while there is memory
         large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, **self._of_caches)
@@ -619,7 +619,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         return 1 if n_nodes == 1 else 2 * n_nodes
 
     def _make_rows(self, wanted: tuple[PlannedClass, ...]) -> None:
-        """Make the rows of new classes, each to be opened at its first use; those of several array sets are opened now."""
+        """Make the rows of new classes, each to be opened at its first use; with several nodes they are opened now."""
         if len(self._placement.nodes) > 1:
             for each in wanted:
                 self._open_row(each)
@@ -635,7 +635,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         self._sizes_row["n_rows"] = end
 
     def _open_row(self, wanted: PlannedClass) -> None:
-        """Open a class with several array sets, in a reservation of its own; it is there with the new number of rows."""
+        """Open a class with several nodes, in a reservation of its own; the new number of rows makes it known."""
         row, base = int(self._sizes_row["n_rows"]), self._free_slots()[0]
         self._rows[row]["ptr_base"] = base
         place = self._parts.place_of(row)
