@@ -21,12 +21,14 @@ import numpy.typing as npt
 from . import guard_class
 from ._closable import Closable
 from ._convert import make_template
+from ._faults import fault_of, joined, shown_count, warn_of_lost
 from ._names import need_name
 from ._validate import as_count, as_handles, as_integer, check_dtype, check_out
 from .batch_guard import SlabBatchGuard
 from .core import batch, cache_calls, guard_calls, layout, scan
 from .core.check import check_laws
 from .core.claim import flush_own
+from .core.faults import take_faults
 from .core.grow import release
 from .core.heap_table import count, count_in_node, is_active
 from .core.layout import LAWS, NODE_WORDS, NULL, SLOT_MASK
@@ -71,12 +73,7 @@ RecordLike = np.dtype[Any] | list[Any] | dict[str, Any] | str  # as numpy.typing
 Handles = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
 
-CLOSED, FAULTS, FIRST, KIND = (NODE_WORDS[name] for name in ("closed", "faults", "fault_first", "fault_kind"))
-FAULT_TEXTS = {
-    layout.STALE: "stale or foreign handle",
-    layout.EXHAUSTED: "NULL handle (an alloc that found no slot?)",
-    layout.DOUBLE_FREE: "record freed by two threads at the same instant",
-}
+CLOSED, FAULTS = NODE_WORDS["closed"], NODE_WORDS["faults"]
 NEVER = 1 << 62  # ticks: the end of an interval of the working set that does not end
 # Errors and ends call these: they are loaded while there is memory, as they are needed when there is none.
 NEEDED_WITHOUT_MEMORY = (
@@ -87,6 +84,7 @@ NEEDED_WITHOUT_MEMORY = (
     check_laws,
     close_cache,
     let_kept_go,
+    take_faults,
 )
 SLOTS_AT_ONCE = 1 << 17  # slots that `check` looks at together: it must work with hardly any memory left
 REST_TRIES = 3  # a thread that was joined may still be giving its magazines back
@@ -171,6 +169,8 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     -----
     PlacementWarning
         Once, if the system refuses to place memory; the cache goes on without.
+    ResourceWarning
+        If it is collected, or open when the process ends, with faults of compiled code that nobody was told of.
 
     Notes
     -----
@@ -242,6 +242,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         if keep_empty:
             memory.state["interval_end"] = NEVER
         self._open(name, own, declared_class(dtype), memory)
+        weakref.finalize(self, warn_of_lost, take_faults_of, memory.address, memory.node_words, name)
 
     def _open(self, name: str, dtype: np.dtype[Any], declared: Any, memory: CacheMemory) -> None:
         """Be the cache that a block is of."""
@@ -302,8 +303,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def _alloc_slow(self) -> int:
         """`alloc` if the C method did not succeed, or there is none."""
-        self._need_open()
-        self.raise_faults()
+        self._need_told()
         handle = batch.alloc_one(self._address)
         if handle == NULL:
             self._raise_full(1)
@@ -356,7 +356,8 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def at_slot(self, slot: int) -> Any:
         """Return the record at a slot number below `slot_limit`, live or not."""
-        return self.records[slot]
+        self._need_open()
+        return self._records[: self.slot_limit][slot]
 
     def new(self) -> tuple[int, Any]:
         """Take a slot: its handle and its record."""
@@ -412,8 +413,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def _allocate_slow(self) -> SlabObjectGuard[R]:
         """`allocate` if the C method did not succeed, or there is none yet."""
-        self._need_open()
-        self.raise_faults()
+        self._need_told()
         is_first = guard_class_of(self) is None
         cls = self._guards()
         if guard_class.IN_C and is_first:
@@ -551,8 +551,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def _requested(self, n: int) -> int:
         """Return how many slots are wanted, as an int; so many may be had."""
-        self._need_open()
-        self.raise_faults()
+        self._need_told()
         n = as_count(n, "n")
         if n > self._memory.geometry.slots:
             self._raise_full(n)
@@ -584,7 +583,14 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         ------
         HandleError
             If one is refused.
+        FaultError
+            If compiled code used a refused handle since the last report, as all that hands out or takes many records does.
         """
+        self._need_told()
+        return self._live_slots(handles)
+
+    def _live_slots(self, handles: npt.ArrayLike) -> Handles:
+        """`slots`, with faults or without."""
         self._need_open()
         array = as_handles(handles)
         refused = np.zeros(array.size, np.uint8)
@@ -609,9 +615,9 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """
         slots = self.slots(handles)
         if out is None:
-            return self.records[slots]
+            return self._records[slots]
         check_out(out, self._dtype, slots.size)
-        out[:] = self.records[slots]
+        out[:] = self._records[slots]
         return out
 
     def scatter(self, handles: npt.ArrayLike, values: npt.ArrayLike) -> None:
@@ -627,17 +633,22 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         slots = self.slots(handles)
         if array.dtype != self._dtype or array.shape not in ((), (1,), slots.shape):
             raise ArrayError(f"values must be {slots.size} records of {self._dtype}, got {array.dtype} of shape {array.shape}")
-        self.records[slots] = array
+        self._records[slots] = array
 
     def live(self) -> Handles:
         """
         Return the handles of all live records, by slot.
 
+        Raises
+        ------
+        FaultError
+            If compiled code used a refused handle since the last report.
+
         Notes
         -----
         Scans 4 bytes a slot.  Records that are allocated or freed meanwhile may be in it or not.
         """
-        self._need_open()
+        self._need_told()
         out = np.empty(len(self), np.int64)
         while (n := scan.live_handles(self._address, out.ctypes.data, out.size)) > out.size:
             out = np.empty(n, np.int64)
@@ -678,8 +689,8 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         return count(self._address)
 
     def clear(self) -> int:
-        """Free every record, with no other thread using the cache; returns how many."""
-        self._need_open()
+        """Free every record, with no other thread using the cache; returns how many.  FaultError as `live`: none is freed."""
+        self._need_told()
         return batch.clear(self._address)
 
     def retain(self, keep: npt.ArrayLike) -> int:
@@ -774,9 +785,9 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         All slots below `slot_limit`, live or not, as one array of the cache's dtype.
 
         Index it with `slots(handles)`, or pass it to a kernel.  The contents of free slots are undefined; writing there does no
-        harm.  The array does not grow: ask again after the cache has grown.
+        harm.  The array does not grow: ask again after the cache has grown.  FaultError as `live`.
         """
-        self._need_open()
+        self._need_told()
         return self._records[: self.slot_limit]
 
     @property
@@ -878,16 +889,11 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         Raises
         ------
         FaultError
-            With the number of faults and the first handle.
+            With the number of faults, the first handle, and the Python line that called its kernel, where that is known.
         """
         self._need_opened()
-        count, first, kind = self._c[FAULTS], self._c[FIRST], self._c[KIND]
-        if count:
-            self._c[FAULTS] = 0
-            text = FAULT_TEXTS.get(kind, "fault")
-            raise FaultError(
-                f"{count} faults in compiled code on cache {self._name!r}; the first: {text} {first:#x}", count, first
-            )
+        if self._c[FAULTS] and (fault := joined(self._take_faults())) is not None:
+            raise fault
 
     def check(self) -> None:
         """
@@ -906,8 +912,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         -----
         O(slots), some 3 ns each.
         """
-        self._need_open()
-        self.raise_faults()
+        self._need_told()
         self._need_rest("check")
         words = np.empty(SLOTS_AT_ONCE // 64, np.int64)
         for address in self._node_states():
@@ -978,18 +983,38 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         harm.  They stay for some time after that (README says how long), since compiled code may have arrays that keep nothing.
         Kernels that run meanwhile in other threads get NULL, and their frees are refused; for that the generations stay, too:
         4 bytes a slot.  A second `close` does nothing.
+
+        Raises
+        ------
+        FaultError
+            If compiled code used a refused handle since the last report; the cache is closed.  A `with` block that ends by an
+            exception of its own gets a note instead: of that exception, in its ``__notes__``.
         """
+        super().close()
+
+    def _end(self) -> FaultError | None:
+        """Close; returns the faults that nobody was told of."""
         self._need_opened()
+        self._shut()
+        return joined(self._take_faults())
+
+    def _take_faults(self) -> list[FaultError]:
+        """Return the faults that nobody was told of."""
+        return take_faults_of(self._address, self._c, self._name)
+
+    def _shut(self) -> None:
+        """Close."""
         self._memory.close()
 
     def __repr__(self) -> str:
         """Short, whatever the size."""
         if not hasattr(self, "_numba_type_"):
             return "<SlabCache: never opened>"
+        faults = f", {shown_count(self._c[FAULTS])}" if self._c[FAULTS] else ""
         if self.closed:
-            return f"<SlabCache {self._name!r}: closed>"
-        slabs = len(self.pages)
-        return f"<SlabCache {self._name!r}: {len(self)} records of {self._dtype.itemsize} bytes live in {slabs} slabs>"
+            return f"<SlabCache {self._name!r}: closed{faults}>"
+        what = f"{len(self)} records of {self._dtype.itemsize} bytes live in {len(self.pages)} slabs"
+        return f"<SlabCache {self._name!r}: {what}{faults}>"
 
     # --- Refused ---
 
@@ -1001,6 +1026,12 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def _closed_text(self) -> str:
         return f"cache {self._name!r} is closed"
+
+    def _need_told(self) -> None:
+        """Raise if the cache is closed, or has faults that nobody was told of."""
+        self._need_open()
+        if self._c[FAULTS]:
+            self.raise_faults()
 
     def _need_rest(self, what: str) -> None:
         """Raise if other threads are using the cache."""
@@ -1094,6 +1125,12 @@ def open_caches() -> list[tuple[int, SlabCache]]:
     return [
         (serial, cache) for serial, cache in made if cache is not None and hasattr(cache, "_numba_type_") and not cache.closed
     ]
+
+
+def take_faults_of(address: int, words: Any, name: str) -> list[FaultError]:
+    """Return the faults, if there are any, of the cache with these NODE words; they keep its memory."""
+    fault = fault_of(address, name) if words[FAULTS] else None
+    return [] if fault is None else [fault]
 
 
 def counts_of(cache: SlabCache) -> tuple[int, int, int, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ..machine.compile import Entry, kernel
 from ..machine.memory import lowest_bit, pause, thread_pointer
-from ..machine.pointers import address_of, fetch_add, load_relaxed
+from ..machine.pointers import address_of, load_relaxed
 from ..machine.system import yield_core
 from .calls import call
 from .layout import (
@@ -184,15 +184,3 @@ def is_active(c: int) -> int:
                     yield_core()  # a thread that waits for a core shall be seen at work, too
         index = next_heap(control, index + 1)
     return 1 if load_relaxed(control.state, "ticks") != ticks or control.state.releasing != 0 else 0
-
-
-# --- Faults ---
-
-
-@kernel
-def note_fault(control: Control, handle: int, kind: int) -> None:
-    """Count a fault of the cache; the first one since the last report is remembered."""
-    first = control.first_node
-    if fetch_add(first, "faults", 1) == 0:
-        first.fault_first = handle
-        first.fault_kind = kind

@@ -222,6 +222,8 @@ LOCAL = row(
     ("faults", "i8"),  # faults since the last report; by any thread, as the rest of the row, by atomics
     ("fault_first", "i8"),  # handle of the first
     ("fault_kind", "i8"),  # STALE, EXHAUSTED or DOUBLE_FREE
+    ("fault_code", "i8"),  # code object of the Python function that called the kernel, owned; 0: not known
+    ("fault_line", "i8"),  # the line that it was at
     ("migrations", "i8"),  # heaps that came to draw from this node: their thread had moved here
     ("claimed", "i8", (2 * HEAP_ROWS // 64 + 1,)),  # one bit a heap row that ever was this node's: of `heaps`, then `node_heaps`
 )
@@ -230,7 +232,7 @@ CONTROL = row(
     ("geometry", GEOMETRY),
     ("pad_geometry", "i8", (7,)),  # what changes is on other lines than what is frozen
     ("local", LOCAL),
-    ("pad_local", "i8", (7,)),
+    ("pad_local", "i8", (5,)),
 )
 
 # --- STATE: the slab layer of one node: numbers, no addresses; written under the lock only ---
