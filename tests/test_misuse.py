@@ -814,7 +814,7 @@ for cache in caches:
     cache.check()
     assert 1000 < cache.capacity < 1 << 25, cache.capacity
 try:
-    jitslab.SlabCache("huge", dtype, capacity=1 << 26)
+    jitslab.SlabCache("huge", dtype, capacity=1 << 30)
 except jitslab.CacheFullError as error:
     print(error)
 """
