@@ -1,8 +1,8 @@
 """
-`SlabCache.alloc` and `SlabCache.free` as C methods: a third of what a call through Numba's dispatcher costs.
+`SlabCache.alloc` and `SlabCache.free` as C methods, which cost a third of a call through Numba's dispatcher.
 
-Above `blocktype`, below `cache`.  Each is the fast path, and for everything else (closed, full, faults to report, a handle that
-is refused or is no integer) a call of the Python method ``_alloc_slow`` or ``_free_slow``, which raises.
+Each is the fast path.  Anything else (closed, full, faults to report, a handle that is refused or is no integer) is a call of
+the Python method ``_alloc_slow`` or ``_free_slow``, which raises.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
 """
-What a cache can do inside `@njit`: an extension type of one int64, the address of its control block.
+A cache inside `@njit`: an extension type of one int64, the address of its first CONTROL row.
 
-Above `entry`, below `cache`.  Bodies of overloads are compiled again in every caller, so each is one line that calls a kernel.
-Nothing here raises: `prange` would lose the exception and skip iterations.  A refused handle yields a zeroed scratch
-record and sets a fault, as floating-point flags do.
+Nothing here raises: `prange` would lose the exception and skip iterations.  A refused handle yields a zeroed scratch record and
+sets a fault, as floating-point flags do.
 
-`prange` takes getitem, `in` and attributes for pure and moves them out of the loop where their operands do not depend on
-it; methods are never moved.  So for a record that iterations share, write ``cache.record(h)`` and ``cache.is_live(h)``.
+`prange` takes getitem, `in` and attributes for pure, and moves them out of the loop if their operands do not depend on it.  It
+never moves methods.  So for a record that iterations share, write ``cache.record(h)`` and ``cache.is_live(h)``.
 """
 
 from __future__ import annotations
@@ -40,23 +39,23 @@ from . import lowering
 from .lowering import Pointer, Site
 
 int64_pointer = types.EphemeralPointer(types.int64)
-POSITION = ("base", "mask", "after", "ahead")  # what changes of an iterator, as `scan.next_live` says
-NEAR = 4096  # slots of a cache whose notes an iterator has room for itself: a slab of short records
+POSITION = ("base", "mask", "after", "ahead")  # the fields of an iterator that change; see `scan.next_live`
+NEAR = 4096  # most slots whose bits an iterator holds itself: a slab of short records
 window = types.EphemeralArray(types.int64, NEAR // WORD_SLOTS)
 
 
 class TypedFields(dict[str, Any]):
-    """The fields that Numba can type; the hidden ones, too, are said to be in it, so that Numba asks for their types."""
+    """The fields that Numba can type; `in` also finds the hidden ones, so that Numba asks for their types."""
 
     hidden: dict[str, str]
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is such a field."""
+        """Whether the record has a field of that name."""
         return super().__contains__(name) or name in self.hidden
 
 
 class PartialRecord(types.Record):  # type: ignore[misc]  # numba has no types
-    """The Numba type of a record of which Numba cannot type all fields: it has the others; `hidden` says why, by name."""
+    """The Numba type of a record with fields that Numba cannot type; `hidden` gives their names and the reasons."""
 
     def __init__(self, of: np.dtype[Any], fields: list[Any], hidden: dict[str, str]) -> None:
         self.of, self.hidden = of, hidden
@@ -69,7 +68,7 @@ class PartialRecord(types.Record):  # type: ignore[misc]  # numba has no types
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """All fields: so a record that compiled code returns has them."""
+        """The dtype with all fields: so a record that compiled code returns has them."""
         return self.of
 
     def typeof(self, key: str) -> Any:
@@ -83,20 +82,20 @@ register_model(PartialRecord)(models.RecordModel)
 
 
 def typed(dtype: np.dtype[Any]) -> Any:
-    """Return the Numba type of a field or of a record; a str, the reason, if it cannot be typed, nor any field of it."""
+    """Return the Numba type of a field or a record; if not even one of its fields can be typed, the reason, a str."""
     if dtype.subdtype is not None:
         base = typed(dtype.base)
         if isinstance(base, str):
             return base
         return types.NestedArray(dtype=base, shape=dtype.shape) if hasattr(base, "bitwidth") else f"an array of {dtype.base}"
     if dtype.fields is None or dtype.names is None:
-        if not dtype.isnative:  # of dates Numba does not look
+        if not dtype.isnative:  # Numba ignores the byte order of dates
             return dtype.str
         try:
             found = numba.from_dtype(dtype)
-            default_manager.lookup(found)  # of float16 there is a type, and no values
+            default_manager.lookup(found)  # Numba has a type float16 without values
             return found
-        except Exception as error:  # numba raises what it likes for a dtype that it cannot type
+        except Exception as error:  # Numba raises all kinds of exceptions for a dtype that it cannot type
             return str(error).splitlines()[0] if str(error) else type(error).__name__
     fields, hidden = [], {}
     for name, (of, offset, *title) in dtype.fields.items():
@@ -114,7 +113,7 @@ class CacheType(types.IterableType):  # type: ignore[misc]  # numba has no types
     """
     Numba type of the caches of one dtype.
 
-    `record` is the Numba type of the records, or None if Numba can type no field of them; `reason` says why.  The name is part of
+    `record` is the Numba type of the records; None: Numba can type no field, as `reason` says.  The name is part of
     the key of the user's own compile caches: it carries the hash of the package's sources.
     """
 
@@ -131,7 +130,7 @@ class CacheType(types.IterableType):  # type: ignore[misc]  # numba has no types
 
     @property
     def iterator_type(self) -> CacheIterType:
-        """Type of an iterator over the handles: so Numba takes a cache wherever it takes something to iterate over."""
+        """The type of an iterator over the handles: by it Numba takes a cache for an iterable."""
         return CacheIterType(self, False)
 
 
@@ -139,7 +138,7 @@ _types: dict[tuple[Any, ...], CacheType] = {}
 
 
 def cache_type(dtype: np.dtype[Any], stride: int, init: int, has_nodes: bool) -> CacheType:
-    """Return the type of such caches; one object each."""
+    """Return the Numba type of a cache; equal arguments give the same object."""
     key = dtype, dtype_identity(dtype), stride, init, has_nodes
     if key not in _types:
         _types[key] = CacheType(dtype, stride, init, has_nodes)
@@ -149,7 +148,7 @@ def cache_type(dtype: np.dtype[Any], stride: int, init: int, has_nodes: bool) ->
 register(CacheType)
 
 
-# --- What is refused ---
+# --- Arguments that are refused ---
 
 
 def need_integer(handle: Any, what: str) -> None:
@@ -191,12 +190,12 @@ def function(operation: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def stride_of(cache: CacheType) -> Any:
-    """Bytes from slot to slot, a constant."""
+    """Return the bytes from slot to slot, a constant."""
     return I64(cache.stride)
 
 
 def array_of(site: Site, of: Any, value: Any) -> tuple[Any, Any]:
-    """Address and size of a lowered array."""
+    """Emit the address and the size of a lowered array."""
     array = site.context.make_array(of)(site.context, site.builder, value)
     return site.builder.ptrtoint(array.data, I64), array.nitems
 
@@ -213,13 +212,13 @@ def emit_entry(site: Site, control: Pointer, name: str, *values: Any) -> Any:
 
 
 def emit_address(site: Site, cache: CacheType, control: Pointer, handle: Any) -> Any:
-    """Emit the look-up of a record, checked."""
+    """Emit the checked look-up of a record."""
     return site.call(address, heap_of(site, control), handle, stride_of(cache))
 
 
 @method("alloc")
 def SlabCache_alloc(cache: CacheType) -> Any:
-    """Take a slot: its handle, or NULL when the cache is full."""
+    """Take a slot; returns its handle, or NULL if the cache is full."""
 
     def lower(site: Site, control: Any) -> Any:
         if cache.init != NO_INIT:
@@ -231,7 +230,7 @@ def SlabCache_alloc(cache: CacheType) -> Any:
 
 @method("free")
 def SlabCache_free(cache: CacheType, handle: Any) -> Any:
-    """Free a record; False if the handle is refused."""
+    """Free a record; returns False if the handle is refused."""
     need_integer(handle, "free(handle)")
 
     def lower(site: Site, control: Any, handle: Any) -> Any:
@@ -246,7 +245,7 @@ def SlabCache_free(cache: CacheType, handle: Any) -> Any:
 
 @method("record")
 def SlabCache_record(cache: CacheType, handle: Any) -> Any:
-    """The record of a handle; never moved out of a prange."""
+    """Return the record of a handle; never moved out of a prange."""
     need_integer(handle, "record(handle)")
     need_record(cache)
     return cache.record, lambda site, control, handle: site.record(cache.record, emit_address(site, cache, control, handle))
@@ -254,14 +253,14 @@ def SlabCache_record(cache: CacheType, handle: Any) -> Any:
 
 @method("is_live")
 def SlabCache_is_live(cache: CacheType, handle: Any) -> Any:
-    """Whether a handle's record is live; never moved out of a prange."""
+    """Return whether a handle's record is live; never moved out of a prange."""
     need_integer(handle, "is_live(handle)")
     return types.boolean, lambda site, control, handle: site.call(is_live, heap_of(site, control), handle)
 
 
 @method("at_slot")
 def SlabCache_at_slot(cache: CacheType, slot: Any) -> Any:
-    """The record at a slot number, unchecked: the slot must be below `slot_limit`."""
+    """Return the record at a slot number, unchecked: the slot must be below `slot_limit`."""
     need_integer(slot, "at_slot(slot)")
     need_record(cache)
 
@@ -274,7 +273,7 @@ def SlabCache_at_slot(cache: CacheType, slot: Any) -> Any:
 
 @method("alloc_many")
 def SlabCache_alloc_many(cache: CacheType, out: Any) -> Any:
-    """Take as many slots as `out` has room for, all or none: how many."""
+    """Take as many slots as `out` has room for, all or none; returns how many."""
     need_handles(out, "alloc_many(out)", writable=True)
 
     def lower(site: Site, control: Any, array: Any) -> Any:
@@ -288,7 +287,7 @@ def SlabCache_alloc_many(cache: CacheType, out: Any) -> Any:
 
 @method("free_many")
 def SlabCache_free_many(cache: CacheType, handles: Any) -> Any:
-    """Free the valid ones of the handles: how many."""
+    """Free the valid ones of the handles; returns how many."""
     need_handles(handles, "free_many(handles)", writable=False)
 
     def lower(site: Site, control: Any, array: Any) -> Any:
@@ -302,25 +301,25 @@ def SlabCache_free_many(cache: CacheType, handles: Any) -> Any:
 
 @method("clear")
 def SlabCache_clear(cache: CacheType) -> Any:
-    """Free every live record: how many."""
+    """Free every live record; returns how many."""
     return types.int64, lambda site, control: emit_entry(site, control, "clear")
 
 
 @method("flush")
 def SlabCache_flush(cache: CacheType) -> Any:
-    """Give the free slots in the calling thread's magazine home: how many."""
+    """Flush the free slots in the calling thread's magazine; returns how many."""
     return types.int64, lambda site, control: emit_entry(site, control, "flush_own")
 
 
 @function(len)
 def SlabCache_len(cache: CacheType) -> Any:
-    """How many records are live."""
+    """Return how many records are live."""
     return types.int64, lambda site, control: emit_entry(site, control, "count")
 
 
 @function(operator.getitem)
 def SlabCache_getitem(cache: CacheType, handle: Any) -> Any:
-    """The record of a handle."""
+    """Return the record of a handle."""
     need_integer(handle, "cache[handle]")
     need_record(cache)
     return cache.record, lambda site, control, handle: site.record(cache.record, emit_address(site, cache, control, handle))
@@ -343,26 +342,26 @@ def SlabCache_setitem(cache: CacheType, handle: Any, value: Any) -> Any:
 
 @function(operator.contains)
 def SlabCache_contains(cache: CacheType, handle: Any) -> Any:
-    """Whether a handle's record is live."""
+    """Return whether a handle's record is live."""
     need_integer(handle, "handle in cache")
     return types.boolean, lambda site, control, handle: site.call(is_live, heap_of(site, control), handle)
 
 
 @attribute("capacity")
 def SlabCache_capacity(cache: CacheType) -> Any:
-    """Records that one thread can always have."""
+    """Return how many records one thread can always have."""
     return types.int64, lambda site, control: site.field(control, "capacity")
 
 
 @attribute("slot_limit")
 def SlabCache_slot_limit(cache: CacheType) -> Any:
-    """Slots in use so far; every slot number is below."""
+    """Return the number of slots used so far; every slot number is below it."""
     return types.int64, lambda site, control: site.call(scan_end, control)
 
 
 @attribute("faults")
 def SlabCache_faults(cache: CacheType) -> Any:
-    """Faults since the last report."""
+    """Return the number of faults since the last report."""
     return types.int64, lambda site, control: site.emit(load_relaxed, control, "faults")
 
 
@@ -371,7 +370,7 @@ def SlabCache_faults(cache: CacheType) -> Any:
 
 @kernel
 def alloc_address(heap: Heap, stride: int) -> Any:
-    """Return (handle, address of its record); NULL and a scratch record when the cache is full."""
+    """Return (handle, address of its record); NULL and a scratch record if the cache is full."""
     handle = alloc(heap)
     if unlikely(handle == NULL):
         return handle, slow(heap, "address", (handle,))
@@ -380,7 +379,7 @@ def alloc_address(heap: Heap, stride: int) -> Any:
 
 @kernel
 def alloc_filled_address(control: Control, heap: Heap, stride: int, itemsize: int) -> Any:
-    """As `alloc_address`, the record filled."""
+    """As `alloc_address`, but the record is a copy of the template."""
     handle = alloc_filled(control, heap, stride, itemsize)
     if unlikely(handle == NULL):
         return handle, slow(heap, "address", (handle,))
@@ -388,14 +387,14 @@ def alloc_filled_address(control: Control, heap: Heap, stride: int, itemsize: in
 
 
 def as_item(site: Site, cache: CacheType, handle: Any, at: Any) -> Any:
-    """(handle, record) of a handle and an address."""
+    """Emit the tuple (handle, record) of a handle and an address."""
     record = site.record(cache.record, at)
     return site.context.make_tuple(site.builder, types.Tuple((types.int64, cache.record)), [handle, record])
 
 
 @method("new")
 def SlabCache_new(cache: CacheType) -> Any:
-    """Take a slot: its handle and its record; NULL and a scratch record when the cache is full."""
+    """Take a slot; returns its handle and its record, or NULL and a scratch record if the cache is full."""
     need_record(cache)
 
     def lower(site: Site, control: Any) -> Any:
@@ -409,7 +408,7 @@ def SlabCache_new(cache: CacheType) -> Any:
 
 
 class CacheIterType(types.SimpleIteratorType):  # type: ignore[misc]  # numba has no types
-    """Iterator over the handles of the live records, or over (handle, record)."""
+    """Numba type of an iterator over the handles of the live records, or over (handle, record)."""
 
     def __init__(self, cache: CacheType, with_records: bool) -> None:
         self.cache, self.with_records = cache, with_records
@@ -419,7 +418,7 @@ class CacheIterType(types.SimpleIteratorType):  # type: ignore[misc]  # numba ha
 
 @register_model(CacheIterType)
 class _CacheIterModel(models.StructModel):  # type: ignore[misc]  # numba has no types
-    """Which slots are to be visited stands in `window`; of a cache that is too large for it in memory of Numba's, at `far`."""
+    """The bits of the slots to visit are in `window`, or, if there are more than NEAR, in memory of Numba's at `far`."""
 
     def __init__(self, manager: Any, it: CacheIterType) -> None:
         members = [(name, types.int64) for name in ("records", "end", "far", "all")]
@@ -433,13 +432,13 @@ class _CacheIterModel(models.StructModel):  # type: ignore[misc]  # numba has no
 
 
 def noted_by(site: Site, it: Any) -> Any:
-    """Address of what was noted when a scan started."""
+    """Return the address of the bits that `note_live` set when the scan started."""
     near = site.builder.ptrtoint(it.window, I64)
     return site.builder.select(site.builder.icmp_unsigned("==", it.far, I64(0)), near, it.far)
 
 
 def start(site: Site, iterator: CacheIterType, control: Any) -> Any:
-    """Start a scan of the records that are live now; if there is no memory to note them, of those live when it comes to them."""
+    """Start a scan of the records that are live now; without memory for their bits, of those that are live at their turn."""
     context, builder = site.context, site.builder
     it = cgutils.create_struct_proxy(iterator)(context, builder)
     generations = site.field(control, "generations")
@@ -493,7 +492,7 @@ def lower_iternext(context: Any, builder: Any, sig: Any, args: Any, result: Any)
     values = [*pointers, noted_by(site, it), it.all, it.end, *map(builder.load, state)]
     if typ.with_records and typ.cache.stride >= LINE:
         found = site.call(next_record, *values, it.records, stride_of(typ.cache))
-    else:  # the CPU sees short records coming: asking for them takes longer
+    else:  # the CPU prefetches short records itself: a prefetch would cost more
         found = site.call(next_live, *values)
     *new, handle, is_found = cgutils.unpack_tuple(builder, found)
     is_valid = builder.icmp_signed("!=", is_found, I64(0))
@@ -526,4 +525,4 @@ def warm() -> None:
     ):
         dispatcher: Any = kernel_
         dispatcher.compile(arguments)
-        dispatcher.overloads[arguments].library._get_module_for_linking()  # kept from now on
+        dispatcher.overloads[arguments].library._get_module_for_linking()  # linking keeps the kernel on disk

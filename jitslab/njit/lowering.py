@@ -1,13 +1,13 @@
 """
-Calls of the library in compiled code: typed by one function, lowered to calls of kernels.
+Calls of the library in compiled code: one function types each call and lowers it to calls of kernels.
 
-Above `blocktype`, below `compiled`.  The body of a Numba overload is typed, lowered and optimised anew in each process that
-compiles a caller of it: 10 to 60 ms, where a small function of the user's takes 40.  Here only the call itself is emitted, and
-the kernel's code is read from the disk, linked and inlined: 1 to 2 ms.
+The body of a Numba overload is typed, lowered and optimised again in each process that compiles a caller of it: 10 to 60 ms,
+where a small function of the user's takes 40.  Here only the call itself is emitted; the kernel's code is read from disk, linked
+and inlined: 1 to 2 ms.
 
-What is called is described by a function ``(type of the block, *types of the arguments) -> (type of the result, lower)``, or None
-where it does not apply; it raises `NumbaTypeError` for arguments that are refused.  ``lower(site, block, *arguments)`` emits the
-call and returns its value; `block` is the address of the block, and integers and booleans are int64.
+A *description* of a call is a function ``(holder type, *types of the arguments) -> (type of the result, lower)``; it returns
+None if it does not apply, and raises `NumbaTypeError` if it refuses the arguments.  ``lower(site, row, *arguments)`` emits the
+call and returns its value; `row` is the pointer to the holder's row, and integers and booleans are int64.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numba.core.typing import templates
 from ..machine.compile import PTR
 from ..machine.pointers import ArrayPointer, StructPointer, lower_field
 
-Description = Callable[..., Any]  # (block type, *argument types) -> (result type, lower), or None
+Description = Callable[..., Any]  # (holder type, *argument types) -> (result type, lower), or None
 
 
 class Pointer(NamedTuple):
@@ -42,7 +42,7 @@ class Site:
         self.context, self.builder = context, builder
 
     def emit(self, intrinsic: Any, *values: Any) -> Any:
-        """Emit what an intrinsic emits for int64s, pointers, and literals of Python."""
+        """Emit an intrinsic for int64s, pointers, and literals of Python."""
         of = tuple(map(_type_of, values))
         signature, emit = intrinsic._defn(self.context.typing_context, *of)
         return self._typed(signature, emit(self.context, self.builder, signature, tuple(map(_value_of, values))))
@@ -54,14 +54,14 @@ class Site:
         return Pointer(of, value) if value.type == PTR else value
 
     def call(self, kernel: Any, *values: Any) -> Any:
-        """Emit the call of a kernel that takes int64s and heaps; it is compiled now where it is not on disk."""
+        """Emit the call of a kernel that takes int64s and pointers; it is compiled now if it is not on disk."""
         typing = self.context.typing_context
         callee = typing.resolve_value_type(kernel)
         signature = callee.get_call_type(typing, tuple(map(_type_of, values)), {})
         return self._typed(signature, self.context.get_function(callee, signature)(self.builder, tuple(map(_value_of, values))))
 
     def entry(self, call: Any, row: Pointer, name: str, *values: Any) -> Any:
-        """Emit the call of an entry point, by what calls it: `core.calls.call`, or that of an allocator."""
+        """Emit the call of an entry point by the intrinsic `call`."""
         many = types.Tuple((types.int64,) * len(values))
         arguments = self.context.make_tuple(self.builder, many, values)
         signature, emit = call._defn(self.context.typing_context, row.of, types.literal(name), many)
@@ -69,11 +69,11 @@ class Site:
 
     @staticmethod
     def _typed(signature: Any, value: Any) -> Any:
-        """Return a value with the type of its pointer, if it is one."""
+        """Return a value; a pointer together with its type."""
         return Pointer(signature.return_type, value) if isinstance(signature.return_type, POINTERS) else value
 
     def record(self, record: Any, at: Any) -> Any:
-        """The record of a Numba type at an address."""
+        """Return the record of a Numba type at an address."""
         return self.builder.inttoptr(at, self.context.get_value_type(record))
 
 
@@ -81,27 +81,27 @@ POINTERS = (StructPointer, ArrayPointer)
 
 
 def _type_of(value: Any) -> Any:
-    """Return the Numba type of what kernels and intrinsics take."""
+    """Return the Numba type of an argument of a kernel or an intrinsic."""
     if isinstance(value, (str, int)):
         return types.literal(value)
     return value.of if isinstance(value, Pointer) else types.int64
 
 
 def _value_of(value: Any) -> Any:
-    """Return what LLVM sees of it."""
+    """Return LLVM's value of an argument; None for a literal."""
     if isinstance(value, (str, int)):
         return None
     return value.value if isinstance(value, Pointer) else value
 
 
 def row_of(site: Site, holder_type: Any, value: Any) -> Any:
-    """Return the pointer to the row that a lowered object begins with."""
+    """Return the pointer to the row of a lowered holder."""
     address = cgutils.create_struct_proxy(holder_type)(site.context, site.builder, value=value).ptr
     return Pointer(holder_type.row, site.builder.inttoptr(address, PTR))
 
 
 def _type_call(describe: Description, name: str, args: Any, kws: Any) -> Any:
-    """Return the signature of a call, or None where it is another's."""
+    """Return the signature of a call, or None if the description does not apply."""
     shape = inspect.signature(describe).replace(return_annotation=inspect.Signature.empty)
     try:
         bound = shape.bind(*args, **kws)
@@ -112,7 +112,7 @@ def _type_call(describe: Description, name: str, args: Any, kws: Any) -> Any:
 
 
 def _lower_call(describe: Description) -> Callable[..., Any]:
-    """Return the lowering of what is described."""
+    """Return the lowering of a described call."""
 
     def lower(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         site = Site(context, builder)
@@ -127,7 +127,7 @@ def _lower_call(describe: Description) -> Callable[..., Any]:
 
 
 def _attributes(holder_type: type[types.Type]) -> Any:
-    """Return the class that resolves the attributes of a block type, made with the first of them."""
+    """Return the class that resolves the attributes of a holder type; the first attribute makes it."""
     if holder_type not in _resolvers:
 
         class Attributes(templates.AttributeTemplate):  # type: ignore[misc]  # numba has no types
@@ -141,7 +141,7 @@ _resolvers: dict[type[types.Type], Any] = {}
 
 
 def method(holder_type: type[types.Type], name: str) -> Callable[[Description], Description]:
-    """Describe a method of a block type."""
+    """Describe a method of a holder type."""
     key = f"jitslab.{holder_type.__name__}.{name}"
 
     def decorate(describe: Description) -> Description:
@@ -157,7 +157,7 @@ def method(holder_type: type[types.Type], name: str) -> Callable[[Description], 
 
 
 def attribute(holder_type: type[types.Type], name: str) -> Callable[[Description], Description]:
-    """Describe an attribute of a block type."""
+    """Describe an attribute of a holder type."""
 
     def decorate(describe: Description) -> Description:
         setattr(_attributes(holder_type), f"resolve_{name}", lambda self, holder: describe(holder)[0])
@@ -173,7 +173,7 @@ def attribute(holder_type: type[types.Type], name: str) -> Callable[[Description
 
 
 def function(holder_type: type[types.Type], operation: Callable[..., Any]) -> Callable[[Description], Description]:
-    """Describe what a function or an operator does with a block type as its first argument."""
+    """Describe a function or an operator whose first argument is of a holder type."""
 
     def decorate(describe: Description) -> Description:
         @templates.infer_global(operation)
