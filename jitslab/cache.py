@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from functools import cache as cached
-from typing import TYPE_CHECKING, Any, Generic, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, overload
 
 import numba
 import numpy as np
@@ -20,10 +20,10 @@ import numpy.typing as npt
 
 from . import guard_class
 from ._closable import Closable
-from ._convert import make_template
+from ._convert import make_template, pack
 from ._faults import fault_of, joined, shown_count, warn_of_lost
 from ._names import need_name
-from ._validate import as_count, as_handles, as_integer, check_dtype, check_out
+from ._validate import as_count, as_handles, as_integer, check_dtype, check_out, is_many
 from .batch_guard import SlabBatchGuard
 from .core import batch, cache_calls, guard_calls, layout, scan
 from .core.check import check_laws
@@ -43,6 +43,7 @@ from .errors import (
     CapacityError,
     CopyError,
     FaultError,
+    FieldNameError,
     ForeignHandleError,
     HandleError,
     HandleTypeError,
@@ -312,28 +313,71 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     def _free_slow(self, handle: Any) -> None:
         """`free` if the C method did not succeed, or there is none."""
         self._need_open()
+        if is_many(handle):
+            raise HandleTypeError(f"free takes one handle, got {type(handle).__name__}; free_many(handles) takes many")
         number = as_integer(handle)
         if not 0 <= number < 1 << 63 or not batch.free_one(self._address, number):
             raise self._refusal(number)
 
-    def __getitem__(self, handle: int) -> Any:
+    def __getitem__(self, handle: Any) -> Any:
         """
         Return the record of a handle: a `numpy.void` that reads and writes the record in place.
 
-        It does not keep the record alive: after `free` it shows whatever the slot holds next.
+        It does not keep the record alive: after `free` it shows whatever the slot holds next.  Of a list or an array of handles,
+        ``cache[handles]``, copies of the records, as `gather`; and ``cache[handles, "field"]`` copies of that field.
         """
-        slot = self._slot(handle)
-        return self._records[slot]
+        try:
+            slot = self._slot(handle)
+        except HandleTypeError:
+            if not is_many(handle) and not is_of_field(handle):
+                raise
+            slot = None
+        return self._read_many(handle) if slot is None else self._records[slot]
 
-    def __setitem__(self, handle: int, value: Any) -> None:
-        """Assign a whole record: a tuple or a `numpy.void`."""
+    def _read_many(self, key: Any) -> Any:
+        """``cache[key]`` of handles, with a field's name or without."""
+        handles, column = key, self._records
+        if is_of_field(key):
+            handles, column = key[0], self._records[self._field_name(key[1])]
+        return column[self.slots(handles) if is_many(handles) else self._slot(handles)]
+
+    def _field_name(self, name: Any) -> str:
+        """Return the name of a field, or raise."""
+        names = self._dtype.names or ()
+        if not isinstance(name, str) or name not in names:
+            raise FieldNameError(f"the records of cache {self._name!r} have no field {shown(name)}", str(name), names)
+        return name
+
+    def _write_many(self, key: Any, value: Any) -> None:
+        """``cache[key] = value`` of handles, with a field's name or without."""
+        handles, column, name = key, self._records, ""
+        if is_of_field(key):
+            handles, name = key[0], self._field_name(key[1])
+            column = self._records[name]
+        dtype = self._dtype[name] if name else self._dtype
+        shape = as_handles(handles).shape if is_many(handles) else ()
+        data = pack(value, dtype, name, shape)  # first: it may run code of the user's
+        column[self.slots(handles) if is_many(handles) else self._slot(handles)] = data
+
+    def __setitem__(self, handle: Any, value: Any) -> None:
+        """
+        Assign a whole record: a tuple or a `numpy.void`.
+
+        To a list or an array of handles, ``cache[handles] = values``: one record for each or one for all; and
+        ``cache[handles, "field"] = values``, broadcast.  Values are checked as those of guards are; if one is refused, nothing
+        is written.  Of equal handles the last one counts.
+        """
         self._need_opened()
+        if type(handle) is not int and (is_many(handle) or is_of_field(handle)):
+            self._need_told()
+            self._write_many(handle, value)
+            return
         record = np.zeros((), self._dtype)
         record[()] = value  # first: it may run code of the user's, which may free the record
         self._records[self._slot(handle)] = record
 
     def __contains__(self, handle: object) -> bool:
-        """Whether `handle` is that of a live record; False also for an object that is no handle."""
+        """Whether `handle` is that of a live record; False also for an object that is no handle.  Of many ask `is_live`."""
         try:
             if self._generations[handle & SLOT_MASK] == handle >> 31 | 1:  # type: ignore[operator]  # others than integers are answered below
                 return True
@@ -343,6 +387,10 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         try:
             number = as_integer(handle)
         except HandleTypeError:
+            if is_many(handle):
+                raise HandleTypeError(
+                    f"`in` takes one handle, got {type(handle).__name__}; is_live(handles) takes many"
+                ) from None
             return False
         return number is not handle and number in self
 
@@ -350,9 +398,39 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """Return ``cache[handle]``; compiled code uses this name if iterations of a `prange` share a record."""
         return self[handle]
 
-    def is_live(self, handle: int) -> bool:
-        """Return ``handle in cache``; compiled code uses this name in a `prange`."""
-        return handle in self
+    @overload
+    def is_live(self, handle: int) -> bool: ...
+
+    @overload
+    def is_live(self, handle: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.bool_]: ...
+
+    def is_live(self, handle: Any) -> Any:
+        """
+        Return ``handle in cache``, or of a list or an array of handles an array of bool; compiled code uses this in a `prange`.
+
+        Raises
+        ------
+        HandleTypeError
+            If it is no integer, nor an array of some.
+
+        Examples
+        --------
+        >>> import numpy as np, jitslab
+        >>> with jitslab.SlabCache("doc-is-live", np.dtype([("x", "f8")]), capacity=10) as cache:
+        ...     handles = cache.alloc_many(3)
+        ...     cache.free(handles[1])
+        ...     cache.is_live(handles), cache.is_live(handles[0])
+        (array([ True, False,  True]), True)
+        """
+        if type(handle) is int:
+            return handle in self
+        self._need_open()
+        if not is_many(handle):
+            return as_integer(handle) in self
+        array = as_handles(handle)
+        refused = np.zeros(array.size, bool)
+        scan.find_refused(self._address, array.ctypes.data, array.size, refused.ctypes.data)
+        return ~refused
 
     def at_slot(self, slot: int) -> Any:
         """Return the record at a slot number below `slot_limit`, live or not."""
@@ -634,6 +712,69 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         if array.dtype != self._dtype or array.shape not in ((), (1,), slots.shape):
             raise ArrayError(f"values must be {slots.size} records of {self._dtype}, got {array.dtype} of shape {array.shape}")
         self._records[slots] = array
+
+    def extend(self, values: Any) -> Handles:
+        """
+        Take a slot for each of many records, all or none, and write them.
+
+        Parameters
+        ----------
+        values : ndarray of the cache's dtype, shape (n,), list of records, or mapping of str to array_like
+            Whole records; or columns, such as a dict's or a DataFrame's: arrays of n, or single values for all.  A field
+            without a column has what it has in a new record.  Values are checked as those of guards are.
+
+        Returns
+        -------
+        ndarray of int64, shape (n,)
+            The handles.
+
+        Raises
+        ------
+        CacheFullError, FaultError, ClosedError
+            As `alloc_many`; nothing is allocated.
+        ArrayError
+            If the array is not of one dimension, the columns are not of one length, or there is none.
+        FieldNameError, FieldTypeError, FieldRangeError, FieldTextError
+            If a column is no field, or a value does not fit; nothing is allocated.
+
+        Examples
+        --------
+        >>> import numpy as np, jitslab
+        >>> point = np.dtype([("x", "f8"), ("n", "u1")])
+        >>> with jitslab.SlabCache("doc-extend", point, capacity=10) as cache:
+        ...     first = cache.extend(np.array([(1.0, 2), (3.0, 4)], point))
+        ...     second = cache.extend({"x": [5.0, 6.0], "n": 7})
+        ...     cache[first, "x"].tolist(), cache[second].tolist()
+        ([1.0, 3.0], [(5.0, 7), (6.0, 7)])
+        """
+        self._need_told()
+        names, columns, n = self._columns_of(values)
+        handles = self.alloc_many(n)
+        try:
+            slots = handles & SLOT_MASK
+            for name, column in zip(names, columns, strict=True):
+                (self._records[name] if name else self._records)[slots] = column
+        except BaseException:  # Ctrl-C, or no memory
+            self.free_many(handles)
+            raise
+        return handles
+
+    def _columns_of(self, values: Any) -> tuple[list[str], list[Any], int]:
+        """Return the names of columns, "" for that of whole records, the columns, checked, and their length."""
+        if not hasattr(values, "keys"):
+            if isinstance(values, list):
+                return [""], [pack(values, self._dtype, "", (len(values),))], len(values)
+            array = np.asarray(values)
+            if array.ndim != 1:
+                raise ArrayError(f"extend takes a 1-d array of records, got shape {array.shape}")
+            return [""], [array if array.dtype == self._dtype else pack(array, self._dtype, "", array.shape)], array.size
+        names = [self._field_name(name) for name in values.keys()]  # noqa: SIM118  # a DataFrame has only that
+        given = [values[name] for name in names]
+        lengths = {name: len(it) for name, it in zip(names, given, strict=True) if is_many(it) or isinstance(it, (tuple, range))}
+        if len(set(lengths.values())) != 1:
+            raise ArrayError(f"extend takes columns of one length, at least one, got {lengths or 'none'}")
+        n = next(iter(lengths.values()))
+        return names, [pack(it, self._dtype[name], name, (n,)) for name, it in zip(names, given, strict=True)], n
 
     def live(self) -> Handles:
         """
@@ -1131,6 +1272,11 @@ def take_faults_of(address: int, words: Any, name: str) -> list[FaultError]:
     """Return the faults, if there are any, of the cache with these NODE words; they keep its memory."""
     fault = fault_of(address, name) if words[FAULTS] else None
     return [] if fault is None else [fault]
+
+
+def is_of_field(key: Any) -> bool:
+    """Whether a key is one of ``cache[handles, "field"]``."""
+    return type(key) is tuple and len(key) == 2 and isinstance(key[1], str)
 
 
 def counts_of(cache: SlabCache) -> tuple[int, int, int, int]:
