@@ -327,12 +327,11 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         ``cache[handles]``, copies of the records, as `gather`; and ``cache[handles, "field"]`` copies of that field.
         """
         try:
-            slot = self._slot(handle)
+            return self._records[self._slot(handle)]
         except HandleTypeError:
             if not is_many(handle) and not is_of_field(handle):
                 raise
-            slot = None
-        return self._read_many(handle) if slot is None else self._records[slot]
+        return self._read_many(handle)
 
     def _read_many(self, key: Any) -> Any:
         """``cache[key]`` of handles, with a field's name or without."""

@@ -3,6 +3,8 @@
 import gc
 import itertools
 import re
+import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -452,6 +454,60 @@ def test_iteration_passes_over_released_slabs():
         cache.shrink()
 
         assert 200.0 == sum_items(cache) == sum_handles(cache)
+
+
+# --- How many are live ---
+
+
+@njit
+def grow_and_shrink(cache, n, out):
+    """Note the count after each alloc, and after each free."""
+    handles = np.empty(n, np.int64)
+    for i in range(n):
+        handles[i] = cache.alloc()
+        out[i] = len(cache)
+    for i in range(n):
+        cache.free(handles[i])
+        out[n + i] = len(cache)
+
+
+@pytest.mark.parametrize("nodes", [None, 3])
+@pytest.mark.parametrize("threads", [0, 3])
+def test_count_in_a_kernel_is_exact(threads, nodes):
+    """Whether a thread is the only one that ever used the cache, which needs no lock, or not; through refills and flushes."""
+    with jitslab.SlabCache("count", NODE, capacity=20_000, nodes=nodes) as cache:
+        kept = cache.alloc_many(100)
+        for _ in range(threads):
+            worker = threading.Thread(target=lambda: cache.free(cache.alloc()))
+            worker.start()
+            worker.join()
+        out = np.zeros(10_000, np.int64)
+        grow_and_shrink(cache, 5000, out)
+
+        assert (np.minimum(np.arange(1, 10_001), np.arange(9999, -1, -1)) + 100 == out).all()
+        assert 100 == len(cache) == njit(lambda cache: len(cache))(cache)
+        cache.free_many(kept)
+        assert 0 == njit(lambda cache: len(cache))(cache)
+        claimed = cache._memory.control["local"]["claimed"].view(np.uint8)
+        assert np.unpackbits(claimed, axis=1).sum(1).tolist() == cache._memory.control["local"]["n_claimed"].tolist()
+
+
+def test_kernel_can_wait_for_a_count():
+    """The count is looked up again at each turn, also if nothing in the loop changes it."""
+
+    @njit(nogil=True)
+    def wait(cache):
+        while len(cache) > 0:
+            pass
+        return True
+
+    with jitslab.SlabCache("wait", NODE, capacity=10) as cache:
+        h = cache.alloc()
+        assert not njit(lambda cache: len(cache) == 0)(cache)
+        other = threading.Thread(target=lambda: (time.sleep(0.2), cache.free(h)))
+        other.start()
+        assert wait(cache)
+        other.join()
 
 
 # --- Births and deaths in a loop: the same in Python and compiled ---

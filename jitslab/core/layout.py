@@ -225,6 +225,7 @@ LOCAL = row(
     ("fault_code", "i8"),  # code object of the Python function that called the kernel, owned; 0: not known
     ("fault_line", "i8"),  # the line that it was at
     ("migrations", "i8"),  # heaps that came to draw from this node: their thread had moved here
+    ("n_claimed", "i8"),  # bits that are set in `claimed`
     ("claimed", "i8", (2 * HEAP_ROWS // 64 + 1,)),  # one bit a heap row that ever was this node's: of `heaps`, then `node_heaps`
 )
 CONTROL = row(
@@ -232,7 +233,7 @@ CONTROL = row(
     ("geometry", GEOMETRY),
     ("pad_geometry", "i8", (7,)),  # what changes is on other lines than what is frozen
     ("local", LOCAL),
-    ("pad_local", "i8", (5,)),
+    ("pad_local", "i8", (4,)),
 )
 
 # --- STATE: the slab layer of one node: numbers, no addresses; written under the lock only ---
