@@ -262,7 +262,10 @@ LOCAL = row(
     ("faults", "i8"),  # faults since the last report; this and the following by any thread, by atomics
     ("fault_first", "i8"),  # handle of the first fault
     ("fault_kind", "i8"),  # STALE, EXHAUSTED or DOUBLE_FREE
+    ("fault_code", "i8"),  # code object of the Python function that called the kernel, owned; 0: not known
+    ("fault_line", "i8"),  # the line that it was at
     ("migrations", "i8"),  # heaps that began to draw from this node because their thread had moved to it
+    ("n_claimed", "i8"),  # bits that are set in `claimed`
     # One bit a heap row that ever belonged to this node: `heaps`, then `node_heaps`.
     ("claimed", "i8", (2 * HEAP_ROWS // 64 + 1,)),
 )
@@ -271,7 +274,7 @@ CONTROL = row(
     ("geometry", GEOMETRY),
     ("pad_geometry", "i8", (7,)),  # frozen and changed fields are on different lines
     ("local", LOCAL),
-    ("pad_local", "i8", (7,)),
+    ("pad_local", "i8", (4,)),
 )
 
 # --- STATE: the slab layer of one node: numbers, no addresses; written under the lock only ---

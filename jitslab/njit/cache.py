@@ -28,6 +28,7 @@ from .._validate import dtype_identity
 from ..core.batch import alloc_few, free_few
 from ..core.calls import call, my_heap, slow
 from ..core.heap import address, alloc, alloc_filled, free, free_near, is_live
+from ..core.heap_table import count_any
 from ..core.layout import LINE, NO_INIT, NULL, SLOT_MASK, WORD_SHIFT, WORD_SLOTS, Control, ControlPointer, Heap, HeapPointer
 from ..core.scan import mask_at, next_live, next_record, scan_end
 from ..machine.compile import I64, PTR, kernel
@@ -314,7 +315,13 @@ def SlabCache_flush(cache: CacheType) -> Any:
 @function(len)
 def SlabCache_len(cache: CacheType) -> Any:
     """Return how many records are live."""
-    return types.int64, lambda site, control: emit_entry(site, control, "count")
+
+    def lower(site: Site, control: Any) -> Any:
+        if cache.has_nodes:
+            return emit_entry(site, control, "count")
+        return site.call(count_any, control, heap_of(site, control))
+
+    return types.int64, lower
 
 
 @function(operator.getitem)
