@@ -241,7 +241,7 @@ class SlabAllocator(SizeClasses):
         else:
             self._cache_of(ptr, dtype).free(ptr)
 
-    def allocate_object(self, dtype: npt.DTypeLike) -> Any:
+    def allocate_object(self, dtype: npt.DTypeLike, /, **fields: Any) -> Any:
         """
         Take a record with a guard, which frees it.
 
@@ -249,6 +249,8 @@ class SlabAllocator(SizeClasses):
         ----------
         dtype : numpy.dtype, or a declared record class
             Its type.
+        **fields
+            Values of fields that the record is born with, as of `SlabCache.alloc`.
 
         Returns
         -------
@@ -259,19 +261,20 @@ class SlabAllocator(SizeClasses):
         ------
         LayoutError, CacheFullError, FaultError, ClosedError
             As `allocate_typed`.
+        FieldNameError, FieldTypeError, FieldRangeError, ArrayError
+            As `SlabCache.alloc`; nothing is allocated.
 
         Examples
         --------
         >>> import jitslab, numpy as np
         >>> my_struct = np.dtype([("id", "i8"), ("data", "u1", 16)])
         >>> with jitslab.SlabAllocator("doc-object") as allocator:
-        ...     with allocator.allocate_object(my_struct) as obj:  # freed on leaving the block, also by an exception
-        ...         obj.id = 42
+        ...     with allocator.allocate_object(my_struct, id=42) as obj:  # freed on leaving the block, also by an exception
         ...         obj.data.fill(0)
         ...     bool(allocator.report())
         False
         """
-        return self.typed(dtype).allocate()
+        return self.typed(dtype).allocate(**fields)
 
     def record(self, ptr: int, dtype: npt.DTypeLike | None = None) -> Any:
         """
