@@ -494,8 +494,8 @@ class SlabAllocator(SizeClasses):
         found = [
             live_in(self._name, cache, f"{cache.dtype.itemsize} bytes", self._bases[row]) for row, cache in self._open_caches()
         ]
-        large = live_in(self._name, self._parts.large, "larger memory", int(self._block["large_base"]))
-        return [*found, replace(large, bytes=int(self._block["large_bytes"]))]
+        large = live_in(self._name, self._parts.large, "larger memory", int(self._sizes_row["large_base"]))
+        return [*found, replace(large, bytes=int(self._sizes_row["large_bytes"]))]
 
     def report(self) -> LiveReport:
         """

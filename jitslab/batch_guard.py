@@ -196,11 +196,11 @@ class SlabBatchGuard(Owning, Generic[R]):
 
     def _owned(self) -> Handles:
         """Return the handles, if it has not given them up."""
-        words = self._owner.words
-        if words[0] == NOTHING:
+        array = self._owner.array
+        if array[0] == NOTHING:
             self._cache._need_open()
             raise StaleHandleError(f"this batch of cache {self._cache.name!r} has no records any more: {self._gone()}")
-        return read_only(words[1:])  # type: ignore[no-any-return]  # an array of handles
+        return read_only(array[1:])  # type: ignore[no-any-return]  # an array of handles
 
     def _need_live(self) -> Handles:
         own = self._owned()

@@ -199,12 +199,12 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     __slots__ = (
         "__weakref__",
         "_address",
-        "_block",
         "_c",
         "_columns",
         "_declared",
         "_dtype",
         "_generations",
+        "_memory",
         "_name",
         "_numba_type_",
         "_records",
@@ -232,7 +232,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         prepare()
         dtype = plain(dtype)
         own = check_dtype(dtype)
-        block = NewCacheMemory(
+        memory = NewCacheMemory(
             own,
             None if capacity is None else as_count(capacity, "capacity", 1),
             bool(colouring),
@@ -241,24 +241,24 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         )
         _made[next(_serials)] = self
         if keep_empty:
-            block.state["interval_end"] = NEVER
-        self._open(name, own, declared_class(dtype), block)
+            memory.state["interval_end"] = NEVER
+        self._open(name, own, declared_class(dtype), memory)
 
-    def _open(self, name: str, dtype: np.dtype[Any], declared: Any, block: CacheMemory) -> None:
+    def _open(self, name: str, dtype: np.dtype[Any], declared: Any, memory: CacheMemory) -> None:
         """Be the cache that a block is of."""
         self._name, self._dtype, self._declared = name, dtype, declared
-        self._block = block
-        self._address = block.address
-        self._records, self._generations = block.records, block.generations
+        self._memory = memory
+        self._address = memory.address
+        self._records, self._generations = memory.records, memory.generations
         if numba.config.DISABLE_JIT:
             self._records = self._records.view((PlainRecord, self._records.dtype))
         self._columns: dict[tuple[str, ...], Any] = {}  # of sub-arrays, as guards ask for them
-        self._c = block.node_words
-        hold(self, block.address, block.control)
+        self._c = memory.node_words
+        hold(self, memory.address, memory.control)
         hold_records(self, self._records)
         # Last: a cache with a Numba type is open.
-        sizes = block.geometry
-        self._numba_type_: CacheType = cache_type(dtype, sizes.stride, block.field("init"), sizes.nodes > 1)
+        sizes = memory.geometry
+        self._numba_type_: CacheType = cache_type(dtype, sizes.stride, memory.field("init"), sizes.nodes > 1)
 
     # --- One record ---
 
@@ -441,10 +441,10 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         self._need_open()
         number = as_integer(handle)
         slot = number & SLOT_MASK
-        index = slot >> self._block.geometry.shift
+        index = slot >> self._memory.geometry.shift
         if not 0 < number < 1 << 63 or not self._is_made(index):
             raise self._refusal(number)
-        address = int(self._records.ctypes.data) + slot * self._block.geometry.stride
+        address = int(self._records.ctypes.data) + slot * self._memory.geometry.stride
         return SlabObject(number, slot, self._page(index), address, number in self)
 
     # --- Guards ---
@@ -664,7 +664,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         self._need_open()
         self.raise_faults()
         n = as_count(n, "n")
-        if n > self._block.geometry.slots:
+        if n > self._memory.geometry.slots:
             self._raise_full(n)
         return n
 
@@ -858,19 +858,19 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     def capacity(self) -> int:
         """Records that one thread can always have."""
         self._need_opened()
-        return self._block.geometry.capacity
+        return self._memory.geometry.capacity
 
     @property
     def stride(self) -> int:
         """Bytes from slot to slot: the itemsize, aligned, and coloured if it would alias."""
         self._need_opened()
-        return self._block.geometry.stride
+        return self._memory.geometry.stride
 
     @property
     def slot_limit(self) -> int:
         """Slots in use so far: every slot number is below; grows as the cache does."""
         self._need_opened()
-        return self._slabs()[-1].stop << self._block.geometry.shift
+        return self._slabs()[-1].stop << self._memory.geometry.shift
 
     @property
     def closed(self) -> bool:
@@ -897,7 +897,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def _slabs(self) -> list[range]:
         """Return the numbers of the slabs made so far, for each array set that has some; [range(0)] if none has."""
-        firsts, ends = self._block.control["geometry"]["first_slab"].tolist(), self._block.state["n_slabs"].tolist()
+        firsts, ends = self._memory.control["geometry"]["first_slab"].tolist(), self._memory.state["n_slabs"].tolist()
         made = [range(first, n) for first, n in zip(firsts, ends, strict=True)]
         return [slabs for slabs in made if slabs] or [range(0)]
 
@@ -908,29 +908,29 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     def _page(self, i: int) -> SlabPage:
         """Describe slab i."""
         self._need_open()
-        slots = 1 << self._block.geometry.shift
+        slots = 1 << self._memory.geometry.shift
         words = np.frombuffer(self._generations, np.uint32, slots, 4 * slots * i)
         row = self._row(i)
         state = SlabState.FREE if row["state"] == layout.RELEASING else SlabState(int(row["state"]))
         live = (words & 1).astype(bool)
-        node = self._block.placement.sets[i * slots >> self._block.geometry.node_shift]
+        node = self._memory.placement.nodes[i * slots >> self._memory.geometry.node_shift]
         return SlabPage(i, state, int(live.sum()), slots, int(row["colour"]), node, live)
 
     def _row(self, i: int) -> Any:
         """Row of slab i."""
-        node = i << self._block.geometry.shift >> self._block.geometry.node_shift
-        at = self._block.field("slabs", node) - int(self._block.bytes.ctypes.data) - i * layout.SLAB.itemsize
-        return self._block.bytes[at : at + layout.SLAB.itemsize].view(layout.SLAB)[0]
+        node = i << self._memory.geometry.shift >> self._memory.geometry.node_shift
+        at = self._memory.field("slabs", node) - int(self._memory.bytes.ctypes.data) - i * layout.SLAB.itemsize
+        return self._memory.bytes[at : at + layout.SLAB.itemsize].view(layout.SLAB)[0]
 
     def _node_states(self) -> list[int]:
         """Return the addresses of the array sets."""
-        return [self._address + k * layout.NODE_BYTES for k in range(self._block.geometry.nodes)]
+        return [self._address + k * layout.NODE_BYTES for k in range(self._memory.geometry.nodes)]
 
     @property
     def nodes(self) -> tuple[SlabNode, ...]:
         """The cache node by node: one node if its memory is on one, is interleaved, or the machine has no more."""
         self._need_open()
-        field = self._block.field
+        field = self._memory.field
         return tuple(
             SlabNode(
                 node,
@@ -938,7 +938,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
                 field("n_slabs", number) - field("first_slab", number),
                 *(field(name, number) for name in ("n_empty", "refills", "flushes", "remote_frees", "migrations")),
             )
-            for number, (node, address) in enumerate(zip(self._block.placement.sets, self._node_states(), strict=True))
+            for number, (node, address) in enumerate(zip(self._memory.placement.nodes, self._node_states(), strict=True))
         )
 
     def page_nodes(self) -> dict[int, dict[int, int]]:
@@ -965,12 +965,12 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         1
         """
         self._need_open()
-        answer: dict[int, dict[int, int]] = {node: {} for node in self._block.placement.sets}
-        slab_bytes = self._block.geometry.stride << self._block.geometry.shift
+        answer: dict[int, dict[int, int]] = {node: {} for node in self._memory.placement.nodes}
+        slab_bytes = self._memory.geometry.stride << self._memory.geometry.shift
         for slabs in self._slabs():
             start = int(self._records.ctypes.data) + slabs.start * slab_bytes
             found = addresses.nodes_of_pages(start // addresses.page_bytes * addresses.page_bytes, len(slabs) * slab_bytes)
-            node = self._block.placement.sets[slabs.start << self._block.geometry.shift >> self._block.geometry.node_shift]
+            node = self._memory.placement.nodes[slabs.start << self._memory.geometry.shift >> self._memory.geometry.node_shift]
             for where, n in zip(*np.unique(found[found >= 0], return_counts=True), strict=True):
                 answer[node][int(where)] = int(n)
         return answer
@@ -1048,7 +1048,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     @property
     def parked(self) -> int:
         """Free slots in the magazines of threads: up to 512 of each thread; a slab with one of them is not empty."""
-        live, state = len(self), self._block.state
+        live, state = len(self), self._memory.state
         return max(int(state["used"].sum() - state["retired"].sum()) - live, 0)
 
     def flush(self) -> int:
@@ -1077,7 +1077,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """
         self._need_open()
         flush_own(self._address)
-        empty = self._block.state["n_empty"].tolist()
+        empty = self._memory.state["n_empty"].tolist()
         return sum(release(address, n) for address, n in zip(self._node_states(), empty, strict=True))
 
     def close(self) -> None:
@@ -1090,7 +1090,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         4 bytes a slot.  A second `close` does nothing.
         """
         self._need_opened()
-        self._block.close()
+        self._memory.close()
 
     def __repr__(self) -> str:
         """Short, whatever the size."""
@@ -1145,14 +1145,14 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
             return NullHandleError("the handle is NULL")
         if not 0 < handle < 1 << 63:
             return ForeignHandleError(f"{shown(handle)} is no handle: 1 .. 2**63 - 1")
-        if not self._is_made(slot >> self._block.geometry.shift):
+        if not self._is_made(slot >> self._memory.geometry.shift):
             limit = self.slot_limit
             where = f"not among the {limit}" if slot >= limit else "between the nodes"
             return ForeignHandleError(f"slot {slot} of handle {handle:#x} is {where} of cache {self._name!r}")
         word = max(
-            self._generations[slot], int(self._row(slot >> self._block.geometry.shift)["min_generation"])
+            self._generations[slot], int(self._row(slot >> self._memory.geometry.shift)["min_generation"])
         )  # of a released slab: its last
-        if cycle < self._block.first_cycle or 2 * cycle + 1 > word:
+        if cycle < self._memory.first_cycle or 2 * cycle + 1 > word:
             return ForeignHandleError(
                 f"cache {self._name!r} never issued handle {handle:#x}: slot {slot} never had cycle {cycle}"
             )
@@ -1174,10 +1174,10 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def _full(self, n: int) -> CacheFullError:
         """Say why n slots could not be had."""
-        live, sizes, state = len(self), self._block.geometry, self._block.state
+        live, sizes, state = len(self), self._memory.geometry, self._memory.state
         if live + n > sizes.capacity:
             return CacheFullError(f"cache {self._name!r} has {live} of {sizes.capacity} records live, {n} more were asked for")
-        used_up = state[state["n_slabs"] == self._block.control["geometry"]["max_slabs"]]
+        used_up = state[state["n_slabs"] == self._memory.control["geometry"]["max_slabs"]]
         if not used_up.size:
             return CacheFullError(f"the system gives cache {self._name!r} no memory for {n} records of {sizes.stride} bytes")
         retired, slots, parked = int(used_up["retired"].sum()), sizes.max_slabs << sizes.shift, self.parked

@@ -34,7 +34,7 @@ class PythonGuard(Owning):
 
     __slots__ = ("__weakref__", "_owner", "_state")
     _epoch = property(lambda self: self._owner.epoch)
-    _handle = property(lambda self: 0 if self._owner.words[0] == NOTHING else int(self._owner.words[1]))
+    _handle = property(lambda self: 0 if self._owner.array[0] == NOTHING else int(self._owner.array[1]))
 
     def release(self) -> Any:
         """See `SlabObjectGuard`."""
@@ -109,9 +109,9 @@ def births_of(dtype: np.dtype[Any]) -> int:
 def adopt(cls: Any, cache: Any, handle: int) -> Any:
     """Return a guard in Python that owns the live record of a handle from now on."""
     guard = new_guard(cls, cache)
-    words = guard._owner.words
-    words[1] = handle
-    words[0] = 1
+    array = guard._owner.array
+    array[1] = handle
+    array[0] = 1
     return guard
 
 

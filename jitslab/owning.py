@@ -27,8 +27,8 @@ class OwnerBase:
     __slots__ = ()
     cache: Any
     epoch: int  # forks that led to the process that made it
-    words: Handles  # how many handles it owns, or NOTHING; then they
-    address: int  # of the words
+    array: Handles  # how many handles it owns, or NOTHING; then they
+    address: int  # of the array
 
     def _never_freed(self, n: int, is_finalizing: Any = sys.is_finalizing) -> None:
         """Say that n records were left to the collector, which has freed them."""
@@ -86,7 +86,7 @@ class Owning(PythonFields):
         """Free the records."""
         self._cache._need_open()
         own, owner = self._owned(), self._owner
-        refused = np.zeros(owner.words.size - 1, np.uint8)
+        refused = np.zeros(owner.array.size - 1, np.uint8)
         freed = free_owned(self._cache._address, owner.address, refused.ctypes.data)  # takes and frees: no line in between
         if freed == NOTHING:
             self._owned()  # raises: another thread was first
@@ -109,7 +109,7 @@ class Owning(PythonFields):
 
     def __exit__(self, *args: Any) -> None:
         """Free the records, unless they were freed or released in the block."""
-        if self._owner.epoch != epoch() or self._owner.words[0] == NOTHING or self._cache.closed:
+        if self._owner.epoch != epoch() or self._owner.array[0] == NOTHING or self._cache.closed:
             return
         try:
             self.free()
@@ -128,10 +128,10 @@ class Owning(PythonFields):
 
 def new_guard(cls: Any, cache: Any, n: int = 1) -> Any:
     """Return a guard for n records of a cache that owns none of them yet."""
-    words = np.empty(n + 1, np.int64)
-    words[0] = NOTHING
+    array = np.empty(n + 1, np.int64)
+    array[0] = NOTHING
     guard = object.__new__(cls)
-    object.__setattr__(guard, "_owner", owner_maker(OwnerBase)(cache, words))
+    object.__setattr__(guard, "_owner", owner_maker(OwnerBase)(cache, array))
     object.__setattr__(guard, "_state", NEW)
     return guard
 

@@ -17,21 +17,21 @@ class Inside:
 
     def __init__(self, cache):
         self.cache = cache
-        sizes = cache._block.geometry
+        sizes = cache._memory.geometry
         self.slots = 1 << sizes.shift
-        self.control = fields_of(cache._block)
-        memory = cache._block.bytes if cache._block._place is None else cache._block._place.memory
+        self.control = fields_of(cache._memory)
+        memory = cache._memory.bytes if cache._memory._place is None else cache._memory._place.memory
         heaps, step = int(self.control["heaps"]) - int(memory.ctypes.data), int(self.control["heap_step"])
         self._heaps = np.ndarray((layout.HEAP_ROWS, layout.HEAP_BYTES), np.uint8, memory, heaps, (step, 1))
 
     def _region(self, name, dtype, n):
-        at = int(self.control[name]) - int(self.cache._block.bytes.ctypes.data)
-        return self.cache._block.bytes[at : at + n * np.dtype(dtype).itemsize].view(dtype)
+        at = int(self.control[name]) - int(self.cache._memory.bytes.ctypes.data)
+        return self.cache._memory.bytes[at : at + n * np.dtype(dtype).itemsize].view(dtype)
 
     @property
     def slabs(self):
         """Rows of the slabs made so far."""
-        n, memory = int(self.control["n_slabs"]), self.cache._block.bytes
+        n, memory = int(self.control["n_slabs"]), self.cache._memory.bytes
         at = int(self.control["slabs"]) - int(memory.ctypes.data)
         return np.ndarray((n,), layout.SLAB, memory, at, (-layout.SLAB.itemsize,))
 
@@ -47,8 +47,8 @@ class Inside:
 
     def run_on(self, node):
         """Have the cache take every CPU for one of this node."""
-        at = self.cache._block.geometry.offset["cpus"]
-        self.cache._block.bytes[at : at + numa.CPUS] = node
+        at = self.cache._memory.geometry.offset["cpus"]
+        self.cache._memory.bytes[at : at + numa.CPUS] = node
 
     def heap(self, row):
         """Return the record of a heap."""

@@ -96,8 +96,8 @@ def drain(cache, rings, heads, tails):
 
 def move_threads(cache, nodes):
     """Deal the CPUs out to the simulated nodes anew."""
-    at = cache._block.geometry.offset["cpus"]
-    cache._block.bytes[at : at + numa.CPUS] = np.random.default_rng().integers(0, nodes, numa.CPUS)
+    at = cache._memory.geometry.offset["cpus"]
+    cache._memory.bytes[at : at + numa.CPUS] = np.random.default_rng().integers(0, nodes, numa.CPUS)
     time.sleep(0.001)
 
 

@@ -47,18 +47,18 @@ def test_cache_that_no_path_has_set_does_no_harm_where_it_is_not_used():
         assert 0 == count(cache, False, np.zeros(3))
 
 
-def test_first_caches_of_several_threads_share_one_process_block():
+def test_first_caches_of_several_threads_share_one_process_memory():
     """Threads that make their first caches at the same instant enter them in one registry."""
     program = """
 import threading
 import numpy as np, jitslab
 from jitslab.core import process
 made = []
-one = process.ProcessBlock.__init__
+one = process.ProcessMemory.__init__
 def counted(self):
     made.append(self)
     one(self)
-process.ProcessBlock.__init__ = counted
+process.ProcessMemory.__init__ = counted
 barrier = threading.Barrier(4)
 def work():
     barrier.wait()

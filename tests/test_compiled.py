@@ -800,7 +800,11 @@ def perhaps(cache, allocator, choice):
 
 def test_compiled_code_gives_a_cache_back(cache):
     """Object mode, what is returned and what containers hold: the same object, its references counted right."""
-    holder = jitclass([("cache", numba.typeof(cache))])(type("Holder", (), {"__init__": set_cache}))(cache)
+
+    class Holder:  # a class statement: Numba looks for what Python 3.13 puts into its namespace
+        __init__ = set_cache
+
+    holder = jitclass([("cache", numba.typeof(cache))])(Holder)(cache)
     allocator, many = jitslab.SlabAllocator("back"), typed.List()
     many.append(cache)
     before = [gc.get_referrers(it) and len(gc.get_referrers(it)) for it in (cache, allocator)]

@@ -54,7 +54,7 @@ def test_offsets_of_a_slab():
     assert {name: 4 * i for i, name in enumerate(names)} == offsets(SlabPointer)
 
 
-def test_offsets_of_the_control_block():
+def test_offsets_of_control():
     """What is written often lies on other lines than what is frozen."""
     at = offsets(ControlPointer)
     frozen = [at[name] for name in ControlPointer.frozen]

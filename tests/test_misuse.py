@@ -766,7 +766,7 @@ def test_second_init_is_refused(cache):
     refused(jitslab.SlabError, "<SlabCache 'crime': closed> is open already", cache.__init__, "other", XY)
 
 
-def test_control_block_cannot_be_replaced(cache):
+def test_control_cannot_be_replaced(cache):
     """What compiled code unboxes is set once and has no name."""
     with pytest.raises(AttributeError):
         cache._control = np.zeros(100)

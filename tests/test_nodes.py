@@ -164,7 +164,7 @@ def test_alien_slots_go_home_when_the_thread_ends(cache):
     Inside(cache).run_on(2)
     stranger = Worker()
     stranger.do(lambda: [cache.free(int(h)) for h in handles])
-    parked = int(cache._block.state["used"][0])
+    parked = int(cache._memory.state["used"][0])
     stranger.end()
 
     assert parked > 0
@@ -191,7 +191,7 @@ def test_stale_handles_are_refused_on_every_node(cache):
 def test_handles_between_the_nodes_are_foreign(cache):
     """A number whose slot lies between two nodes' slabs, or beyond the last, is refused, by all ways, and harms nothing."""
     live = cache.alloc()
-    shift = cache._block.geometry.node_shift
+    shift = cache._memory.geometry.node_shift
     for slot in ((1 << shift) - 1, (2 << shift) + 5, (4 << shift) - 1, 4 << shift, (1 << 32) - 1):
         handle = live >> 32 << 32 | slot
         with pytest.raises(jitslab.ForeignHandleError):
@@ -259,8 +259,8 @@ def test_each_node_alone_holds_the_capacity():
 
 def test_threads_on_all_nodes_at_once(cache):
     """A prange over simulated nodes, CPUs dealt out to them, hands nothing out twice."""
-    at = cache._block.geometry.offset["cpus"]
-    cache._block.bytes[at : at + numa.CPUS] = np.arange(numa.CPUS) % NODES
+    at = cache._memory.geometry.offset["cpus"]
+    cache._memory.bytes[at : at + numa.CPUS] = np.arange(numa.CPUS) % NODES
 
     assert churn(cache, 20_000) == 0
     cache.check()
@@ -316,7 +316,7 @@ def test_recover_rebuilds_every_node(cache):
     """A damaged index of one node is rebuilt."""
     Inside(cache).run_on(2)
     cache.alloc_many(5000)
-    cache._block.state["used"][2] += 5
+    cache._memory.state["used"][2] += 5
 
     with pytest.raises(jitslab.LawError, match="law L8 is broken"):
         cache.check()
@@ -368,11 +368,11 @@ def test_closed_cache_refuses_on_all_nodes():
 # --- Policies ---
 
 
-def test_one_node_has_one_array_set():
+def test_one_numa_node_is_one_node():
     """A machine with one node, an explicit node and an interleaved cache cost nothing: one array set."""
     for options in ({"nodes": 1}, {"nodes": 4, "policy": 2}, {"nodes": 4, "policy": "interleave"}):
         with jitslab.SlabCache("one", ITEM, capacity=10, **options) as cache:
-            assert cache._block.geometry.nodes == 1
+            assert cache._memory.geometry.nodes == 1
             assert cache._numba_type_.has_nodes is False
             assert len(cache.nodes) == 1
     with jitslab.SlabCache("one", ITEM, capacity=10, nodes=4, policy=2) as cache:
@@ -454,9 +454,9 @@ def test_local_policy_has_a_set_for_each_node_with_cpus_and_memory(machine):
     """CPUs of a node without memory have the nearest set."""
     placement = numa.resolve("local", False, None)
 
-    assert placement.sets == (0, 1)
+    assert placement.nodes == (0, 1)
     assert placement.mode == 1  # preferred
-    assert list(placement.cpu_sets[:7]) == [0, 0, 1, 1, 0, 1, 0]
+    assert list(placement.cpu_nodes[:7]) == [0, 0, 1, 1, 0, 1, 0]
     assert numa.resolve("local", True, None).mode == 2  # bind
 
 
@@ -580,7 +580,7 @@ def test_fork_while_another_thread_opens_and_closes(nodes):
         cache.close()
         cache.close()
         caches = [jitslab.SlabCache("new", ITEM, capacity=10) for _ in range(3)]
-        return len({int(new._block.field("row")) for new in caches})
+        return len({int(new._memory.field("row")) for new in caches})
 
     thread = threading.Thread(target=churn)
     thread.start()
@@ -596,14 +596,14 @@ def test_growth_that_ends_while_the_cache_is_closed_leaves_nothing_live():
     """No handle is in a closed cache, however late its slab's memory was made usable."""
     cache = jitslab.SlabCache("late", ITEM, capacity=100_000)
     cache.alloc()
-    words = np.frombuffer(cache._block.generations, np.uint32)
-    local, state = cache._block.control["local"], cache._block.state
+    words = np.frombuffer(cache._memory.generations, np.uint32)
+    local, state = cache._memory.control["local"], cache._memory.state
     state["lock"] = 1
     thread = threading.Thread(target=cache.close)
     thread.start()
     time.sleep(0.2)
-    more = cache._block.geometry.max_slabs
-    assert addresses.make_usable(int(cache._block.bytes.ctypes.data), cache._block.geometry.total)
+    more = cache._memory.geometry.max_slabs
+    assert addresses.make_usable(int(cache._memory.bytes.ctypes.data), cache._memory.geometry.total)
     local["committed"] = more
     words[90_000] = 2 * 5 + 1
     state["lock"] = 0
@@ -617,8 +617,8 @@ def test_growth_that_ends_while_the_cache_is_closed_leaves_nothing_live():
 def test_batches_at_once_do_not_exceed_the_capacity():
     """Two threads on two nodes ask for nearly all at once: together they get hardly more than there is."""
     with jitslab.SlabCache("both", ITEM, capacity=400_000, nodes=2) as cache:
-        at = cache._block.geometry.offset["cpus"]
-        cache._block.bytes[at : at + numa.CPUS] = np.arange(numa.CPUS) % 2
+        at = cache._memory.geometry.offset["cpus"]
+        cache._memory.bytes[at : at + numa.CPUS] = np.arange(numa.CPUS) % 2
         for _ in range(3):
             barrier, got = threading.Barrier(2), []
 
@@ -671,12 +671,12 @@ def test_batch_leaves_nodes_alone_that_it_does_not_concern(cache):
     """Frees of one node's records do not end the intervals of another's working set."""
     Inside(cache).run_on(1)
     cache.free_many(cache.alloc_many(5000))
-    before = int(cache._block.state["ticks"][1])
+    before = int(cache._memory.state["ticks"][1])
     Inside(cache).run_on(0)
     for _ in range(20):
         cache.free_many(cache.alloc_many(5000))
 
-    assert int(cache._block.state["ticks"][1]) == before
+    assert int(cache._memory.state["ticks"][1]) == before
 
 
 def test_one_set_serves_where_limits_do_not_hold_more(machine, monkeypatch):

@@ -818,7 +818,7 @@ torn = [jitslab.SlabCache("torn", ITEM, capacity=1000) for _ in range(20)]
 for cache in (*sound, *torn):
     cache.free(cache.alloc())
 def states(caches):
-    return {cache._block.field("torn") for cache in caches}
+    return {cache._memory.field("torn") for cache in caches}
 def child(act):
     pid = os.fork()
     if pid == 0:

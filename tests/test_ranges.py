@@ -52,7 +52,7 @@ def take_elsewhere(memory, size):
 
 def opened(memory):
     """Sizes of the classes that were opened."""
-    rows = memory._rows[: int(memory._block["n_rows"])]
+    rows = memory._rows[: int(memory._sizes_row["n_rows"])]
     return rows["high"][rows["control"] != 0].tolist()
 
 
@@ -125,7 +125,7 @@ def test_classes_start_on_lines_and_cycles_of_their_own():
     with SizeClasses("apart") as memory:
         for size in memory.table:
             take(memory, size)
-        controls = [fields_of(cache._block) for _, cache in memory._open_caches()]
+        controls = [fields_of(cache._memory) for _, cache in memory._open_caches()]
 
         assert len(controls) == 60
         assert len({cache._address % 4096 for _, cache in memory._open_caches()}) == 16
@@ -142,7 +142,7 @@ def test_regions_of_a_class_do_not_overlap(capacity):
             take(memory, size)
         edges = []
         for row, cache in memory._open_caches():
-            control, plan = fields_of(cache._block), memory._parts.plans[row]
+            control, plan = fields_of(cache._memory), memory._parts.plans[row]
             slabs, slots = int(control["max_slabs"]), int(control["max_slabs"]) << int(control["shift"])
             first_row, records = int(control["slabs"]) - (slabs - 1) * layout.SLAB.itemsize, int(control["records"])
             starts = [int(control["bits"]), first_row, cache._address, int(control["generations"]), records]
@@ -276,7 +276,7 @@ def test_keep_empty_holds_for_classes_opened_late():
         take(memory, 64)
         (_, cache), *_ = memory._open_caches()
 
-        assert int(cache._block.state["interval_end"][0]) == 1 << 62
+        assert int(cache._memory.state["interval_end"][0]) == 1 << 62
 
 
 def test_dropped_allocator_leaves_the_registry():
@@ -364,7 +364,7 @@ def test_small_classes_are_usable_at_once():
     with SizeClasses("little", capacity=1000) as memory:
         ptr = take(memory, 64)
         plan = memory._parts.plans[int(np.flatnonzero(memory._rows["high"] == 64)[0])]
-        metadata = int(memory._open_caches()[0][1]._block.field("records") - plan["memory"])
+        metadata = int(memory._open_caches()[0][1]._memory.field("records") - plan["memory"])
         assert rights(int(plan["memory"]), metadata) == {"rw-p"}
         memory.view(ptr, 64)[:] = 1
         memory.check()

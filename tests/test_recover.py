@@ -43,7 +43,7 @@ def test_release_between_live_slabs_leaves_them_alone(itemsize):
     """Slabs whose generations share a page with those of live ones go back without them."""
     cache = jitslab.SlabCache("between", [("a", "u1", itemsize)], capacity=4000)
     handles = cache.alloc_many(4000)
-    page = (handles & 0xFFFFFFFF) // (1 << cache._block.geometry.shift) % 8
+    page = (handles & 0xFFFFFFFF) // (1 << cache._memory.geometry.shift) % 8
     kept, freed = handles[page == 7], handles[page != 7]
     cache.records["a"][cache.slots(kept), 0] = 77
     cache.free_many(freed)

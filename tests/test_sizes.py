@@ -62,11 +62,11 @@ def test_classes_have_slot_numbers_of_their_own(memory):
     memory.allocate(64, align=64)
     memory.allocate(100, align=4096)
     memory.tune(np.arange(1, 700), 80)
-    rows = memory._rows[1 : memory._block["n_rows"]]
+    rows = memory._rows[1 : memory._sizes_row["n_rows"]]
     ends = rows["end"].tolist()
 
     assert (rows["ptr_base"][1:] == ends[:-1]).all()
-    assert ends[-1] <= memory._block["large_base"]
+    assert ends[-1] <= memory._sizes_row["large_base"]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -553,7 +553,7 @@ def test_parked_pages_have_one_owner(memory):
     assert found == [0, 0]
     assert memory.stats.large_used == 0
     memory.shrink()
-    assert not memory._block["retained"].any()
+    assert not memory._sizes_row["retained"].any()
 
 
 def test_large_memory_freed_by_several_at_once_is_freed_once(memory):
@@ -942,10 +942,10 @@ def at_once(*works):
 
 def assert_classes_are_apart(memory):
     """No two classes have a slot number in common."""
-    rows = memory._rows[1 : int(memory._block["n_rows"])]
+    rows = memory._rows[1 : int(memory._sizes_row["n_rows"])]
     order = np.argsort(rows["ptr_base"])
     assert (rows["ptr_base"][order][1:] >= rows["end"][order][:-1]).all()
-    assert len(memory._caches) == int(memory._block["n_rows"])
+    assert len(memory._caches) == int(memory._sizes_row["n_rows"])
 
 
 def test_classes_that_threads_open_at_once_are_apart():
@@ -1014,7 +1014,7 @@ def test_one_of_two_has_large_memory(race):
             for ptr in left:
                 assert any(free_in_kernel(memory, ptr, times * LARGE) for times in (1, 20, 30))
         gc.collect()
-        assert int(memory._block["large_bytes"]) == 0
+        assert int(memory._sizes_row["large_bytes"]) == 0
         memory.check()
 
 
@@ -1150,7 +1150,7 @@ class Model(RuleBasedStateMachine):
     @rule(sizes=st.lists(st.integers(1, 3000), max_size=20))
     def tune(self, sizes):
         """At any time."""
-        if self.memory._block["n_rows"] < 150:
+        if self.memory._sizes_row["n_rows"] < 150:
             table = self.memory.table
             try:
                 self.memory.tune(sizes, 64)

@@ -109,7 +109,7 @@ def test_records_lie_where_the_layout_says():
 
 
 @pytest.mark.parametrize("capacity", [10, 100_000, 50_000_000])
-def test_first_rows_and_generations_share_the_page_of_the_control_block(capacity):
+def test_first_rows_and_generations_share_the_page_of_control(capacity):
     """Rows before it, the later ones on pages before; generations behind it."""
     for _ in range(20):
         with jitslab.SlabCache("tight", LINE, capacity=capacity) as cache:
@@ -144,7 +144,7 @@ def test_reserve_makes_the_next_allocs_certain():
         cache.alloc_many(100_000)
 
         assert committed == int(Inside(cache).control["committed"])
-        assert committed << cache._block.geometry.shift >= 100_000
+        assert committed << cache._memory.geometry.shift >= 100_000
 
 
 def test_reserve_does_nothing_where_there_is_room():

@@ -77,7 +77,7 @@ def small_space():
 def test_cache_has_slots_in_reserve(itemsize, slots):
     """So many more than its capacity, whatever the size of its records: one loop does not wear it out in minutes."""
     with jitslab.SlabCache("reserve", bytes_of(itemsize), capacity=1) as cache:
-        sizes = cache._block.geometry
+        sizes = cache._memory.geometry
 
         assert sizes.slots - cache.capacity >= slots
         assert sizes.total < 1 << 38
@@ -147,7 +147,7 @@ def test_nodes_wear_out_one_by_one():
         Inside(cache).run_on(1)
         jitslab.SlabCache.flush(cache)
         n = 0
-        state = cache._block.state
+        state = cache._memory.state
         while n < 1000 and (handle := alloc(cache)) != NULL:
             slot = handle & 0xFFFFFFFF
             np.frombuffer(cache._generations, np.uint32)[slot] = LAST
@@ -215,12 +215,12 @@ def test_memory_of_a_retired_record_goes_back():
 def test_slots_of_several_nodes_in_reserve(monkeypatch):
     """A part for each node; none where the system counts what is usable, since with several nodes all of it is."""
     with jitslab.SlabCache("nodes", bytes_of(1 << 18), capacity=1, nodes=2) as cache:
-        assert cache._block.geometry.max_slabs >= 1 << 16
+        assert cache._memory.geometry.max_slabs >= 1 << 16
         assert cache.alloc()
         cache.check()
     monkeypatch.setattr(addresses, "counts_usable", lambda: True)
     with jitslab.SlabCache("counted", bytes_of(1 << 18), capacity=1, nodes=2) as cache:
-        assert cache._block.geometry.max_slabs == 257
+        assert cache._memory.geometry.max_slabs == 257
 
 
 @LINUX
@@ -251,10 +251,10 @@ def mappings():
 caches = [jitslab.SlabCache("c", dtype, capacity=1) for _ in range(1020)]
 before = mappings()
 caches += [jitslab.SlabCache("c", dtype, capacity=1) for _ in range(1000)]
-slots = [cache._block.geometry.slots for cache in caches]
+slots = [cache._memory.geometry.slots for cache in caches]
 assert min(slots[:1020]) > 1 << 17, min(slots[:1020])
 assert max(slots[1024:]) == 1 + layout.HEAPS
-assert sum(cache._block.geometry.total for cache in caches) < 104 << 40
+assert sum(cache._memory.geometry.total for cache in caches) < 104 << 40
 handles = [cache.alloc() for cache in caches]
 assert mappings() - before < 4 * 1000
 assert all(h in cache for h, cache in zip(handles, caches))
@@ -287,7 +287,7 @@ def test_process_keeps_addresses_from_caches_without_a_capacity(small_space):
     with SizeClasses("some", capacity=1000) as memory, jitslab.SlabCache("small", POINT, capacity=10) as cache:
         assert memory.allocate(100)
         assert cache.alloc()
-        assert cache._block.geometry.slots < 1 << 18
+        assert cache._memory.geometry.slots < 1 << 18
     for cache in caches:
         cache.close()
     caches.clear()
@@ -419,7 +419,7 @@ placement = numa.Placement((0, 0), addresses.MPOL_PREFERRED, (), bytes(cpu % 2 f
 real = numa.resolve
 numa.resolve = lambda policy, strict, nodes: placement if nodes is None else real(policy, strict, nodes)
 with jitslab.SlabAllocator("wide") as memory:
-    assert memory.allocate(64) and memory._block["nodes"] == 2
+    assert memory.allocate(64) and memory._sizes_row["nodes"] == 2
 del memory
 gc.collect()
 let_kept_go(this_process().address)
@@ -427,7 +427,7 @@ with open("/proc/self/statm") as file:
     used = int(file.read().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (used + (3 << 30),) * 2)
 with jitslab.SlabAllocator("narrow") as memory:
-    assert memory.allocate(64) and memory._block["nodes"] == 1
+    assert memory.allocate(64) and memory._sizes_row["nodes"] == 1
     memory.check()
 print("ok")
 """
@@ -480,11 +480,11 @@ def test_placement_is_asked_for_where_a_class_is_opened(monkeypatch):
     monkeypatch.setattr(numa, "resolve", lambda *args: placement)
     with SizeClasses("placed") as memory:
         assert len(asked) == 1  # large memory
-        assert memory._block["mode"] == addresses.MPOL_PREFERRED
+        assert memory._sizes_row["mode"] == addresses.MPOL_PREFERRED
         ptr = take(memory, 100)
         memory.view(ptr, 100)[:] = 1
         where = addresses.nodes_of_pages(memory.address(ptr) & -addresses.page_bytes, 1)
-        assert where[0] < 0 or where[0] == placement.sets[0]
+        assert where[0] < 0 or where[0] == placement.nodes[0]
         memory.check()
 
 
@@ -540,7 +540,7 @@ def test_global_of_compiled_code_lives_on_and_close_gives_its_memory_back():
 
         work(500)
         last = memory.address(int(memory.live()[-1]))
-        ranges = (cache._block.field("records"), cache.slot_limit * cache.stride), (last, 4000)
+        ranges = (cache._memory.field("records"), cache.slot_limit * cache.stride), (last, 4000)
         return (weakref.ref(cache), weakref.ref(memory)), ranges
 
     def resident(ranges):

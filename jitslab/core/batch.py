@@ -1,7 +1,7 @@
 """
 Batches: many slots at once, up to 64 an instruction or a step of the slab layer.
 
-Small batches, below a quarter of a magazine, go through the caller's heap; others go to the slab layer.
+A batch of less than a quarter of a magazine goes through the caller's heap; a larger one goes to the slab layer.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from .layout import (
 from .slab import ALL, LINE_MASK, lock, node_at, note_drawn, put_word, slab_draw, slab_row, unlock
 from .vectors import free_row, is_row, live_mask, make_row_live, store_row
 
-PREFETCH_DISTANCE = 24  # handles that a batch of frees looks ahead, to have their generations at hand
+PREFETCH_DISTANCE = 24  # handles that a batch of frees looks ahead, to prefetch their generations
 HALF_LINE = LINE_SLOTS // 2
-FEW = 4  # slots in a row that vector instructions are worth while for
+FEW = 4  # least slots in a row for which vector instructions pay
 
 
-# --- Rows of slots, out of a magazine and into it ---
+# --- Slots in a row, out of a magazine and into it ---
 
 
 def _make_rows(n: int) -> tuple[Any, Any]:
-    """Return kernels that take n slots in a row out of a magazine, or put them in, by a few vector instructions."""
+    """Return kernels that pop and push n slots in a row by a few vector instructions."""
 
     @inlined
     def pop_row(heap: Heap, top: int, out: int) -> bool:
-        """Pop n slots and make them live if they are in a row and all can be handed out; whether they were."""
+        """Pop n slots and make them live if they are in a row and all can be handed out; returns whether they were."""
         at = address_in(heap, "magazine") + (top - n) * 4
         return is_row(at, n) and make_row_live(heap.generations, heap.magazine[top - 1], out, n)
 
     @inlined
     def push_row(heap: Heap, top: int, hs: int) -> bool:
-        """Free n handles of slots in a row if all are live; whether they were.  In the magazine the first one is uppermost."""
+        """Free n handles of slots in a row if all are live; returns whether they were.  The first is on top of the magazine."""
         first = i8s(hs)[0] & SLOT_MASK
         if first + n > heap.limit or not free_row(heap.generations, first, hs, n):
             return False
@@ -71,7 +71,7 @@ pop_few, push_few = _make_rows(FEW)
 
 @kernel
 def pop_each(heap: Heap, top: int, out: int, n: int) -> int:
-    """Pop n slots, whatever they are, until one cannot be handed out; returns how many."""
+    """Pop n slots, in a row or not, until one cannot be handed out; returns how many."""
     handles, generations, magazine = i8s(out), heap.generations, heap.magazine
     for j in range(n):
         slot = magazine[top - 1 - j]
@@ -85,7 +85,7 @@ def pop_each(heap: Heap, top: int, out: int, n: int) -> int:
 
 @kernel
 def push_each(heap: Heap, top: int, hs: int, n: int) -> int:
-    """Free n handles, of whatever slots, until one is refused; returns how many."""
+    """Free n handles, of slots in a row or not, until one is refused; returns how many."""
     handles, generations, magazine, limit = i8s(hs), heap.generations, heap.magazine, heap.limit
     for j in range(n):
         handle = handles[j]
@@ -124,7 +124,7 @@ def pop_run(heap: Heap, out: int, n: int) -> int:
 
 @kernel
 def push_run(heap: Heap, hs: int, n: int) -> int:
-    """Free handles from the first on, as `free` does, until one is refused or the magazine is full; returns how many."""
+    """Free handles in order, as `free` does, until one is refused or the magazine is full; returns how many."""
     top = heap.top
     n = min(n, heap.magazine_size - top)
     done = 0
@@ -144,12 +144,12 @@ def push_run(heap: Heap, hs: int, n: int) -> int:
     return done
 
 
-# --- In the code of the caller ---
+# --- Inlined into the caller ---
 
 
 @inlined
 def alloc_few(control: Control, heap: Heap, out: int, n: int) -> int:
-    """`alloc_many` of compiled code: one slot, or rows of them, are taken in the caller's code, others by a call."""
+    """`alloc_many` for compiled code: one slot, or slots in a row, are taken inline, all others by a call."""
     if n == 1:
         handle = alloc(heap)
         if likely(handle != NULL):
@@ -172,7 +172,7 @@ def alloc_few(control: Control, heap: Heap, out: int, n: int) -> int:
 
 @inlined
 def free_few(control: Control, heap: Heap, hs: int, n: int) -> int:
-    """`free_many` of compiled code, likewise."""
+    """`free_many` for compiled code: one slot, or slots in a row, are freed inline, all others by a call."""
     if n == 1:
         return int64(free(heap, i8s(hs)[0]))
     top = heap.top
@@ -195,13 +195,13 @@ def free_few(control: Control, heap: Heap, hs: int, n: int) -> int:
 
 @kernel
 def large_batch(heap: Heap) -> int:
-    """Return how many slots are so many that they go by the slab layer: a quarter of a magazine."""
+    """Return the least size of a batch that goes to the slab layer: a quarter of a magazine."""
     return max(heap.magazine_size >> 2, 2)
 
 
 @Entry
 def alloc_by_heap(c: int, h: int, out: int, n: int, done: int) -> int:
-    """`alloc_many` of the thread whose heap this is, when `done` of the n were taken already: of a magazine that held n."""
+    """`alloc_many` from the caller's heap, whose magazine had n slots; `done` of them were taken already."""
     control, heap = control_at(c), heap_at(h)
     few = n - done < large_batch(heap)
     if few and n - done > heap.top and not can_have(control, heap, n - done):
@@ -225,7 +225,7 @@ def alloc_many(c: int, out: int, n: int) -> int:
     """
     Take n slots, all or none; the handles go to the int64 array at `out`.
 
-    Returns n, or 0 when the cache has no room for n more.  0.5 ns a record in order.
+    Returns n, or 0 if the cache has no room for n more.  0.5 ns a record in order.
     """
     control = control_at(c)
     heap = my_heap(control)
@@ -236,7 +236,7 @@ def alloc_many(c: int, out: int, n: int) -> int:
         return 0
     if is_large:
         done = draw_many(move_to_local_node(heap.control, heap), heap, out, n)
-    while done < n:  # a small batch, or what the slab layer did not have: the caller's magazine counts
+    while done < n:  # a small batch, or more than the slab layer had: take from the caller's magazine
         if control.init == NO_INIT:
             done += pop_run(heap, out + done * 8, n - done)
             if done == n:
@@ -268,7 +268,7 @@ def draw_many(control: Control, heap: Heap, out: int, n: int) -> int:
             unlock(control)
             hold = SLOTS_PER_LOCK
             lock(control)
-            n = done + room_for(control, heap, n - done)  # others were not idle meanwhile
+            n = done + room_for(control, heap, n - done)  # other threads may have drawn slots meanwhile
     unlock(control)
     return done
 
@@ -276,9 +276,9 @@ def draw_many(control: Control, heap: Heap, out: int, n: int) -> int:
 @kernel
 def make_word_live(control: Control, first: int, mask: int, out: int) -> int:
     """
-    Make the slots of a mask live, in the word of free bits that begins with slot `first`; their handles go to the array at `out`.
+    Make the slots of a mask live, in the word of free bits that begins with slot `first`; the handles go to the array at `out`.
 
-    Returns how many: retired ones drop out.
+    Returns how many; retired slots are left out.
     """
     handles, generations = i8s(out), control.generations
     plain = control.init == NO_INIT
@@ -301,7 +301,7 @@ def make_word_live(control: Control, first: int, mask: int, out: int) -> int:
 
 @kernel
 def has_room(control: Control, n: int) -> bool:
-    """Whether n more records are within the capacity; counted only where `used` does not tell."""
+    """Whether n more records are within the capacity; live records are counted only if `used` is too high to decide."""
     used = 0
     for number in range(control.nodes):
         used += node_at(control, number).state.used
@@ -313,7 +313,7 @@ def can_have(control: Control, heap: Heap, n: int) -> bool:
     """
     Whether n more records are within the capacity, and their memory is granted.
 
-    So a batch is refused before anything is written to the caller's array, which keeps what it held.
+    So a batch is refused before the caller's array is written to: it keeps its content.
     """
     wake(control)
     if control.closed != 0 or not has_room(control, n):
@@ -323,7 +323,7 @@ def can_have(control: Control, heap: Heap, n: int) -> bool:
 
 @kernel
 def is_granted(control: Control, n: int) -> bool:
-    """Whether the slab layer has memory for n slots, made usable now if need be; with several nodes all of it always is."""
+    """Whether the slab layer has memory for n slots; makes it usable if needed.  With several nodes all of it is usable."""
     state = control.state
     slots = (state.n_slabs << control.shift) - state.used  # free or fresh in the slab layer
     missing = n - slots - ((control.committed - state.n_slabs) << control.shift)
@@ -332,7 +332,7 @@ def is_granted(control: Control, n: int) -> bool:
 
 @kernel
 def take_back(control: Control, out: int, n: int) -> None:
-    """Free the n records of a batch that others left no room for; NULL stands where their handles were."""
+    """Free the n records of a batch that found no room for the rest; NULL replaces their handles."""
     call(control, "free_many", (out, n, 0))
     handles = i8s(out)
     for i in range(n):
@@ -354,7 +354,7 @@ def make_ready(c: int, n: int) -> int:
 
 @Entry
 def free_by_heap(c: int, h: int, hs: int, n: int) -> int:
-    """`free_many` of the thread whose heap this is, for a cache with one node."""
+    """`free_many` through the caller's heap, for a cache with one node."""
     control, heap = control_at(c), heap_at(h)
     few = n < large_batch(heap)
     done = 0
@@ -373,9 +373,9 @@ def free_many(c: int, hs: int, n: int, refused: int) -> int:
     """
     Free the valid ones of the n handles at `hs`.
 
-    refused  int64   address of n bytes, set to 1 where a handle is refused, or 0
+    refused  int64   address of n bytes, or 0: the byte of a refused handle is set to 1
 
-    Returns how many were freed.  A handle that stands there twice is freed once.
+    Returns how many were freed.  A handle that occurs twice is freed once.
     """
     control = control_at(c)
     if unlikely(control.closed != 0):
@@ -386,7 +386,7 @@ def free_many(c: int, hs: int, n: int, refused: int) -> int:
     if control.nodes == 1:
         return free_in_node(control, hs, n, refused)
     handles = i8s(hs)
-    concerned = int64(0)  # one bit a node
+    concerned = int64(0)  # one bit a node: it has handles of this batch
     for p in range(n):
         number = (handles[p] & SLOT_MASK) >> control.node_shift
         concerned |= int64(1) << (number if number < control.nodes else 0)
@@ -419,7 +419,7 @@ def free_few_any(control: Control, heap: Heap, hs: int, n: int, refused: int) ->
 
 @kernel
 def free_in_node(control: Control, hs: int, n: int, refused: int) -> int:
-    """Free the valid ones of many handles that are of one node; the first node refuses those that are of none."""
+    """Free the valid handles of one node; the first node refuses handles that are of no node."""
     state, handles, generations = control.state, i8s(hs), control.generations
     first, end = control.first_slot, control.first_slot + control.node_slots
     freed, p = 0, 0
@@ -472,7 +472,7 @@ def free_in_node(control: Control, hs: int, n: int, refused: int) -> int:
 
 @kernel
 def free_rows(control: Control, first: int, hs: int, most: int) -> int:
-    """Free up to `most` records of the slots from `first` on, in whole lines, as far as handles are theirs; returns how many."""
+    """Free up to `most` records, in whole lines, while the handles are those of the slots from `first` on; returns how many."""
     n = 0
     while n + LINE_SLOTS <= most and free_row(control.generations, first + n, hs + n * 8, LINE_SLOTS):
         n += LINE_SLOTS
@@ -481,7 +481,7 @@ def free_rows(control: Control, first: int, hs: int, most: int) -> int:
 
 @kernel
 def free_of_closed(control: Control, hs: int, n: int, refused: int) -> int:
-    """Free the records of an operation that `close` came into: nothing else is live, and nothing is handed out again."""
+    """Free the records of an operation during which the cache was closed; their slots are not handed out again."""
     handles, generations = i8s(hs), control.generations
     end = control.max_slabs << control.shift if control.nodes == 1 else control.nodes << control.node_shift
     freed = 0
@@ -497,7 +497,7 @@ def free_of_closed(control: Control, hs: int, n: int, refused: int) -> int:
 
 @kernel
 def note_refused(refused: int, p: int) -> None:
-    """Set byte p of the array at `refused`, if there is one."""
+    """Set byte p of the array at `refused`, unless that is 0."""
     if refused != 0:
         store1(refused, p, 1)
 
@@ -507,7 +507,7 @@ def note_refused(refused: int, p: int) -> None:
 
 @Entry
 def clear(c: int) -> int:
-    """Free every live record; returns how many.  Needs rest: a record freed elsewhere at the same instant is freed twice."""
+    """Free every live record; returns how many.  Needs rest: a record that another thread frees meanwhile is freed twice."""
     control = control_at(c)
     own_heap(control)
     freed = 0
@@ -539,7 +539,7 @@ def clear_node(control: Control) -> int:
     return freed
 
 
-# --- One record, for a caller that has no C method ---
+# --- One record, for callers without a C method ---
 
 
 @Entry

@@ -1,9 +1,9 @@
 """
-`SlabCache.alloc`, `new` and `free` as C methods: a third of what a call through Numba's dispatcher costs.
+`SlabCache.alloc`, `new` and `free` as C methods, which cost a third of a call through Numba's dispatcher.
 
-Above `blocktype`, below `cache`.  Each is the fast path, and for everything else (closed, full, faults to report, a handle that
-is refused or is no integer, a field that takes no number) a call of the Python method ``_alloc_slow``, ``_alloc_with``,
-``_new_slow`` or ``_free_slow``, which does it or raises.
+Each is the fast path.  Anything else (closed, full, faults to report, a handle that is refused or is no integer, a field that
+takes no number) is a call of the Python method ``_alloc_slow``, ``_alloc_with``, ``_new_slow`` or ``_free_slow``, which does it
+or raises.
 """
 
 from __future__ import annotations

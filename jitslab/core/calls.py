@@ -1,4 +1,4 @@
-"""Slow paths, called through the table of entry points; the heap of the calling thread."""
+"""Calls of slow paths through the table of entry points, and the look-up of the calling thread's heap."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .layout import HASH_SHIFT, HEAP_BYTES, ControlPointer, HeapPointer
 
 
 def _as_numbers(builder: Any, values: list[Any]) -> list[Any]:
-    """Emit what an entry point takes: addresses of pointers, and integers as they are."""
+    """Emit the arguments of an entry point: a pointer becomes its address."""
     return [builder.ptrtoint(value, I64) if isinstance(value.type, ir.PointerType) else value for value in values]
 
 
 def _emit_call(context: Any, builder: Any, of: Any, row: Any, name: str, values: list[Any]) -> Any:
-    """Emit the call of the entry point of a name in the table of a row."""
+    """Emit the call of an entry point by its name in the table of a row."""
     entries = lower_field(context, builder, of, row, "entries")
     at = builder.ptrtoint(emit_field(builder, of.addresses["entries"], entries, name), I64)
     return emit_call_at(builder, at, _as_numbers(builder, values))
@@ -35,7 +35,7 @@ def _can_be_arguments(args: Any) -> bool:
 
 
 def _as_arguments(args: Any) -> Any:
-    """Return the type of the tuple of arguments: every integer an int64."""
+    """Return the type of the tuple of arguments, in which every integer is an int64."""
     return types.Tuple(tuple(arg if isinstance(arg, StructPointer) else types.int64 for arg in args))
 
 
@@ -44,8 +44,8 @@ def slow(typing: Any, heap: Any, name: Any, args: Any) -> Any:
     """
     Call the slow path of a heap by the name of its entry point: ``entry(control, heap, *args) -> int64``.
 
-    Never inlined, and it keeps the caller's registers (preserve_mostcc).  So the fast path around it stays short enough to be
-    inlined itself: 1.9 ns a pair instead of 4.6.
+    It is never inlined and keeps the caller's registers (preserve_mostcc): so the fast path around it stays short enough to be
+    inlined (1.9 ns a pair instead of 4.6).
     """
     if not (isinstance(heap, StructPointer) and isinstance(name, types.StringLiteral) and _can_be_arguments(args)):
         return None
@@ -73,7 +73,7 @@ def call(typing: Any, row: Any, name: Any, args: Any) -> Any:
     """
     Call an entry point by its name in the table of a row: ``entry(row, *args) -> int64``.
 
-    The row is that of a cache or of an allocator.  The answer is 0 for a variable that no path has set.
+    The row is a CONTROL or a SIZES row.  If its address is 0 (a variable that no path has set), the answer is 0.
     """
     if not (isinstance(row, StructPointer) and isinstance(name, types.StringLiteral) and _can_be_arguments(args)):
         return None
@@ -92,12 +92,12 @@ def call(typing: Any, row: Any, name: Any, args: Any) -> Any:
 @intrinsic
 def my_heap(typing: Any, control: Any) -> Any:
     """
-    The calling thread's heap of this cache, claimed now if it has none.
+    Return the calling thread's heap of this cache; a thread without one claims it now.
 
-    LLVM is told that the answer depends on nothing but the cache, as C tells it of ``__errno_location``: a thread keeps
-    its heap, so one call serves a whole function, outside its loops.  The answer is one of the heaps, or the shared or the
-    closed one: always HEAP_BYTES of memory that may be read.  That holds for NULL, too, which Numba gives a variable that
-    no path has set: LLVM may call this where the program does not get to.
+    LLVM is told that the answer depends on the cache alone, as C does for ``__errno_location``: a thread keeps its heap, so
+    one call serves a whole function, outside its loops.  The answer is a thread's heap, the shared or the closed one: always
+    HEAP_BYTES of readable memory.  That holds for NULL, too, the value of a variable that no path has set: LLVM may call this
+    on paths that the program does not take.
     """
     if control != ControlPointer:
         return None

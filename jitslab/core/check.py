@@ -1,4 +1,4 @@
-"""The laws counted again from the generations (`layout.LAWS`); under the lock, at rest."""
+"""The laws (`layout.LAWS`), counted again from the generations; under the lock, at rest."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from .slab import lock, slab_row, unlock
 
 @kernel
 def broken(law: int, slab: int) -> int:
-    """Return the number of a broken law and a slab (or NIL) in one."""
+    """Return the number of a broken law and its slab (or NIL) in one integer."""
     return law << 32 | (slab + 1)
 
 
 @kernel
 def check_magazines(control: Control, parked_bits: int, start: int, end: int) -> int:
-    """L9, L1 among magazines; sets a bit for each of the slots from `start` to `end` that is in one."""
+    """Check L9, and L1 among magazines; sets the bit of each slot from `start` to `end` that is in a magazine."""
     seen = i8s(parked_bits)
     first, limit = control.first_slot, control.state.n_slabs << control.shift
     index = next_heap(control, 0)
@@ -56,7 +56,7 @@ def check_magazines(control: Control, parked_bits: int, start: int, end: int) ->
 
 @kernel
 def check_slab(control: Control, i: int, parked_bits: int, start: int) -> int:
-    """L1 to L6 of one slab; the bits of slots in magazines are those from slot `start` on."""
+    """Check L1 to L6 of one slab; bit 0 of `parked_bits` is that of slot `start`."""
     slab, generations, bits, seen = slab_row(control, i), control.generations, control.bits, i8s(parked_bits)
     slots = 1 << control.shift
     if slab.n_fresh < 0 or slab.n_fresh > slots:
@@ -94,7 +94,7 @@ def check_slab(control: Control, i: int, parked_bits: int, start: int) -> int:
 
 @kernel
 def check_lists(control: Control) -> int:
-    """L7, L8."""
+    """Check L7 and L8."""
     state, first, end = control.state, control.first_slab, control.state.n_slabs
     slots = 1 << control.shift
     on_lists, spare_slabs, n_empty, used = 0, 0, 0, 0
@@ -127,10 +127,10 @@ def check_lists(control: Control) -> int:
 @Entry
 def check_laws(c: int, parked_bits: int, n_words: int) -> int:
     """
-    Count everything of one node again from the generations.
+    Check all laws of one node.
 
     c            int64   address of its CONTROL row
-    parked_bits  int64   address of words to work with, for the slots of one slab at least
+    parked_bits  int64   address of scratch words: one bit a slot, for one slab at least
     n_words      int64   how many words
 
     Returns 0, or ``law << 32 | slab + 1`` of the first broken law (slab NIL: of the whole node).  O(slots).
@@ -139,7 +139,7 @@ def check_laws(c: int, parked_bits: int, n_words: int) -> int:
     control = control_at(c)
     lock(control)
     answer, i, end = 0, control.first_slab, control.state.n_slabs
-    while answer == 0:  # as many slabs at a time as the words have bits for
+    while answer == 0:  # as many slabs at a time as `parked_bits` has bits for
         start, stop = i << control.shift, min(i + (n_words * WORD_SLOTS >> control.shift), end)
         zero_bytes(parked_bits, n_words * 8)
         answer = check_magazines(control, parked_bits, start, stop << control.shift)

@@ -26,7 +26,7 @@ from .layout import (
 )
 from .slab import lock_row, node_at, unlock_row
 
-CLOSED_OWNER = -1  # no thread pointer
+CLOSED_OWNER = -1  # differs from every thread pointer
 
 
 # --- Open and claim ---
@@ -34,7 +34,7 @@ CLOSED_OWNER = -1  # no thread pointer
 
 @kernel
 def open_heap(control: Control, index: int) -> Heap:
-    """Set a heap up for its new owner."""
+    """Fill a heap in for its new owner."""
     heap = heap_at_index(control, index)
     size = control.magazine_size
     limit = control.max_slabs << control.shift if control.nodes == 1 else control.nodes << control.node_shift
@@ -59,7 +59,7 @@ def open_heap(control: Control, index: int) -> Heap:
 
 @kernel
 def note_claimed(control: Control, index: int) -> None:
-    """Note that a heap row is this node's; the first node notes all rows of threads."""
+    """Note that a heap row belongs to this node; the first node notes the rows of all threads' heaps."""
     word, bit = index >> WORD_SHIFT, 1 << (index & 63)
     fetch_or(control.claimed, word, bit)
     if index < FIRST_NODE_HEAP:
@@ -68,7 +68,7 @@ def note_claimed(control: Control, index: int) -> None:
 
 @kernel
 def is_noted(control: Control, index: int) -> bool:
-    """Whether a heap row was ever this node's."""
+    """Whether a heap row ever belonged to this node."""
     return load_relaxed(control.claimed, index >> WORD_SHIFT) >> (index & 63) & 1 != 0
 
 
@@ -86,7 +86,7 @@ def local_node(control: Control) -> Control:
 
 @kernel
 def alien_heap(control: Control, heap: Heap) -> Heap:
-    """Return the heap, opened now if need be, that the thread of a heap frees records of node `control` into."""
+    """Return the alien heap for node `control` of a heap's thread, opened now if needed."""
     index = FIRST_NODE_HEAP + heap_index(control, heap)
     alien = heap_at_index(control, index)
     owner = heap.owner & EVEN
@@ -98,17 +98,17 @@ def alien_heap(control: Control, heap: Heap) -> Heap:
 
 @kernel
 def is_alien(control: Control, heap: Heap) -> bool:
-    """Whether a heap is one that another node's thread frees records of this node into."""
+    """Whether a heap is an alien heap of this node."""
     return FIRST_NODE_HEAP <= heap_index(control, heap) < FIRST_NODE_HEAP + HEAPS
 
 
 @Entry
 def claim(c: int, me: int) -> int:
     """
-    Return the address of thread `me`'s heap, claimed now if it has none, to draw from the node that it runs on.
+    Return the address of thread `me`'s heap; a thread without one claims it now, to draw from the node that it runs on.
 
-    A thread beyond the table, or without memory for a heap, gets the shared heap; after `close` every thread gets the closed
-    one.  The end of the thread is watched, so that its slots go home.  A torn index is rebuilt before a thread has a heap of it.
+    If all heaps are owned, or there is no memory for one more, the thread gets the shared heap; after `close` every thread gets
+    the closed one.  The end of the thread is watched, so that its slots go home.  A torn index is rebuilt first.
     """
     control = control_at(c)
     here = local_node(control)
@@ -135,7 +135,7 @@ def claim(c: int, me: int) -> int:
 @kernel
 def take_heap(control: Control, here: Control, me: int) -> Heap:
     """
-    Return a heap that no thread owned and that thread `me` owns from now on, or the shared one.
+    Make thread `me` the owner of a free heap and return it; if there is none, return the shared heap.
 
     Needs   the registry's lock, and an open cache.
     """
@@ -145,20 +145,20 @@ def take_heap(control: Control, here: Control, me: int) -> Heap:
         heap = heap_at_index(control, index)
         if load_acquire(heap, "owner") == 0:
             if not is_writable(control, heap):
-                break  # nor would the next ones be
+                break  # the next ones would not be, either
             open_heap(here, index)
             store_release(heap, "owner", me)
             watch_thread_exit(process.exit_key, address_of(process))
             return heap
         index = (index + 1) & (HEAPS - 1)
     for number in range(control.nodes):
-        note_claimed(node_at(control, number), FIRST_NODE_HEAP + BACK_HEAP)  # the threads that have the shared heap go by it
+        note_claimed(node_at(control, number), FIRST_NODE_HEAP + BACK_HEAP)  # threads with the shared heap use the back heap
     return open_heap(here, FIRST_NODE_HEAP + SHARED_HEAP)
 
 
 @kernel
 def is_writable(control: Control, heap: Heap) -> bool:
-    """Make a thread's heaps writable, those of all classes together where they lie in an allocator's region; whether they are."""
+    """Make a thread's heap writable; in an allocator's region, those of all classes together.  Returns whether it is."""
     region, step = control.heap_region, control.heap_step
     if region == 0:
         return True
@@ -172,7 +172,7 @@ def is_writable(control: Control, heap: Heap) -> bool:
 
 @kernel
 def leave_heap(control: Control, heap: Heap) -> None:
-    """Give all slots of a heap home and the heap up: by its owner, or for an owner that has ended."""
+    """Flush all slots of a heap and release it; called by its owner, or after the owner's end."""
     if heap.top > 0:
         call(control, "flush", (heap, heap.top))
     store_release(heap, "owner", 0)
@@ -180,14 +180,14 @@ def leave_heap(control: Control, heap: Heap) -> None:
 
 @kernel
 def shut_heap(heap: Heap) -> None:
-    """Empty a heap whose cache is closed, and take it from its owner: its generations are gone, so it accepts nothing more."""
+    """Empty a heap of a closed cache and take it from its owner: since the generations are gone, it accepts nothing more."""
     heap.top = 0
     store_release(heap, "owner", CLOSED_OWNER)
 
 
 @Entry
 def flush_own(c: int) -> int:
-    """Give all slots of the calling thread's heaps home; returns how many."""
+    """Flush all slots of the calling thread's heaps; returns how many."""
     control = control_at(c)
     me = thread_pointer()
     n = 0

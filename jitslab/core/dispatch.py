@@ -1,4 +1,4 @@
-"""The table of entry points, one a process: which kernel stands under which name (`layout.ENTRIES`)."""
+"""The table of entry points, one a process: the kernel of each name in `layout.ENTRIES`."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from .layout import (
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Sizes of one cache, shared by those laid out alike: all from the dtype, the capacity and whether it is coloured."""
+    """The sizes of one cache, which follow from its dtype, its capacity and its colouring; equal caches share the object."""
 
     itemsize: int
     stride: int
@@ -42,29 +42,29 @@ class Geometry:
     max_slabs: int  # of one node
     magazine_size: int
     nodes: int
-    node_shift: int  # slots from one node to the next == 1 << node_shift; with one node above every slot number
+    node_shift: int  # slots from one node to the next == 1 << node_shift; with one node it exceeds every slot number
     scratch_step: int  # bytes from one heap's scratch record to the next, 0: all share one
-    offset: dict[str, int]  # of each region, from the start of the reservation
+    offset: dict[str, int]  # of each part, from the start of the reservation
     total: int  # bytes of the reservation
 
     @property
     def slots(self) -> int:
-        """Slots that the reservation holds; those between the end of one node's slabs and the next node's are never used."""
+        """Slots in the reservation; the slots between one node's last slab and the next node are never used."""
         return self.nodes << self.node_shift if self.nodes > 1 else self.max_slabs << self.shift
 
 
 def record_stride(dtype: np.dtype[Any], colouring: bool) -> int:
     """
-    Bytes from slot to slot: the itemsize, kept a multiple of the alignment, and one line more where it aliases.
+    Return the bytes from slot to slot: the itemsize, a multiple of the alignment, and one line more if records would alias.
 
-    A stride of 1 KiB or more that is a multiple of 256 bytes puts the first lines of the records into a quarter of
-    the cache's sets or fewer; an odd number of lines uses them all.
+    If a stride of 1 KiB or more is a multiple of 256 bytes, the first lines of the records fall into a quarter of the sets
+    of the CPU's cache, or fewer; an odd number of lines uses all sets.
     """
     return stride_of(dtype.itemsize, max(1, dtype.alignment), colouring)
 
 
 def stride_of(itemsize: int, align: int, colouring: bool) -> int:
-    """Return `record_stride` of a dtype of such a size and alignment."""
+    """Return `record_stride` of a dtype by its size and alignment."""
     stride = round_up(itemsize, align)
     if colouring and stride >= 1024 and stride % 256 == 0:
         stride += LINE if LINE % align == 0 else align
@@ -73,7 +73,7 @@ def stride_of(itemsize: int, align: int, colouring: bool) -> int:
 
 @lru_cache(maxsize=256)
 def slab_shape(itemsize: int, align: int, colouring: bool) -> tuple[int, int, int]:
-    """Return (stride, shift, magazine_size) of a dtype of such a size and alignment: a slab has ``1 << shift`` slots."""
+    """Return (stride, shift, magazine_size) of a dtype by its size and alignment: a slab has ``1 << shift`` slots."""
     stride = stride_of(itemsize, align, colouring)
     shift = min(max(round(np.log2(SLAB_BYTES / stride)), 0), MAX_SLAB_SHIFT)
     return stride, shift, min(max(MAGAZINE_BYTES // stride, 1), MAGAZINE_SLOTS)
@@ -89,9 +89,9 @@ def geometry(
     slots: int = 0,
 ) -> Geometry:
     """
-    Lay out one cache: of so many slots, or of as many as its capacity needs.
+    Lay out one cache of `slots` slots; 0: of as many as its capacity needs.
 
-    With the heaps of threads, or without: those of a size class lie among its allocator's.
+    `has_heaps` is False for a size class, whose heaps lie in its allocator's region.
     """
     return lay_out(dtype.itemsize, max(1, dtype.alignment), capacity, colouring, page, nodes, has_heaps, slots)
 
@@ -101,10 +101,10 @@ def lay_out(
     itemsize: int, align: int, capacity: int, colouring: bool, page: int, nodes: int, has_heaps: bool, slots: int
 ) -> Geometry:
     """
-    Return the `geometry` of a dtype of such a size and alignment.
+    Return the `geometry` of a dtype by its size and alignment.
 
-    Each node's range alone holds the capacity.  The reservation is larger than the capacity, so that slots parked in other
-    threads' magazines, and retired ones, do not make `alloc` fail before `capacity` records are live.
+    Each node alone holds the capacity, and more slots: those parked in other threads' magazines, and retired ones, must not
+    make `alloc` fail before `capacity` records are live.
     """
     stride, shift, magazine_size = slab_shape(itemsize, align, colouring)
     slots = min(slots or capacity + HEAPS * magazine_size, MAX_SLOTS)
@@ -130,7 +130,7 @@ def lay_out(
         ("cpus", 0 if nodes == 1 else CPUS),
         ("bits", nodes * round_up(-(-(max_slabs << shift) // WORD_SLOTS) * 8, page)),
         ("slabs", nodes * round_up(max_slabs * SLAB.itemsize, page)),
-        ("control", 0 if nodes == 1 else STAGGER + nodes * NODE_BYTES),  # of one node: on the first page of the generations
+        ("control", 0 if nodes == 1 else STAGGER + nodes * NODE_BYTES),  # with one node: on the first page of the generations
         ("generations", n_slots * 4 + WORD_SLOTS * 4 + page),
         ("records", n_slots * stride),
     ):

@@ -1,7 +1,7 @@
 """
-The memory of slabs: made usable ahead of use, given back to the system; outside the lock.
+The memory of slabs, outside the lock: `grow` makes it usable ahead of use, `release` gives it back to the system.
 
-`grow` and `release` are entry points.  `end_of_interval` says when `release` has something to do.
+`end_of_interval` says how many slabs `release` shall give back.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .layout import (
 )
 from .slab import link, lock, slab_row, unlink, unlock
 
-MAX_RELEASABLE = 0x60000000  # a slab with a generation from here on is not released: its other slots would end with that one
+MAX_RELEASABLE = 0x60000000  # a slab with a generation from here on is not released: all its slots would restart there
 
 
 @kernel
@@ -42,7 +42,7 @@ def whole_pages(n: int) -> int:
 
 @kernel
 def commit_slabs(control: Control, n_slabs: int) -> bool:
-    """Make the memory of the first n slabs usable; whether the system granted it."""
+    """Make the memory of the first n slabs usable; returns whether the system granted it."""
     slots = n_slabs << control.shift
     rows = (control.slabs - n_slabs * LINE) & -page_bytes
     return (
@@ -56,9 +56,9 @@ def commit_slabs(control: Control, n_slabs: int) -> bool:
 @Entry
 def grow(c: int, n_slabs: int) -> int:
     """
-    Make the memory of at least `n_slabs` more slabs usable, ahead of use; 1: the system granted it.
+    Make the memory of at least `n_slabs` more slabs usable, ahead of use; returns 1 if the system granted it.
 
-    Needs   that the lock is not held.  Two at once do no harm: both ask for prefixes of the same regions.
+    Needs   that the lock is not held.  Two threads may do it at once: both ask for prefixes of the same parts.
     """
     control = control_at(c)
     slab_bytes = control.stride << control.shift
@@ -89,10 +89,10 @@ def grow(c: int, n_slabs: int) -> int:
 @kernel
 def end_of_interval(control: Control) -> int:
     """
-    Count one refill or flush; at the end of an interval return how many empty slabs it never needed.
+    Count one refill or flush; at the end of an interval return how many empty slabs it never needed, else 0.
 
     An interval is long enough for all slots to come and go.  Otherwise a program that builds a structure, drops it and builds
-    it again would get every page anew each time (1.8 us, as long as all the rest of the page's 64 records).
+    it again would fault in every page each time (1.8 us, as long as all else with the page's 64 records).
     Needs   the lock.
     """
     state = control.state
@@ -111,8 +111,8 @@ def release(c: int, count: int) -> int:
     """
     Give the memory of up to `count` empty slabs back to the system, the longest empty first; returns how many.
 
-    A released slab is fresh again.  Its row keeps the highest generation that it issued, and its slots restart there: so no
-    handle of before is taken for one of after, and the pages of the generations go back, too.
+    A released slab is fresh again.  Its row keeps the highest generation that it issued, and its slots restart there: so old
+    handles stay stale although the pages of the generations go back, too.
     Needs   that the lock is not held, and a heap of the cache.
     """
     control = control_at(c)
@@ -121,7 +121,7 @@ def release(c: int, count: int) -> int:
         return 0
     done = 0
     i = chain
-    while i >= 0:  # no other thread touches a slab that is on no list
+    while i >= 0:  # a slab on no list is touched by this thread only
         slab = slab_row(control, i)
         highest = highest_generation(control, i)
         if 0 <= highest < MAX_RELEASABLE:
@@ -129,7 +129,7 @@ def release(c: int, count: int) -> int:
             slab.n_fresh = 1 << control.shift
             done += 1
         else:
-            slab.state = FREE  # worn, or a live record in an empty slab, as `check` will tell: its memory stays
+            slab.state = FREE  # keep its memory: its generations are used up, or it has a live record, which `check` will report
         i = slab.next
     i = chain
     while i >= 0:
@@ -142,7 +142,7 @@ def release(c: int, count: int) -> int:
 
 @kernel
 def take_empty(control: Control, count: int) -> int:
-    """Take up to `count` slabs off the list EMPTY, as a chain by their `next`; returns the first, or NIL."""
+    """Take up to `count` slabs off the list EMPTY and chain them by `next`; returns the first, or NIL."""
     state = control.state
     chain = NIL
     lock(control)
@@ -211,7 +211,7 @@ def give_back_run(control: Control, first: int) -> None:
     """
     Give back the pages of the records and generations of the run of slabs being released that starts with `first`.
 
-    Does nothing if the slab before is of the same run.  A page that the run shares with a slab that stays, stays.
+    Does nothing if the slab before belongs to the same run.  A page that the run shares with another slab is kept.
     """
     if first > control.first_slab and slab_row(control, first - 1).state == RELEASING:
         return

@@ -1,13 +1,13 @@
 """
-Guards in C: allocation, the two ends of a `with` block, and fields, each read and written at the speed of a C attribute.
+Guards in C: allocation, the two ends of a `with` block, and fields, read and written at the speed of a C attribute.
 
-Above `blocktype`, below `guard`.  An owner is an object of a type made here: a guard has the handle of its record, an `Owner` the
-array of its batch's handles.  Whatever ends an owner, its dealloc frees what it owns, with no Python run, and only then calls
-Python to say so: no record is lost by an exception, at whichever line it comes.  Fast paths are here; for all else (freed,
-closed, a value to refuse, a kind of field not known here) they call a Python method of `guard`, which does it or raises.
+An owner is an object of a type made here: a guard has the handle of its record, an `Owner` the array of its batch's handles.
+When an owner ends, its dealloc frees the records without running Python, and only then calls Python to report it: so an
+exception at any line loses no record.  Fast paths are here.  For all else (freed, closed, a value to refuse, an unknown kind of
+field) they call a Python method of `guard`, which does the work or raises.
 
-What a guard owns is a number in its data, not a Python int: an access makes none and reads none.  Beside it stand the addresses
-of its generation and its record, which stay mapped as long as the guard has its cache.
+The handle of a guard is a number in its data, not a Python int, so an access neither makes nor reads one.  Beside it stand the
+addresses of the generation and of the record, which stay mapped as long as the guard has its cache.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ from .scan import find_refused
 
 # --- The objects ---
 
-GROUP = "guards"  # of entry points: compiled apart from those of caches, with the first guard
-GUARD_STATES = NEW, ENTERED, RELEASED = range(3)  # never in a block; in one now or before; given away
-NOTHING = -1  # first word of an Owner's array while it owns nothing; else how many handles follow
+GROUP = "guards"  # of entry points: compiled with the first guard, apart from those of caches
+GUARD_STATES = NEW, ENTERED, RELEASED = range(3)  # never entered; in a `with` block now or before; given away
+NOTHING = -1  # first item of an Owner's array if it owns nothing; otherwise the number of handles that follow
 _OF_EVERY_OWNER = (
     ("head", "u1", (HEAD,)),
-    ("owned", "i8"),  # its handle, or the address of its array, 0: it owns nothing
+    ("owned", "i8"),  # of a guard its handle, of an Owner the address of its array; 0: it owns nothing
     ("cache", "i8"),  # the cache
-    ("epoch", "u4"),  # forks that led to the process that it was made in
+    ("epoch", "u4"),  # forks that led to the process that made it
     ("state", "u4"),  # of GUARD_STATES
 )
 GUARD = row(
@@ -83,18 +83,18 @@ GUARD = row(
     ("record", "i8"),  # address of the record
     ("weakrefs", "i8"),
 )
-OWNER = row(*_OF_EVERY_OWNER, ("array", "i8"))  # of a batch: the array of its handles
-VIEW_OBJECT = row(("head", "u1", (HEAD,)), ("guard", "i8"))  # of a nested record: its guard
+OWNER = row(*_OF_EVERY_OWNER, ("array", "i8"))  # the array of a batch's handles
+VIEW_OBJECT = row(("head", "u1", (HEAD,)), ("guard", "i8"))  # the guard of a nested record
 guard_at = make_cast(StructPointer("Guard", GUARD, addresses={"generation": U4S}))
 owner_at, view_at = make_cast(StructPointer("Owner", OWNER)), make_cast(StructPointer("View", VIEW_OBJECT))
 
-# How a field lies in the record; SLOW: NumPy reads and writes it.
+# The kind of a field in a record; SLOW: NumPy reads and writes it.
 SLOW, I1, I2, I4, I8, U1, U2, U4, U8, F4, F8, BOOL, VIEW = range(13)
 KINDS = {"i1": I1, "i2": I2, "i4": I4, "i8": I8, "u1": U1, "u2": U2, "u4": U4, "u8": U8, "f4": F4, "f8": F8, "b1": BOOL}
 FIELD = row(
     ("kind", "i8"),
     ("offset", "i8"),  # from the start of the record
-    ("least", "i8"),  # of an integer
+    ("least", "i8"),  # least value of an integer field
     ("most", "i8"),
     ("name", "i8"),  # the str, for the slow path
     ("view_class", "i8"),  # the class of a nested record's view
@@ -109,7 +109,7 @@ FIELD_BYTES, BIRTHS_BYTES = FIELD.itemsize, BIRTHS.itemsize
 
 
 def _ir_type(code: str) -> Any:
-    """LLVM's type of a field."""
+    """Return LLVM's type of a field."""
     if code[0] == "f":
         return ir.FloatType() if code == "f4" else ir.DoubleType()
     return ir.IntType(8 * int(code[1]))
@@ -117,7 +117,7 @@ def _ir_type(code: str) -> Any:
 
 @literal_intrinsic
 def peek(typing: Any, at: Any, code: Any) -> Any:
-    """The field of that NumPy code at an address, aligned or not; as int64 or float64."""
+    """Return the field of a NumPy code at an address, aligned or not, as int64 or float64."""
     text = code.literal_value
     to = types.float64 if text[0] == "f" else types.int64
 
@@ -134,7 +134,7 @@ def peek(typing: Any, at: Any, code: Any) -> Any:
 
 @literal_intrinsic
 def poke(typing: Any, at: Any, value: Any, code: Any) -> Any:
-    """Store a value that fits into the field of that NumPy code at an address, aligned or not."""
+    """Store a value that fits into the field of a NumPy code at an address, aligned or not."""
     text = code.literal_value
     takes = types.float64 if text[0] == "f" else types.int64
 
@@ -161,13 +161,13 @@ def control_of(owner: int) -> Control:
 
 @inlined
 def is_at_home(owner: int) -> bool:
-    """Whether this is the process that an owner was made in, not a child of `fork`."""
+    """Whether this process made the owner: it is no child of `fork`."""
     return owner_at(owner).epoch == control_of(owner).process.epoch
 
 
 @inlined
 def begin(owner: int, owned: int, cache: int, control: Control) -> None:
-    """Fill in what every owner has, and let the collector see it: the rest of it is filled in."""
+    """Fill in the fields of every owner and show it to the collector; the caller has filled in the other fields."""
     it = owner_at(owner)
     it.owned = owned
     it.cache = new_reference(cache)
@@ -179,9 +179,9 @@ def begin(owner: int, owned: int, cache: int, control: Control) -> None:
 @kernel
 def tell(owner: int, what: int) -> None:
     """
-    Have an owner that ends, and was left to the collector, say what was freed; drops `what`, 0 with an exception set: not known.
+    Make an owner that ends report that its records were freed; drops `what`, which says which, or is 0 with an exception set.
 
-    It is alive for that, by one reference: `Py_DecRef` calls its dealloc again, unless somebody has it by then.
+    One reference keeps the owner alive for this; `Py_DecRef` then calls its dealloc again, unless there are more by now.
     """
     if what == 0:
         PyErr_Clear()
@@ -197,7 +197,7 @@ def tell(owner: int, what: int) -> None:
 
 @inlined
 def end(obj: int, held: int) -> None:
-    """Give the memory of an object back, and drop an object that it held, if there is one."""
+    """Give the memory of an object back, and drop the object that it held, if any."""
     cls = PyObject_Type(obj)
     PyObject_GC_Del(obj)
     if held != 0:
@@ -213,7 +213,7 @@ def _traverse(self: int, function: int, argument: int) -> int:
 
 @kernel
 def visit_held(obj: int, held: int, function: int, argument: int) -> int:
-    """Have the collector see an object's class, and an object that it holds, if there is one."""
+    """Show the collector an object's class, and the object that it holds, if any."""
     cls = PyObject_Type(obj)
     Py_DecRef(cls)
     answer = visit(function, cls, argument)
@@ -225,7 +225,7 @@ def visit_held(obj: int, held: int, function: int, argument: int) -> int:
 
 @inlined
 def record_of(guard: int) -> int:
-    """Address of a guard's record; 0: it owns none, or another has freed it."""
+    """Return the address of a guard's record; 0: the guard owns none, or its record was freed elsewhere."""
     it = guard_at(guard)
     handle = it.owned
     if handle == 0 or load_relaxed(it.generation, 0) != shift_right(handle, 31) | 1:
@@ -235,7 +235,7 @@ def record_of(guard: int) -> int:
 
 @inlined
 def make_guard(cache: int, control: Control, handle: int) -> int:
-    """Return a guard that owns the record of a handle; 0 with an exception set."""
+    """Return a new guard that owns the record of a handle; 0 with an exception set."""
     guard = PyObject_GC_New(holder_at(cache).guard_class)
     if guard != 0:
         slot, it = handle & SLOT_MASK, guard_at(guard)
@@ -302,7 +302,7 @@ def _guard_dealloc(self: int, unused: int) -> int:
 
 @kernel
 def was_left(guard: int) -> bool:
-    """Free the record of a guard that ends, and say so if it was live; the guard has ended then, or somebody has it."""
+    """Free the record of a guard that ends; if it was live, report that, end the guard, and return True."""
     if not is_at_home(guard):
         return False
     handle, control = owner_at(guard).owned, control_of(guard)
@@ -321,7 +321,7 @@ def was_left(guard: int) -> bool:
 
 @inlined
 def give_back(guard: int) -> bool:
-    """Free a guard's record; False, and nothing is changed, if it owns none or the cache refuses the handle."""
+    """Free a guard's record; returns False, changing nothing, if it owns none or the cache refuses the handle."""
     handle = owner_at(guard).owned
     if handle == 0:
         return False
@@ -334,7 +334,7 @@ def give_back(guard: int) -> bool:
 
 @kernel
 def not_freed(guard: int) -> int:
-    """Have the guard own nothing, and Python say why; 0 with an exception set."""
+    """Make the guard own nothing, and let Python report why its record was not freed; 0 with an exception set."""
     number = PyLong_FromLongLong(owner_at(guard).owned)
     owner_at(guard).owned = 0
     answer = call(method_of(guard, "_not_freed"), number, 0)
@@ -360,7 +360,7 @@ def _exit(self: int, arguments: int, n: int) -> int:
     if owner_at(self).owned == 0 or not is_at_home(self) or give_back(self) or control_of(self).closed != 0:
         return none()
     if n > 0 and load8(arguments, 0) != c_object("_Py_NoneStruct"):
-        owner_at(self).owned = 0  # freed by another: not said in the place of what ended the block
+        owner_at(self).owned = 0  # freed elsewhere: not reported, since the exception that ended the block matters more
         return none()
     return not_freed(self)
 
@@ -387,41 +387,41 @@ def _handle(self: int, unused: int) -> int:
 
 
 @kernel
-def take(words: int) -> int:
-    """Return how many handles follow the first word of an array, to one caller only; NOTHING to all others."""
+def take(array: int) -> int:
+    """Return how many handles an Owner's array owns, to one caller only; NOTHING to all others."""
     while True:
-        n = i8s(words)[0]
-        if n < 0 or compare_exchange(i8s(words), 0, n, NOTHING):
+        n = i8s(array)[0]
+        if n < 0 or compare_exchange(i8s(array), 0, n, NOTHING):
             return n
 
 
 @Entry
-def take_owned(words: int) -> int:
-    """Give the ownership of an array's handles away; NOTHING: there was none."""
-    return take(words)
+def take_owned(array: int) -> int:
+    """Give the ownership of an array's handles away: `take` from Python."""
+    return take(array)
 
 
 @Entry
-def alloc_owned(c: int, words: int, n: int) -> int:
-    """Fill an array with n handles that it owns from now on; returns n, or 0 when there is no room."""
-    done = call_entry(control_at(c), "alloc_many", (words + 8, n))
+def alloc_owned(c: int, array: int, n: int) -> int:
+    """Fill an array with n handles that it owns from now on; returns n, or 0 if there is no room."""
+    done = call_entry(control_at(c), "alloc_many", (array + 8, n))
     if done == n:
-        i8s(words)[0] = n
+        i8s(array)[0] = n
     return done
 
 
 @Entry
-def free_owned(c: int, words: int, refused: int) -> int:
-    """Free what an array owns, as `free_many` does; NOTHING: it owns nothing."""
-    n = take(words)
-    return call_entry(control_at(c), "free_many", (words + 8, n, refused)) if n > 0 else n
+def free_owned(c: int, array: int, refused: int) -> int:
+    """Free the handles that an array owns, as `free_many` does; returns NOTHING if it owns none."""
+    n = take(array)
+    return call_entry(control_at(c), "free_many", (array + 8, n, refused)) if n > 0 else n
 
 
 @inlined
-def _new_owner(cls: int, cache: int, words: int, address: int) -> int:
+def _new_owner(cls: int, cache: int, array: int, address: int) -> int:
     owner = PyObject_GC_New(cls)
     if owner != 0:
-        owner_at(owner).array = new_reference(words)
+        owner_at(owner).array = new_reference(array)
         begin(owner, address, cache, control_at(holder_at(cache).address))
     return owner
 
@@ -429,10 +429,10 @@ def _new_owner(cls: int, cache: int, words: int, address: int) -> int:
 @inlined
 def _owner_dealloc(self: int, unused: int) -> int:
     PyObject_GC_UnTrack(self)
-    words = owner_at(self).owned
-    if words != 0 and is_at_home(self):
-        n = take(words)
-        freed = call_entry(control_of(self), "free_many", (words + 8, n, 0)) if n > 0 else 0
+    array = owner_at(self).owned
+    if array != 0 and is_at_home(self):
+        n = take(array)
+        freed = call_entry(control_of(self), "free_many", (array + 8, n, 0)) if n > 0 else 0
         if freed > 0:
             error = take_error()
             tell(self, PyLong_FromLongLong(freed))
@@ -451,7 +451,7 @@ def _owner_dealloc(self: int, unused: int) -> int:
 
 @inlined
 def read_field(guard: int, field: int, at: int) -> int:
-    """Return a new reference to the value of a field, a SLOW one aside; 0 with an exception set."""
+    """Return a new reference to the value of a field that is not SLOW; 0 with an exception set."""
     kind = field_at(field).kind
     if kind == I8:
         return PyLong_FromLongLong(peek(at, "i8"))
@@ -496,7 +496,7 @@ def _view_dealloc(self: int, unused: int) -> int:
 
 @inlined
 def get(self: int, guard: int, at: int, field: int) -> int:
-    """Return a new reference to the value of a field of a guard, or of its view, whose record is at an address, or 0."""
+    """Return a new reference to a field's value in the record at an address, for a guard or its view; 0 with an exception set."""
     if at != 0 and field_at(field).kind != SLOW:
         return read_field(guard, field, at + field_at(field).offset)
     return call(method_of(self, "_read"), field_at(field).name, 0)
@@ -526,12 +526,12 @@ def write_integer(kind: int, at: int, value: int) -> None:
         poke(at, value, "i1")
 
 
-EXACT_INTS = 1 << 53  # integers below this are doubles
+EXACT_INTS = 1 << 53  # integers below this are exact as doubles
 
 
 @kernel
 def write_float(kind: int, at: int, number: float) -> bool:
-    """Store a float; False: the slow path rounds it, and looks whether it becomes infinite."""
+    """Store a float; returns False if the slow path must round it and check whether it becomes infinite."""
     if kind == F8:
         poke(at, number, "f8")
     elif abs(number) < 3.4e38 or number != number or abs(number) == np.inf:
@@ -543,7 +543,7 @@ def write_float(kind: int, at: int, number: float) -> bool:
 
 @inlined
 def write_field(field: int, at: int, obj: int) -> bool:
-    """Store an int, float or bool that the field can hold; False: the slow path knows what to do with it.  Runs no Python."""
+    """Store an int, float or bool that the field can hold; returns False if the slow path is needed.  Runs no Python."""
     kind = field_at(field).kind
     is_float = kind == F8 or kind == F4
     if is_float and is_exactly(obj, c_object("PyFloat_Type")):
@@ -599,7 +599,7 @@ def can_be_born(cache: int, names: int, values: int) -> bool:
 
 @inlined
 def set_(self: int, at: int, obj: int, field: int) -> int:
-    """Write a field likewise; `obj` is 0 to delete it.  -1 with an exception set."""
+    """Write a field, of a guard or its view; an `obj` of 0 deletes it.  Returns 0, or -1 with an exception set."""
     if obj != 0 and at != 0 and write_field(field, at + field_at(field).offset, obj):
         return 0
     name = field_at(field).name
@@ -630,31 +630,31 @@ def _setattro(self: int, name: int, value: int) -> int:
     return status
 
 
-# --- What NumPy has converted, into records that are live ---
+# --- Values that NumPy has converted, into live records ---
 
 
 @kernel
 def put(control: Control, heap: Heap, handle: int, offset: int, size: int, source: int) -> bool:
-    """Copy bytes into the record of a handle; False: it is not live."""
+    """Copy bytes into the record of a handle; returns False if it is not live."""
     if not is_live(heap, handle):
         return False
     copy_bytes(heap.records + (handle & SLOT_MASK) * control.stride + offset, source, size)
     return True
 
 
-# `data` and `handles` are contiguous ndarrays, by their ids, where NumPy keeps the address of the data: asking takes longer.
+# `data` and `handles` are the ids of contiguous ndarrays, which hold the address of their data: asking NumPy takes longer.
 
 
 @HeldEntry
 def write_one(c: int, handle: int, offset: int, size: int, data: int) -> int:
-    """Copy bytes into a record; 0: it is not live."""
+    """Copy bytes into a record; returns 0 if it is not live."""
     control = control_at(c)
     return int64(put(control, my_heap(control), handle, offset, size, load8(data, HEAD // 8)))
 
 
 @HeldEntry
 def write_many(c: int, handles: int, n: int, offset: int, size: int, data: int) -> int:
-    """Copy `size` bytes into each of n records, in turn; returns how many.  If one is not live at the start, none is written."""
+    """Copy `size` bytes into each of n records; returns how many.  If one is not live at the start, none is written."""
     control = control_at(c)
     heap, hs, source = my_heap(control), i8s(load8(handles, HEAD // 8)), load8(data, HEAD // 8)
     for i in range(n):
@@ -669,8 +669,8 @@ def write_many(c: int, handles: int, n: int, offset: int, size: int, data: int) 
 # --- The types ---
 
 
-# The C functions of a tuple are one piece of machine code.  In pieces of their own, all would start where a page does, in the
-# same sets of the CPU's cache, and be there in turns: a record's life took 15 % longer.
+# The C functions of a tuple are one piece of machine code.  If each were a piece of its own, all would start at the border of a
+# page, in the same sets of the CPU's cache, and evict each other: a record's life took 15 % longer.
 FIELD_FUNCTIONS = _get, _set, _view_get, _view_set, _setattro
 LIFE_FUNCTIONS = (
     _allocate,
@@ -698,7 +698,7 @@ def write_guard_functions(out: int) -> int:
 
 @Entry
 def write_owner_functions(out: int) -> int:
-    """Likewise, those of an Owner."""
+    """Write the addresses of the C functions of an Owner to the array at `out`."""
     return store_owner_functions(out)
 
 
@@ -711,9 +711,9 @@ def functions() -> dict[str, int]:
 @cached
 def owner_maker(base: type) -> Any:
     """
-    Return what makes an Owner of a cache, an array, and the address of its data; `base` has the method ``_never_freed(n)``.
+    Return the function that makes an Owner of a cache and an array of handles; `base` has the method ``_never_freed(n)``.
 
-    What the ends of an Owner call is loaded with the first one: before any has handles.
+    The entry points that the end of an Owner calls are compiled here: before any Owner has handles.
     """
     for entry in (alloc_owned, find_refused, free_owned, take_owned):
         entry.compile()
@@ -722,16 +722,16 @@ def owner_maker(base: type) -> Any:
     members = (
         _cpython.member("cache", "object", offset_of(OWNER, "cache")),
         _cpython.member("epoch", "u4", offset_of(OWNER, "epoch")),
-        _cpython.member("words", "object", offset_of(OWNER, "array")),
+        _cpython.member("array", "object", offset_of(OWNER, "array")),
         _cpython.member("address", "i8", offset_of(OWNER, "owned")),
     )
     cls = _cpython.make_type((base,), OWNER.itemsize, slots, members)
     make = ctypes.PYFUNCTYPE(ctypes.py_object, *[ctypes.py_object] * 3, ctypes.c_int64)(at["new_owner"])
-    return lambda cache, words: make(cls, cache, words, words.ctypes.data)
+    return lambda cache, array: make(cls, cache, array, array.ctypes.data)
 
 
 def guard_type(base: Any, declared: Any) -> Any:
-    """Return a new class of guards, without fields; `base` has the Python methods, and a declared class more of them."""
+    """Return a new class of guards, without fields; `base` has its Python methods, a declared class has more."""
     at = functions()
     slots = {"dealloc": at["guard_dealloc"], "traverse": at["traverse"], "setattro": at["setattro"]}
     members = (
@@ -753,7 +753,7 @@ def guard_type(base: Any, declared: Any) -> Any:
 
 
 def view_type(base: Any, declared: Any) -> Any:
-    """Return a new class of views of a nested record, likewise."""
+    """Return a new class of views of a nested record, without fields."""
     at = functions()
     slots = {"dealloc": at["view_dealloc"], "traverse": at["view_traverse"], "setattro": at["setattro"]}
     return _cpython.make_type(

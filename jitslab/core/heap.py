@@ -56,7 +56,7 @@ from .slab import (
 from .vectors import store_row
 
 # --- Fast paths ---
-# The same lines stand in several of them on purpose: through a shared function a churn takes 9 % longer.
+# Several of them repeat the same lines on purpose: a shared function makes a churn 9 % slower.
 
 
 @kernel
@@ -64,10 +64,10 @@ def alloc(heap: Heap) -> int:
     """
     Take a slot and make it live.
 
-    Returns its handle, or NULL when the cache is full or closed.  O(1), 1 ns; a miss refills half a magazine.
+    Returns its handle, or NULL if the cache is full or closed.  O(1), 1 ns; a miss refills half a magazine.
 
-    The handle is put together after the paths have joined: so LLVM still sees the generation and the slot in it when the
-    caller uses it, and a record that is accessed or freed near by waits for neither.
+    The handle is built after the paths have joined: so LLVM knows the generation and the slot in it, and an access or a free
+    near by waits for neither.
     """
     top = heap.top
     slot, generation = 0, NOT_FREE
@@ -85,7 +85,7 @@ def alloc(heap: Heap) -> int:
 
 @kernel
 def alloc_filled(control: Control, heap: Heap, stride: int, itemsize: int) -> int:
-    """Take a slot as `alloc` does; its record is a copy of the template before any thread can find it live."""
+    """Take a slot as `alloc` does; its record is a copy of the template before another thread can see it live."""
     top = heap.top
     slot, generation = 0, NOT_FREE
     if likely(top != 0):
@@ -111,7 +111,7 @@ def alloc_any(control: Control, heap: Heap) -> int:
 
 @kernel
 def push(heap: Heap, handle: int) -> bool:
-    """`free` without its slow path: False, and nothing changed, where it would take that or refuse the handle."""
+    """Free by the fast path only; returns False, changing nothing, if the handle is refused or the slow path is needed."""
     slot = handle & SLOT_MASK
     live = shift_right(handle, 31) | 1
     if unlikely(slot >= heap.limit):
@@ -130,7 +130,7 @@ def push(heap: Heap, handle: int) -> bool:
 @kernel
 def free(heap: Heap, handle: int) -> bool:
     """
-    Free a record of a cache with one node; with several a slot would get into the wrong heap: `free_near`, `free_any`.
+    Free a record of a cache with one node.  With several nodes the slot could get into the wrong heap: see `free_near`.
 
     Returns False, and changes nothing, if the handle is stale or foreign.  O(1), 1 ns; a full magazine flushes its cold half.
     """
@@ -154,12 +154,12 @@ def free_near(control: Control, heap: Heap, handle: int) -> bool:
     """
     Free a record of a cache with several nodes, as `free` does.
 
-    A record of another node than the heap's goes into an alien heap, by the slow path.
+    If the record is of another node than the heap, it goes into an alien heap by the slow path.
     """
     slot = handle & SLOT_MASK
     live = shift_right(handle, 31) | 1
     top = heap.top
-    if unlikely(top == heap.magazine_size):  # first: so is the heap of a cache that was never set, which has no generations
+    if unlikely(top == heap.magazine_size):  # tested first: a heap of zeros (NULL as the cache) has no generations to read
         return slow(heap, "free", (handle,)) != 0
     if unlikely(uint64(slot - heap.first_slot) >= uint64(control.node_slots)):
         return slow(heap, "free", (handle,)) != 0
@@ -173,13 +173,13 @@ def free_near(control: Control, heap: Heap, handle: int) -> bool:
 
 @kernel
 def free_any(control: Control, heap: Heap, handle: int) -> bool:
-    """Free a record where the number of nodes is not known when the call is compiled."""
+    """Free a record of a cache with one node or several."""
     return free(heap, handle) if control.nodes == 1 else free_near(control, heap, handle)
 
 
 @kernel
 def address(heap: Heap, handle: int, stride: int) -> int:
-    """Return the address of a live record; for a refused handle that of a zeroed scratch record, and a fault is set."""
+    """Return the address of a live record; if the handle is refused, that of a zeroed scratch record, and set a fault."""
     slot = handle & SLOT_MASK
     if unlikely(slot >= heap.limit):
         return slow(heap, "address", (handle,))
@@ -200,7 +200,7 @@ def is_live(heap: Heap, handle: int) -> bool:
 
 @Entry
 def slow_alloc(c: int, h: int) -> int:
-    """`alloc` when the magazine is empty, its top slot cannot be handed out, or the thread has no heap."""
+    """`alloc` if the magazine is empty, its top slot cannot be handed out, or the thread has no heap."""
     control, heap = control_at(c), heap_at(h)
     if heap.magazine_size > 0:
         return pop_or_refill(control, heap)
@@ -214,7 +214,7 @@ def slow_alloc(c: int, h: int) -> int:
 
 @Entry
 def slow_free(c: int, h: int, handle: int) -> int:
-    """`free` when the magazine is full, the record is another node's, or the thread has no heap; 1: freed."""
+    """`free` if the magazine is full, the record is another node's, or the thread has no heap; returns 1 if freed."""
     control, heap = control_at(c), heap_at(h)
     slot = handle & SLOT_MASK
     if control.nodes > 1:
@@ -235,7 +235,7 @@ def slow_free(c: int, h: int, handle: int) -> int:
 
 @Entry
 def slow_address(c: int, h: int, handle: int) -> int:
-    """`address` when the handle is refused: set a fault, and zero this heap's scratch record."""
+    """`address` of a refused handle: set a fault and zero this heap's scratch record."""
     control = control_at(c)
     note_fault(control, handle, EXHAUSTED if handle == NULL else STALE)
     scratch = control.scratch + heap_index(control, heap_at(h)) % FIRST_NODE_HEAP * control.scratch_step
@@ -245,7 +245,7 @@ def slow_address(c: int, h: int, handle: int) -> int:
 
 @kernel
 def lock_back_heap(control: Control) -> bool:
-    """Lock the heap that threads without one use in turn, by its owner field; False after `close`."""
+    """Lock the back heap, which threads without a heap use in turn, by its owner field; returns False after `close`."""
     back = heap_at_index(control, FIRST_NODE_HEAP + BACK_HEAP)
     while not compare_exchange(back, "owner", 0, 1):
         if control.closed != 0:
@@ -258,7 +258,7 @@ def lock_back_heap(control: Control) -> bool:
 
 @kernel
 def pop_or_refill(control: Control, heap: Heap) -> int:
-    """Pop a magazine, refilled when it is empty; returns a handle or NULL."""
+    """Pop a magazine, after a refill if it is empty; returns a handle or NULL."""
     while True:
         while heap.top > 0 and control.closed == 0:
             top = heap.top - 1
@@ -275,7 +275,7 @@ def pop_or_refill(control: Control, heap: Heap) -> int:
 
 @kernel
 def move_to_local_node(control: Control, heap: Heap) -> Control:
-    """Return the node that a heap draws from now on: the one that its thread runs on."""
+    """Make a heap draw from the node that its thread runs on; returns that node."""
     index = heap_index(control, heap)
     if control.nodes == 1 or index >= HEAPS:  # only threads' heaps move
         return control
@@ -296,7 +296,7 @@ def move_to_local_node(control: Control, heap: Heap) -> Control:
 
 @kernel
 def push_or_flush(control: Control, heap: Heap, handle: int) -> int:
-    """Free a record into a magazine, flushed when it is full; 1: freed."""
+    """Free a record into a magazine, after a flush if it is full; returns 1 if freed."""
     slot = handle & SLOT_MASK
     live = shift_right(handle, 31) | 1
     if control.generations[slot] != live:
@@ -313,10 +313,10 @@ def push_or_flush(control: Control, heap: Heap, handle: int) -> int:
 @kernel
 def make_live(control: Control, slot: int) -> int:
     """
-    Make a slot that left a magazine or the slab layer live, its record filled.
+    Fill the record of a slot that left a magazine or the slab layer, and make it live.
 
-    Returns its handle, or NULL: the slot is retired; or it was freed twice at the same instant by a race in the user's code,
-    was put into two places, and is in use again from the other.
+    Returns its handle, or NULL: the slot is retired; or a race in the user's code freed it twice at once, so it stood in two
+    places and was already taken from the other.
     """
     generation = control.generations[slot]
     if generation & NOT_FREE == 0:
@@ -333,7 +333,7 @@ def make_live(control: Control, slot: int) -> int:
 
 @kernel
 def give_back_retired(control: Control, slot: int) -> None:
-    """Give back the pages that only the record of a slot has, if that is retired: no thread will write there any more."""
+    """Give back the pages that hold nothing but the record of a retired slot: no thread will write there again."""
     if control.generations[slot] & NOT_FREE == RETIRED:
         record = control.records + slot * control.stride
         start, stop = (record + page_bytes - 1) & -page_bytes, (record + control.stride) & -page_bytes
@@ -349,7 +349,7 @@ def room_for(control: Control, heap: Heap, want: int) -> int:
     """
     Return how many of `want` slots this heap may draw; slots parked in other heaps do not count against the capacity.
 
-    Needs   the lock.  With several nodes it is let go meanwhile: each node is counted under its own.
+    Needs   the lock.  With several nodes the lock is given up meanwhile: each node is counted under its own.
     """
     used = control.state.used
     if control.nodes > 1:
@@ -371,7 +371,7 @@ def room_for(control: Control, heap: Heap, want: int) -> int:
 @kernel
 def next_slab(control: Control, heap: Heap) -> int:
     """
-    Return the slab that this heap draws from now, or an answer of `pick` that is none.
+    Return the slab that this heap draws from now; if there is none, the answer of `pick`.
 
     Needs   the lock.
     """
@@ -379,7 +379,7 @@ def next_slab(control: Control, heap: Heap) -> int:
     i = heap.slab
     if i >= 0:
         slab = slab_row(control, i)
-        if slab.reserved_by == index and slab.list != NIL:  # on a list: it has slots, and is not being released
+        if slab.reserved_by == index and slab.list != NIL:  # a slab on a list has slots and is not being released
             return i
     i = pick(control, index)
     if i >= 0 and index < HEAPS:
@@ -391,9 +391,9 @@ def next_slab(control: Control, heap: Heap) -> int:
 @kernel
 def next_slab_or_grow(control: Control, heap: Heap, n_slabs: int) -> int:
     """
-    Return the slab that this heap draws from now, with memory for `n_slabs` more asked for where a new one is needed; or NO_SLAB.
+    Return the slab that this heap draws from now, or NO_SLAB; if a new slab is needed, ask for memory for `n_slabs` more.
 
-    Needs   the lock, which is let go meanwhile.
+    Needs   the lock, which is given up meanwhile.
     """
     while True:
         i = next_slab(control, heap)
@@ -410,7 +410,7 @@ def next_slab_or_grow(control: Control, heap: Heap, n_slabs: int) -> int:
 
 @Entry
 def refill(c: int, h: int) -> int:
-    """Fill half of an empty magazine, lowest slots uppermost; returns how many it got."""
+    """Fill half of an empty magazine, the lowest slot on top; returns how many slots it got."""
     control, heap = control_at(c), heap_at(h)
     magazine = heap.magazine
     lock(control)
@@ -426,7 +426,7 @@ def refill(c: int, h: int) -> int:
         left -= n
         store_slots(address_of(magazine) + left * 4, first, mask, n)
         if left < LINE_SLOTS and left < want:
-            break  # a line is not torn for a few slots
+            break  # the rest of the line stays together
     got = max(want - left, 0)
     if left > 0:
         for j in range(got):
@@ -444,7 +444,7 @@ def refill(c: int, h: int) -> int:
 
 @kernel
 def store_slots(at: int, first: int, mask: int, n: int) -> None:
-    """Write the n slots of a mask, in the word of free bits from slot `first` on, to u4s at an address, the lowest last."""
+    """Write the n slots of a mask, in the word of free bits from slot `first` on, to the u4 array at `at`, the lowest last."""
     if mask == ALL:
         store_row(at, first, WORD_SLOTS)
         return
@@ -464,10 +464,10 @@ def store_slots(at: int, first: int, mask: int, n: int) -> None:
 @kernel
 def interleave(heap: Heap, lines: int) -> None:
     """
-    Reorder the uppermost lines of a refill, so that slots popped one after the other are of different lines.
+    Reorder the top lines of a refill, so that slots popped one after the other are on different lines.
 
-    A thread that frees the records that this thread allocates has the slots popped last on top of its magazine.  In order,
-    the tops of both magazines would be neighbours on one line of generations for as long as both go on alone (a pair 4 ns
+    If another thread frees the records that this thread allocates, the slots popped last are on top of its magazine.  In
+    order, the tops of both magazines would be neighbours on one line of generations while both go on alone (a pair takes 4 ns
     instead of 2).
     """
     if lines < 2 or lines * LINE_SLOTS > MAGAZINE_SLOTS // 2:
@@ -485,12 +485,12 @@ def interleave(heap: Heap, lines: int) -> None:
 
 @Entry
 def flush(c: int, h: int, count: int) -> int:
-    """Give the lowest `count` slots of a magazine, the cold ones, to the slab layer; returns how many stay."""
+    """Give the lowest `count` slots of a magazine, the cold ones, to the slab layer; returns how many slots stay."""
     control, heap = control_at(c), heap_at(h)
     state, magazine = control.state, heap.magazine
     surplus, stay = 0, 0
     lock(control)
-    if control.closed == 0:  # else `close` has emptied it
+    if control.closed == 0:  # otherwise `close` has emptied it
         state.flushes += 1
         if is_alien(control, heap):
             state.remote_frees += count
@@ -502,7 +502,7 @@ def flush(c: int, h: int, count: int) -> int:
         stay = max(heap.top - count, 0)
     for j in range(stay):
         magazine[j] = magazine[count + j]
-    heap.top = stay  # under the lock: so the count of live records is right for its holder
+    heap.top = stay  # under the lock, so that its holder counts live records right
     unlock(control)
     if unlikely(surplus > 0):
         call(control, "release", (surplus,))

@@ -1,8 +1,8 @@
 """
 The heaps of a cache by their rows, and how many records are live.
 
-A node's heaps are numbered through: first the heaps of threads, which all nodes share, then the node's own ones (alien, shared,
-closed, back).  With one node its own heaps are the last rows of the threads' heaps.
+The heaps of a node are numbered: first the heaps of threads, which all nodes share, then the node's own (alien, shared, closed,
+back).  With one node these follow the threads' heaps in one array, and there are no alien ones.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .layout import (
 )
 from .slab import ALL, lock, node_at, unlock
 
-SAMPLES = 4000  # looks of `is_active`: some 100 microseconds
+SAMPLES = 4000  # how often `is_active` looks: some 100 microseconds
 
 
 @kernel
@@ -61,7 +61,7 @@ def heap_index(control: Control, heap: Heap) -> int:
 
 @kernel
 def next_heap(control: Control, index: int) -> int:
-    """Return the first row at or after `index` whose heap is this node's, or NIL."""
+    """Return the first heap row at or after `index` that belongs to this node, or NIL."""
     index = next_claimed(control, index)
     while index >= 0 and address_of(heap_at_index(control, index).control) != address_of(control):
         index = next_claimed(control, index + 1)
@@ -70,26 +70,26 @@ def next_heap(control: Control, index: int) -> int:
 
 @kernel
 def is_owner(owner: int, me: int) -> bool:
-    """Whether an owner field is that of thread `me`, also where a fork made it odd."""
+    """Whether an owner field names thread `me`; a fork may have made it odd."""
     return owner & EVEN == me
 
 
 @kernel
 def own_heap(control: Control) -> None:
-    """Have the calling thread own a heap of the cache: so a fork knows that a thread changes the slab layer."""
+    """Claim a heap of the cache for the calling thread: by its owner a fork knows that a thread may change the slab layer."""
     call(control.first_node, "claim", (thread_pointer(),))
 
 
-# --- Torn ---
+# --- Torn caches ---
 
 
 @kernel
 def wake(control: Control) -> None:
-    """Rebuild the index of every node that is torn: a kernel that reads it without the lock comes by here first."""
+    """Rebuild the index of every torn node; a kernel that reads the index without the lock calls this first."""
     for number in range(control.nodes):
         node = node_at(control, number)
         if node.torn == TORN:
-            lock(node)  # which rebuilds it
+            lock(node)  # this rebuilds the index
             unlock(node)
 
 
@@ -98,7 +98,7 @@ def wake(control: Control) -> None:
 
 @kernel
 def parked(control: Control) -> int:
-    """Return how many slots are in magazines of one node."""
+    """Return how many slots are in the magazines of one node."""
     n = 0
     index = next_heap(control, 0)
     while index >= 0:
@@ -109,7 +109,7 @@ def parked(control: Control) -> int:
 
 @kernel
 def live_of(control: Control) -> int:
-    """Return how many records of one node are live: exact at rest."""
+    """Return how many records of one node are live; exact at rest."""
     n = control.state.used - parked(control) - control.state.retired
     return n if n > 0 else 0
 
@@ -117,7 +117,7 @@ def live_of(control: Control) -> int:
 @kernel
 def live_of_all(control: Control) -> int:
     """
-    Return how many records of the cache are live: exact at rest, and while slots go home at the end of a thread.
+    Return how many records of the cache are live; exact at rest, also while the end of a thread flushes its slots.
 
     Needs   that no lock of the cache is held: each node is counted under its own.
     """
@@ -154,7 +154,7 @@ def activity_mark(control: Control, heap: Heap) -> int:
     """
     Return a number that changes as the heap's owner allocs and frees.
 
-    A loop of pairs that is compiled well stores the same `top` for ever: the generation of the slot popped last tells.
+    It includes the generation of the slot popped last: a well compiled loop of pairs always stores the same `top`.
     """
     top = load_relaxed(heap, "top")
     slot = load_relaxed(heap.magazine, min(max(top, 0), MAGAZINE_SLOTS - 1))
@@ -166,7 +166,7 @@ def activity_mark(control: Control, heap: Heap) -> int:
 
 @Entry
 def is_active(c: int) -> int:
-    """1 if another thread's heap of this node, or its slab layer, changes while it is looked at for a while, else 0."""
+    """Watch a node for some time; returns 1 if another thread's heap or the slab layer changed, else 0."""
     control = control_at(c)
     me = thread_pointer()
     ticks = load_relaxed(control.state, "ticks")
@@ -181,7 +181,7 @@ def is_active(c: int) -> int:
                 if k & 255:
                     pause()
                 else:
-                    yield_core()  # a thread that waits for a core shall be seen at work, too
+                    yield_core()  # let a thread that waits for a core run
         index = next_heap(control, index + 1)
     return 1 if load_relaxed(control.state, "ticks") != ticks or control.state.releasing != 0 else 0
 
@@ -191,7 +191,7 @@ def is_active(c: int) -> int:
 
 @kernel
 def note_fault(control: Control, handle: int, kind: int) -> None:
-    """Count a fault of the cache; the first one since the last report is remembered."""
+    """Count a fault of the cache, and keep the first one since the last report."""
     first = control.first_node
     if fetch_add(first, "faults", 1) == 0:
         first.fault_first = handle

@@ -1,8 +1,8 @@
 """
 The memory of one cache: its region, and its CONTROL and STATE rows filled in.
 
-Kernels start at the CONTROL row: so an object that holds its address must keep the `CacheMemory`, or an array of its `bytes`.  A
-`CacheMemory` is what Python sees of that memory; a `NewCacheMemory` is one that lays it out.
+Kernels start at the address of the CONTROL row: an object that has it must keep the `CacheMemory`, or an array of its `bytes`.
+`CacheMemory` shows Python that memory; `NewCacheMemory` also lays it out.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from .layout import (
 from .process import SMALL_SHIFT, close_cache, let_kept_go, this_process
 from .region import AnonymousRegion, Region
 
-META_BYTES = 5  # of a slot, at most, where a slab has many
-LEAST_BYTES = 1 << 20  # of records: a share that is less is refused
+META_BYTES = 5  # metadata of a slot, at most, if a slab has many slots
+LEAST_BYTES = 1 << 20  # of records: a smaller share is refused
 STAGGERED = ("control", "heaps", "generations")  # parts, in the order of `staggered`
 
 serials = itertools.count()  # of all caches of the process
@@ -56,24 +56,24 @@ _process_random = secrets.randbits(START_BITS)
 
 
 def first_cycle(serial: int) -> int:
-    """Return where a cache starts its cycles: each elsewhere, so that caches do not take each other's handles."""
+    """Return the first cycle of a cache: each starts elsewhere, so that caches refuse each other's handles."""
     reversed_ = int(f"{serial:0{START_BITS}b}"[::-1][:START_BITS], 2)
     return (reversed_ ^ _process_random) or 1
 
 
 @cached
 def entries_address() -> int:
-    """Return the address of the table of entry points, filled in with the first cache."""
+    """Return the address of the table of entry points, which the first cache fills in."""
     process = this_process()
     fill_table(process.row["entries"])
     return process.entries
 
 
 class HeapPlace(NamedTuple):
-    """Where the heaps of a size class lie: in its allocator's memory."""
+    """The place of a size class's heaps in its allocator's memory."""
 
     memory: Any  # array of that memory
-    region: int  # address of the region of its allocator's heaps, 0 for those of a cache of its own
+    region: int  # address of all heaps of the allocator, 0: the cache has heaps of its own
     heaps: int  # address of the first thread's heap of this class
     step: int  # bytes from there to the next thread's
     ptr_base: int  # number of the class's first slot
@@ -85,7 +85,7 @@ class HeapPlace(NamedTuple):
 def reserve(
     dtype: np.dtype[Any], capacity: int | None, colouring: bool, nodes: int, place: HeapPlace | None, has_spare: bool
 ) -> tuple[Geometry, AnonymousRegion]:
-    """Lay a cache out and reserve its addresses: as many as it needs, and spare slots if wanted; or its share."""
+    """Lay a cache out and reserve its addresses: its capacity, with spare slots if wanted; without a capacity its share."""
     stride, _, magazine_size = slab_shape(dtype.itemsize, max(1, dtype.alignment), colouring)
     has_heaps, kept = place is None, () if place is None else (place.memory,)
     parked, page = HEAPS * magazine_size, addresses.page_bytes
@@ -115,10 +115,10 @@ def reserve(
 
 def spare_slots(stride: int, nodes: int) -> int:
     """
-    Return how many slots of one node a cache reserves beyond its capacity, for those that will be retired: a power of two.
+    Return how many slots a cache reserves on one node beyond its capacity, for those that will be retired: a power of two.
 
-    They are addresses and no more.  With several nodes all of them are usable at once: so there are none where the system
-    counts that.  There are none, too, where every byte of a reservation is memory.
+    They take addresses only.  It is 0 if they would count as memory: if all of a reservation is memory, or if there are several
+    nodes, whose slots are all usable, and the system counts usable memory.
     """
     if not addresses.CAN_GROW or (nodes > 1 and addresses.counts_usable()):
         return 0
@@ -138,34 +138,34 @@ def staggered(serial: Any) -> tuple[Any, Any, Any]:
     """
     Return how far into their parts the CONTROL row, the heaps and the generations of a cache start, by its number.
 
-    The same rows of many caches would fall into the same sets of the CPU's caches.  The same goes for slot 0 and its
-    generation: two lines of one set can exclude each other (AMD's way prediction: 22 ns a pair, not 2.5).
+    Otherwise the same rows of many caches fall into one set of the CPU's cache; slot 0 and its generation, too, and two lines
+    of one set can exclude each other (AMD's way prediction: 22 ns a pair, not 2.5).
     """
     control = (FIRST_ROWS + serial * 5 % STAGGERS) * LINE
     return control, serial * 11 % 32 * LINE, control + NODE_BYTES
 
 
-# --- What Python sees of it ---
+# --- Views for Python ---
 
 
 class CacheMemory:
     """
-    Views of the memory of one cache, which stands in the process's registry, and its end.
+    The memory of one cache that stands in the process's registry, as arrays.
 
     Attributes
     ----------
     geometry : Geometry
         Sizes and offsets.
     placement : Placement
-        Where the memory shall lie.
+        NUMA nodes of the memory.
     address : int
-        Of the first CONTROL row.
+        Address of the first CONTROL row.
     bytes : ndarray of uint8
-        All of the memory; only what the CONTROL row says is usable may be touched.
+        All of the memory; only the parts that are usable, by the CONTROL row, may be touched.
     control : ndarray of CONTROL, shape (n nodes,)
     state : ndarray of STATE, shape (n nodes,)
     node_words : memoryview of int64
-        The NODE rows, for quick looks.
+        The NODE rows, for fast access.
     generations : memoryview of uint32
     records : ndarray of the cache's dtype
         Every slot of the reservation.
@@ -205,7 +205,7 @@ class CacheMemory:
         self._view(dtype, control - self._base, generations - self._base)
 
     def _view(self, dtype: np.dtype[Any], at_control: int, at_generations: int) -> None:
-        """Make the views, from where in the memory the CONTROL row and the generations start."""
+        """Make the arrays, by the offsets of the CONTROL row and the generations."""
         sizes = self.geometry
         self.address = self._base + at_control
         end = at_control + sizes.nodes * NODE_BYTES
@@ -230,7 +230,7 @@ class CacheMemory:
         return self.field("first_generation") >> 1
 
     def close(self) -> None:
-        """Have the cache refuse everything from now on and give the memory back; the addresses stay mapped."""
+        """Close the cache: it refuses everything from now on, and its memory goes back; the addresses stay mapped."""
         close_cache(self.address)
 
 
@@ -264,36 +264,36 @@ class NewCacheMemory(CacheMemory):
         self._fill(place or own, self._base + at_generations, 2 * first_cycle(serial), colouring, template)
         self._fill_nodes(own)
         is_split = offset["records"] > EAGER_BYTES and self.field("committed") == 0
-        if is_split and capacity is not None and grow(self.address, 1) == 0:  # later it may be one mapping too many
+        if is_split and capacity is not None and grow(self.address, 1) == 0:  # done now: later it could be one mapping too many
             raise CacheFullError(
                 f"the system gives no memory for the first slab of a cache: {self.geometry.stride} bytes a record"
             )
-        this_process().enter(self.address, region.range)  # last: from here on others find it
+        this_process().enter(self.address, region.range)  # last: from here on other threads find it
 
     # --- Its region ---
 
     def _reserve(self, dtype: np.dtype[Any], capacity: int | None, colouring: bool, placement: numa.Placement) -> AnonymousRegion:
-        """Reserve the addresses, for each node of the placement; with less of what is only wished for where that is refused."""
-        attempts = [(placement, True), (placement, False)]  # spare slots are wished for, not needed
+        """Reserve the addresses for each node of the placement; if refused, without spare slots, then with one node."""
+        attempts = [(placement, True), (placement, False)]  # spare slots are not needed
         if self._place is not None:
             del attempts[0]
-        if len(placement.sets) > 1 and not placement.is_simulated:
+        if len(placement.nodes) > 1 and not placement.is_simulated:
             attempts.append((placement.undivided(), False))  # one node needs less
         while True:
             try:
                 return self._attempt(dtype, capacity, colouring, *attempts.pop(0))
             except (CacheFullError, CapacityError):  # noqa: PERF203  # a loop of four turns at most
                 if not attempts:
-                    if let_kept_go(this_process().address) == 0:  # else there are more mappings now
+                    if let_kept_go(this_process().address) == 0:  # otherwise there are more mappings now
                         raise
                     attempts.append((self.placement, False))
 
     def _attempt(
         self, dtype: np.dtype[Any], capacity: int | None, colouring: bool, placement: numa.Placement, has_spare: bool
     ) -> AnonymousRegion:
-        """Reserve the addresses, and make usable what every cache needs."""
+        """Reserve the addresses, and make the first parts usable."""
         self.placement = placement
-        self.geometry, region = reserve(dtype, capacity, colouring, len(placement.sets), self._place, has_spare)
+        self.geometry, region = reserve(dtype, capacity, colouring, len(placement.nodes), self._place, has_spare)
         self.bytes = np.asarray(region)
         self._base = region.address
         self._make_metadata_usable(region)
@@ -301,9 +301,9 @@ class NewCacheMemory(CacheMemory):
 
     def _make_metadata_usable(self, region: Region) -> None:
         """
-        Make usable what every cache needs, and all metadata of a small one; all generations can be read.
+        Make the first page of CONTROL usable, or all metadata of a small cache, and let all generations be read.
 
-        Of a cache with several nodes all is usable at once: `records` is one array over the gaps between them.
+        A cache with several nodes is all usable at once: its array `records` spans the gaps between the nodes.
         """
         offset = self.geometry.offset
         if self.geometry.nodes > 1:
@@ -314,12 +314,12 @@ class NewCacheMemory(CacheMemory):
             return
         control, end = offset["control"], offset["records"]
         head = control + round_up(HEAD_BYTES, addresses.page_bytes)
-        usable = end if end <= EAGER_BYTES else head  # all, or all but generations
+        usable = end if end <= EAGER_BYTES else head  # all metadata, or all but the generations
         parts = [(0, usable)] if usable <= EAGER_BYTES else [(0, offset["bits"]), (control, head - control)]
         for first, n in parts:
             if not region.commit(first, n):
                 raise CacheFullError(f"the system gives no {n} bytes for the metadata of a cache")
-        if usable < end and not region.let_read(head, end - head):  # a handle may name any slot
+        if usable < end and not region.let_read(head, end - head):  # a handle can name any slot
             raise CacheFullError(f"the system lets {end - head} bytes of generations not be read")
 
     def _parts_of(self, number: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -331,9 +331,9 @@ class NewCacheMemory(CacheMemory):
 
     def _place_memory(self, region: Region, generations: int) -> None:
         """
-        Ask for the memory of each node on its NUMA nodes; heaps stay with their threads.
+        Place the memory of each node on its NUMA nodes; heaps lie with their threads.
 
-        Before anything is written: a page that is there stays where it is, and a huge page has those around it, too.
+        Nothing may be written before: a page that exists does not move, and with huge pages it spans its neighbours.
         """
         sizes = self.geometry
         if sizes.nodes == 1:
@@ -352,7 +352,7 @@ class NewCacheMemory(CacheMemory):
     # --- Its rows ---
 
     def _fill(self, place: HeapPlace, generations: int, first: int, colouring: bool, template: bytes | None) -> None:
-        """Fill in what the nodes have in common."""
+        """Fill in the fields that are equal for all nodes."""
         sizes = self.geometry
         values = {part: self._base + sizes.offset[part] for part in ("records", "scratch", "template")}
         values |= {
@@ -387,12 +387,12 @@ class NewCacheMemory(CacheMemory):
             self.bytes[at : at + len(template)] = np.frombuffer(template, np.uint8)
 
     def _fill_nodes(self, own: HeapPlace) -> None:
-        """Fill in what the nodes differ in."""
+        """Fill in the fields that differ between nodes."""
         sizes = self.geometry
         everything_usable = sizes.nodes > 1 or not addresses.CAN_GROW
         at_cpus = sizes.offset["cpus"]
         if sizes.nodes > 1:
-            self.bytes[at_cpus : at_cpus + numa.CPUS] = np.frombuffer(self.placement.cpu_sets, np.uint8)
+            self.bytes[at_cpus : at_cpus + numa.CPUS] = np.frombuffer(self.placement.cpu_nodes, np.uint8)
         for number in range(sizes.nodes):
             first_slot = number << sizes.node_shift if number else 0
             first = first_slot >> sizes.shift

@@ -1,9 +1,9 @@
 """
-The process: a registry of its open caches, what happens at `fork`, at the end of a thread, and at the end of memory.
+The process: a registry of its open caches, and the steps at `fork`, at the end of a thread and at the end of memory.
 
-One block of memory, shared by all caches, holds the registry and its lock, the table of entry points, the count of forks, and
-the key whose destructor flushes the heaps of a thread that ends.  A cache leaves the registry and its memory is unmapped in one
-native step (`leave_range`), when the memory's last array goes; or neither happens.
+All caches share the PROCESS row: the registry and its lock, the table of entry points, the count of forks, and the key whose
+destructor flushes the heaps of a thread that ends.  When the last array of a cache's memory ends, the cache leaves the registry
+and its memory is given back in one native step (`leave_range`): both are done, or neither.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ from .layout import (
 from .slab import lock_row, node_at, slab_row, unlock, unlock_row
 
 TEXT_BYTES = PROCESS["text"].itemsize
-KEPT_SHARE = 16  # of the address space: a 16th of it may be kept
-PASSES = 4  # times that `close` looks for what other threads were in the middle of
-RESERVED_SHIFT = 7  # 1/128 of the address space, 1 TiB of 47 bits, is for others than caches without a capacity
-FEW_ROWS = 1024  # so many caches take a larger share
-FEW_SHIFT, MANY_SHIFT = 9, 12  # a share, of what is left
-SMALL_SHIFT, SMALL_BYTES = 3, 1 << 30  # at least so much of it, up to so many bytes, where no capacity is given
-MAPPINGS = 10  # of a process, at least, for each cache that is open when those without a capacity are refused
+KEPT_SHARE = 16  # 1/16 of the address space may be kept
+PASSES = 4  # times that `close` looks for operations that other threads were in the middle of
+RESERVED_SHIFT = 7  # caches without a capacity leave 1/128 of the address space, 1 TiB of 47 bits, to others
+FEW_ROWS = 1024  # the first caches take a larger share: as many as these
+FEW_SHIFT, MANY_SHIFT = 9, 12  # a share of the addresses that are left: 1/512, later 1/4096
+SMALL_SHIFT, SMALL_BYTES = 3, 1 << 30  # without a capacity at least 1/8 of them, up to 1 GiB
+MAPPINGS = 10  # least mappings of a process for each open cache: if there are fewer, caches without a capacity are refused
 
 
 @kernel
 def the_process() -> Process:
-    """Return the block of this process, by the name that its machine code finds it by."""
+    """Return the PROCESS row of this process, by the name of its address."""
     return process_at(c_object("jitslab.process"))
 
 
@@ -70,7 +70,7 @@ def the_process() -> Process:
 @kernel
 def enter_row(process: Process, control: Control) -> int:
     """
-    Enter a cache; returns its row, or NIL when the registry is full.
+    Enter a cache; returns its row, or NIL if the registry is full.
 
     Needs   the registry's lock.
     """
@@ -90,8 +90,8 @@ def enter_row(process: Process, control: Control) -> int:
 
 
 @Entry
-def enter_cache(c: int, words: int) -> int:
-    """Enter an open cache, and note in its RANGE that it is; returns its row, or NIL when the registry is full."""
+def enter_cache(c: int, range_: int) -> int:
+    """Enter an open cache, and note it in its RANGE row; returns its row in the registry, or NIL if that is full."""
     control = control_at(c)
     process = control.process
     lock_row(process)
@@ -99,7 +99,7 @@ def enter_cache(c: int, words: int) -> int:
     if row != NIL:
         for number in range(control.nodes):
             node_at(control, number).row = row
-        range_at(words).control = c
+        range_at(range_).control = c
     unlock_row(process)
     return row
 
@@ -109,7 +109,7 @@ def enter_cache(c: int, words: int) -> int:
 
 @Entry
 def close_cache(c: int) -> int:
-    """Close a cache, as `close` does."""
+    """Call `close` from Python."""
     close(control_at(c))
     return 0
 
@@ -117,9 +117,9 @@ def close_cache(c: int) -> int:
 @kernel
 def close(control: Control) -> None:
     """
-    Take a cache out of the registry, make it refuse everything, and give its memory back; nothing if that was done.
+    Take a cache out of the registry, make it refuse everything, and give its memory back; a closed cache is left alone.
 
-    Its addresses stay mapped: other threads may be in the middle of an operation.
+    Its addresses stay mapped, since other threads may be in the middle of an operation.
     """
     process = control.process
     lock_row(process)
@@ -133,10 +133,10 @@ def close(control: Control) -> None:
 
 
 @Entry
-def leave_range(words: int) -> int:
-    """The end of a range of addresses: the caches in it leave the registry, then its memory is given back."""
-    memory = range_at(words)
-    if memory.start == 0:  # it was never there
+def leave_range(range_: int) -> int:
+    """End a range of addresses: the caches in it leave the registry, then its memory is given back."""
+    memory = range_at(range_)
+    if memory.start == 0:  # nothing was mapped
         return 0
     process = the_process()
     lock_row(process)
@@ -175,7 +175,7 @@ def close_rows_in(process: Process, start: int, end: int) -> None:
 @kernel
 def close_row(process: Process, row: int) -> bool:
     """
-    Make the cache in a row of the registry refuse everything, and empty the row; whether others than this thread had heaps of it.
+    Close the cache in a row of the registry, and empty the row; returns whether other threads had heaps of it.
 
     Needs   the registry's lock.
     """
@@ -204,7 +204,7 @@ def close_row(process: Process, row: int) -> bool:
 @kernel
 def others_have_heaps(control: Control, me: int) -> bool:
     """
-    Whether another thread than `me` owns a heap of the cache, or can have one by turns.
+    Whether another thread than `me` owns a heap of the cache, or can use the back heap.
 
     Needs   the registry's lock.
     """
@@ -224,11 +224,10 @@ def give_all_back(control: Control, has_others: bool) -> None:
     """
     Give back the memory of a node of a closed cache.
 
-    Its generations are even from then on.  If other threads have heaps of it, the generations of the slots that they can have
-    become those of retired slots, and stay: a thread in the middle of a kernel may go on with what its magazine holds, and a
-    zero would be a free slot to it.  An operation that it is in the middle of may write over one of them: so those are looked
-    for again, in its magazine, where the slot is.  If the system has put such an operation aside meanwhile, it keeps the record
-    that it was about to get.
+    Its generations are even from then on.  If other threads have heaps of it, the slots that they can reach get the generation
+    of retired slots, which stays: a thread in the middle of a kernel may go on with the slots in its magazine, and a zero would
+    be a free slot to it.  Its operation may write over one of these generations: so the slots in its magazine are looked at
+    again.  If the system suspends the thread for longer than that, its operation keeps the record that it was about to get.
     """
     state, generations = control.state, address_of(control.generations)
     start, end = generations + (control.first_slab << control.shift << 2), generations + (control.committed << control.shift << 2)
@@ -248,7 +247,7 @@ def give_all_back(control: Control, has_others: bool) -> None:
 
 @kernel
 def retire_all(control: Control) -> None:
-    """Make the generations of all slots that were ever handed out those of retired slots."""
+    """Retire all slots that were ever handed out, by their generations."""
     slots = 1 << control.shift
     for i in range(control.first_slab, control.state.n_slabs):
         if slab_row(control, i).n_fresh != slots:
@@ -259,7 +258,7 @@ def retire_all(control: Control) -> None:
 
 @kernel
 def retire_magazines(control: Control) -> None:
-    """Do this for all that stands in the magazines, whatever their tops say."""
+    """Retire all slots in the magazines, also those above their tops."""
     generations, first, end = control.generations, control.first_slot, control.state.n_slabs << control.shift
     index = next_heap(control, 0)
     while index >= 0:
@@ -272,7 +271,7 @@ def retire_magazines(control: Control) -> None:
 
 @kernel
 def zero_pages(start: int, end: int) -> None:
-    """Make the bytes between two addresses zeros, whole pages of them by giving their memory back."""
+    """Zero the bytes between two addresses; the memory of whole pages is given back."""
     first, last = whole_pages(start), end & -page_bytes
     if first < last and system.give_back(first, last - first):
         zero_bytes(start, first - start)
@@ -287,7 +286,7 @@ def zero_pages(start: int, end: int) -> None:
 @kernel
 def room_of(process: Process) -> int:
     """
-    Bytes of address space that is left for caches that were not told how much to take; 0, too, if too many are open.
+    Return the bytes of address space that are left for caches without a capacity; 0 also if too many caches are open.
 
     Needs   the registry's lock.
     """
@@ -304,20 +303,20 @@ def room_of(process: Process) -> int:
 
 @kernel
 def share_of(process: Process, room: int) -> int:
-    """Bytes of the room that one cache may take beyond what its capacity needs: none if many are open."""
+    """Return the bytes of the room that one cache may take beyond its capacity: 0 if many are open."""
     return room >> FEW_SHIFT if process.n_rows - process.n_holes < FEW_ROWS else 0
 
 
 @kernel
 def range_of(process: Process, room: int) -> int:
-    """Bytes of the room that a cache without a capacity may take."""
+    """Return the bytes of the room that a cache without a capacity may take."""
     share = max(share_of(process, room), room >> MANY_SHIFT)
     return max(share, min(room >> SMALL_SHIFT, SMALL_BYTES))
 
 
 @Entry
 def find_share(p: int, without_capacity: int) -> int:
-    """Bytes of address space that one more cache may take: beyond what its capacity needs, or if it was given none."""
+    """Return the bytes of address space that one more cache may take: beyond its capacity, or without one."""
     process = process_at(p)
     if without_capacity == 0 and process.n_rows - process.n_holes >= FEW_ROWS:
         return 0
@@ -333,13 +332,13 @@ def find_share(p: int, without_capacity: int) -> int:
 
 @kernel
 def leave_thread(p: int) -> int:
-    """Give the heaps of the calling thread, which ends, home: in every cache."""
+    """Release the heaps of the calling thread, which ends, in every cache."""
     process, me = process_at(p), thread_pointer()
     lock_row(process)
     for row in range(process.n_rows):
         if process.rows[row] != 0:
             control = control_at(process.rows[row])
-            if control.nodes > 1:  # alien heaps first: they go with the row of the thread's own
+            if control.nodes > 1:  # alien heaps first: they are found by the row of the thread's own heap
                 for number in range(control.nodes):
                     leave_node(node_at(control, number), HEAP_ROWS, me)
             for number in range(control.nodes):
@@ -350,7 +349,7 @@ def leave_thread(p: int) -> int:
 
 @kernel
 def leave_node(control: Control, first: int, me: int) -> None:
-    """Give the heaps of thread `me` home that are among the rows of a node from `first` on."""
+    """Release the heaps of thread `me` among the heap rows of a node from `first` on."""
     index = next_heap(control, first)
     while index >= 0:
         heap = heap_at_index(control, index)
@@ -364,14 +363,14 @@ def leave_node(control: Control, first: int, me: int) -> None:
 
 @kernel
 def before_fork() -> int:
-    """Take the registry's lock: so the child finds no cache half opened, no heap half claimed."""
+    """Take the registry's lock: so the child finds every cache opened or not, every heap claimed or not."""
     lock_row(the_process())
     return 0
 
 
 @kernel
 def after_fork_in_parent() -> int:
-    """Go on."""
+    """Give the registry's lock back."""
     unlock_row(the_process())
     return 0
 
@@ -379,11 +378,11 @@ def after_fork_in_parent() -> int:
 @kernel
 def after_fork_in_child() -> int:
     """
-    Make every lock free, and take the heaps from the parent's other threads.
+    Free every lock, and take the heaps from the parent's other threads.
 
-    The locks of caches are not held over the fork: each would be a page less that parent and child share.  A cache of which no
-    other thread has a heap was not being changed, and is not written to.  Any other rebuilds its index when it is first used,
-    and believes nothing of the old one.
+    The locks of caches are not held over the fork: for each of them parent and child would share one page less.  If no other
+    thread had a heap of a cache, no thread was changing it, and it is not written to.  Any other cache is torn: at its first use
+    its index is rebuilt from the generations alone.
     """
     process, me = the_process(), thread_pointer()
     for row in range(process.n_rows):
@@ -405,7 +404,7 @@ def after_fork_in_child() -> int:
 
 @kernel
 def tear(control: Control, me: int) -> None:
-    """Have a cache rebuild its index when it is first used; the heaps of other threads than `me` are empty and nobody's."""
+    """Mark a cache as torn; the heaps of all threads but `me` become empty and unowned."""
     for number in range(control.nodes):
         node = node_at(control, number)
         node.torn = TORN
@@ -416,7 +415,7 @@ def tear(control: Control, me: int) -> None:
             if is_owner(heap.owner, me):
                 if index < HEAPS:
                     heap.owner = me | 1
-            elif heap.owner != 0 or heap.top != 0:  # most pages stay shared with the parent
+            elif heap.owner != 0 or heap.top != 0:  # otherwise it is not written to: its page stays shared with the parent
                 heap.top = 0
                 heap.owner = 0
             index = next_claimed(node, index + 1)
@@ -424,7 +423,7 @@ def tear(control: Control, me: int) -> None:
 
 @Entry
 def start(p: int) -> int:
-    """Have the system tell of every fork, and of the ends of threads; once."""
+    """Register for every fork and every end of a thread, once."""
     process = process_at(p)
     if process.started == 0:
         process.started = 1
@@ -438,7 +437,7 @@ def start(p: int) -> int:
 
 @kernel
 def keep_range(process: Process, start: int, n: int) -> None:
-    """Keep a range that reads as zeros; the oldest go, so that there are not too many."""
+    """Keep the addresses of a range that reads as zeros; if too many are kept, the oldest are unmapped."""
     lock_row(process)
     while process.n_kept >= MOST_KEPT or (process.n_kept > 0 and process.kept_bytes + n > process.most_kept_bytes):
         unlock_row(process)
@@ -454,7 +453,7 @@ def keep_range(process: Process, start: int, n: int) -> None:
 
 @kernel
 def let_oldest_go(process: Process) -> int:
-    """Unmap the range that is kept longest; returns its bytes, 0: none is kept."""
+    """Unmap the oldest range that is kept; returns its bytes, 0: none is kept."""
     start, n = 0, 0
     lock_row(process)
     if process.n_kept > 0:
@@ -471,7 +470,7 @@ def let_oldest_go(process: Process) -> int:
 
 @kernel
 def let_all_kept_go(process: Process) -> int:
-    """Unmap all ranges that are kept; returns how many bytes."""
+    """Unmap all ranges that are kept; returns their bytes."""
     total = 0
     while True:
         n = let_oldest_go(process)
@@ -482,13 +481,13 @@ def let_all_kept_go(process: Process) -> int:
 
 @Entry
 def let_kept_go(p: int) -> int:
-    """`let_all_kept_go`, from Python."""
+    """Call `let_all_kept_go` from Python."""
     return let_all_kept_go(process_at(p))
 
 
 @kernel
 def part_with(process: Process, start: int, n: int) -> None:
-    """Give n bytes of pages back that compiled code may have arrays of; their addresses are kept."""
+    """Give the memory of n bytes of pages back; the addresses are kept, since compiled code may have arrays there."""
     if n <= process.most_kept_bytes and map_zeros(start, n, process.is_limited):
         keep_range(process, start, n)
     else:
@@ -497,7 +496,7 @@ def part_with(process: Process, start: int, n: int) -> None:
 
 @kernel
 def part_with_moved(process: Process, start: int, n: int) -> None:
-    """Do this for pages that the system has moved elsewhere."""
+    """Keep the addresses of pages that the system has moved elsewhere."""
     if n <= process.most_kept_bytes and map_hole(start, n, process.is_limited):
         keep_range(process, start, n)
 
@@ -507,8 +506,8 @@ def end_range(memory: Range) -> None:
     """
     Give the memory of a range back; its addresses are kept.
 
-    Its head keeps its content.  If the range begins with the head, it is one of many mappings, which become one; else
-    the others stay, since a closed cache is written to before its head.
+    Its head keeps its content.  If the range begins with the head, its many mappings become one.  Otherwise the pages before
+    the head stay writable, since a thread may still write to a closed cache there.
     """
     process = the_process()
     start, n, head = memory.start, memory.bytes, memory.head
@@ -530,14 +529,14 @@ def end_range(memory: Range) -> None:
 
 
 @Entry
-def map_range_of(p: int, words: int, n: int) -> int:
-    """Map a range of addresses, in the place of what is kept if need be, and note it in its RANGE; 0: there are none left."""
+def map_range_of(p: int, range_: int, n: int) -> int:
+    """Map a range of addresses and note it in its RANGE row; kept ranges are given up if needed; returns 0 if none are left."""
     at = reserve_pages(n)
     if at == 0 and let_all_kept_go(process_at(p)) != 0:
         at = reserve_pages(n)
     if at != 0:
-        range_at(words).bytes = n
-        store_release(range_at(words), "start", at)
+        range_at(range_).bytes = n
+        store_release(range_at(range_), "start", at)
     return at
 
 
@@ -549,8 +548,8 @@ name_address("jitslab.process", _address)
 STATM = b"/proc/self/statm"
 
 
-class ProcessBlock:
-    """The block of this process, in use from the first cache on and kept for good."""
+class ProcessMemory:
+    """The PROCESS row and the registry of this process, used from the first cache on and kept for good."""
 
     def __init__(self) -> None:
         self.memory = np.frombuffer(_memory, np.uint8)
@@ -564,9 +563,9 @@ class ProcessBlock:
         atexit.register(self.forget_threads)
 
     def forget_threads(self) -> None:
-        """Threads that outlive the interpreter must not call into code that goes with it."""
+        """Delete the exit key: threads that outlive the interpreter must not call code that ends with it."""
         key = int(self.row["exit_key"][0])
-        self.row["exit_key"] = -1  # first: the number may be another's as soon as it is given back
+        self.row["exit_key"] = -1  # first: the system may give the number to another key as soon as this one is deleted
         if key != -1:
             addresses.drop_thread_exit_key(key)
 
@@ -583,50 +582,50 @@ class ProcessBlock:
 
     @property
     def n_open(self) -> int:
-        """Caches and size classes that are open."""
+        """How many caches and size classes are open."""
         return int(self.row["n_rows"][0] - self.row["n_holes"][0])
 
     @property
     def most_open(self) -> int:
-        """So many of them, and those without a capacity are refused."""
+        """How many may be open before caches without a capacity are refused."""
         return int(self.row["most_rows"][0])
 
     def share(self, without_capacity: bool) -> int:
-        """Bytes of address space that one more cache may take: beyond what its capacity needs, or if it was given none."""
+        """Return the bytes of address space that one more cache may take: beyond its capacity, or without one."""
         return find_share(self.address, int(without_capacity))
 
     def prepare_to_keep(self) -> None:
-        """Look how many addresses may be kept, and what the system counts as memory of this process."""
+        """Note how many bytes of addresses may be kept, and whether the system counts usable memory."""
         self.row["most_kept_bytes"] = self.most_addresses // KEPT_SHARE
         self.row["is_limited"] = addresses.counts_usable()
 
-    def enter(self, control: int, words: Any) -> None:
-        """Enter the cache in a range of addresses, and note that in its RANGE."""
-        if enter_cache(control, words.ctypes.data) == NIL:
+    def enter(self, control: int, range_: Any) -> None:
+        """Enter the cache in a range of addresses, and note it in the RANGE row."""
+        if enter_cache(control, range_.ctypes.data) == NIL:
             raise CacheFullError(f"{MAX_ROWS} caches are open in this process")
 
 
-_process: ProcessBlock | None = None
+_process: ProcessMemory | None = None
 _first = threading.RLock()
 
 
-def this_process() -> ProcessBlock:
-    """Return the block of this process, in use from the first call on."""
+def this_process() -> ProcessMemory:
+    """Return the memory of this process; the first call makes it."""
     global _process  # one a process, as its name says
     if _process is None:
         with _first:
             if _process is None:
-                _process = ProcessBlock()
+                _process = ProcessMemory()
     return _process
 
 
-# Where the locks are that a thread holds while it opens the first cache, or compiles, in the order in which it takes them.
+# Where the locks are that a thread holds while it opens the first cache or compiles, in the order in which it takes them.
 # A child of fork would wait for them for ever.
 _PLACES = ((sys.modules[__name__], "_first"), *COMPILE_LOCKS)
 
 
 class _Held(threading.local):
-    """The locks that a thread which forks takes: each is noted before it is taken, so that none is held that is not noted."""
+    """The locks that a thread takes before it forks: each is noted before it is taken, so every lock that it has is noted."""
 
     def __init__(self) -> None:
         self.locks: list[Any] = []
@@ -636,16 +635,16 @@ _held = _Held()
 
 
 def _take_locks() -> None:
-    """Before a fork: let others end their compiles."""
+    """Before a fork: wait until no other thread compiles."""
     for place, name in _PLACES:
         lock = getattr(place, name)
-        if not lock._is_owned():  # else the thread forks while it compiles
+        if not lock._is_owned():  # otherwise the thread forks while it compiles
             _held.locks.append(lock)
             lock.acquire()
 
 
 def _release() -> None:
-    """After it: release the locks that are noted, as far as they were had; all of them, also if an exception comes."""
+    """After a fork: release every noted lock that was taken, even if an exception comes."""
     try:
         while _held.locks:
             if _held.locks[-1]._is_owned():
@@ -657,7 +656,7 @@ def _release() -> None:
 
 
 def _renew_locks() -> None:
-    """In the child: make those anew that could not be had, as by Ctrl-C; no thread is there to give them back."""
+    """In the child: replace the locks that were not taken (Ctrl-C), since no thread is there to release them."""
     for place, name in _PLACES:
         if not getattr(place, name)._is_owned():
             setattr(place, name, threading.RLock())
@@ -666,5 +665,5 @@ def _renew_locks() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_take_locks)
-    for _ in range(2):  # an exception that comes as the first begins, as by Ctrl-C during the fork, is none to the second
+    for _ in range(2):  # if Ctrl-C during the fork ends the first attempt, the second succeeds
         os.register_at_fork(after_in_parent=_release, after_in_child=_renew_locks)

@@ -1,8 +1,8 @@
 """
 The index rebuilt from the generations.
 
-All that the free bits, counts, states, lists and magazines say follows from the generations.  `rebuild` needs the lock, and a
-cache at rest: a slot between a heap and the user is in no place that it can see.
+Free bits, counts, states, lists and magazines follow from the generations.  `rebuild` needs the lock and a cache at rest: a slot
+that a thread is just taking or freeing is in no structure.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .slab import link, occupancy_quarter, slab_row
 
 @kernel
 def is_fresh(control: Control, i: int, at: int) -> bool:
-    """Whether slot number `at` of slab `i` was never handed out."""
+    """Whether slot number `at` of slab `i` is fresh."""
     slab = slab_row(control, i)
     slots = 1 << control.shift
     return (at - slab.colour - (slots - slab.n_fresh)) & (slots - 1) < slab.n_fresh and slab.n_fresh > 0
@@ -51,7 +51,7 @@ def rebuild_bits(control: Control, i: int) -> int:
     for at in range(slots):
         generation = generations[first + at]
         if is_fresh(control, i, at) and (generation & 1 != 0 or generation > slab.min_generation):
-            slab.n_fresh = 0  # not to be believed: all of them are looked at
+            slab.n_fresh = 0  # not trusted: all slots are looked at
             break
     clear_bits(control, i)
     n_free, retired = 0, 0
@@ -73,7 +73,7 @@ def rebuild_bits(control: Control, i: int) -> int:
 
 @kernel
 def keep_magazine(control: Control, heap: Heap) -> None:
-    """Clear the free bits of the slots in a magazine; entries that are no free slot, or stand there twice, are dropped."""
+    """Clear the free bits of the slots in a magazine; entries that are not free, or occur twice, are dropped."""
     magazine, bits = heap.magazine, control.bits
     end = control.state.n_slabs << control.shift
     kept = 0
@@ -90,7 +90,7 @@ def keep_magazine(control: Control, heap: Heap) -> None:
 
 @kernel
 def relist_all(control: Control) -> int:
-    """Put every slab on the list that it belongs to, by its counts; returns how many slots are outside the slab layer."""
+    """Put every slab on the list that its counts demand; returns how many slots are outside the slab layer."""
     state, slots, used = control.state, 1 << control.shift, 0
     for which in range(LISTS):
         state.heads[which] = NIL
@@ -117,9 +117,9 @@ def relist_all(control: Control) -> int:
 @Entry
 def rebuild(c: int) -> int:
     """
-    Rebuild the index from the generations; magazines keep what they rightly hold.
+    Rebuild the index from the generations; magazines keep their free slots.
 
-    Nothing else in the index is believed: in a child of `fork` it may have been copied in the middle of a change.
+    Nothing else in the index is trusted: in a child of `fork` it may have been copied in the middle of a change.
     Needs   the lock, and rest.
     Keeps   all laws.  O(slots).
     """

@@ -1,9 +1,9 @@
 """
-Where a cache's memory comes from: a range of addresses whose pages are made usable, placed, and given back.
+The source of a cache's memory: a range of addresses whose pages are made usable, placed, and given back.
 
-A `Region` is what `CacheMemory` asks of it; `AnonymousRegion` is the one that there is: memory of this process.  Memory of
-another kind, such as a file's, is another class with these methods, and a table of entry points (`layout.ENTRIES`) with its own
-`grow` and `release`: those make slabs usable and give them back while the cache is used.
+`Region` lists the methods that `CacheMemory` needs.  The only kind today is `AnonymousRegion`: memory of this process.  Another
+kind, such as a file, needs a class with these methods, and a table of entry points (`layout.ENTRIES`) with its own `grow` and
+`release`, which make slabs usable and give them back while the cache is used.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Region(Protocol):
     """
     A range of addresses with an end.
 
-    Its end is one native step: the caches in it leave the process's registry, and its memory goes.  That is when the last array
-    of it is gone.  NumPy sees it as an array of bytes, ``np.asarray(region)``, that keeps it alive.
+    ``np.asarray(region)`` is an array of its bytes and keeps it alive.  When the last array ends, the caches in the range leave
+    the process's registry and its memory is given back, in one native step.
     """
 
     address: int  # of its first byte
-    range: npt.NDArray[np.void]  # its RANGE row, shape (1,): what its end needs
+    range: npt.NDArray[np.void]  # its RANGE row, shape (1,)
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -60,14 +60,14 @@ class AnonymousRegion:
     n : int
         Bytes.
     kept
-        What has to stay as long: memory that is used together with it.
+        Objects that must live as long: memory that is used together with this.
     end : Entry, default `leave_range`
-        Called with the address of the RANGE row; it has to give the range back.
+        Called with the address of the RANGE row; it must give the range back.
 
     Raises
     ------
     CacheFullError
-        If the address space, or its limit (RLIMIT_AS), does not hold it, not even without the addresses that are kept.
+        If the address space, or its limit (RLIMIT_AS), does not hold it, even after all kept addresses were given up.
     """
 
     __slots__ = ("_owner", "address", "range")
@@ -75,10 +75,10 @@ class AnonymousRegion:
     def __init__(self, n: int, *kept: Any, end: Entry = leave_range) -> None:
         process = this_process()
         process.prepare_to_keep()
-        words = np.zeros(RANGE.itemsize // 8, np.int64)
-        self.range = words.view(RANGE)
-        self._owner = owner(end, words, *kept)
-        self.address = map_range_of(process.address, words.ctypes.data, n)
+        row = np.zeros(RANGE.itemsize // 8, np.int64)
+        self.range = row.view(RANGE)
+        self._owner = owner(end, row, *kept)
+        self.address = map_range_of(process.address, row.ctypes.data, n)
         if self.address == 0:
             reason = os.strerror(errno.ENOMEM)
             raise CacheFullError(f"cannot reserve {n} bytes of address space{addresses.limit_text()}: {reason}")

@@ -1,5 +1,5 @@
 """
-Scans: the handles of what is live, a word of 64 slots at a time.
+Scans: the handles of live records, a word of 64 slots at a time.
 
 A scan visits the records that are live at its start and still live at their turn.
 """
@@ -32,16 +32,16 @@ from .layout import (
 from .slab import ALL, LINE_MASK, node_at, node_of_slot, slab_row
 from .vectors import is_line, live_mask
 
-# --- What a scan is to visit ---
+# --- The slots that a scan visits ---
 
 
 @Entry
 def note_live(c: int, out: int, end: int) -> int:
     """
-    Note which slots below `end` a scan visits that starts now, if they are live at their turn: bit i of the array at `out`.
+    Note the slots below `end` that a scan which starts now visits, if they are live at their turn: bit i of the array at `out`.
 
-    Those that are out of the slab layer and not in a magazine that the calling thread takes slots from.  So a record that it
-    allocates meanwhile is not visited, and of 64 slots one word is looked at, not their generations.
+    A slot is noted if it is outside the slab layer and in no magazine that the calling thread takes slots from.  So a record that
+    the thread allocates meanwhile is not visited.  For 64 slots one word is read, not their generations.
     """
     control = control_at(c)
     noted = i8s(out)
@@ -68,17 +68,17 @@ def note_live(c: int, out: int, end: int) -> int:
 
 @kernel
 def note_slab(control: Control, i: int, out: int) -> None:
-    """Note for `note_live` the slots of a slab that are out of the slab layer."""
+    """Note the slots of a slab that are outside the slab layer, for `note_live`."""
     slab, bits, noted = slab_row(control, i), control.bits, i8s(out)
     state, fresh, slots = slab.state, slab.n_fresh, 1 << control.shift
-    oldest = (slab.colour + slots - fresh) & (slots - 1)  # the fresh slots start here, and wrap
+    oldest = (slab.colour + slots - fresh) & (slots - 1)  # the first fresh slot; the others follow it and wrap
     first = i << control.shift >> WORD_SHIFT
     for k in range(slots >> WORD_SHIFT):
         mask = int64(0)
         if state == PARTIALLY_USED or state == FULL:
             mask = ~bits[first + k]
             if fresh > 0:
-                at = ((k << WORD_SHIFT) - oldest) & (slots - 1)  # of the word's first slot, counted from there
+                at = ((k << WORD_SHIFT) - oldest) & (slots - 1)  # the word's first slot, counted from `oldest`
                 before_wrap = low_bits(slots - at)
                 mask &= ~(low_bits(fresh - at) & before_wrap | low_bits(slots - at + fresh) & ~before_wrap)
         noted[first + k] = mask
@@ -86,7 +86,7 @@ def note_slab(control: Control, i: int, out: int) -> None:
 
 @kernel
 def note_magazine(heap: Heap, out: int, end: int) -> None:
-    """Take the slots in a magazine out of what `note_live` notes."""
+    """Clear the bits of the slots in a magazine, for `note_live`."""
     magazine, noted = heap.magazine, i8s(out)
     j, n = 0, heap.top
     while j < n:
@@ -101,7 +101,7 @@ def note_magazine(heap: Heap, out: int, end: int) -> None:
 
 @kernel
 def low_bits(n: int) -> int:
-    """Return a mask of the lowest n of 64 bits; of none where n is less than 0."""
+    """Return a mask of the lowest n of 64 bits; 0 if n is negative."""
     return ALL if n >= WORD_SLOTS else (int64(1) << max(n, 0)) - 1
 
 
@@ -110,7 +110,7 @@ def low_bits(n: int) -> int:
 
 @kernel
 def mask_at(generations: Any, noted: int, all_: int, end: int, base: int) -> int:
-    """Return the mask of the slots of the word at `base` that a scan visits and that are live; 0 at the end."""
+    """Return the mask of the live slots that a scan visits in the word at `base`; 0 at the end."""
     return live_mask(generations, base) & load8(noted, base >> WORD_SHIFT & all_) if base < end else 0
 
 
@@ -121,12 +121,12 @@ def next_live(
     """
     Return (base, mask, after, ahead, handle, 1) of the next live record of a scan by words of 64; NULL and 0 at the end.
 
-    noted  int64   address of what `note_live` noted when the scan started
-    all_   int64   -1; or 0 if there was no memory for that: its first word then stands for all
+    noted  int64   address of the bits that `note_live` set when the scan started
+    all_   int64   -1; or 0 if there was no memory for those bits: the first word then stands for all
     after  int64   mask of the word after `base`
-    ahead  int64   the same without the slots whose records were asked for already
+    ahead  int64   that mask without the slots whose records were prefetched
 
-    Starts with base -64, mask 0, and twice `mask_at` 0.  Slabs that are FREE are passed over.
+    Starts with base -64, mask 0, and `mask_at` 0 as after and ahead.  Slabs that are FREE are skipped.
     """
     while True:
         while mask == 0:
@@ -160,9 +160,9 @@ def next_record(
     stride: int,
 ) -> Any:
     """
-    `next_live`, and one record of the word after asked for with each of this one.
+    `next_live`, which also prefetches one record of the next word.
 
-    Without a branch, which the CPU would guess wrong once a word: of none ahead, a place is asked for that is not used.
+    It has no branch, since the CPU would mispredict that once a word: if no record is left, an unused address is prefetched.
     """
     base, mask, after, ahead, handle, is_found = next_live(control, generations, noted, all_, end, base, mask, after, ahead)
     prefetch_read(records + (base + WORD_SLOTS + lowest_bit(ahead)) * stride)
@@ -171,7 +171,7 @@ def next_record(
 
 @kernel
 def skip(control: Control, noted: int, all_: int, end: int, base: int) -> int:
-    """Return the word before the next one in which a scan visits slots, if they are live; `base` has none."""
+    """Return the last word from `base` on that comes before a word with slots to visit; the word at `base` has none."""
     base = skip_free(control, base)
     while base + WORD_SLOTS < end and load8(noted, (base >> WORD_SHIFT) + 1 & all_) == 0:
         base += WORD_SLOTS
@@ -180,7 +180,7 @@ def skip(control: Control, noted: int, all_: int, end: int, base: int) -> int:
 
 @kernel
 def skip_free(control: Control, base: int) -> int:
-    """Return the last word of the slab that starts at `base` if it is FREE, or before the next node; else `base`."""
+    """Return the last word of the FREE slab that starts at `base`, or the last before the next node; else `base`."""
     if control.nodes > 1:
         node_shift = control.node_shift
         control = node_of_slot(control, base)
@@ -194,18 +194,18 @@ def skip_free(control: Control, base: int) -> int:
 
 @kernel
 def scan_end(control: Control) -> int:
-    """Where a scan ends that starts now: above the slots of all slabs made so far."""
+    """Return the end of a scan that starts now: above the slots of all slabs made so far."""
     end = 0
     for number in range(control.nodes):
         node = node_at(control, number)
         if unlikely(node.torn == TORN):
-            call(control, "count", ())  # which rebuilds the index
+            call(control, "count", ())  # this rebuilds the index if it is torn
         if node.state.n_slabs > node.first_slab:
             end = max(end, load_relaxed(node.state, "limit"))
     return end
 
 
-# --- All at once ---
+# --- All handles ---
 
 
 @Entry

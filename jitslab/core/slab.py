@@ -38,11 +38,11 @@ from .layout import (
 )
 from .vectors import is_line
 
-ALL = -1  # a word of free bits whose 64 slots are all meant
+ALL = -1  # a mask with all 64 slots of a word
 LINE_MASK = (1 << LINE_SLOTS) - 1
-NO_SLAB, MUST_GROW = -1, -2  # answers of `pick` that are no slab
-PICK_PROBES = 8  # slabs of other heaps that `pick` passes over before it takes a new one
-COLOUR_STEP = 37  # odd: the first 64 slabs start on different slots of 64
+NO_SLAB, MUST_GROW = -1, -2  # answers of `pick` instead of a slab
+PICK_PROBES = 8  # slabs of other heaps that `pick` skips before it takes a new one
+COLOUR_STEP = 37  # odd: so the first 64 slabs start at 64 different slots
 
 
 @kernel
@@ -71,7 +71,7 @@ def lock_row(row: Any) -> None:
     """
     Take the lock of a row: of a STATE or of the PROCESS.
 
-    The lock says which thread holds it.  A thread that waits looks a few times, then lets others run.
+    The lock names the thread that holds it.  A waiting thread looks a few times, then lets others run.
     """
     me = thread_pointer()
     tries = 0
@@ -85,13 +85,13 @@ def lock_row(row: Any) -> None:
 
 @kernel
 def unlock_row(row: Any) -> None:
-    """Give the lock of a row back."""
+    """Release the lock of a row."""
     store_release(row, "lock", 0)
 
 
 @kernel
 def lock(control: Control) -> None:
-    """Take the lock of a node; in a child of `fork` rebuild its index first, if that may be torn."""
+    """Take the lock of a node; if the node is torn, rebuild its index."""
     lock_row(control.state)
     if unlikely(control.torn == TORN):
         if control.closed == 0:
@@ -101,7 +101,7 @@ def lock(control: Control) -> None:
 
 @kernel
 def unlock(control: Control) -> None:
-    """Give the lock of a node back."""
+    """Release the lock of a node."""
     unlock_row(control.state)
 
 
@@ -148,7 +148,7 @@ def link(control: Control, i: int, which: int) -> None:
 
 @kernel
 def occupancy_quarter(control: Control, i: int) -> int:
-    """Return the partial list that slab `i` belongs to by its occupancy; the fullest is the last."""
+    """Return the partial list of slab `i` by its occupancy; the last is the fullest."""
     slab = slab_row(control, i)
     occupied = (1 << control.shift) - slab.n_free - slab.n_fresh
     quarter = occupied * QUARTERS >> control.shift
@@ -158,7 +158,7 @@ def occupancy_quarter(control: Control, i: int) -> int:
 @kernel
 def relist(control: Control, i: int) -> None:
     """
-    Put slab `i`, to which slots came back, on the list of its new state: empty, or partially used where it was full.
+    Put slab `i`, to which slots came back, on the list of its new state: EMPTY, or a partial list if it was full.
 
     A slab that was full goes to the fullest list; `pick` moves it on when it meets it there.
     """
@@ -219,7 +219,7 @@ def is_drawn_by_other(control: Control, i: int, me: int) -> bool:
 
 @kernel
 def any_partial(control: Control) -> int:
-    """Return a partially used slab, whichever heap draws from it, or NO_SLAB."""
+    """Return any partially used slab, even one that another heap draws from, or NO_SLAB."""
     heads = control.state.heads
     for which in range(QUARTERS):
         if heads[which] >= 0:
@@ -232,8 +232,8 @@ def pick(control: Control, me: int) -> int:
     """
     Return the slab that the heap in row `me` should draw from next, or NO_SLAB, or MUST_GROW.
 
-    Partially used ones first, fullest quarter first.  A slab that another heap draws from is the last resort: two heaps that
-    draw from one slab come to share lines of generations (13 to 21 ns an operation instead of 1).
+    Partially used slabs come first, the fullest quarter before the others.  A slab that another heap draws from comes last: two
+    heaps that draw from one slab come to share lines of generations (13 to 21 ns an operation instead of 1).
     Needs   the lock.
     """
     state = control.state
@@ -264,7 +264,7 @@ def pick(control: Control, me: int) -> int:
         return make_slab(control)
     if control.committed < control.max_slabs:
         return MUST_GROW
-    return shared if shared != NO_SLAB else any_partial(control)  # the probes may have run out before a list was reached
+    return shared if shared != NO_SLAB else any_partial(control)  # the probes may have ended before a list was reached
 
 
 # --- Slots out and in ---
@@ -275,10 +275,10 @@ def slab_draw(control: Control, i: int, room: int) -> Any:
     """
     Take up to `room` slots of one word of free bits from slab `i`.
 
-    Returns (first slot of the word, mask of the slots taken, how many); recycled slots before fresh ones, whole lines of 16
-    generations where they fit, at least one slot.
+    Returns (first slot of the word, mask of the slots taken, how many): free bits before fresh slots, whole lines of 16
+    generations if they fit, at least one slot.
     Needs   the lock, and a slab that is not full.
-    Keeps   L1 to L6 but for the state, which `note_drawn` sets.
+    Keeps   L1 to L6, except the state, which `note_drawn` sets.
     """
     slab = slab_row(control, i)
     slots = 1 << control.shift
@@ -343,9 +343,9 @@ def put_word(control: Control, word: int, mask: int) -> int:
     """
     Give back the slots of a mask in word number `word` of the free bits, all of one slab; returns how many.
 
-    A slot that is there already (freed twice at the same instant, by a race in the user's code) changes nothing.
+    A slot whose free bit is set already (a race in the user's code freed it twice at once) changes nothing.
     Needs   the lock, and even generations.
-    Keeps   all laws but L8: the caller lowers `used` by what came back, once for many.
+    Keeps   all laws but L8: the caller subtracts the slots from `used`, once for many calls.
     """
     bits = control.bits
     old = bits[word]
@@ -362,7 +362,7 @@ def put_word(control: Control, word: int, mask: int) -> int:
 @kernel
 def put_slots(control: Control, at: int, count: int) -> None:
     """
-    Give back the slots in the u4 array at an address; those of a line of generations that stand together, together.
+    Give back the slots in the u4 array at an address; neighbours on one line of generations go together.
 
     Needs   the lock, and even generations.
     """

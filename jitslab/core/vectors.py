@@ -1,4 +1,4 @@
-"""Slots in a row, and their generations, several an instruction."""
+"""Slots in a row, and their generations, several at once by vector instructions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .layout import LINE_SLOTS, NOT_FREE
 
 @intrinsic
 def live_mask(typing: Any, generations: Any, first: Any) -> Any:
-    """Bit i is set where generation i of the 64 from slot `first` on is odd."""
+    """Return a mask: bit i is set if generation i of the 64 from slot `first` on is odd."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         lanes = 16
@@ -35,29 +35,29 @@ def live_mask(typing: Any, generations: Any, first: Any) -> Any:
 
 
 def _lanes(builder: Any, address: Any, bits: int, n: int) -> Any:
-    """Pointer to n words as one vector."""
+    """Emit the pointer to a vector of n integers at an address."""
     return typed_pointer(builder, address, ir.VectorType(ir.IntType(bits), n))
 
 
 def _counted(builder: Any, first: Any, n: int, step: int = 1) -> Any:
-    """Vector of `first` and the n - 1 numbers after it; with step -1 the highest comes first."""
+    """Emit the vector of `first` and the n - 1 numbers after it; with step -1 the highest comes first."""
     vector = ir.VectorType(first.type, n)
     return builder.add(_splat(builder, first, n), ir.Constant(vector, list(range(n))[::step]))
 
 
 def _splat(builder: Any, value: Any, n: int) -> Any:
-    """Vector of n times one value."""
+    """Emit the vector of n times one value."""
     one = builder.insert_element(ir.Constant(ir.VectorType(value.type, n), ir.Undefined), value, I32(0))
     return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(I32, n), [0] * n))
 
 
 def _every(vector: Any, value: int) -> Any:
-    """Constant vector of the type of another, all of one value."""
+    """Return the constant vector of one value, of the type of another vector."""
     return ir.Constant(vector.type, [value] * vector.type.count)
 
 
 def _none(builder: Any, conditions: Any) -> Any:
-    """Whether no lane of a vector of conditions is true."""
+    """Emit whether no lane of a vector of conditions is true."""
     bits = ir.IntType(conditions.type.count)
     return builder.icmp_unsigned("==", builder.bitcast(conditions, bits), bits(0))
 
@@ -68,7 +68,7 @@ def _none(builder: Any, conditions: Any) -> Any:
 @literal_intrinsic
 def make_row_live(typing: Any, generations: Any, first: Any, out: Any, n: Any) -> Any:
     """
-    Make the n slots from `first` on live if all are free and none is retired; whether they were.
+    Make the n slots from `first` on live if all are free and none is retired; returns whether they were.
 
     out  int64   address of n handles
     """
@@ -93,7 +93,7 @@ def make_row_live(typing: Any, generations: Any, first: Any, out: Any, n: Any) -
 @literal_intrinsic
 def free_row(typing: Any, generations: Any, first: Any, handles: Any, n: Any) -> Any:
     """
-    Free n records if the handles at an address are those of the n slots from `first` on and all are live; whether they were.
+    Free n records if the handles at an address are those of the n slots from `first` on, all live; returns whether they were.
 
     handles  int64   address of n handles
     """
@@ -117,21 +117,21 @@ def free_row(typing: Any, generations: Any, first: Any, handles: Any, n: Any) ->
 
 @literal_intrinsic
 def is_row(typing: Any, at: Any, n: Any) -> Any:
-    """Whether the n slots (u4) at an address are in a row, the lowest last: uppermost in a magazine."""
+    """Whether the n slots (u4) at an address are in a row, the lowest last: on top of a magazine."""
     lanes = n.literal_value
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         slots = builder.load(_lanes(builder, args[0], 32, lanes), align=4)
         highest, lowest = (builder.extract_element(slots, I32(lane)) for lane in (0, lanes - 1))
         row = _none(builder, builder.icmp_unsigned("!=", slots, _counted(builder, lowest, lanes, -1)))
-        return builder.and_(row, builder.icmp_unsigned(">", highest, lowest))  # a cache of 2**32 slots has a last one and 0
+        return builder.and_(row, builder.icmp_unsigned(">", highest, lowest))  # no row: slot 2**32 - 1 and slot 0
 
     return types.boolean(types.int64, n), emit
 
 
 @intrinsic
 def is_line(typing: Any, at: Any) -> Any:
-    """Whether the 16 slots (u4) at an address are those of one line of generations, in whatever order."""
+    """Whether the 16 slots (u4) at an address are those of one line of generations, in any order."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         slots = builder.load(_lanes(builder, args[0], 32, LINE_SLOTS), align=4)

@@ -40,7 +40,7 @@ def round_up(n: int, to: int) -> int:
 
 
 def has_symbol(name: str) -> bool:
-    """Whether the process has a C function of that name; calling a missing one from compiled code would crash."""
+    """Whether the process has a C function; compiled code that calls a missing one crashes."""
     return POSIX and hasattr(ctypes.CDLL(None), name)
 
 
@@ -57,7 +57,7 @@ def map_range(n: int, *, usable: bool = False) -> tuple[int, Any]:
     """
     Reserve n bytes of address space, page-aligned, without memory behind it unless `usable`.
 
-    Returns its address, and the object with whose end it is unmapped.
+    Returns its address, and an object: the range is unmapped when that object ends.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def need_room_for_code() -> None:
     Raises
     ------
     CacheFullError
-        Saying so.
+        If the system refuses CODE_BYTES.
     """
     if not CAN_GROW:
         return
@@ -92,33 +92,33 @@ def need_room_for_code() -> None:
         raise CacheFullError(f"the system gives no memory to load machine code: {error}") from error
     step = 2 * page_bytes
     has_room = all(make_readable(address + k * step, page_bytes) for k in range(CODE_MAPPINGS // 2))
-    make_usable(address, CODE_BYTES)  # one mapping again: at the limit parts may not be unmapped
+    make_usable(address, CODE_BYTES)  # one mapping again: at the limit the system does not unmap parts
     del memory
     if not has_room:
         raise CacheFullError("the system gives no mappings to load machine code: the process has as many as it may")
 
 
 def address_limit() -> int:
-    """RLIMIT_AS, the most bytes of address space that this process may have; -1: there is no such limit."""
+    """Return RLIMIT_AS, the most bytes of address space of this process; -1: there is no such limit."""
     if not LINUX:
         return -1
     return resource.getrlimit(resource.RLIMIT_AS)[0]
 
 
 def limit_text() -> str:
-    """Return what messages of refused addresses end with: RLIMIT_AS, if it is set."""
+    """Return the end of messages about refused addresses: RLIMIT_AS, if it is set."""
     limit = address_limit()
     return "" if limit == -1 else f" (RLIMIT_AS, ulimit -v, allows {limit} bytes of address space)"
 
 
 def address_space(address: int) -> int:
-    """Bytes of address space that the system has for a process, judged by a fresh reservation and by the C library's place."""
+    """Return the bytes of address space of a process, judged by where a new reservation and the C library lie."""
     library = ctypes.cast(ctypes.CDLL(None).mmap, ctypes.c_void_p).value if POSIX else None
     return 1 << max(address, library or 0).bit_length()
 
 
 def most_mappings() -> int:
-    """Mappings that a process can have; of other systems than Linux, more than any."""
+    """Return how many mappings a process can have; outside Linux a number that none reaches."""
     if not LINUX:
         return 1 << 30
     try:
@@ -129,7 +129,7 @@ def most_mappings() -> int:
 
 
 def counts_usable() -> bool:
-    """Whether the system counts what is usable, used or not, as memory of this process: by RLIMIT_DATA, or for all of them."""
+    """Whether the system counts usable pages as memory of this process, touched or not: by RLIMIT_DATA, or for all processes."""
     if not LINUX:
         return False
     return resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY or _is_strict()
@@ -137,7 +137,7 @@ def counts_usable() -> bool:
 
 @cache
 def _is_strict() -> bool:
-    """Whether the system lets no more be usable than there is: vm.overcommit_memory is 2."""
+    """Whether all usable memory must exist: vm.overcommit_memory is 2."""
     try:
         with open("/proc/sys/vm/overcommit_memory") as file:
             return file.read().strip() == "2"
@@ -164,7 +164,7 @@ def _libc(name: str) -> Callable[[int, int, int], int]:
 
 
 def advise_huge_pages(address: int, n: int) -> None:
-    """Ask for huge pages in n bytes from a page-aligned address, where the system knows of such a wish."""
+    """Ask for huge pages in n bytes from a page-aligned address; only Linux has them."""
     if LINUX and n > 0:
         _libc("madvise")(address, n, MADV_HUGEPAGE)
 
@@ -180,16 +180,16 @@ def refuse_huge_pages(address: int, n: int) -> None:
 MPOL_DEFAULT, MPOL_PREFERRED, MPOL_BIND, MPOL_INTERLEAVE = range(4)
 _CALLS = {"x86_64": (237, 279), "aarch64": (235, 239)}.get(platform.machine(), ()) if LINUX else ()
 MBIND = _CALLS[0] if _CALLS else -1
-MASK_BITS = 1024  # nodes that a mask names; Linux knows up to so many
+MASK_BITS = 1024  # nodes in a mask: the most that Linux has
 
 
 def node_mask(nodes: tuple[int, ...]) -> bytes:
-    """Return one bit a node, as the system takes it."""
+    """Return a mask for the system: one bit a node."""
     return sum(1 << node for node in nodes).to_bytes(MASK_BITS // 8, "little")
 
 
 def bind_memory(address: int, n: int, mode: int, nodes: tuple[int, ...]) -> int:
-    """Say on which nodes the pages of n bytes from a page-aligned address shall lie; 0, or the errno of the refusal."""
+    """Place the pages of n bytes from a page-aligned address on some nodes; returns 0, or the errno of the refusal."""
     if not _CALLS:
         return errno.ENOSYS
     mask = node_mask(nodes)
@@ -201,7 +201,7 @@ def bind_memory(address: int, n: int, mode: int, nodes: tuple[int, ...]) -> int:
 
 
 def nodes_of_pages(address: int, n: int) -> npt.NDArray[np.int32]:
-    """Node of each page of n bytes from a page-aligned address; negative: no memory there, or not known."""
+    """Return the node of each page of n bytes from a page-aligned address; negative: the page has no memory, or is not known."""
     count = -(-n // mmap.PAGESIZE)
     status = np.full(count, -errno.ENOSYS, np.int32)
     if _CALLS and count:
@@ -213,7 +213,7 @@ def nodes_of_pages(address: int, n: int) -> npt.NDArray[np.int32]:
 
 
 def drop_thread_exit_key(key: int) -> None:
-    """Delete the key: threads that end from now on call no destructor."""
+    """Delete a key: threads that end from now on call no destructor."""
     delete = ctypes.CDLL(None).pthread_key_delete
     delete.argtypes = [ctypes.c_uint if LINUX else ctypes.c_ulong]
     delete(key)

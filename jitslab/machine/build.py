@@ -1,8 +1,8 @@
 """
 From a kernel to machine code.
 
-`Front` emits a kernel from its source, `library` links and optimises.  Where `Front` cannot, Numba's own passes compile it.
-Entry points are compiled in groups: what several of them call is optimised once.
+`front.Front` emits a kernel from its source, `library` links and optimises it.  If `Front` cannot, Numba's own passes compile
+it.  Entry points are compiled in groups: a kernel that several of them call is optimised once.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def _target() -> Any:
 
 
 def _is_within() -> bool:
-    """Whether a kernel is compiled for another one that calls it."""
+    """Whether the kernel is compiled because another kernel calls it."""
     libraries = cpu_target.target_context._codelib_stack
     return bool(libraries) and isinstance(libraries[-1], KernelLibrary)
 
 
 def target() -> Any:
-    """Return it, with all that was registered meanwhile."""
+    """Return Numba's target for all kernels, with everything that was registered meanwhile."""
     if not _is_within():
         cpu_target.typing_context.refresh()
         cpu_target.target_context.refresh()
@@ -67,17 +67,17 @@ def target() -> Any:
 
 def emit(function: Any, arguments: tuple[Any, ...], is_inlined: bool, c_name: str = "") -> tuple[Any, KernelLibrary]:
     """
-    Emit a kernel for arguments of some types, and a C function that calls it if that has a name.
+    Emit a kernel for some types of arguments; if `c_name` is not empty, also a C function that calls it.
 
     Returns
     -------
     described, library
-        What Numba calls it by, and what it is linked from.
+        The descriptor that Numba calls it by, and the library that it is linked from.
 
     Raises
     ------
     UnsupportedError
-        If the kernel is for Numba's own passes.
+        If only Numba's own passes can compile the kernel.
     """
     context = target()
     name = f"{symbol_id(function, arguments)}.{function.__qualname__}"
@@ -99,10 +99,10 @@ def emit(function: Any, arguments: tuple[Any, ...], is_inlined: bool, c_name: st
 
 
 class KernelCompiler(_FunctionCompiler):  # type: ignore[misc]  # numba has no types
-    """What compiles a kernel for Numba's dispatcher."""
+    """The compiler of a kernel's dispatcher."""
 
     def _compile_core(self, args: tuple[Any, ...], return_type: Any) -> Any:
-        """Compile for arguments of some types."""
+        """Compile the kernel for some types of arguments."""
         try:
             described, library = emit(self.py_func, args, bool(self.targetoptions["forceinline"]))
         except UnsupportedError:
@@ -111,7 +111,7 @@ class KernelCompiler(_FunctionCompiler):  # type: ignore[misc]  # numba has no t
 
 
 def as_result(described: Any, library: KernelLibrary) -> Any:
-    """Return a kernel as Numba's dispatchers keep it: a function that Python cannot call stands for it."""
+    """Return the result that Numba's dispatchers keep of a kernel; its entry point refuses calls from Python."""
     context = cpu_target.target_context
     environment = Environment.from_fndesc(described)
     name = described.qualname.rpartition(".")[2]
@@ -137,7 +137,7 @@ def as_result(described: Any, library: KernelLibrary) -> Any:
 
 
 class LinkedCache(KernelCache):
-    """A kernel's code on disk: as it is linked into user code, with all that it calls."""
+    """A kernel's code on disk, together with all that it calls, ready to be linked into user code."""
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         """Return what `save_overload` has kept, or None."""
@@ -153,7 +153,7 @@ class LinkedCache(KernelCache):
         return as_result(described, library)
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
-        """Keep a kernel from when it is first linked into user code on; that is now, unless another kernel wants it."""
+        """Keep a kernel when it is first linked into user code: now, unless another kernel is being compiled."""
         library = compiled.library
         if not isinstance(library, KernelLibrary):
             super().save_overload(signature, compiled)
@@ -171,10 +171,10 @@ class LinkedCache(KernelCache):
 
 class Group:
     """
-    Entry points that are compiled together, with the first of them that is needed, and kept in one file.
+    Entry points that are compiled together when one of them is first needed, and kept in one file.
 
-    Those of the package that were defined when the first was needed are one group, by their folder or by the GROUP that their
-    module names; any other is on its own.
+    The entry points of a folder, or of the GROUP that their module names, are a group.  An entry point that is defined after
+    the group was compiled begins the next one; outside the package each is on its own.
     """
 
     def __init__(self, name: str) -> None:
@@ -203,7 +203,7 @@ class Group:
             self.made[function] = (addresses[name], library) if name in found else by_numba(function, arguments[function])
 
     def _link(self, library: EntryLibrary, names: dict[Any, str], arguments: dict[Any, Any]) -> list[str]:
-        """Compile what `Front` can; returns the names of that."""
+        """Compile the functions that `Front` can compile; returns their names."""
         kernels = {}
         for function, name in names.items():
             with suppress(UnsupportedError):
@@ -217,7 +217,7 @@ class EntryCache(KernelCache):
     """The code of an entry point that Numba's own passes compile."""
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
-        """Return what `save_overload` has kept, or None: it is compiled now."""
+        """Return what `save_overload` has kept; None: the entry point is compiled now."""
         loaded = super().load_overload(signature, target_context)
         if loaded is None:
             tell_compiling()
@@ -225,8 +225,8 @@ class EntryCache(KernelCache):
 
 
 def by_numba(function: Any, arguments: tuple[Any, ...]) -> tuple[int, Any]:
-    """Compile an entry point by Numba's own passes; returns the address, and what it belongs to."""
-    options = {"error_model": "numpy", "forceinline": True}  # into the C function: it would be a call of its own
+    """Compile an entry point by Numba's own passes; returns its address, and the library that keeps the code alive."""
+    options = {"error_model": "numpy", "forceinline": True}  # inlined into the C function, which would otherwise call it
     wanted = normalize_signature(types.int64(*arguments))
     compiled: Any = CFunc(function, wanted, {}, options, NamingCompiler)
     compiled._cache = EntryCache(function)

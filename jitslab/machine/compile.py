@@ -1,4 +1,4 @@
-"""How kernels are compiled: all options of Numba, entry points with a C address, names that machine code finds objects by."""
+"""How kernels are compiled: all options of Numba, entry points with a C address, and names that machine code finds objects by."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .disk import PACKAGE, NamingCompiler
 if llvm_version_info[0] < 17:  # it restores a register over the result of a function with `preserve_mostcc`
     raise ImportError(f"jitslab needs Numba 0.62 or later, got {numba.__version__}: its LLVM makes addresses of handles")
 
-int64: Any = np.int64  # in kernels: Numba's int64; Any, since a kernel's ints are Python's to a type checker
+int64: Any = np.int64  # Numba's int64 in kernels; Any, since a type checker sees Python's ints there
 uint64: Any = np.uint64
 F = TypeVar("F", bound=Callable[..., Any])
 Intrinsic = Callable[..., Any]
@@ -36,18 +36,18 @@ X86 = platform.machine() in ("x86_64", "AMD64")
 
 
 def inlined(function: F) -> F:
-    """As `kernel`, but compiled into its callers whatever its size: for a fast path that LLVM finds too long."""
+    """As `kernel`, but always inlined: for a fast path that LLVM finds too long."""
     return kernel(function, True)
 
 
 def kernel(function: F, forceinline: bool = False) -> F:
     """
-    Compile a function that other kernels, and user code, call.
+    Compile a function that other kernels and user code call.
 
-    Every option is spelled out: unset ones are inherited from the first caller, and would be saved with the kernel.  Nothing
-    is made for calls from Python: that is what `Entry` is for, and it halves the compile.
+    Every option is spelled out: an unset one is inherited from the first caller, and would be saved with the kernel.  Python
+    cannot call a kernel, which halves the compile; it calls an `Entry`.
     """
-    disabled, numba.config.DISABLE_JIT = numba.config.DISABLE_JIT, 0  # compiled also where Numba is told to compile nothing
+    disabled, numba.config.DISABLE_JIT = numba.config.DISABLE_JIT, 0  # kernels are compiled even if NUMBA_DISABLE_JIT is set
     try:
         made = numba.njit(pipeline_class=NamingCompiler, forceinline=forceinline, **OPTIONS)(function)
     finally:
@@ -56,17 +56,17 @@ def kernel(function: F, forceinline: bool = False) -> F:
     made._compiler = KernelCompiler(function, by.targetdescr, by.targetoptions, by.locals, by.pipeline_class)
     made._cache = LinkedCache(function)
     template = made.get_call_template
-    made.get_call_template = lambda args, kws: template(tuple(map(types.unliteral, args)), kws)  # not once a literal
+    made.get_call_template = lambda args, kws: template(tuple(map(types.unliteral, args)), kws)  # never compiled once a literal
     return made  # type: ignore[no-any-return]  # a dispatcher stands for the function
 
 
 def lean(function: Callable[..., Any], is_cold: bool = False) -> Intrinsic:
     """
-    As `kernel`, of two or three int64, called as a function of C is: arguments and results in registers, and no status.
+    As `kernel`, of two or three int64, but called like a C function: arguments and results in registers, and no status.
 
-    Numba's own calls hand results over through memory and answer a status; where one of them is not compiled into its caller
-    that is as long as a fast path.  A lean one is, always.  A cold one never is, and it keeps its caller's registers
-    (preserve_mostcc): the fast path that ends in it needs to save none.
+    A call by Numba's convention returns its result through memory, and a status.  If it is not inlined, it takes as long as a
+    fast path.  A lean kernel is always inlined.  A cold one never is; it keeps its caller's registers (preserve_mostcc): the
+    fast path that ends in it saves none.
     """
     body: Any = inlined(function)
     arity = function.__code__.co_argcount
@@ -101,11 +101,11 @@ def lean(function: Callable[..., Any], is_cold: bool = False) -> Intrinsic:
 
 
 def cold(function: Callable[..., Any]) -> Intrinsic:
-    """As `lean`, never compiled into a caller."""
+    """As `lean`, but never inlined."""
     return lean(function, True)
 
 
-_open_groups: dict[str, Group] = {}  # by name: those that more entry points are added to
+_open_groups: dict[str, Group] = {}  # by name: those that are not compiled yet
 
 
 def _group_of(function: Any) -> Group:
@@ -122,9 +122,9 @@ def _group_of(function: Any) -> Group:
 
 class Entry:
     """
-    A kernel with a C address: int64 arguments, int64 result.  Compiled when it is first needed, kept for good.
+    A kernel with a C address: int64 arguments, int64 result.  It is compiled when it is first needed, and kept for good.
 
-    Kernels call it through a control block's table, so that it is compiled once and not linked into every caller.  Python
+    Kernels call it through the ENTRIES of a CONTROL row: so it is compiled once and not linked into every caller.  Python
     calls it by ctypes, which gives up the GIL meanwhile.
     """
 
@@ -138,7 +138,7 @@ class Entry:
         self._group = _group_of(function)
 
     def compile(self) -> tuple[Callable[..., int], int, Any]:
-        """Return what Python calls, the address, and what has the code: made under Numba's lock, which a fork waits for."""
+        """Return the function for Python, the address, and the library: compiled under Numba's lock, which a fork waits for."""
         if self._made:
             return self._made[0]
         with global_compiler_lock:
@@ -159,7 +159,7 @@ class Entry:
 
     @property
     def address(self) -> int:
-        """Address of the C function."""
+        """The address of the C function."""
         return self.compile()[1]
 
     def __call__(self, *args: int) -> int:
@@ -168,7 +168,7 @@ class Entry:
 
 
 class HeldEntry(Entry):
-    """An `Entry` that Python calls without giving the GIL up: no Python of another thread comes between its steps."""
+    """An `Entry` that Python calls while it holds the GIL: no Python of another thread runs between its steps."""
 
     shape = staticmethod(ctypes.PYFUNCTYPE)
 
@@ -179,12 +179,12 @@ class ObjectEntry(HeldEntry):
     result = ctypes.py_object
 
 
-# Where the locks of Numba and llvmlite are that a thread holds while it compiles, in the order in which it takes them.
+# Where the locks are that Numba and llvmlite hold while they compile, in the order in which a thread takes them.
 COMPILE_LOCKS: tuple[tuple[Any, str], ...] = ((global_compiler_lock, "_lock"), (ffi.lib._lock, "_lock"))
 
 
 def keep(*objects: Any) -> None:
-    """Keep objects for good: machine code may run, and look at them, after the interpreter took its modules' globals apart."""
+    """Keep objects for good: machine code may use them after the interpreter has cleared its modules."""
     for obj in objects:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(obj))
 
@@ -200,27 +200,27 @@ def intrinsic(function: Callable[..., Any]) -> Intrinsic:
 
 
 def literal_intrinsic(function: Callable[..., Any]) -> Intrinsic:
-    """Make an intrinsic that takes literals where it is given them."""
+    """Make an intrinsic that sees the values of literals."""
     return _intrinsic(prefer_literal=True)(function)  # type: ignore[no-any-return]  # numba has no types
 
 
-# --- What is known by a name where machine code is c_object, so that it can be kept on disk ---
+# --- Names: machine code that had an address in it could not be kept on disk ---
 
 
 def name_address(name: str, address: int) -> None:
-    """Give an address the name that `c_object` finds it by."""
+    """Give an address a name, for `c_object`."""
     add_symbol(name, address)
 
 
 def name_object(name: str, obj: Any) -> None:
-    """Have machine code find an object, which is kept for good, by a name: with its address it could not be kept on disk."""
+    """Give an object, which is kept for good, a name by which machine code finds it."""
     name_address(name, id(obj))
     keep(obj)
 
 
 @literal_intrinsic
 def c_object(typing: Any, name: Any) -> Any:
-    """Address of one of CPython's own objects, or of what `name_address` gave a name."""
+    """Return the address of one of CPython's own objects, or the address that `name_address` gave a name."""
     symbol = name.literal_value
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -231,7 +231,7 @@ def c_object(typing: Any, name: Any) -> Any:
 
 @intrinsic
 def c_function(typing: Any, function: Any) -> Any:
-    """The address of a C function of int64s that calls a kernel."""
+    """Return the address of a C function of int64s that calls a kernel."""
     arguments = (types.int64,) * function.dispatcher.py_func.__code__.co_argcount
     function.get_call_type(typing, arguments, {})
     compiled = function.dispatcher.overloads[arguments]
@@ -249,12 +249,12 @@ def c_function(typing: Any, function: Any) -> Any:
 
 
 def linkonce(builder: Any, name: str, function_type: Any, attributes: tuple[str, ...]) -> tuple[Any, bool]:
-    """Return the module's private function of that name, and whether it is new and wants a body."""
+    """Return the module's private function of a name, and whether it is new: then it needs a body."""
     function = builder.module.globals.get(name)
     if function is not None:
         return function, False
     function = ir.Function(builder.module, function_type, name)
     function.linkage = "linkonce_odr"
     for attribute in attributes:
-        set.add(function.attributes, attribute)  # some of them llvmlite does not know
+        set.add(function.attributes, attribute)  # llvmlite refuses some of these names
     return function, True

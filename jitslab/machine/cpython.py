@@ -1,10 +1,9 @@
 """
 Types and methods of CPython from kernels, by documented calls of its stable ABI.
 
-Above `_native`, below `blocktype`; knows no slab.  A C function is a kernel of int64s whose address `storing` tells; what such
-a kernel calls of CPython is declared here.  `make_type` makes a type; `add_method` and `new_attribute` make C methods and
-attributes for a class that Python made.  An object of a type that was made here keeps its own data from `HEAD` on; nothing of
-CPython's own is read.
+A C function is a kernel of int64s; `storing` stores its address.  The functions of CPython that such kernels call are declared
+here.  `make_type` makes a type; `add_method` and `new_attribute` make C methods and attributes for a class that Python made.
+An object of a type that `make_type` made keeps its own data from `HEAD` on; no field of CPython's own structures is read.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ Py_IncRef = _external("Py_IncRef", types.void(_ptr))
 Py_DecRef = _external("Py_DecRef", types.void(_ptr))
 PyLong_FromLongLong = _external("PyLong_FromLongLong", _ptr(types.int64))
 PyLong_FromUnsignedLongLong = _external("PyLong_FromUnsignedLongLong", _ptr(types.uint64))
-PyLong_AsSsize_t = _external("PyLong_AsSsize_t", types.int64(_ptr))  # of an int, also of a class made from it; runs no Python
-PyNumber_AsSsize_t = _external("PyNumber_AsSsize_t", types.int64(_ptr, _ptr))  # of whatever has `__index__`
+PyLong_AsSsize_t = _external("PyLong_AsSsize_t", types.int64(_ptr))  # of an int or an object of a subclass; runs no Python
+PyNumber_AsSsize_t = _external("PyNumber_AsSsize_t", types.int64(_ptr, _ptr))  # of any object with `__index__`
 PyFloat_FromDouble = _external("PyFloat_FromDouble", _ptr(types.float64))
 PyFloat_AsDouble = _external("PyFloat_AsDouble", types.float64(_ptr))
 PyBytes_FromStringAndSize = _external("PyBytes_FromStringAndSize", _ptr(_ptr, types.int64))
@@ -60,12 +59,12 @@ PyErr_ExceptionMatches = _external("PyErr_ExceptionMatches", types.int32(_ptr))
 PyErr_WriteUnraisable = _external("PyErr_WriteUnraisable", types.void(_ptr))
 
 
-# --- What C functions call ---
+# --- Calls of CPython ---
 
 
 @literal_intrinsic
 def method_of(typing: Any, obj: Any, name: Any) -> Any:
-    """New reference to an object's attribute, or 0 with an exception set."""
+    """Return a new reference to an object's attribute, or 0 with an exception set."""
     text = name.literal_value
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -79,7 +78,7 @@ def method_of(typing: Any, obj: Any, name: Any) -> Any:
 
 @intrinsic
 def take_error(typing: Any) -> Any:
-    """Take the exception that is set, if one is, so that Python can be called: three objects for `put_error`."""
+    """Take the exception, if one is set, so that Python can be called; returns three objects for `put_error`."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         parts = [cgutils.alloca_once_value(builder, I64(0)) for _ in range(3)]
@@ -96,7 +95,7 @@ def take_error(typing: Any) -> Any:
 
 @intrinsic
 def put_error(typing: Any, error: Any) -> Any:
-    """Set the exception, or the lack of one, that `take_error` took."""
+    """Put the state back that `take_error` took: an exception, or none."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         name, n = ("PyErr_SetRaisedException", 1) if sys.version_info >= (3, 12) else ("PyErr_Restore", 3)
@@ -109,7 +108,7 @@ def put_error(typing: Any, error: Any) -> Any:
 
 @intrinsic
 def visit(typing: Any, function: Any, obj: Any, argument: Any) -> Any:
-    """Have the collector see an object that another holds, as Py_VISIT does: what `function` answers."""
+    """Show the collector an object that another holds, as Py_VISIT does; returns the answer of `function`."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         i32 = ir.IntType(32)
@@ -120,7 +119,7 @@ def visit(typing: Any, function: Any, obj: Any, argument: Any) -> Any:
 
 
 def storing(kernels: tuple[Any, ...]) -> Any:
-    """Return an intrinsic that stores the addresses of C functions of int64s, one for each kernel, in the array at an address."""
+    """Return an intrinsic that makes a C function of each kernel and stores their addresses in the array at an address."""
 
     @intrinsic
     def store(typing: Any, out: Any) -> Any:
@@ -149,14 +148,14 @@ def storing(kernels: tuple[Any, ...]) -> Any:
 
 @kernel
 def call(method: int, a: int, b: int) -> int:
-    """Call a bound method, a new reference that is dropped, with up to two objects, 0: none; 0 with an exception set."""
+    """Call a bound method with up to two objects, 0: none, and drop it; returns 0 if an exception is set."""
     if method == 0:
         return 0
     answer = 0
     arguments = PyTuple_New(0 if a == 0 else 1 if b == 0 else 2)
     if arguments != 0:
         if a != 0:
-            PyTuple_SetItem(arguments, 0, new_reference(a))  # the tuple takes a reference
+            PyTuple_SetItem(arguments, 0, new_reference(a))  # the tuple takes over a reference
         if b != 0:
             PyTuple_SetItem(arguments, 1, new_reference(b))
         answer = PyObject_Call(method, arguments, 0)
@@ -206,7 +205,7 @@ def none() -> int:
 
 @kernel
 def is_exactly(obj: int, cls: int) -> bool:
-    """Whether an object is of a class, and of none that is made from it."""
+    """Whether an object is of a class itself, not of a subclass."""
     found = PyObject_Type(obj)
     Py_DecRef(found)
     return found == cls
@@ -240,7 +239,7 @@ class PyGetSetDef(ctypes.Structure):
 
 
 class PyMemberDef(ctypes.Structure):
-    """CPython's description of a piece of an object's data that Python sees."""
+    """CPython's description of a member: a piece of an object's data that Python sees."""
 
     _fields_ = (
         ("name", ctypes.c_char_p),
@@ -252,7 +251,7 @@ class PyMemberDef(ctypes.Structure):
 
 
 class PyTypeSlot(ctypes.Structure):
-    """CPython's description of one thing that a type has."""
+    """CPython's description of one part of a type."""
 
     _fields_ = (("number", ctypes.c_int), ("pointer", ctypes.c_void_p))
 
@@ -270,31 +269,31 @@ class PyTypeSpec(ctypes.Structure):
 
 
 def addresses_of(entry: Entry, kernels: tuple[Any, ...]) -> dict[str, int]:
-    """Return the addresses of the C functions of kernels, which an Entry stores, by their names without the underscore."""
+    """Return the addresses of the C functions of kernels by name, without the underscore; `entry` stores them."""
     addresses = np.zeros(len(kernels), np.int64)
     entry(addresses.ctypes.data)
     return {kernel.py_func.__name__.lstrip("_"): int(at) for kernel, at in zip(kernels, addresses, strict=True)}
 
 
 def _api(name: str, *arguments: Any) -> Any:
-    """Return a function of CPython that answers an object."""
+    """Return a function of CPython that returns an object."""
     function = getattr(ctypes.pythonapi, name)
     function.restype, function.argtypes = ctypes.py_object, list(arguments)
     return function
 
 
 def _text(text: str) -> bytes:
-    """Return a text as C has it."""
+    """Return a text as UTF-8 for C."""
     return text.encode("utf-8", "replace")
 
 
 def member(name: str, kind: str, offset: int, flags: int = READ_ONLY) -> PyMemberDef:
-    """Describe a piece of an object's data, of a kind of `MEMBER_KINDS`."""
+    """Describe a member of a kind in `MEMBER_KINDS`."""
     return PyMemberDef(_text(name), MEMBER_KINDS[kind], offset, flags, None)
 
 
 def method(source: Any, address: int, flags: int, parameters: str) -> PyMethodDef:
-    """Describe the C method that stands for a Python method, with its name and docstring."""
+    """Describe the C method that replaces a Python method; it has the same name and docstring."""
     name = source.__name__
     return PyMethodDef(_text(name), address, flags, _text(f"{name}{parameters}\n--\n\n{source.__doc__}"))
 
@@ -307,7 +306,7 @@ def make_type(
     methods: tuple[PyMethodDef, ...] = (),
 ) -> Any:
     """
-    Make a type, for good, that classes can be made from; with the name and the docstring of its last base.
+    Make a type that is kept for good and can be subclassed; it has the name and the docstring of its last base.
 
     Parameters
     ----------
@@ -316,9 +315,9 @@ def make_type(
     size : int
         Bytes of an object.
     functions : dict of str to int
-        Addresses of C functions, by the names of `SLOTS`; with "traverse" among them the collector sees the objects.
+        Addresses of C functions, by the names of `SLOTS`; if "traverse" is among them, the collector sees the objects.
     members, methods
-        What Python sees of the objects' data, and C methods.
+        Members that Python sees, and C methods.
     """
     of = bases[-1]
     arrays: dict[str, Any] = {
@@ -336,14 +335,14 @@ def make_type(
 
 
 def add_method(cls: type, name: str, address: int, flags: int, parameters: str) -> None:
-    """Give a class a C method in the place of its Python method, with its docstring."""
+    """Replace a Python method of a class by a C method with the same docstring."""
     description = method(getattr(cls, name), address, flags, parameters)
     keep(description)
     setattr(cls, name, _api("PyDescr_NewMethod", ctypes.py_object, ctypes.c_void_p)(cls, ctypes.addressof(description)))
 
 
 def new_attribute(cls: type, name: str, get: int, set_: int, closure: int, doc: str) -> Any:
-    """Return a C attribute of the objects of a class; `closure` is what the two functions are told."""
+    """Return a C attribute for the objects of a class; both functions get `closure` as their last argument."""
     row = PyGetSetDef(_text(name), get, set_, _text(doc), closure)
     keep(row)
     return _api("PyDescr_NewGetSet", ctypes.py_object, ctypes.c_void_p)(cls, ctypes.addressof(row))

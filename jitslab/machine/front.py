@@ -1,10 +1,10 @@
 """
 From a kernel's source to LLVM's IR, in one pass.
 
-Numba types a function by a fixpoint over its variables, after some thirty passes: 35 ms a kernel.  Kernels need little of that.
-A variable has one type, that of its first value; whole numbers are int64, whatever the field that they were read from; nothing
-raises.  Fields, intrinsics and calls of C are typed and lowered by what Numba knows of them.  A kernel that has more in it, or no
-source, raises `UnsupportedError`: Numba's own passes compile it.
+Numba types a function by a fixpoint over its variables, after some thirty passes: 35 ms a kernel.  Kernels need less.  A
+variable has one type, that of its first value; an integer is an int64, whatever field it was read from; nothing raises.
+Numba's own typing and lowering serve fields, intrinsics and calls of C.  A kernel that has more in it, or no source, raises
+`UnsupportedError`: Numba's own passes compile it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ OPERATORS: dict[Any, Callable[..., Any]] = {
     ast.GtE: operator.ge,
     ast.USub: operator.neg,
 }
-EMIT: dict[Any, Callable[..., Any]] = {  # of int64s; a product or a sum that overflows has no meaning, as in Numba
+EMIT: dict[Any, Callable[..., Any]] = {  # of int64s; overflow is undefined, as in Numba
     ast.Add: lambda builder, a, b: builder.add(a, b, flags=("nsw",)),
     ast.Sub: lambda builder, a, b: builder.sub(a, b, flags=("nsw",)),
     ast.Mult: lambda builder, a, b: builder.mul(a, b, flags=("nsw",)),
@@ -67,15 +67,15 @@ CASTS = {bool: types.boolean, int: types.int64, float: types.float64} | {
 
 
 class UnsupportedError(Exception):
-    """The kernel has something in it that is Numba's."""
+    """Only Numba's own passes can compile the kernel."""
 
 
 class _RetypedError(Exception):
-    """A variable, or the result, has to be of another type."""
+    """A variable, or the result, needs another type."""
 
 
 class Value(NamedTuple):
-    """What an expression is: its Numba type and LLVM's value; of what is no value of compiled code (a function) the object."""
+    """An expression: its Numba type and LLVM's value.  If it is no value of compiled code (a function): None and the object."""
 
     type: Any
     of: Any
@@ -86,7 +86,7 @@ class Value(NamedTuple):
 
 @cache
 def _functions(file: str, text: str) -> dict[tuple[int, str], ast.FunctionDef]:
-    """Return the functions in a source, by the line of their first decorator, and name."""
+    """Return the functions in a source, by name and by the line of their first decorator."""
     found = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef))
     return {(min([node.lineno, *(each.lineno for each in node.decorator_list)]), node.name): node for node in found}
 
@@ -99,18 +99,18 @@ def source(function: FunctionType) -> ast.FunctionDef:
         node = _functions(code.co_filename, text).get((code.co_firstlineno, code.co_name))
     except (SyntaxError, ValueError, RecursionError) as error:
         raise UnsupportedError(f"no source: {error}") from error
-    if node is None or _parts(_code(node, code.co_freevars)) != _parts(code):  # the file was changed meanwhile
+    if node is None or _parts(_code(node, code.co_freevars)) != _parts(code):  # the file was changed after the import
         raise UnsupportedError("no source")
     return node
 
 
 def _parts(code: Any) -> tuple[Any, ...]:
-    """Return what tells whether code comes from a source; the instructions themselves depend on a module's imports."""
+    """Return the parts of code that follow from its source alone; the instructions depend on a module's imports, too."""
     return code.co_varnames, code.co_names, list(map(repr, code.co_consts))
 
 
 def _code(node: ast.FunctionDef, free: tuple[str, ...]) -> Any:
-    """Compile a function, with the variables that it finds in the one around it."""
+    """Compile a function within another that has its free variables."""
     bare = ast.FunctionDef(node.name, node.args, node.body, [], None, None)
     none = ast.arguments([], [ast.arg(name) for name in free], None, [], [], None, [])
     around = ast.FunctionDef("around", none, [bare, ast.Return(ast.Name(node.name, ast.Load()))], [], None, None)
@@ -127,7 +127,7 @@ def _code(node: ast.FunctionDef, free: tuple[str, ...]) -> Any:
 
 
 class Front:
-    """A kernel for arguments of some types: as long as types turn out others than thought, it is emitted anew."""
+    """A kernel for some types of arguments.  It is emitted again whenever a type turns out to be another."""
 
     def __init__(self, function: FunctionType, context: Any, describe: Callable[[Any], Any], args: tuple[Any, ...]) -> None:
         self.function, self.context, self.describe, self.args = function, context, describe, args
@@ -148,7 +148,7 @@ class Front:
         )
 
     def emit(self, new_module: Callable[[], Any], c_name: str) -> tuple[Any, Any]:
-        """Return what describes the function, and the module that has it and a C function that calls it, if that has a name."""
+        """Return the function's descriptor and its module, which also has a C function of the name `c_name`, if that is given."""
         self.result = types.int64 if c_name else self.result
         for _ in range(2 + 2 * len(self.locals)):
             try:
@@ -163,7 +163,7 @@ class Front:
 
 
 class _Body:
-    """One attempt."""
+    """One attempt to emit a kernel."""
 
     def __init__(self, front: Front, module: Any) -> None:
         self.front, self.context, self.module = front, front.context, module
@@ -176,7 +176,7 @@ class _Body:
         self.loops: list[tuple[Any, Any]] = []  # where `continue` and `break` go
 
     def run(self) -> None:
-        """Emit all of it."""
+        """Emit the whole kernel."""
         arguments = self.context.call_conv.decode_arguments(self.builder, self.described.argtypes, self.function)
         first = self.function.append_basic_block("body")
         for name, of, value in zip(self.front.names, self.described.argtypes, arguments, strict=True):
@@ -204,7 +204,7 @@ class _Body:
     # --- Statements ---
 
     def run_all(self, nodes: list[Any]) -> None:
-        """Emit statements up to one that does not go on to the next."""
+        """Emit statements, up to the first that ends the block."""
         for node in nodes:
             if self.builder.block.is_terminated:
                 return
@@ -214,19 +214,19 @@ class _Body:
             handler(node)
 
     def run_expr(self, node: Any) -> None:
-        """An expression for what it does, or a docstring."""
+        """Emit an expression whose value is not used, or skip a docstring."""
         if not isinstance(node.value, ast.Constant):
             self.value(node.value)
 
     def run_pass(self, node: Any) -> None:
-        """Nothing."""
+        """Emit nothing."""
 
     def run_return(self, node: Any) -> None:
-        """Return."""
+        """Emit a return."""
         self.return_value(Value(types.none, self.context.get_dummy_value()) if node.value is None else self.value(node.value))
 
     def return_value(self, value: Value) -> None:
-        """Return a value; the first one tells the result's type."""
+        """Emit the return of a value; the first sets the result's type."""
         value = self.plain(value)
         if self.front.result is None:
             self.front.result = value.type
@@ -240,18 +240,18 @@ class _Body:
         self.context.call_conv.return_value(self.builder, returned)
 
     def run_assign(self, node: Any) -> None:
-        """Assignment, also of several."""
+        """Emit an assignment to one or several targets."""
         value = self.value(node.value)
         for target in node.targets:
             self.assign(target, value)
 
     def run_annassign(self, node: Any) -> None:
-        """Assignment."""
+        """Emit an annotated assignment."""
         if node.value is not None:
             self.assign(node.target, self.value(node.value))
 
     def run_augassign(self, node: Any) -> None:
-        """Assignment of what a place has, changed."""
+        """Emit an augmented assignment."""
         target = node.target
         if isinstance(target, ast.Name):
             self.store(target.id, self.binary(node.op, self.value(ast.Name(target.id, ast.Load())), self.value(node.value)))
@@ -263,7 +263,7 @@ class _Body:
             self.set_item(base, index, self.binary(node.op, self.item(base, index), self.value(node.value)))
 
     def assign(self, target: Any, value: Value) -> None:
-        """Assign a value to a target."""
+        """Emit the assignment of a value to a target."""
         if isinstance(target, ast.Name):
             self.store(target.id, value)
         elif isinstance(target, ast.Attribute):
@@ -278,7 +278,7 @@ class _Body:
             raise UnsupportedError(ast.dump(target))
 
     def store(self, name: str, value: Value) -> None:
-        """Store into a variable, whose type is that of all its values."""
+        """Emit the store into a variable, whose type must fit all its values."""
         value = self.plain(value)
         of = self.front.types.setdefault(name, value.type)
         if of != value.type:
@@ -292,7 +292,7 @@ class _Body:
         self.builder.store(self.cast(value, of), place)
 
     def set_attribute(self, base: Value, name: str, value: Value) -> None:
-        """Write a field."""
+        """Emit the store of a field."""
         value = self.plain(value)
         signature = self.typing.resolve_setattr(base.type, name, value.type)
         if signature is None:
@@ -301,7 +301,7 @@ class _Body:
         emit(self.builder, (base.of, self.cast(value, signature.args[1])))
 
     def set_item(self, base: Value, index: Value, value: Value) -> None:
-        """Write an element."""
+        """Emit the store of an element."""
         if isinstance(base.type, types.CPointer) and isinstance(base.type.dtype, types.Integer):
             at = self.builder.gep(base.of, [self.integer(index)])
             self.builder.store(self.cast(value, base.type.dtype), at)
@@ -309,7 +309,7 @@ class _Body:
         self.call_operator(operator.setitem, [base, index, value])
 
     def run_if(self, node: Any) -> None:
-        """One of two branches."""
+        """Emit one of two branches."""
         then, after = self.new_block("then"), self.new_block("after")
         other = self.new_block("else") if node.orelse else after
         self.branch(node.test, then, other)
@@ -323,7 +323,7 @@ class _Body:
         self.builder.position_at_end(after)
 
     def run_while(self, node: Any) -> None:
-        """A loop while something is so."""
+        """Emit a `while` loop."""
         test, body, after = self.new_block("test"), self.new_block("body"), self.new_block("after")
         self.go(test)
         self.builder.position_at_end(test)
@@ -344,15 +344,15 @@ class _Body:
         self.builder.position_at_end(after)
 
     def run_continue(self, node: Any) -> None:
-        """On to the next round."""
+        """Emit a `continue`."""
         self.builder.branch(self.loops[-1][0])
 
     def run_break(self, node: Any) -> None:
-        """Out of the loop."""
+        """Emit a `break`."""
         self.builder.branch(self.loops[-1][1])
 
     def run_for(self, node: Any) -> None:
-        """A loop over a range, or over what a tuple of constants has."""
+        """Emit a loop over a range or over a tuple of constants."""
         over = node.iter
         if isinstance(over, ast.Tuple):
             self.run_each(node, over.elts)
@@ -384,7 +384,7 @@ class _Body:
         builder.position_at_end(after)
 
     def run_each(self, node: Any, each: list[Any]) -> None:
-        """A loop that is emitted as often as it runs."""
+        """Emit the body once for each item of a tuple."""
         after = self.new_block("after")
         for value in each:
             body, following = self.new_block("body"), self.new_block("next")
@@ -397,16 +397,16 @@ class _Body:
         self.builder.position_at_end(after)
 
     def new_block(self, name: str) -> Any:
-        """Return a new block."""
+        """Return a new basic block."""
         return self.function.append_basic_block(name)
 
     def go(self, block: Any) -> None:
-        """Go to a block, unless the code went elsewhere."""
+        """Emit a jump to a basic block, unless the code has ended with another."""
         if not self.builder.block.is_terminated:
             self.builder.branch(block)
 
     def branch(self, node: Any, yes: Any, no: Any) -> None:
-        """Go one way or the other; what need not be looked at is not."""
+        """Emit a branch; of `and` and `or` the second operand is tested only if the first does not decide."""
         if isinstance(node, ast.BoolOp):
             for each in node.values[:-1]:
                 rest = self.new_block("rest")
@@ -432,11 +432,11 @@ class _Body:
         return handler(node)  # type: ignore[no-any-return]  # found by name
 
     def value_constant(self, node: Any) -> Value:
-        """A constant."""
+        """Emit a constant."""
         return self.constant(node.value)
 
     def constant(self, value: Any) -> Value:
-        """Return what Python has before the kernel runs: a number, or an object that can only be called or passed on."""
+        """Return a value that Python has before the kernel runs: a number, or an object that can only be called or passed on."""
         if isinstance(value, (bool, np.bool_)):
             return Value(types.literal(bool(value)), I1(int(value)))
         if isinstance(value, (np.integer, int)):
@@ -451,7 +451,7 @@ class _Body:
         return Value(None, value)
 
     def value_name(self, node: Any) -> Value:
-        """A variable, or what is found by its name around the kernel."""
+        """Emit a variable, or the value of a name around the kernel."""
         name = node.id
         if name in self.values:
             return self.values[name]
@@ -465,11 +465,11 @@ class _Body:
         raise UnsupportedError(f"no {name}")
 
     def value_attribute(self, node: Any) -> Value:
-        """A field, or what a module has."""
+        """Emit a field, or an attribute of a module."""
         return self.attribute(self.value(node.value), node.attr)
 
     def attribute(self, base: Value, name: str) -> Value:
-        """Read a field."""
+        """Emit the load of a field."""
         if base.type is None:
             if not isinstance(base.of, ModuleType):
                 raise UnsupportedError(f"{name} of {base.of}")
@@ -481,11 +481,11 @@ class _Body:
         return self.plain(Value(found, emit(self.context, self.builder, base.type, base.of, name)))
 
     def value_subscript(self, node: Any) -> Value:
-        """An element."""
+        """Emit a subscript."""
         return self.item(self.value(node.value), self.value(node.slice))
 
     def item(self, base: Value, index: Value) -> Value:
-        """Read an element."""
+        """Emit the load of an element."""
         if isinstance(base.type, types.CPointer) and isinstance(base.type.dtype, types.Integer):
             at = self.builder.gep(base.of, [self.integer(index)])
             return self.plain(Value(base.type.dtype, self.builder.load(at)))
@@ -495,16 +495,16 @@ class _Body:
         return self.call_operator(operator.getitem, [base, index])
 
     def value_tuple(self, node: Any) -> Value:
-        """A tuple."""
+        """Emit a tuple."""
         return self.tuple_of([self.plain(self.value(each)) for each in node.elts])
 
     def tuple_of(self, values: list[Value]) -> Value:
-        """Make a tuple."""
+        """Emit a tuple of values."""
         of = types.BaseTuple.from_types(tuple(each.type for each in values))
         return Value(of, self.context.make_tuple(self.builder, of, [each.of for each in values]))
 
     def value_unaryop(self, node: Any) -> Value:
-        """An operation on one value."""
+        """Emit an operation on one value."""
         value, op = self.value(node.operand), node.op
         if isinstance(op, ast.Not):
             return Value(types.boolean, self.builder.not_(self.truth(value)))
@@ -520,7 +520,7 @@ class _Body:
         raise UnsupportedError(type(op).__name__)
 
     def value_binop(self, node: Any) -> Value:
-        """An operation on two values."""
+        """Emit an operation on two expressions."""
         return self.binary(node.op, self.value(node.left), self.value(node.right))
 
     def binary(self, op: Any, a: Value, b: Value) -> Value:
@@ -537,7 +537,7 @@ class _Body:
         return self.call_operator(OPERATORS[kind], [a, b])
 
     def value_compare(self, node: Any) -> Value:
-        """Comparisons, one or several."""
+        """Emit one comparison or a chain."""
         left, found = self.value(node.left), []
         if len(node.ops) == 1:
             return self.compare(node.ops[0], left, self.value(node.comparators[0]))
@@ -559,7 +559,7 @@ class _Body:
         return Value(types.boolean, answer)
 
     def compare(self, op: Any, a: Value, b: Value) -> Value:
-        """Compare two values."""
+        """Emit the comparison of two values."""
         if type(op) not in COMPARE:
             raise UnsupportedError(type(op).__name__)
         sign = COMPARE[type(op)]
@@ -572,7 +572,7 @@ class _Body:
         return self.call_operator(OPERATORS[type(op)], [a, b])
 
     def value_boolop(self, node: Any) -> Value:
-        """`and`, `or` of booleans."""
+        """Emit `and` or `or` of booleans."""
         is_and = isinstance(node.op, ast.And)
         after, arms = self.new_block("after"), []
         for each in node.values:
@@ -592,7 +592,7 @@ class _Body:
         return Value(types.boolean, answer)
 
     def value_ifexp(self, node: Any) -> Value:
-        """One of two values."""
+        """Emit one of two values."""
         blocks = then, other, after = self.new_block("then"), self.new_block("else"), self.new_block("after")
         self.branch(node.test, then, other)
         found = []
@@ -614,7 +614,7 @@ class _Body:
     # --- Calls ---
 
     def value_call(self, node: Any) -> Value:
-        """A call."""
+        """Emit a call."""
         called = self.value(node.func)
         if called.type is not None or node.keywords:
             raise UnsupportedError("a call that is not plain")
@@ -636,13 +636,13 @@ class _Body:
         return self.call_operator(function, arguments)
 
     def converted(self, value: Value, of: Any) -> Value:
-        """Convert a number."""
+        """Emit the conversion of a number."""
         if of is types.boolean:
             return Value(types.boolean, self.truth(value))
         return Value(of, self.cast(value, of))
 
     def call_kernel(self, kernel: Any, arguments: list[Value]) -> Value:
-        """Call another kernel."""
+        """Emit the call of another kernel."""
         wanted = tuple(each.type for each in arguments)
         if wanted not in kernel.overloads:
             kernel.compile(wanted)
@@ -655,7 +655,7 @@ class _Body:
         return Value(result, self.context.call_internal(self.builder, compiled.fndesc, compiled.signature, values))
 
     def call_described(self, described: Any, result: Any, values: list[Any]) -> Any:
-        """Call what Numba compiled, or could have; the status says that nothing was raised."""
+        """Emit a call by Numba's convention; the status is ignored, since kernels raise nothing."""
         builder, context = self.builder, self.context
         called = context.declare_function(self.module, described)
         of = called.function_type.args[0].pointee
@@ -666,7 +666,7 @@ class _Body:
         return context.get_returned_value(builder, result, builder.load(place))
 
     def call_intrinsic(self, intrinsic: Any, arguments: list[Value]) -> Value:
-        """Emit what an intrinsic emits."""
+        """Emit an intrinsic."""
         defined = intrinsic._defn(self.typing, *(each.type for each in arguments))
         if defined is None:
             raise UnsupportedError(f"{intrinsic} of such arguments")
@@ -675,7 +675,7 @@ class _Body:
         return self.plain(Value(signature.return_type, emit(self.context, self.builder, signature, values)))
 
     def call_c(self, function: Any, arguments: list[Value]) -> Value:
-        """Call a function of C."""
+        """Emit the call of a C function."""
         signature = function.sig
         described = funcdesc.ExternalFunctionDescriptor(function.symbol, signature.return_type, signature.args)
         declared = self.context.declare_external_function(self.module, described)
@@ -684,7 +684,7 @@ class _Body:
         return self.plain(Value(signature.return_type, answer))
 
     def call_operator(self, function: Any, arguments: list[Value]) -> Value:
-        """Call what Numba knows by a Python function."""
+        """Emit the call of a Python function that Numba knows."""
         arguments = [self.plain(each) for each in arguments]
         signature = _known(self.typing, function, tuple(each.type for each in arguments))
         emit = self.context.get_function(self.typing.resolve_value_type(function), signature)
@@ -698,7 +698,7 @@ class _Body:
         return isinstance(node, ast.Name) and node.id == name and self.value(node).of is getattr(builtins, name)
 
     def is_int(self, value: Value) -> bool:
-        """Whether a value is what int64 arithmetic is done with."""
+        """Whether a value can be an operand of int64 arithmetic."""
         return isinstance(value.type, (types.Integer, *BOOLEANS)) and value.type != types.uint64
 
     def integer(self, value: Value) -> Any:
@@ -714,7 +714,7 @@ class _Body:
         raise UnsupportedError(f"the truth of {value.type}")
 
     def plain(self, value: Value) -> Value:
-        """Return a value of a type that variables have: whole numbers are int64."""
+        """Return a value as one that a variable can have: an integer is an int64."""
         of = value.type
         if of is None:
             raise UnsupportedError(f"{value.of} as a value")
@@ -725,13 +725,13 @@ class _Body:
         return Value(types.unliteral(of), value.of)
 
     def passed(self, value: Value, as_literal: bool = False) -> Value:
-        """Return a value as an argument: a constant as what it is if that is wanted, a function as its Numba type."""
+        """Return a value as an argument: a constant as a literal if that is wanted, a function as its Numba type."""
         if value.type is None:
             return Value(self.typing.resolve_value_type(value.of), self.context.get_dummy_value())
         return value if as_literal and isinstance(value.type, types.Literal) else self.plain(value)
 
     def common(self, a: Any, b: Any) -> Any:
-        """Return the type of what is of one of two types."""
+        """Return the type that can hold values of both types."""
         if a == b:
             return a
         if all(isinstance(of, (types.Integer, types.Boolean)) and of != types.uint64 for of in (a, b)):
@@ -739,7 +739,7 @@ class _Body:
         raise UnsupportedError(f"{a} and {b} in one place")
 
     def cast(self, value: Value, of: Any) -> Any:
-        """Return a value as one of another type."""
+        """Emit the conversion of a value to another type."""
         have = value.type
         if have == of or isinstance(of, types.Literal):
             return value.of

@@ -1,10 +1,9 @@
 """
-Objects that are, in compiled code, the address of a block: one int64, got by one load.
+Objects that compiled code sees as the address of a row: one int64, got by one load.
 
-Above `_cpython`, below `compiled` and `sizetype`.  Such an object is a `Holder`: it has the address, and the array whose
-data the block is; so the block lives as long as the object does.  Numba asks any object for its type by an attribute, and a proxy
-answers as the object behind it does: so compiled code looks at the class before it looks into the object.  On the way back the
-address finds the object that it is of.
+Such an object is a `Holder`: it has the address of the row, and an array over that memory, so the row lives as long as the
+object.  Numba asks any object for its type by an attribute, and a proxy answers like the object behind it: so compiled code
+checks the class before it reads the address.  If compiled code returns the address, Python finds the object by it.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from .pointers import StructPointer, make_cast
 HOLDER = np.dtype(
     [
         ("head", "u1", (HEAD,)),
-        ("address", "i8"),  # of the first CONTROL row, or of an allocator's tables; 0 before it has one
-        ("array", "i8"),  # the array that keeps that memory
+        ("address", "i8"),  # of a cache's first CONTROL row, or of an allocator's SIZES row; 0: the object is not open yet
+        ("array", "i8"),  # the array that keeps that memory alive
         ("guard_class", "i8"),  # the class of a cache's guards
         ("births", "i8"),  # address of what stores the fields that a cache's records are born with, 0: Python does
         ("records", "i8"),  # the array of a cache's records
@@ -47,26 +46,26 @@ _members = (
 )
 Holder: Any = make_type((object,), HOLDER.itemsize, {}, _members)
 _address, _array, _guard_class, _births, _records = (vars(Holder)[name] for name in PARTS)
-for _name in PARTS:  # so nothing but this module sets them
+for _name in PARTS:  # so only this module sets them
     delattr(Holder, _name)
-_classes: dict[type[types.Type], tuple[type, str]] = {}  # the class of the objects of a type, and what users call it
-_objects: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by the address of their block
+_classes: dict[type[types.Type], tuple[type, str]] = {}  # the class of a Numba type's objects, and its name for users
+_objects: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by the address of their row
 
 
 def hold(holder: Any, address: int, array: Any) -> None:
-    """Have a Holder hold the block at an address, which is the data of an array; compiled code that returns it finds it."""
+    """Give a Holder the row at an address, which is the data of an array; Python then finds the Holder by the address."""
     _array.__set__(holder, array)
     _address.__set__(holder, address)
     _objects[address] = holder
 
 
 def is_going(holder: Any) -> bool:
-    """Whether a Holder is being collected: together with what refers to it, if that is in a cycle with it."""
+    """Whether a Holder is being collected, perhaps together with objects that refer to it."""
     return _objects.get(_address.__get__(holder)) is not holder
 
 
 def set_guard_class(holder: Any, cls: type) -> None:
-    """Have a cache make guards of a class."""
+    """Set the class of a cache's guards."""
     _guard_class.__set__(holder, cls)
 
 
@@ -93,55 +92,55 @@ def has_births(holder: Any) -> bool:
     return bool(_births.__get__(holder))
 
 
-_constants: list[Any] = []  # objects that compiled code has as globals: never dropped
+_constants: list[Any] = []  # objects that are globals of compiled code: never dropped
 
 
-def is_object(block_type: type[types.Type], obj: Any) -> bool:
-    """Whether an object is one of the class of a type, whatever it says of itself."""
-    return issubclass(type(obj), _classes[block_type][0])
+def is_object(holder_type: type[types.Type], obj: Any) -> bool:
+    """Whether an object is of the class of a Numba type, by its real type: a proxy is not."""
+    return issubclass(type(obj), _classes[holder_type][0])
 
 
-def text_of_refusal(block_type: type[types.Type], obj: Any) -> str:
-    """Say that an object is no cache or allocator, though Numba takes it for one."""
-    name = _classes[block_type][1]
+def text_of_refusal(holder_type: type[types.Type], obj: Any) -> str:
+    """Return the message that an object is a proxy: Numba took it for a cache or an allocator."""
+    name = _classes[holder_type][1]
     return f"compiled code takes a {name} itself, got an object of type {type(obj).__name__}, which only answers as one does"
 
 
-def bind(block_type: type[types.Type], cls: type, name: str) -> None:
-    """Say which class the objects of a type are of, and what users call it; its subclasses count."""
+def bind(holder_type: type[types.Type], cls: type, name: str) -> None:
+    """Set the class of a Numba type's objects, and its name for users; subclasses count."""
 
     def refuse(obj: Any) -> NoReturn:
         """Raise for an object that compiled code cannot take."""
-        if not is_object(block_type, obj):
-            raise CacheTypeError(text_of_refusal(block_type, obj))
+        if not is_object(holder_type, obj):
+            raise CacheTypeError(text_of_refusal(holder_type, obj))
         raise ClosedError(f"this {type(obj).__name__} was never opened")
 
     def find(address: int) -> Any:
-        """Return the object whose block is at an address."""
+        """Return the object whose row is at an address."""
         found = _objects.get(address)
-        if found is None or not is_object(block_type, found):
+        if found is None or not is_object(holder_type, found):
             raise ClosedError(f"the {name} that compiled code returns is gone")
         return found
 
-    _classes[block_type] = cls, name
-    name_object(f"jitslab.class.{block_type.__name__}", cls)
-    name_object(f"jitslab.refuse.{block_type.__name__}", refuse)
-    name_object(f"jitslab.find.{block_type.__name__}", find)
+    _classes[holder_type] = cls, name
+    name_object(f"jitslab.class.{holder_type.__name__}", cls)
+    name_object(f"jitslab.refuse.{holder_type.__name__}", refuse)
+    name_object(f"jitslab.find.{holder_type.__name__}", find)
 
 
-def register(block_type: type[types.Type]) -> None:
-    """Let compiled code have objects of such a type, as arguments and as globals."""
+def register(holder_type: type[types.Type]) -> None:
+    """Let compiled code have the objects of a Numba type as arguments, as results and as globals."""
 
-    @register_model(block_type)
-    class BlockModel(models.StructModel):  # type: ignore[misc]  # numba has no types
+    @register_model(holder_type)
+    class HolderModel(models.StructModel):  # type: ignore[misc]  # numba has no types
         def __init__(self, manager: Any, typ: Any) -> None:
             super().__init__(manager, typ, [("ptr", types.int64)])
 
-    make_attribute_wrapper(block_type, "ptr", "_ptr")
+    make_attribute_wrapper(holder_type, "ptr", "_ptr")
 
-    @unbox(block_type)  # type: ignore[untyped-decorator]  # numba has no types
-    def unbox_block(typ: Any, obj: Any, c: Any) -> NativeValue:
-        builder, cls = c.builder, c.pyapi.get_c_object(f"jitslab.class.{block_type.__name__}")
+    @unbox(holder_type)  # type: ignore[untyped-decorator]  # numba has no types
+    def unbox_holder(typ: Any, obj: Any, c: Any) -> NativeValue:
+        builder, cls = c.builder, c.pyapi.get_c_object(f"jitslab.class.{holder_type.__name__}")
         kind = builder.bitcast(c.pyapi.get_type(obj), PTR)
         is_one = cgutils.alloca_once_value(builder, cgutils.true_bit)
         with builder.if_then(builder.icmp_unsigned("!=", kind, builder.bitcast(cls, PTR)), likely=False):
@@ -157,24 +156,24 @@ def register(block_type: type[types.Type]) -> None:
         struct.ptr = builder.load(address)
         is_missing = cgutils.is_null(builder, struct.ptr)
         with builder.if_then(is_missing, likely=False):
-            refuse = c.pyapi.get_c_object(f"jitslab.refuse.{block_type.__name__}")
+            refuse = c.pyapi.get_c_object(f"jitslab.refuse.{holder_type.__name__}")
             c.pyapi.call_function_objargs(refuse, (obj,))
         return NativeValue(struct._getvalue(), is_error=is_missing)
 
-    @box(block_type)  # type: ignore[untyped-decorator]  # numba has no types
-    def box_block(typ: Any, value: Any, c: Any) -> Any:
+    @box(holder_type)  # type: ignore[untyped-decorator]  # numba has no types
+    def box_holder(typ: Any, value: Any, c: Any) -> Any:
         address = c.pyapi.long_from_longlong(cgutils.create_struct_proxy(typ)(c.context, c.builder, value=value).ptr)
-        found = c.pyapi.call_function_objargs(c.pyapi.get_c_object(f"jitslab.find.{block_type.__name__}"), (address,))
+        found = c.pyapi.call_function_objargs(c.pyapi.get_c_object(f"jitslab.find.{holder_type.__name__}"), (address,))
         c.pyapi.decref(address)
         return found
 
-    @lower_constant(block_type)  # type: ignore[untyped-decorator]  # numba has no types
-    def lower_block(context: Any, builder: Any, typ: Any, obj: Any) -> Any:
-        """A global of the function; its address is dynamic, so Numba does not save that function."""
-        if not is_object(block_type, obj):
-            raise NumbaTypeError(f"jitslab: {text_of_refusal(block_type, obj)}")
+    @lower_constant(holder_type)  # type: ignore[untyped-decorator]  # numba has no types
+    def lower_holder(context: Any, builder: Any, typ: Any, obj: Any) -> Any:
+        """Emit a global of the function; its address is dynamic, so Numba does not save that function."""
+        if not is_object(holder_type, obj):
+            raise NumbaTypeError(f"jitslab: {text_of_refusal(holder_type, obj)}")
         _constants.append(obj)
         struct = cgutils.create_struct_proxy(typ)(context, builder)
-        pointer = context.add_dynamic_addr(builder, obj._address, info=f"jitslab.{block_type.__name__}")
+        pointer = context.add_dynamic_addr(builder, obj._address, info=f"jitslab.{holder_type.__name__}")
         struct.ptr = builder.ptrtoint(pointer, I64)
         return struct._getvalue()

@@ -1,8 +1,8 @@
 """
-Kernels as modules of LLVM, and what is linked of them.
+Kernels as modules of LLVM, and the libraries that they are linked into.
 
-A kernel is kept as it was emitted.  Entry points are linked with all that they call, and then optimised and made machine code,
-once; likewise, but without machine code, a kernel that user code calls.
+A kernel is kept as it was emitted.  An entry point is linked with all that it calls, optimised, and compiled to machine code,
+once.  A kernel that user code calls is linked and optimised once; it becomes machine code within that user code.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numba.core.codegen import CodeLibrary, JITCodeLibrary
 
 
 class KernelLibrary(JITCodeLibrary):  # type: ignore[misc]  # numba has no types
-    """One kernel: to Numba a library that is ready to be linked.  It never raises, and has no machine code."""
+    """One kernel: to Numba, a library that is ready to be linked.  It never raises and has no machine code."""
 
     def __init__(self, codegen: Any, name: str, linked: bytes | None = None) -> None:
         CodeLibrary.__init__(self, codegen, name)
@@ -27,16 +27,16 @@ class KernelLibrary(JITCodeLibrary):  # type: ignore[misc]  # numba has no types
 
     @property
     def is_emitted(self) -> bool:
-        """Whether this is the kernel alone; else it is what was on disk: with all that it calls."""
+        """Whether the kernel was emitted in this process; otherwise it was read from disk, with all that it calls."""
         return self._final_module is not self._shared_module
 
     def new_module(self) -> Any:
-        """Return an empty module, to emit into."""
+        """Return an empty module to emit into."""
         self._linking_libraries.clear()
         return self._codegen._create_empty_module(self.name)
 
     def add_ir_module(self, ir_module: Any) -> None:
-        """Take the kernel as it was emitted."""
+        """Take the module that the kernel was emitted into."""
         self._final_module = llvm.parse_assembly(str(ir_module))
         self._finalize_dynamic_globals()
 
@@ -70,7 +70,7 @@ class EntryLibrary(JITCodeLibrary):  # type: ignore[misc]  # numba has no types
         """
         Take the C functions of some names from the modules of kernels, and all that they call.
 
-        What they call has no name in the machine code: LLVM may give it another shape here, and would hand it out by its name.
+        All other functions become private: LLVM may change their signatures here, and must not find them for other code.
         """
         link(kernels, self._final_module)
         for each in self._final_module.functions:
@@ -79,7 +79,7 @@ class EntryLibrary(JITCodeLibrary):  # type: ignore[misc]  # numba has no types
         optimise(self._codegen, self._final_module)
 
     def addresses_of(self, names: Iterable[str]) -> dict[str, int]:
-        """Return the addresses of the C functions, which are ready from now on."""
+        """Compile the C functions to machine code and return their addresses."""
         engine = self._codegen._engine
         self._finalize_final_module()
         engine._defined_symbols.update(names)

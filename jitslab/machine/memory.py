@@ -18,7 +18,7 @@ from .compile import I1, I32, I64, PTR, X86, Intrinsic, intrinsic, literal_intri
 
 
 def typed_pointer(builder: Any, value: Any, to: Any) -> Any:
-    """int64 address or pointer -> pointer to `to`."""
+    """Emit the cast of an int64 address or a pointer to a pointer to `to`."""
     pointer = to.as_pointer()
     return builder.inttoptr(value, pointer) if isinstance(value.type, ir.IntType) else builder.bitcast(value, pointer)
 
@@ -28,7 +28,7 @@ def _make_load_store(bits: int) -> tuple[Intrinsic, Intrinsic]:
 
     @intrinsic
     def load(typing: Any, address: Any, index: Any) -> Any:
-        """Integer `index` of the array at an address, as int64 (zero-extended)."""
+        """Return integer `index` of the array at an address, as int64 (zero-extended)."""
 
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             value = builder.load(builder.gep(typed_pointer(builder, args[0], word), [args[1]]), align=bits // 8)
@@ -38,7 +38,7 @@ def _make_load_store(bits: int) -> tuple[Intrinsic, Intrinsic]:
 
     @intrinsic
     def store(typing: Any, address: Any, index: Any, value: Any) -> Any:
-        """Low bits of `value` into integer `index` of the array at an address."""
+        """Store the low bits of `value` into integer `index` of the array at an address."""
 
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             low = args[2] if bits == 64 else builder.trunc(args[2], word)
@@ -94,7 +94,7 @@ def pause(typing: Any) -> Any:
 
 @intrinsic
 def thread_pointer(typing: Any) -> Any:
-    """Identity of the calling thread among the live ones; recurs after a thread's end."""
+    """Return a number that no other live thread has; after a thread's end another can get it."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.ptrtoint(emit_thread_pointer(builder), I64)
@@ -114,7 +114,7 @@ def emit_thread_pointer(builder: Any) -> Any:
 def _make_expect(outcome: int) -> Intrinsic:
     @intrinsic
     def expect(typing: Any, condition: Any) -> Any:
-        """`condition`, which is nearly always so."""
+        """Return `condition`, and tell LLVM its usual value."""
 
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I1, [I1, I1]), "llvm.expect.i1")
@@ -131,7 +131,7 @@ likely, unlikely = _make_expect(1), _make_expect(0)
 def _make_prefetch(to_write: int) -> Intrinsic:
     @intrinsic
     def prefetch(typing: Any, address: Any) -> Any:
-        """Ask for the line at `address`; any address will do."""
+        """Ask the CPU for the line at an address, which need not be mapped."""
 
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             params = ir.FunctionType(ir.VoidType(), [PTR, I32, I32, I32])
@@ -149,7 +149,7 @@ prefetch_read, prefetch_write = _make_prefetch(0), _make_prefetch(1)
 
 @intrinsic
 def lowest_bit(typing: Any, x: Any) -> Any:
-    """Index of the lowest bit set; 64 if there is none."""
+    """Return the index of the lowest bit set; 64 if there is none."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.cttz(args[0], I1(0))
@@ -172,7 +172,7 @@ MIX = -7046029254386353131  # 2**64 / golden ratio, odd: thread pointers differ 
 
 @intrinsic
 def fibonacci_hash(typing: Any, x: Any) -> Any:
-    """`x * MIX`, wrapping: Numba's own product of signed numbers would have no meaning where it overflows."""
+    """Return `x * MIX`, wrapped; Numba's own product of signed numbers is undefined if it overflows."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.mul(args[0], I64(MIX))
@@ -182,7 +182,7 @@ def fibonacci_hash(typing: Any, x: Any) -> Any:
 
 @literal_intrinsic
 def shift_right(typing: Any, x: Any, n: Any) -> Any:
-    """`x >> n` of the bits, as an int64 that LLVM knows not to be negative."""
+    """Return `x >> n` with zeros shifted in: LLVM knows that the result is not negative."""
     bits = n.literal_value
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -195,7 +195,7 @@ def shift_right(typing: Any, x: Any, n: Any) -> Any:
 
 
 def emit_call_at(builder: Any, address: Any, values: list[Any]) -> Any:
-    """Call the C function of int64s whose address stands in the int64 at an address."""
+    """Emit the call of the C function whose address stands in the int64 at an address."""
     at = builder.inttoptr(address, I64.as_pointer())
     signature = ir.FunctionType(I64, [I64] * len(values))
     return builder.call(builder.inttoptr(builder.load(at, align=8), signature.as_pointer()), values)

@@ -1,8 +1,11 @@
 """
-The machine's NUMA nodes, and where a cache's memory shall lie.
+The NUMA nodes of the machine, and the placement of a cache's memory on them.
 
-Above `_os` and `cast`, below `block`.  `nodes` reads the topology from the system; `resolve` turns a user's wish (a policy)
-into a `Placement`, which `Block` carries out.  On a machine with one node a placement is empty and costs nothing.
+`nodes` reads the topology from the system.  `resolve` turns a user's wish (a policy) into a `Placement`; a cache's memory asks
+the system for it by `bind`.  On a machine with one node a placement asks for nothing and costs nothing.
+
+A cache with the policy "local" is divided into nodes of its own, one for each NUMA node that has CPUs (`core.layout`, section
+7).  Any other cache is one node.
 
 Sources: Linux, Documentation/admin-guide/mm/numa_memory_policy.rst; mbind(2); set_mempolicy(2).
 """
@@ -23,7 +26,7 @@ from ..errors import NodeError, PlacementWarning, shown
 from . import addresses
 from .addresses import round_up
 
-CPUS = 4096  # CPUs whose node is known; a thread on a later one is taken for one of the first node's
+CPUS = 4096  # CPUs whose node is known; a thread on a later one draws from the first node
 MAX_NODES = 64
 ROOT = Path("/sys/devices/system/node")
 POLICIES = ("local", "interleave")
@@ -39,11 +42,11 @@ class NumaNode:
     id : int
         The system's number of it.
     cpus : tuple of int
-        Its CPUs; none: it is memory only.
+        Its CPUs; none: the node is memory only.
     memory : int
-        Bytes of memory; 0: it has CPUs only.
+        Bytes of memory; 0: the node has CPUs only.
     distances : dict of int to int
-        Distance to each node, as the firmware tells it; 10 is its own.
+        Distance to each node, as the firmware states it; 10: to itself.
 
     Examples
     --------
@@ -61,29 +64,29 @@ class NumaNode:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a cache's memory shall lie: the array sets, and what is asked of the system for each."""
+    """The nodes of a cache, and where the system shall place the memory of each."""
 
-    sets: tuple[int, ...]  # node of each array set
-    mode: int = addresses.MPOL_DEFAULT  # MPOL_DEFAULT: nothing is asked
-    interleaved: tuple[int, ...] = ()  # nodes that the pages of the one set take turns on
-    cpu_sets: bytes = b""  # number of the array set of each CPU, u1[CPUS]; empty: there is one set
+    nodes: tuple[int, ...]  # by node of the cache: the NUMA node that its memory lies on
+    mode: int = addresses.MPOL_DEFAULT  # of mbind(2); MPOL_DEFAULT: the system is not asked
+    interleaved: tuple[int, ...] = ()  # NUMA nodes that the pages of a cache with one node take turns on
+    cpu_nodes: bytes = b""  # by CPU: the node of the cache that its threads draw from, u1[CPUS]; empty: there is one node
 
     @property
     def is_simulated(self) -> bool:
-        """Whether the array sets are on nodes that are none."""
-        return len(self.sets) > 1 and self.mode == addresses.MPOL_DEFAULT
+        """Whether the nodes are simulated: the machine does not have them."""
+        return len(self.nodes) > 1 and self.mode == addresses.MPOL_DEFAULT
 
     def undivided(self) -> Placement:
-        """Return the placement with one array set, each page of it on the node of the thread that first writes to it."""
-        return Placement(self.sets[:1])
+        """Return the placement with one node; each page lies on the NUMA node of the thread that first writes to it."""
+        return Placement(self.nodes[:1])
 
     def nodes_of(self, number: int) -> tuple[int, ...]:
-        """Return the nodes that array set `number` is to lie on."""
-        return self.interleaved or (self.sets[number],)
+        """Return the NUMA nodes that the memory of node `number` shall lie on."""
+        return self.interleaved or (self.nodes[number],)
 
 
 def parse_list(text: str) -> tuple[int, ...]:
-    """Return the numbers of a list as the system writes it: ``0-3,8``."""
+    """Return the numbers in a list of the system, such as ``0-3,8``."""
     numbers: list[int] = []
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")
@@ -95,8 +98,8 @@ def nodes(root: Path = ROOT) -> tuple[NumaNode, ...]:
     """
     Return the NUMA nodes that this process may use, by number.
 
-    Reads ``/sys/devices/system/node`` and the allowed nodes (cpusets) of ``/proc/self/status``.  Where the system tells of no
-    nodes, or the files cannot be read, the answer is one node with every CPU.
+    Reads ``/sys/devices/system/node`` and the allowed nodes (cpusets) of ``/proc/self/status``.  If the system has no such files,
+    or they cannot be read, the answer is one node with every CPU.
 
     Examples
     --------
@@ -115,7 +118,7 @@ def nodes(root: Path = ROOT) -> tuple[NumaNode, ...]:
 
 
 def _read(root: Path) -> tuple[NumaNode, ...]:
-    """Return the nodes that the system tells of."""
+    """Return the nodes that this process may use, as the files of the system list them."""
     found = []
     allowed = _allowed()
     for directory in sorted(root.glob("node[0-9]*"), key=lambda d: int(d.name[4:])):
@@ -131,7 +134,7 @@ def _read(root: Path) -> tuple[NumaNode, ...]:
 
 
 def _allowed() -> tuple[int, ...] | None:
-    """Return the nodes whose memory this process may use, or None where the system does not tell."""
+    """Return the nodes whose memory this process may use; None: the system does not say."""
     if not addresses.LINUX:
         return None
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -142,7 +145,7 @@ def _allowed() -> tuple[int, ...] | None:
 
 @lru_cache(maxsize=1)
 def _machine() -> tuple[NumaNode, ...]:
-    """Return the nodes with memory, read once: opening a cache is not to read a dozen files."""
+    """Return the nodes with memory, read once: otherwise each new cache would read a dozen files."""
     return tuple(node for node in nodes() if node.memory > 0)
 
 
@@ -155,14 +158,14 @@ def resolve(policy: Any, strict: Any, simulated: Any) -> Placement:
     policy : {"local", "interleave"}, int or iterable of int
         As `SlabCache` takes it.
     strict : bool
-        Whether pages may not lie elsewhere.
+        Whether a page must lie on its node; if not, another node serves when that one is full.
     simulated : int or None
-        Array sets of a simulation that places nothing.
+        How many nodes to simulate; their memory is not placed.
 
     Raises
     ------
     NodeError
-        If the policy is none, or a node cannot be used.
+        If the policy is not valid, or a node cannot be used.
     """
     wish = _as_policy(policy)
     if not isinstance(strict, bool):
@@ -213,26 +216,26 @@ def _check_node(number: int, machine: tuple[NumaNode, ...]) -> None:
 
 @lru_cache(maxsize=8)
 def _on(node: int) -> Placement:
-    """One array set, of which nothing is asked: the same object for all such caches."""
+    """Return the placement with one node, of which the system is not asked: the same object for all such caches."""
     return Placement((node,))
 
 
 def _place_locally(machine: tuple[NumaNode, ...], mode: int) -> Placement:
-    """One array set for each node with CPUs; a CPU of a node without memory has the nearest one."""
-    sets = tuple(node.id for node in machine if node.cpus)[:MAX_NODES]
-    if len(sets) < 2:
-        return Placement(sets or (machine[0].id,))
+    """Return a placement with one node for each NUMA node with CPUs; CPUs without memory of their own get the nearest."""
+    chosen = tuple(node.id for node in machine if node.cpus)[:MAX_NODES]
+    if len(chosen) < 2:
+        return Placement(chosen or (machine[0].id,))
     number_of_cpu = bytearray(CPUS)
     for node in nodes():
-        nearest = min(range(len(sets)), key=lambda k: (node.distances.get(sets[k], 255), k))
+        nearest = min(range(len(chosen)), key=lambda k: (node.distances.get(chosen[k], 255), k))
         for cpu in node.cpus:
             if cpu < CPUS:
                 number_of_cpu[cpu] = nearest
-    return Placement(sets, mode, (), bytes(number_of_cpu))
+    return Placement(chosen, mode, (), bytes(number_of_cpu))
 
 
 def _simulate(wish: str | tuple[int, ...], simulated: Any) -> Placement:
-    """Array sets without memory of their own, CPUs dealt out to them in turn."""
+    """Return a placement with simulated nodes; the CPUs are dealt out to them in turn."""
     try:
         count = operator.index(simulated)
     except TypeError:
@@ -245,14 +248,14 @@ def _simulate(wish: str | tuple[int, ...], simulated: Any) -> Placement:
                 raise NodeError(f"node {shown(number)} is none of the {count} simulated ones")
     if wish != "local" or count == 1:
         return Placement((wish[0] if isinstance(wish, tuple) else 0,))
-    return Placement(tuple(range(count)), cpu_sets=bytes(cpu % count for cpu in range(CPUS)))
+    return Placement(tuple(range(count)), cpu_nodes=bytes(cpu % count for cpu in range(CPUS)))
 
 
 _refused: set[int] = set()
 
 
 def bind(address: int, n: int, placement: Placement, number: int) -> None:
-    """Ask the system to place the pages of n bytes from an address; warn once where it refuses."""
+    """Ask the system to place the pages of n bytes from an address for node `number`; warn once for each refusal."""
     if placement.mode == addresses.MPOL_DEFAULT:
         return
     start = address // addresses.page_bytes * addresses.page_bytes

@@ -1,4 +1,4 @@
-"""What ends together with a Python object, in one step that no Python stands between."""
+"""An entry point that runs when a Python object ends; CPython calls it, so no line of Python comes between."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ _Py_DecRef = _external("Py_DecRef", types.void(_ptr))
 
 @kernel
 def end_of(capsule: int) -> int:
-    """Call what a capsule's words begin with, and let what it keeps go."""
+    """Call the entry point of a capsule's row, then drop the objects that the capsule keeps."""
     kept = _PyCapsule_GetContext(capsule)
-    call_at(_PyCapsule_GetPointer(capsule, 0), _PyCapsule_GetPointer(capsule, 0))  # before what it keeps goes
+    call_at(_PyCapsule_GetPointer(capsule, 0), _PyCapsule_GetPointer(capsule, 0))  # before the kept objects are dropped
     _Py_DecRef(kept)
     return 0
 
 
 @ObjectEntry
-def make_owner(words: int, kept: int) -> int:
-    """Return a capsule with an end, for `owner`."""
-    capsule = _PyCapsule_New(words, 0, c_function(end_of))
+def make_owner(row: int, kept: int) -> int:
+    """Return a capsule for `owner`."""
+    capsule = _PyCapsule_New(row, 0, c_function(end_of))
     if capsule != 0:
         _Py_IncRef(kept)
         _PyCapsule_SetContext(capsule, kept)
     return capsule  # type: ignore[no-any-return]  # C functions have no types
 
 
-def owner(end: Entry, words: Any, *kept: Any) -> Any:
+def owner(end: Entry, row: Any, *kept: Any) -> Any:
     """
-    Return an object whose own end calls an entry point, and only then lets go of what it keeps.
+    Return an object; when it ends, an entry point is called, and after that the kept objects are dropped.
 
-    An exception anywhere, Ctrl-C or a want of memory, finds both done or neither: CPython calls the end itself.
+    CPython makes both steps itself.  So an exception (Ctrl-C, no memory) finds both done, or neither.
 
     Parameters
     ----------
     end : Entry
-        Called with the address of `words`, under the GIL.
-    words : ndarray of int64
-        What it works on.  The first word is for the entry point's address.
+        Called with the address of `row`, under the GIL.
+    row : ndarray of int64
+        The row of the entry point.  Its first field is for the entry point's address.
     kept
-        What has to outlast the call.
+        Objects that must outlive the call.
     """
-    words[0] = end.address
-    everything = (words, *kept)
-    return make_owner(words.ctypes.data, id(everything))
+    row[0] = end.address
+    everything = (row, *kept)
+    return make_owner(row.ctypes.data, id(everything))

@@ -2,11 +2,11 @@
 Typed pointers for kernels: ``heap.top``, ``heap.generations[slot]``, ``state.heads[which]``.
 
 A `StructPointer` is the address of a row of one dtype, an `ArrayPointer` that of an array of integers.  Pointers to rows of
-different dtypes are different types, so Numba refuses one where another is meant.  Every integer that is read is an int64, and
-what is assigned is cut to the width of its field.
+different dtypes are different types, so Numba refuses one in place of another.  Every integer that is read is an int64; a value
+that is assigned is cut to the width of its field.
 
-A field that never changes after its row was filled is *frozen*: LLVM may load it once for a whole loop.  A kernel that fills a
-row in may not read a frozen field of that row.
+A field that never changes after its row was filled in is *frozen*: LLVM may load it once for a whole loop.  A kernel that fills
+a row in may not read a frozen field of that row.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class StructPointer(types.Type):  # type: ignore[misc]  # numba has no types
     Parameters
     ----------
     name : str
-        Of the row, for messages.
+        Name of the row, for messages.
     dtype : numpy.dtype
-        Of the row: integers, arrays of integers, and records of both, whose fields are fields of the row.
+        Dtype of the row: integers, arrays of integers, and nested rows of both, whose fields are fields of this row.
     frozen : collection of str
-        Fields that never change after the row was filled.
+        Fields that never change after the row was filled in.
     addresses : mapping of str to Type
-        Fields that hold an address, and the type of the pointer that they are read as.
+        Fields that hold an address, and the pointer type that they are read as.
     tail : tuple of str and ArrayPointer, optional
         Name and type of the array that follows the row.
     """
@@ -72,11 +72,11 @@ class StructPointer(types.Type):  # type: ignore[misc]  # numba has no types
         _structs[self.name] = self
 
     def __reduce__(self) -> Any:
-        """Pickle by the name: the machine code on disk is that of these sources."""
+        """Pickle by the name: machine code on disk belongs to the same sources."""
         return _struct_named, (self.name,)
 
     def _add(self, dtype: np.dtype[Any], start: int) -> None:
-        """Add the fields of a dtype; a record within it is a field, too, of which the address can be asked for."""
+        """Add the fields of a dtype; a nested row is a field, too, whose address can be taken."""
         for name in dtype.names or ():
             field, offset = dtype.fields[name][:2]  # type: ignore[index]  # a dtype with names has fields
             self.fields[name] = start + offset, field
@@ -84,7 +84,7 @@ class StructPointer(types.Type):  # type: ignore[misc]  # numba has no types
                 self._add(field, start + offset)
 
     def type_of(self, name: str) -> Any:
-        """Return the type that a field is read as; None: there is no such field."""
+        """Return the type that a field is read as; None: the row has no such field."""
         if name not in self.fields:
             return None
         dtype = self.fields[name][1]
@@ -97,14 +97,14 @@ _structs: dict[str, StructPointer] = {}
 
 
 def _struct_named(name: str) -> StructPointer:
-    """Return the type of a name."""
+    """Return the pointer type of a name."""
     return _structs[name]
 
 
 @register_model(StructPointer)
 @register_model(ArrayPointer)
 class PointerModel(models.PrimitiveModel):  # type: ignore[misc]  # numba has no types
-    """A pointer to bytes, to LLVM."""
+    """The pointer in LLVM: to bytes."""
 
     def __init__(self, manager: Any, typ: Any) -> None:
         super().__init__(manager, typ, PTR)
@@ -139,7 +139,7 @@ def widened(builder: Any, value: Any, dtype: np.dtype[Any]) -> Any:
 
 @lower_getattr_generic(StructPointer)  # type: ignore[untyped-decorator]  # numba has no types
 def lower_field(context: Any, builder: Any, typ: Any, row: Any, name: str) -> Any:
-    """Emit the load of a field; of an array, its address."""
+    """Emit the load of a field; a field that is an array is its address."""
     at, dtype = emit_field(builder, typ, row, name), typ.fields[name][1]
     if dtype.subdtype is not None:
         return builder.bitcast(at, PTR)
@@ -152,7 +152,7 @@ def lower_field(context: Any, builder: Any, typ: Any, row: Any, name: str) -> An
 
 @lower_setattr_generic(StructPointer)  # type: ignore[untyped-decorator]  # numba has no types
 def lower_store(context: Any, builder: Any, sig: Any, args: Any, name: str) -> Any:
-    """Emit the store of a field: an integer, or the address of a pointer."""
+    """Emit the store of an integer, or of a pointer's address, into a field."""
     typ, dtype = sig.args[0], sig.args[0].fields[name][1]
     value = builder.ptrtoint(args[1], I64) if isinstance(args[1].type, ir.PointerType) else args[1]
     width = ir.IntType(8 * dtype.itemsize)
@@ -207,11 +207,11 @@ def lower_set_item(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 
 
 def make_cast(pointer: Any) -> Intrinsic:
-    """Return the function of kernels that takes an address as a pointer of one type."""
+    """Return an intrinsic that makes an address a pointer of one type."""
 
     @intrinsic
     def cast(typing: Any, address: Any) -> Any:
-        """The pointer of an address."""
+        """Return an address as a pointer."""
 
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             return builder.inttoptr(args[0], PTR)
@@ -226,7 +226,7 @@ u1s, u2s, u4s, i8s = map(make_cast, (U1S, U2S, U4S, I8S))
 
 @intrinsic
 def address_of(typing: Any, pointer: Any) -> Any:
-    """The address in a pointer, as an int64."""
+    """Return the address in a pointer, as an int64."""
     if not isinstance(pointer, (StructPointer, ArrayPointer)):
         return None
 
@@ -238,7 +238,7 @@ def address_of(typing: Any, pointer: Any) -> Any:
 
 @literal_intrinsic
 def address_in(typing: Any, row: Any, field: Any) -> Any:
-    """The address of a field, by its name: of an integer, an array or a record in the row."""
+    """Return the address of a field by its name: of an integer, an array or a nested row."""
     if not (isinstance(row, StructPointer) and isinstance(field, types.StringLiteral)):
         return None
     offset = row.fields[field.literal_value][0]
@@ -253,14 +253,14 @@ def address_in(typing: Any, row: Any, field: Any) -> Any:
 
 
 def _place(builder: Any, typ: Any, base: Any, key: Any, index: Any) -> tuple[Any, np.dtype[Any]]:
-    """Emit the pointer to a field or an item; returns it and its dtype."""
+    """Emit the pointer to a field or an item; returns it and the dtype."""
     if isinstance(typ, StructPointer):
         return emit_field(builder, typ, base, key.literal_value), typ.fields[key.literal_value][1].base
     return emit_item(builder, typ, base, index), np.dtype(f"u{typ.bits // 8}")
 
 
 def _key_of(base: Any, key: Any) -> Any:
-    """Return the type of a field's name or an item's number; None: it is neither."""
+    """Return the type of a key, a field's name or an item's number; None: `base` has no such key."""
     if isinstance(base, StructPointer):
         return key if isinstance(key, types.StringLiteral) and key.literal_value in base.fields else None
     return types.int64 if isinstance(base, ArrayPointer) and isinstance(key, types.Integer) else None
@@ -269,7 +269,7 @@ def _key_of(base: Any, key: Any) -> Any:
 def _make_atomic_load(order: str) -> Intrinsic:
     @literal_intrinsic
     def load(typing: Any, base: Any, key: Any) -> Any:
-        """The integer in a field or an item, loaded at once."""
+        """Load the integer in a field or an item, atomically."""
         key = _key_of(base, key)
 
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -284,7 +284,7 @@ def _make_atomic_load(order: str) -> Intrinsic:
 def _make_atomic_store(order: str) -> Intrinsic:
     @literal_intrinsic
     def store(typing: Any, base: Any, key: Any, value: Any) -> Any:
-        """Store an integer into a field or an item at once."""
+        """Store an integer into a field or an item, atomically."""
         key = _key_of(base, key)
 
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -304,7 +304,7 @@ store_release, store_relaxed = _make_atomic_store("release"), _make_atomic_store
 
 @literal_intrinsic
 def compare_exchange(typing: Any, base: Any, key: Any, old: Any, new: Any) -> Any:
-    """Store `new` into an int64 if that is `old`; whether it was."""
+    """Store `new` into an int64 if it is `old`; returns whether it was."""
     key = _key_of(base, key)
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -317,7 +317,7 @@ def compare_exchange(typing: Any, base: Any, key: Any, old: Any, new: Any) -> An
 def _make_update(operation: str) -> Intrinsic:
     @literal_intrinsic
     def update(typing: Any, base: Any, key: Any, value: Any) -> Any:
-        """Update an int64; returns what it was before."""
+        """Update an int64 atomically; returns the old value."""
         key = _key_of(base, key)
 
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:

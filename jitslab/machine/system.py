@@ -1,4 +1,4 @@
-"""The system calls that kernels make: pages, threads, forks, yielding; each with an answer where the system has no such call."""
+"""The system calls of kernels: pages, threads, forks, yielding.  If the system lacks a call, another body stands for it."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ if CAN_GROW:
 
     @kernel
     def commit(address: int, n: int) -> bool:
-        """Make n bytes from a page-aligned address usable; whether the system granted it."""
+        """Make n bytes from a page-aligned address usable; returns whether the system granted it."""
         return _mprotect(address, n, PROT_RW) == 0  # type: ignore[no-any-return]  # a C function has no types
 
     @kernel
     def let_read(address: int, n: int) -> bool:
-        """Make n bytes from a page-aligned address readable, as `make_readable` does; whether the system granted it."""
+        """Make n bytes from a page-aligned address readable, as `make_readable` does; returns whether the system granted it."""
         return _mprotect(address, n, PROT_READ) == 0  # type: ignore[no-any-return]  # a C function has no types
 
     @kernel
     def give_back(address: int, n: int) -> bool:
-        """Give back the memory of n bytes, whole pages both; whether they read as zeros from now on, and not as before."""
+        """Give the memory of n bytes, whole pages, back; returns whether they read as zeros now: if not, they are as before."""
         return _madvise(address, n, _advice) == 0 and LINUX
 
     @kernel
     def prefer_huge_pages(address: int, n: int) -> None:
-        """Ask for huge pages in n bytes from a page-aligned address; only Linux knows of such a wish."""
+        """Ask for huge pages in n bytes from a page-aligned address; only Linux has them."""
         if LINUX:
             _madvise(address, n, MADV_HUGEPAGE)
 
@@ -94,9 +94,9 @@ if LINUX and all(map(has_symbol, ("open", "read", "close", "getrlimit"))):
     @kernel
     def address_space_used(path: int, text: int, n: int) -> int:
         """
-        Bytes of address space that the process has in use, as the file at a path tells; 0: it cannot be read.
+        Return the bytes of address space that the process uses, from the file at a path; 0: the file cannot be read.
 
-        The path is a C string; what the file tells, a number of pages first, goes to the n bytes at `text`.
+        The path is a C string.  The file begins with a number of pages; its content is read into the n bytes at `text`.
         """
         file = _open(path, _TO_READ)
         if file < 0:
@@ -113,7 +113,7 @@ if LINUX and all(map(has_symbol, ("open", "read", "close", "getrlimit"))):
 
     @kernel
     def address_space_limit(pair: int) -> int:
-        """RLIMIT_AS, by way of the two int64 at an address; negative: there is none."""
+        """Return RLIMIT_AS, read into the two int64 at an address; negative: there is no limit."""
         return load8(pair, int64(0)) if _getrlimit(_RLIMIT_AS, pair) == 0 else -1
 
 else:
@@ -125,7 +125,7 @@ else:
 
     @kernel
     def address_space_limit(pair: int) -> int:
-        """There is none."""
+        """There is no limit."""
         return -1
 
 
@@ -134,7 +134,7 @@ if has_symbol("sched_getcpu"):
 
     @kernel
     def current_cpu() -> int:
-        """Number of the CPU that the calling thread runs on; negative: not known."""
+        """Return the number of the CPU that the calling thread runs on; negative: not known."""
         return _sched_getcpu()  # type: ignore[no-any-return]  # a C function has no types
 
 else:
@@ -157,7 +157,7 @@ else:
 
     @kernel
     def yield_core() -> None:
-        """Nothing to call: the caller pauses."""
+        """No such call: the caller pauses."""
 
 
 if CAN_WATCH_THREADS:
@@ -167,9 +167,9 @@ if CAN_WATCH_THREADS:
     @kernel
     def make_thread_exit_key(at: int, destructor: int) -> None:
         """
-        Write to the int64 at an address a key, whose C destructor gets its value at the end of each thread that has set one.
+        Make a key and write it to the int64 at an address; -1: the system has no more keys.
 
-        -1: the system has none left.
+        Whenever a thread ends that has set a value of the key, the C function `destructor` gets that value.
         """
         store8(at, 0, 0)
         if _pthread_key_create(at, destructor) != 0:
@@ -184,15 +184,15 @@ else:
 
     @kernel
     def make_thread_exit_key(at: int, destructor: int) -> None:
-        """There are none."""
+        """No such call."""
         store8(at, 0, -1)
 
     @kernel
     def watch_thread_exit(key: int, value: int) -> None:
-        """No such notice: the heaps of ended threads are adopted by later ones, or stay."""
+        """No such call: later threads adopt the heaps of ended ones, or those heaps stay."""
 
 
-if has_symbol("__register_atfork"):  # the C library's pthread_atfork is no symbol of glibc's, and calls this
+if has_symbol("__register_atfork"):  # glibc has no symbol pthread_atfork, which calls this
     _register_atfork = _external("__register_atfork", types.int32(*[types.int64] * 4))
 
     @kernel
@@ -212,7 +212,7 @@ else:
 
     @kernel
     def watch_forks(before: int, in_parent: int, in_child: int) -> None:
-        """There is no fork."""
+        """No forks."""
 
 
 MREMAP_MAYMOVE = 1
@@ -227,34 +227,34 @@ if CAN_MAP:
 
     @kernel
     def map_pages(n: int) -> int:
-        """Address of n bytes of new pages, zeros; 0: the system gives none."""
+        """Return the address of n bytes of new, zeroed pages; 0: the system refuses."""
         at = _mmap(int64(0), n, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, int64(0))
         return int64(0) if at == -1 else at  # type: ignore[no-any-return]  # a C function has no types
 
     @kernel
     def reserve_pages(n: int) -> int:
-        """Address of n bytes of address space, in whole pages, without memory behind them; 0: there are none left."""
+        """Reserve n bytes, whole pages, without memory behind them; returns the address, or 0: no addresses are left."""
         at = _mmap(int64(0), n, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, int64(0))
         return int64(0) if at == -1 else at  # type: ignore[no-any-return]  # a C function has no types
 
     @kernel
     def map_spare_pages(n: int) -> int:
-        """Address of n bytes of pages that will hardly be touched, zeros; 0: there are no addresses left."""
+        """Return the address of n bytes of zeroed pages that are rarely touched; 0: no addresses are left."""
         at = _mmap(int64(0), n, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, int64(0))
         return int64(0) if at == -1 else at  # type: ignore[no-any-return]  # a C function has no types
 
     @kernel
     def unmap_pages(address: int, n: int) -> None:
-        """Give n bytes of pages back, addresses and all; where the system refuses (too many mappings), the memory alone."""
+        """Unmap n bytes of pages; if the system refuses (too many mappings), give their memory back."""
         if _munmap(address, n) != 0:
             give_back(address, n)
 
     @kernel
     def map_zeros(address: int, n: int, is_limited: int) -> bool:
         """
-        Give the memory of n bytes of pages back and have them read as zeros, and written to without harm; whether granted.
+        Give the memory of n bytes of pages back: they read as zeros, and can be written to.  Returns whether that was granted.
 
-        Where writable memory is limited they can only be read: what nobody uses shall not count there.
+        If writable memory is limited, they can only be read: so they do not count.
         """
         flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED
         if is_limited == 0 and _mmap(address, n, PROT_RW, flags, -1, int64(0)) == address:
@@ -263,10 +263,10 @@ if CAN_MAP:
 
     @kernel
     def map_hole(address: int, n: int, is_limited: int) -> bool:
-        """Do the same where pages were that the system has moved; False, too, if others have mapped something there meanwhile."""
+        """Do `map_zeros` at addresses whose pages the system has moved; also False if another mapping lies there by now."""
         flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE
         at = _mmap(address, n, PROT_RW if is_limited == 0 else PROT_READ, flags, -1, int64(0))
-        if at != -1 and at != address:  # before Linux 4.17
+        if at != -1 and at != address:  # Linux before 4.17 maps elsewhere
             _munmap(at, n)
         return at == address  # type: ignore[no-any-return]  # likewise
 
@@ -276,11 +276,11 @@ else:
 
     @kernel
     def map_pages(n: int) -> int:
-        """Address of n zeroed bytes, on the border of a page; 0: the system gives none."""
+        """Return the address of n zeroed bytes from the border of a page on; 0: the system refuses."""
         given = _calloc(n + page_bytes, int64(1))
         if given == 0:
             return given  # type: ignore[no-any-return]  # a C function has no types
-        at = (given + page_bytes) & -page_bytes  # the C library's are at least 16 bytes before
+        at = (given + page_bytes) & -page_bytes  # at least 16 bytes after `given`, which is stored between
         store8(at - 8, int64(0), given)
         return at  # type: ignore[no-any-return]  # a C function has no types
 
@@ -293,12 +293,12 @@ else:
 
     @kernel
     def map_zeros(address: int, n: int, is_limited: int) -> bool:
-        """No such call: the addresses go with the memory."""
+        """No such call: the addresses are given back with the memory."""
         return False
 
     @kernel
     def map_hole(address: int, n: int, is_limited: int) -> bool:
-        """Nothing is moved."""
+        """No such call: the system moves nothing."""
         return False
 
 
@@ -307,7 +307,7 @@ if MBIND >= 0 and has_symbol("syscall"):
 
     @kernel
     def place_pages(address: int, n: int, mode: int, mask: int) -> None:
-        """Ask for pages on the nodes of a mask; where that is refused they lie where they are first written to."""
+        """Ask for pages on the nodes of a mask; if refused, each lies on the node of the thread that first writes to it."""
         _syscall(int64(MBIND), address, n, mode, mask, int64(MASK_BITS + 1), int64(0))
 
 else:
@@ -322,7 +322,7 @@ if CAN_MOVE:
 
     @kernel
     def move_pages(address: int, old: int, new: int) -> int:
-        """Make `old` bytes of pages `new` bytes, elsewhere where they do not fit; 0: not granted, nothing changed."""
+        """Resize `old` bytes of pages to `new`, moved if they do not fit; returns the address, or 0: refused, nothing changed."""
         at = _mremap(address, old, new, MREMAP_MAYMOVE)
         return int64(0) if at == -1 else at  # type: ignore[no-any-return]  # a C function has no types
 

@@ -1,1 +1,1 @@
-"""What user code compiled by Numba sees."""
+"""Caches in user code that Numba compiles."""

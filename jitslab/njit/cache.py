@@ -1,12 +1,11 @@
 """
-What a cache can do inside `@njit`: an extension type of one int64, the address of its control block.
+A cache inside `@njit`: an extension type of one int64, the address of its first CONTROL row.
 
-Above `entry`, below `cache`.  Bodies of overloads are compiled again in every caller, so each is one line that calls a kernel.
-Nothing here raises: `prange` would lose the exception and skip iterations.  A refused handle yields a zeroed scratch
-record and sets a fault, as floating-point flags do.
+Nothing here raises: `prange` would lose the exception and skip iterations.  A refused handle yields a zeroed scratch record and
+sets a fault, as floating-point flags do.
 
-`prange` takes getitem, `in` and attributes for pure and moves them out of the loop where their operands do not depend on
-it; methods are never moved.  So for a record that iterations share, write ``cache.record(h)`` and ``cache.is_live(h)``.
+`prange` takes getitem, `in` and attributes for pure, and moves them out of the loop if their operands do not depend on it.  It
+never moves methods.  So for a record that iterations share, write ``cache.record(h)`` and ``cache.is_live(h)``.
 """
 
 from __future__ import annotations
@@ -36,28 +35,28 @@ from ..machine.disk import SOURCE_HASH
 from ..machine.holder import register
 from ..machine.memory import copy_bytes, unlikely
 from ..machine.pointers import U4S, load_relaxed
-from . import lowering as calls
+from . import lowering
 from .birth import need_fields, prepare
 from .lowering import Pointer, Site
 
 int64_pointer = types.EphemeralPointer(types.int64)
-STATE = ("base", "mask", "after", "ahead")  # what changes of an iterator, as `scan.next_live` says
-NEAR = 4096  # slots of a cache whose notes an iterator has room for itself: a slab of short records
+POSITION = ("base", "mask", "after", "ahead")  # the fields of an iterator that change; see `scan.next_live`
+NEAR = 4096  # most slots whose bits an iterator holds itself: a slab of short records
 window = types.EphemeralArray(types.int64, NEAR // WORD_SLOTS)
 
 
 class TypedFields(dict[str, Any]):
-    """The fields that Numba can type; the hidden ones, too, are said to be in it, so that Numba asks for their types."""
+    """The fields that Numba can type; `in` also finds the hidden ones, so that Numba asks for their types."""
 
     hidden: dict[str, str]
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is such a field."""
+        """Whether the record has a field of that name."""
         return super().__contains__(name) or name in self.hidden
 
 
 class PartialRecord(types.Record):  # type: ignore[misc]  # numba has no types
-    """The Numba type of a record of which Numba cannot type all fields: it has the others; `hidden` says why, by name."""
+    """The Numba type of a record with fields that Numba cannot type; `hidden` gives their names and the reasons."""
 
     def __init__(self, of: np.dtype[Any], fields: list[Any], hidden: dict[str, str]) -> None:
         self.of, self.hidden = of, hidden
@@ -70,7 +69,7 @@ class PartialRecord(types.Record):  # type: ignore[misc]  # numba has no types
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """All fields: so a record that compiled code returns has them."""
+        """The dtype with all fields: so a record that compiled code returns has them."""
         return self.of
 
     def typeof(self, key: str) -> Any:
@@ -84,20 +83,20 @@ register_model(PartialRecord)(models.RecordModel)
 
 
 def typed(dtype: np.dtype[Any]) -> Any:
-    """Return the Numba type of a field or of a record; a str, the reason, if it cannot be typed, nor any field of it."""
+    """Return the Numba type of a field or a record; if not even one of its fields can be typed, the reason, a str."""
     if dtype.subdtype is not None:
         base = typed(dtype.base)
         if isinstance(base, str):
             return base
         return types.NestedArray(dtype=base, shape=dtype.shape) if hasattr(base, "bitwidth") else f"an array of {dtype.base}"
     if dtype.fields is None or dtype.names is None:
-        if not dtype.isnative:  # of dates Numba does not look
+        if not dtype.isnative:  # Numba ignores the byte order of dates
             return dtype.str
         try:
             found = numba.from_dtype(dtype)
-            default_manager.lookup(found)  # of float16 there is a type, and no values
+            default_manager.lookup(found)  # Numba has a type float16 without values
             return found
-        except Exception as error:  # numba raises what it likes for a dtype that it cannot type
+        except Exception as error:  # Numba raises all kinds of exceptions for a dtype that it cannot type
             return str(error).splitlines()[0] if str(error) else type(error).__name__
     fields, hidden = [], {}
     for name, (of, offset, *title) in dtype.fields.items():
@@ -115,7 +114,7 @@ class CacheType(types.IterableType):  # type: ignore[misc]  # numba has no types
     """
     Numba type of the caches of one dtype.
 
-    `record` is the Numba type of the records, or None if Numba can type no field of them; `reason` says why.  The name is part of
+    `record` is the Numba type of the records; None: Numba can type no field, as `reason` says.  The name is part of
     the key of the user's own compile caches: it carries the hash of the package's sources.
     """
 
@@ -132,7 +131,7 @@ class CacheType(types.IterableType):  # type: ignore[misc]  # numba has no types
 
     @property
     def iterator_type(self) -> CacheIterType:
-        """Type of an iterator over the handles: so Numba takes a cache wherever it takes something to iterate over."""
+        """The type of an iterator over the handles: by it Numba takes a cache for an iterable."""
         return CacheIterType(self, False)
 
 
@@ -140,7 +139,7 @@ _types: dict[tuple[Any, ...], CacheType] = {}
 
 
 def cache_type(dtype: np.dtype[Any], stride: int, init: int, has_nodes: bool) -> CacheType:
-    """Return the type of such caches; one object each."""
+    """Return the Numba type of a cache; equal arguments give the same object."""
     key = dtype, dtype_identity(dtype), stride, init, has_nodes
     if key not in _types:
         _types[key] = CacheType(dtype, stride, init, has_nodes)
@@ -150,7 +149,7 @@ def cache_type(dtype: np.dtype[Any], stride: int, init: int, has_nodes: bool) ->
 register(CacheType)
 
 
-# --- What is refused ---
+# --- Arguments that are refused ---
 
 
 def need_integer(handle: Any, what: str) -> None:
@@ -185,26 +184,26 @@ def need_handles(array: Any, what: str, writable: bool) -> None:
 
 def method(name: str) -> Callable[..., Any]:
     """Describe a method of the cache."""
-    return calls.method(CacheType, name)
+    return lowering.method(CacheType, name)
 
 
 def attribute(name: str) -> Callable[..., Any]:
     """Describe an attribute of the cache."""
-    return calls.attribute(CacheType, name)
+    return lowering.attribute(CacheType, name)
 
 
 def function(operation: Callable[..., Any]) -> Callable[..., Any]:
     """Describe a function or operator of the cache."""
-    return calls.function(CacheType, operation)
+    return lowering.function(CacheType, operation)
 
 
 def stride_of(cache: CacheType) -> Any:
-    """Bytes from slot to slot, a constant."""
+    """Return the bytes from slot to slot, a constant."""
     return I64(cache.stride)
 
 
 def array_of(site: Site, of: Any, value: Any) -> tuple[Any, Any]:
-    """Address and size of a lowered array."""
+    """Emit the address and the size of a lowered array."""
     array = site.context.make_array(of)(site.context, site.builder, value)
     return site.builder.ptrtoint(array.data, I64), array.nitems
 
@@ -221,7 +220,7 @@ def emit_entry(site: Site, control: Pointer, name: str, *values: Any) -> Any:
 
 
 def emit_address(site: Site, cache: CacheType, control: Pointer, handle: Any) -> Any:
-    """Emit the look-up of a record, checked."""
+    """Emit the checked look-up of a record."""
     return site.call(address, heap_of(site, control), handle, stride_of(cache))
 
 
@@ -231,24 +230,20 @@ def emit_slot(site: Site, cache: CacheType, control: Pointer, slot: Any) -> Any:
     return site.builder.add(records, site.builder.mul(slot, stride_of(cache)))
 
 
-def emit_alloc(site: Site, cache: CacheType, c: Pointer) -> Any:
-    """Emit the taking of a slot: its handle, or NULL."""
-    if cache.init != NO_INIT:
-        return site.call(alloc_filled, c, heap_of(site, c), stride_of(cache), I64(cache.itemsize))
-    return site.call(alloc, heap_of(site, c))
-
-
 @method("alloc")
 def SlabCache_alloc(cache: CacheType, /, **fields: Any) -> Any:
-    """Take a slot, its record born with some fields: its handle; NULL, and nothing is written, when the cache is full."""
+    """Take a slot, its record born with fields; returns its handle, or NULL if the cache is full: then nothing is written."""
     need_values(cache, fields)
 
-    def lower(site: Site, c: Any, values: Any = ()) -> Any:
+    def lower(site: Site, control: Any, values: Any = ()) -> Any:
         stores = prepare(site, cache.record, values) if values else []
-        handle = emit_alloc(site, cache, c)
+        if cache.init != NO_INIT:
+            handle = site.call(alloc_filled, control, heap_of(site, control), stride_of(cache), I64(cache.itemsize))
+        else:
+            handle = site.call(alloc, heap_of(site, control))
         if stores:
             with site.builder.if_then(site.builder.icmp_signed("!=", handle, I64(NULL)), likely=True):
-                at = emit_slot(site, cache, c, site.builder.and_(handle, I64(SLOT_MASK)))
+                at = emit_slot(site, cache, control, site.builder.and_(handle, I64(SLOT_MASK)))
                 for store in stores:
                     store(at)
         return handle
@@ -258,91 +253,95 @@ def SlabCache_alloc(cache: CacheType, /, **fields: Any) -> Any:
 
 @method("free")
 def SlabCache_free(cache: CacheType, handle: Any) -> Any:
-    """Free a record; False if the handle is refused."""
+    """Free a record; returns False if the handle is refused."""
     need_integer(handle, "free(handle)")
 
-    def lower(site: Site, c: Any, handle: Any) -> Any:
-        return site.call(free_near, c, heap_of(site, c), handle) if cache.has_nodes else site.call(free, heap_of(site, c), handle)
+    def lower(site: Site, control: Any, handle: Any) -> Any:
+        return (
+            site.call(free_near, control, heap_of(site, control), handle)
+            if cache.has_nodes
+            else site.call(free, heap_of(site, control), handle)
+        )
 
     return types.boolean, lower
 
 
 @method("record")
 def SlabCache_record(cache: CacheType, handle: Any) -> Any:
-    """The record of a handle; never moved out of a prange."""
+    """Return the record of a handle; never moved out of a prange."""
     need_integer(handle, "record(handle)")
     need_record(cache)
-    return cache.record, lambda site, c, handle: site.record(cache.record, emit_address(site, cache, c, handle))
+    return cache.record, lambda site, control, handle: site.record(cache.record, emit_address(site, cache, control, handle))
 
 
 @method("is_live")
 def SlabCache_is_live(cache: CacheType, handle: Any) -> Any:
-    """Whether a handle's record is live; never moved out of a prange."""
+    """Return whether a handle's record is live; never moved out of a prange."""
     need_integer(handle, "is_live(handle)")
-    return types.boolean, lambda site, c, handle: site.call(is_live, heap_of(site, c), handle)
+    return types.boolean, lambda site, control, handle: site.call(is_live, heap_of(site, control), handle)
 
 
 @method("at_slot")
 def SlabCache_at_slot(cache: CacheType, slot: Any) -> Any:
-    """The record at a slot number, unchecked: the slot must be below `slot_limit`."""
+    """Return the record at a slot number, unchecked: the slot must be below `slot_limit`."""
     need_integer(slot, "at_slot(slot)")
     need_record(cache)
 
-    return cache.record, lambda site, c, slot: site.record(cache.record, emit_slot(site, cache, c, slot))
+    return cache.record, lambda site, control, slot: site.record(cache.record, emit_slot(site, cache, control, slot))
 
 
 @method("alloc_many")
 def SlabCache_alloc_many(cache: CacheType, out: Any) -> Any:
-    """Take as many slots as `out` has room for, all or none: how many."""
+    """Take as many slots as `out` has room for, all or none; returns how many."""
     need_handles(out, "alloc_many(out)", writable=True)
 
-    def lower(site: Site, c: Any, array: Any) -> Any:
+    def lower(site: Site, control: Any, array: Any) -> Any:
         data, size = array_of(site, out, array)
         if cache.init == NO_INIT:
-            return site.call(alloc_few, c, heap_of(site, c), data, size)
-        return emit_entry(site, c, "alloc_many", data, size)
+            return site.call(alloc_few, control, heap_of(site, control), data, size)
+        return emit_entry(site, control, "alloc_many", data, size)
 
     return types.int64, lower
 
 
 @method("free_many")
 def SlabCache_free_many(cache: CacheType, handles: Any) -> Any:
-    """Free the valid ones of the handles: how many."""
+    """Free the valid ones of the handles; returns how many."""
     need_handles(handles, "free_many(handles)", writable=False)
 
-    def lower(site: Site, c: Any, array: Any) -> Any:
+    def lower(site: Site, control: Any, array: Any) -> Any:
         data, size = array_of(site, handles, array)
         if not cache.has_nodes:
-            return site.call(free_few, c, heap_of(site, c), data, size)
-        return emit_entry(site, c, "free_many", data, size, I64(0))
+            return site.call(free_few, control, heap_of(site, control), data, size)
+        return emit_entry(site, control, "free_many", data, size, I64(0))
 
     return types.int64, lower
 
 
 @method("clear")
 def SlabCache_clear(cache: CacheType) -> Any:
-    """Free every live record: how many."""
-    return types.int64, lambda site, c: emit_entry(site, c, "clear")
+    """Free every live record; returns how many."""
+    return types.int64, lambda site, control: emit_entry(site, control, "clear")
 
 
 @method("flush")
 def SlabCache_flush(cache: CacheType) -> Any:
-    """Give the free slots in the calling thread's magazine home: how many."""
-    return types.int64, lambda site, c: emit_entry(site, c, "flush_own")
+    """Flush the free slots in the calling thread's magazine; returns how many."""
+    return types.int64, lambda site, control: emit_entry(site, control, "flush_own")
 
 
 @function(len)
 def SlabCache_len(cache: CacheType) -> Any:
-    """How many records are live."""
-    return types.int64, lambda site, c: emit_entry(site, c, "count")
+    """Return how many records are live."""
+    return types.int64, lambda site, control: emit_entry(site, control, "count")
 
 
 @function(operator.getitem)
 def SlabCache_getitem(cache: CacheType, handle: Any) -> Any:
-    """The record of a handle."""
+    """Return the record of a handle."""
     need_integer(handle, "cache[handle]")
     need_record(cache)
-    return cache.record, lambda site, c, handle: site.record(cache.record, emit_address(site, cache, c, handle))
+    return cache.record, lambda site, control, handle: site.record(cache.record, emit_address(site, cache, control, handle))
 
 
 @function(operator.setitem)
@@ -353,8 +352,8 @@ def SlabCache_setitem(cache: CacheType, handle: Any, value: Any) -> Any:
     if value != cache.record:
         raise NumbaTypeError(f"jitslab: cache[handle] = record takes a record of the cache's dtype, got {value}")
 
-    def lower(site: Site, c: Any, handle: Any, record: Any) -> None:
-        to, source = emit_address(site, cache, c, handle), site.builder.ptrtoint(record, I64)
+    def lower(site: Site, control: Any, handle: Any, record: Any) -> None:
+        to, source = emit_address(site, cache, control, handle), site.builder.ptrtoint(record, I64)
         site.emit(copy_bytes, to, source, I64(cache.itemsize))
 
     return types.void, lower
@@ -362,27 +361,27 @@ def SlabCache_setitem(cache: CacheType, handle: Any, value: Any) -> Any:
 
 @function(operator.contains)
 def SlabCache_contains(cache: CacheType, handle: Any) -> Any:
-    """Whether a handle's record is live."""
+    """Return whether a handle's record is live."""
     need_integer(handle, "handle in cache")
-    return types.boolean, lambda site, c, handle: site.call(is_live, heap_of(site, c), handle)
+    return types.boolean, lambda site, control, handle: site.call(is_live, heap_of(site, control), handle)
 
 
 @attribute("capacity")
 def SlabCache_capacity(cache: CacheType) -> Any:
-    """Records that one thread can always have."""
-    return types.int64, lambda site, c: site.field(c, "capacity")
+    """Return how many records one thread can always have."""
+    return types.int64, lambda site, control: site.field(control, "capacity")
 
 
 @attribute("slot_limit")
 def SlabCache_slot_limit(cache: CacheType) -> Any:
-    """Slots in use so far; every slot number is below."""
-    return types.int64, lambda site, c: site.call(scan_end, c)
+    """Return the number of slots used so far; every slot number is below it."""
+    return types.int64, lambda site, control: site.call(scan_end, control)
 
 
 @attribute("faults")
 def SlabCache_faults(cache: CacheType) -> Any:
-    """Faults since the last report."""
-    return types.int64, lambda site, c: site.emit(load_relaxed, c, "faults")
+    """Return the number of faults since the last report."""
+    return types.int64, lambda site, control: site.emit(load_relaxed, control, "faults")
 
 
 # --- new() and iteration ---
@@ -390,7 +389,7 @@ def SlabCache_faults(cache: CacheType) -> Any:
 
 @kernel
 def alloc_address(heap: Heap, stride: int) -> Any:
-    """Return (handle, address of its record); NULL and a scratch record when the cache is full."""
+    """Return (handle, address of its record); NULL and a scratch record if the cache is full."""
     handle = alloc(heap)
     if unlikely(handle == NULL):
         return handle, slow(heap, "address", (handle,))
@@ -399,7 +398,7 @@ def alloc_address(heap: Heap, stride: int) -> Any:
 
 @kernel
 def alloc_filled_address(control: Control, heap: Heap, stride: int, itemsize: int) -> Any:
-    """As `alloc_address`, the record filled."""
+    """As `alloc_address`, but the record is a copy of the template."""
     handle = alloc_filled(control, heap, stride, itemsize)
     if unlikely(handle == NULL):
         return handle, slow(heap, "address", (handle,))
@@ -407,23 +406,23 @@ def alloc_filled_address(control: Control, heap: Heap, stride: int, itemsize: in
 
 
 def as_item(site: Site, cache: CacheType, handle: Any, at: Any) -> Any:
-    """(handle, record) of a handle and an address."""
+    """Emit the tuple (handle, record) of a handle and an address."""
     record = site.record(cache.record, at)
     return site.context.make_tuple(site.builder, types.Tuple((types.int64, cache.record)), [handle, record])
 
 
 @method("new")
 def SlabCache_new(cache: CacheType, /, **fields: Any) -> Any:
-    """Take a slot: its handle and its record, born with some fields; NULL and a scratch record when the cache is full."""
+    """Take a slot, its record born with fields; returns its handle and its record, or NULL and a scratch record if it is full."""
     need_record(cache)
     need_values(cache, fields)
 
-    def lower(site: Site, c: Any, values: Any = ()) -> Any:
+    def lower(site: Site, control: Any, values: Any = ()) -> Any:
         stores = prepare(site, cache.record, values) if values else []
         if cache.init != NO_INIT:
-            pair = site.call(alloc_filled_address, c, heap_of(site, c), stride_of(cache), I64(cache.itemsize))
+            pair = site.call(alloc_filled_address, control, heap_of(site, control), stride_of(cache), I64(cache.itemsize))
         else:
-            pair = site.call(alloc_address, heap_of(site, c), stride_of(cache))
+            pair = site.call(alloc_address, heap_of(site, control), stride_of(cache))
         handle, at = cgutils.unpack_tuple(site.builder, pair)
         for store in stores:
             store(at)
@@ -433,7 +432,7 @@ def SlabCache_new(cache: CacheType, /, **fields: Any) -> Any:
 
 
 class CacheIterType(types.SimpleIteratorType):  # type: ignore[misc]  # numba has no types
-    """Iterator over the handles of the live records, or over (handle, record)."""
+    """Numba type of an iterator over the handles of the live records, or over (handle, record)."""
 
     def __init__(self, cache: CacheType, with_records: bool) -> None:
         self.cache, self.with_records = cache, with_records
@@ -443,13 +442,13 @@ class CacheIterType(types.SimpleIteratorType):  # type: ignore[misc]  # numba ha
 
 @register_model(CacheIterType)
 class _CacheIterModel(models.StructModel):  # type: ignore[misc]  # numba has no types
-    """Which slots are to be visited stands in `window`; of a cache that is too large for it in memory of Numba's, at `far`."""
+    """The bits of the slots to visit are in `window`, or, if there are more than NEAR, in memory of Numba's at `far`."""
 
     def __init__(self, manager: Any, it: CacheIterType) -> None:
         members = [(name, types.int64) for name in ("records", "end", "far", "all")]
         members += [("control", ControlPointer), ("generations", U4S)]
         members += [("memory", types.MemInfoPointer(types.voidptr)), ("window", window)]
-        members += [(name, int64_pointer) for name in STATE]
+        members += [(name, int64_pointer) for name in POSITION]
         super().__init__(manager, it, members)
 
     def as_return(self, builder: Any, value: Any) -> Any:
@@ -457,18 +456,18 @@ class _CacheIterModel(models.StructModel):  # type: ignore[misc]  # numba has no
 
 
 def noted_by(site: Site, it: Any) -> Any:
-    """Address of what was noted when a scan started."""
+    """Return the address of the bits that `note_live` set when the scan started."""
     near = site.builder.ptrtoint(it.window, I64)
     return site.builder.select(site.builder.icmp_unsigned("==", it.far, I64(0)), near, it.far)
 
 
-def start(site: Site, iterator: CacheIterType, c: Any) -> Any:
-    """Start a scan of the records that are live now; if there is no memory to note them, of those live when it comes to them."""
+def start(site: Site, iterator: CacheIterType, control: Any) -> Any:
+    """Start a scan of the records that are live now; without memory for their bits, of those that are live at their turn."""
     context, builder = site.context, site.builder
     it = cgutils.create_struct_proxy(iterator)(context, builder)
-    generations = site.field(c, "generations")
-    it.control, it.generations = c.value, generations.value
-    it.end, it.records = site.call(scan_end, c), site.field(c, "records")
+    generations = site.field(control, "generations")
+    it.control, it.generations = control.value, generations.value
+    it.end, it.records = site.call(scan_end, control), site.field(control, "records")
     it.window = cgutils.alloca_once(builder, I64, size=window.count)
     is_small = builder.icmp_signed("<=", it.end, I64(NEAR))
     memory, far = cgutils.alloca_once_value(builder, cgutils.get_null_value(PTR)), cgutils.alloca_once_value(builder, I64(0))
@@ -484,9 +483,9 @@ def start(site: Site, iterator: CacheIterType, c: Any) -> Any:
     it.all = builder.sext(can_note, I64)
     builder.store(I64(-1), it.window)
     noted = noted_by(site, it)
-    emit_entry(site, c, "note_live", noted, builder.and_(it.end, it.all))
+    emit_entry(site, control, "note_live", noted, builder.and_(it.end, it.all))
     first = site.call(mask_at, generations, noted, it.all, it.end, I64(0))
-    for name, value in zip(STATE, (I64(-WORD_SLOTS), I64(0), first, I64(0)), strict=True):
+    for name, value in zip(POSITION, (I64(-WORD_SLOTS), I64(0), first, I64(0)), strict=True):
         setattr(it, name, cgutils.alloca_once_value(builder, value))
     return it._getvalue()
 
@@ -496,14 +495,14 @@ def SlabCache_items(cache: CacheType) -> Any:
     """Iterate over (handle, record)."""
     need_record(cache)
     iterator = CacheIterType(cache, True)
-    return iterator, lambda site, c: start(site, iterator, c)
+    return iterator, lambda site, control: start(site, iterator, control)
 
 
 @lower_builtin("getiter", CacheType)
 def lower_getiter(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     """Iterate over the handles."""
     site = Site(context, builder)
-    return start(site, sig.return_type, calls.row_of(site, sig.args[0], args[0]))
+    return start(site, sig.return_type, lowering.row_of(site, sig.args[0], args[0]))
 
 
 @lower_builtin("iternext", CacheIterType)
@@ -512,12 +511,12 @@ def lower_iternext(context: Any, builder: Any, sig: Any, args: Any, result: Any)
     """Go on to the next live record."""
     typ, site = sig.args[0], Site(context, builder)
     it = cgutils.create_struct_proxy(typ)(context, builder, value=args[0])
-    state = [getattr(it, name) for name in STATE]
+    state = [getattr(it, name) for name in POSITION]
     pointers = Pointer(ControlPointer, it.control), Pointer(U4S, it.generations)
     values = [*pointers, noted_by(site, it), it.all, it.end, *map(builder.load, state)]
     if typ.with_records and typ.cache.stride >= LINE:
         found = site.call(next_record, *values, it.records, stride_of(typ.cache))
-    else:  # the CPU sees short records coming: asking for them takes longer
+    else:  # the CPU prefetches short records itself: a prefetch would cost more
         found = site.call(next_live, *values)
     *new, handle, is_found = cgutils.unpack_tuple(builder, found)
     is_valid = builder.icmp_signed("!=", is_found, I64(0))
@@ -550,4 +549,4 @@ def warm() -> None:
     ):
         dispatcher: Any = kernel_
         dispatcher.compile(arguments)
-        dispatcher.overloads[arguments].library._get_module_for_linking()  # kept from now on
+        dispatcher.overloads[arguments].library._get_module_for_linking()  # linking keeps the kernel on disk

@@ -1,13 +1,13 @@
 """
-Calls of the library in compiled code: typed by one function, lowered to calls of kernels.
+Calls of the library in compiled code: one function types each call and lowers it to calls of kernels.
 
-Above `blocktype`, below `compiled`.  The body of a Numba overload is typed, lowered and optimised anew in each process that
-compiles a caller of it: 10 to 60 ms, where a small function of the user's takes 40.  Here only the call itself is emitted, and
-the kernel's code is read from the disk, linked and inlined: 1 to 2 ms.
+The body of a Numba overload is typed, lowered and optimised again in each process that compiles a caller of it: 10 to 60 ms,
+where a small function of the user's takes 40.  Here only the call itself is emitted; the kernel's code is read from disk, linked
+and inlined: 1 to 2 ms.
 
-What is called is described by a function ``(type of the block, *types of the arguments) -> (type of the result, lower)``, or None
-where it does not apply; it raises `NumbaTypeError` for arguments that are refused.  ``lower(site, block, *arguments)`` emits the
-call and returns its value; `block` is the address of the block, and integers and booleans are int64.
+A *description* of a call is a function ``(holder type, *types of the arguments) -> (type of the result, lower)``; it returns
+None if it does not apply, and raises `NumbaTypeError` if it refuses the arguments.  ``lower(site, row, *arguments)`` emits the
+call and returns its value; `row` is the pointer to the holder's row, and integers and booleans are int64.
 
 A description with ``**fields`` takes any keyword arguments: it is given their types by name, and ``lower`` one more argument: the
 type and value of each by its name.
@@ -29,7 +29,7 @@ from numba.extending import models, register_model
 from ..machine.compile import PTR
 from ..machine.pointers import ArrayPointer, StructPointer, lower_field
 
-Description = Callable[..., Any]  # (block type, *argument types) -> (result type, lower), or None
+Description = Callable[..., Any]  # (holder type, *argument types) -> (result type, lower), or None
 
 
 class Pointer(NamedTuple):
@@ -46,7 +46,7 @@ class Site:
         self.context, self.builder = context, builder
 
     def emit(self, intrinsic: Any, *values: Any) -> Any:
-        """Emit what an intrinsic emits for int64s, pointers, and literals of Python."""
+        """Emit an intrinsic for int64s, pointers, and literals of Python."""
         of = tuple(map(_type_of, values))
         signature, emit = intrinsic._defn(self.context.typing_context, *of)
         return self._typed(signature, emit(self.context, self.builder, signature, tuple(map(_value_of, values))))
@@ -58,14 +58,14 @@ class Site:
         return Pointer(of, value) if value.type == PTR else value
 
     def call(self, kernel: Any, *values: Any) -> Any:
-        """Emit the call of a kernel that takes int64s and heaps; it is compiled now where it is not on disk."""
+        """Emit the call of a kernel that takes int64s and pointers; it is compiled now if it is not on disk."""
         typing = self.context.typing_context
         callee = typing.resolve_value_type(kernel)
         signature = callee.get_call_type(typing, tuple(map(_type_of, values)), {})
         return self._typed(signature, self.context.get_function(callee, signature)(self.builder, tuple(map(_value_of, values))))
 
     def entry(self, call: Any, row: Pointer, name: str, *values: Any) -> Any:
-        """Emit the call of an entry point, by what calls it: `core.calls.call`, or that of an allocator."""
+        """Emit the call of an entry point by the intrinsic `call`."""
         many = types.Tuple((types.int64,) * len(values))
         arguments = self.context.make_tuple(self.builder, many, values)
         signature, emit = call._defn(self.context.typing_context, row.of, types.literal(name), many)
@@ -73,11 +73,11 @@ class Site:
 
     @staticmethod
     def _typed(signature: Any, value: Any) -> Any:
-        """Return a value with the type of its pointer, if it is one."""
+        """Return a value; a pointer together with its type."""
         return Pointer(signature.return_type, value) if isinstance(signature.return_type, POINTERS) else value
 
     def record(self, record: Any, at: Any) -> Any:
-        """The record of a Numba type at an address."""
+        """Return the record of a Numba type at an address."""
         return self.builder.inttoptr(at, self.context.get_value_type(record))
 
 
@@ -85,21 +85,21 @@ POINTERS = (StructPointer, ArrayPointer)
 
 
 def _type_of(value: Any) -> Any:
-    """Return the Numba type of what kernels and intrinsics take."""
+    """Return the Numba type of an argument of a kernel or an intrinsic."""
     if isinstance(value, (str, int)):
         return types.literal(value)
     return value.of if isinstance(value, Pointer) else types.int64
 
 
 def _value_of(value: Any) -> Any:
-    """Return what LLVM sees of it."""
+    """Return LLVM's value of an argument; None for a literal."""
     if isinstance(value, (str, int)):
         return None
     return value.value if isinstance(value, Pointer) else value
 
 
 def row_of(site: Site, holder_type: Any, value: Any) -> Any:
-    """Return the pointer to the row that a lowered object begins with."""
+    """Return the pointer to the row of a lowered holder."""
     address = cgutils.create_struct_proxy(holder_type)(site.context, site.builder, value=value).ptr
     return Pointer(holder_type.row, site.builder.inttoptr(address, PTR))
 
@@ -126,7 +126,7 @@ def lower_names(context: Any, builder: Any, typ: Any, value: Any) -> Any:
 
 
 def _type_call(describe: Description, name: str, args: Any, kws: Any) -> Any:
-    """Return the signature of a call, or None where it is another's."""
+    """Return the signature of a call, or None if the description does not apply."""
     shape = inspect.signature(describe).replace(return_annotation=inspect.Signature.empty)
     try:
         bound = shape.bind(*args, **kws)
@@ -154,7 +154,7 @@ def _with_fields(own: list[inspect.Parameter], names: tuple[str, ...]) -> inspec
 
 
 def _lower_call(describe: Description) -> Callable[..., Any]:
-    """Return the lowering of what is described."""
+    """Return the lowering of a described call."""
 
     def lower(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         site = Site(context, builder)
@@ -175,43 +175,43 @@ def _lower_call(describe: Description) -> Callable[..., Any]:
     return lower
 
 
-def _attributes(block_type: type[types.Type]) -> Any:
-    """Return the class that resolves the attributes of a block type, made with the first of them."""
-    if block_type not in _resolvers:
+def _attributes(holder_type: type[types.Type]) -> Any:
+    """Return the class that resolves the attributes of a holder type; the first attribute makes it."""
+    if holder_type not in _resolvers:
 
         class Attributes(templates.AttributeTemplate):  # type: ignore[misc]  # numba has no types
-            key = block_type
+            key = holder_type
 
-        _resolvers[block_type] = templates.infer_getattr(Attributes)
-    return _resolvers[block_type]
+        _resolvers[holder_type] = templates.infer_getattr(Attributes)
+    return _resolvers[holder_type]
 
 
 _resolvers: dict[type[types.Type], Any] = {}
 
 
-def method(block_type: type[types.Type], name: str) -> Callable[[Description], Description]:
-    """Describe a method of a block type."""
-    key = f"jitslab.{block_type.__name__}.{name}"
+def method(holder_type: type[types.Type], name: str) -> Callable[[Description], Description]:
+    """Describe a method of a holder type."""
+    key = f"jitslab.{holder_type.__name__}.{name}"
 
     def decorate(describe: Description) -> Description:
-        def resolve(self: Any, block: Any, args: Any, kws: Any) -> Any:
-            signature = _type_call(describe, name, (block, *args), kws)
+        def resolve(self: Any, holder: Any, args: Any, kws: Any) -> Any:
+            signature = _type_call(describe, name, (holder, *args), kws)
             return None if signature is None else signature.as_method()
 
-        setattr(_attributes(block_type), f"resolve_{name}", templates.bound_function(key)(resolve))
-        lower_builtin(key, block_type, types.VarArg(types.Any))(_lower_call(describe))
+        setattr(_attributes(holder_type), f"resolve_{name}", templates.bound_function(key)(resolve))
+        lower_builtin(key, holder_type, types.VarArg(types.Any))(_lower_call(describe))
         return describe
 
     return decorate
 
 
-def attribute(block_type: type[types.Type], name: str) -> Callable[[Description], Description]:
-    """Describe an attribute of a block type."""
+def attribute(holder_type: type[types.Type], name: str) -> Callable[[Description], Description]:
+    """Describe an attribute of a holder type."""
 
     def decorate(describe: Description) -> Description:
-        setattr(_attributes(block_type), f"resolve_{name}", lambda self, block: describe(block)[0])
+        setattr(_attributes(holder_type), f"resolve_{name}", lambda self, holder: describe(holder)[0])
 
-        @lower_getattr(block_type, name)  # type: ignore[untyped-decorator]  # numba has no types
+        @lower_getattr(holder_type, name)  # type: ignore[untyped-decorator]  # numba has no types
         def lower(context: Any, builder: Any, typ: Any, value: Any) -> Any:
             site = Site(context, builder)
             return describe(typ)[1](site, row_of(site, typ, value))
@@ -221,17 +221,17 @@ def attribute(block_type: type[types.Type], name: str) -> Callable[[Description]
     return decorate
 
 
-def function(block_type: type[types.Type], operation: Callable[..., Any]) -> Callable[[Description], Description]:
-    """Describe what a function or an operator does with a block type as its first argument."""
+def function(holder_type: type[types.Type], operation: Callable[..., Any]) -> Callable[[Description], Description]:
+    """Describe a function or an operator whose first argument is of a holder type."""
 
     def decorate(describe: Description) -> Description:
         @templates.infer_global(operation)
         class Operation(templates.AbstractTemplate):  # type: ignore[misc]  # numba has no types
             def generic(self, args: Any, kws: Any) -> Any:
-                is_ours = bool(args) and isinstance(args[0], block_type)
+                is_ours = bool(args) and isinstance(args[0], holder_type)
                 return _type_call(describe, operation.__name__, args, kws) if is_ours else None
 
-        lower_builtin(operation, block_type, types.VarArg(types.Any))(_lower_call(describe))
+        lower_builtin(operation, holder_type, types.VarArg(types.Any))(_lower_call(describe))
         return describe
 
     return decorate

@@ -89,9 +89,9 @@ class LargePages:
     __slots__ = ("__array_interface__", "__weakref__", "_owner")
 
     def __init__(self, parts: AllocatorMemory, ptr: int, size: int) -> None:
-        words = np.array([0, parts.address, ptr, next(_numbers), 0, round_up(size, page_bytes)], np.int64)
-        self._owner = owner(unpin_pages, words, parts.memory)
-        pages = pin_pages(words.ctypes.data, size)  # 0: they could not be had
+        pinned = np.array([0, parts.address, ptr, next(_numbers), 0, round_up(size, page_bytes)], np.int64)
+        self._owner = owner(unpin_pages, pinned, parts.memory)
+        pages = pin_pages(pinned.ctypes.data, size)  # 0: they could not be had
         self.__array_interface__: dict[str, Any] = {"shape": (size,), "typestr": "|u1", "data": (pages, False), "version": 3}
 
 
@@ -124,8 +124,8 @@ class ClassCache(SlabCache[Any]):
 
     __slots__ = ()
 
-    def __init__(self, name: str, block: CacheMemory) -> None:
-        self._open(name, block.records.dtype, None, block)
+    def __init__(self, name: str, memory: CacheMemory) -> None:
+        self._open(name, memory.records.dtype, None, memory)
 
 
 class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
@@ -180,7 +180,6 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         "__weakref__",
         "_address",
         "_bases",
-        "_block",
         "_caches",
         "_capacity",
         "_counts",
@@ -194,6 +193,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         "_placement",
         "_real",
         "_rows",
+        "_sizes_row",
         "_table",
     )
     _not_copied = ": a ptr names memory of one allocator"
@@ -227,9 +227,9 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         try:
             self._make()
         except CacheFullError:
-            if len(self._placement.sets) == 1 or self._placement.is_simulated:
+            if len(self._placement.nodes) == 1 or self._placement.is_simulated:
                 raise
-            self._forget_block()
+            self._forget_memory()
             self._placement = self._placement.undivided()  # one array set needs less
             self._of_caches["nodes"] = 1  # all caches of an allocator have as many
             self._make()
@@ -238,22 +238,22 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
 
     def _make(self) -> None:
         """Make the block, and the classes of the fixed table."""
-        self._make_block()
+        self._make_memory()
         self._switch_table([(low, high, False) for low, high in itertools.pairwise([0, *fixed_table()])])
 
-    def _forget_block(self) -> None:
-        """Drop all that `_make_block` made, with its addresses."""
+    def _forget_memory(self) -> None:
+        """Drop all that `_make_memory` made, with its addresses."""
         hold(self, 0, None)
-        for name in ("_parts", "_caches", "_rows", "_real", "_map", "_counts", "_block"):
+        for name in ("_parts", "_caches", "_rows", "_real", "_map", "_counts", "_sizes_row"):
             if hasattr(self, name):
                 delattr(self, name)
 
-    def _make_block(self) -> None:
+    def _make_memory(self) -> None:
         """Lay the block, the rows and the maps out."""
         for entry in (kernels.close_sizes, drop_retained):
             entry.compile()  # while there is memory
         large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, **self._of_caches)
-        region = AnonymousRegion(layout.SIZES_BYTES, large._block.bytes, end=kernels.end_sizes)
+        region = AnonymousRegion(layout.SIZES_BYTES, large._memory.bytes, end=kernels.end_sizes)
         memory = np.asarray(region)
         self._address = region.address
         heaps, n_heaps = layout.HEAPS_AT, layout.SIZES_BYTES - layout.HEAPS_AT
@@ -271,24 +271,24 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         self._table = self._real.tobytes()
         self._counts = memory[layout.COUNTS : layout.COUNTS + 8 * (LARGEST + 1)].view(np.int64)
         self._owners: weakref.WeakValueDictionary[int, LargePages] = weakref.WeakValueDictionary()
-        block = memory[: SIZES.itemsize].view(SIZES)
-        self._block = block[0]
+        sizes = memory[: SIZES.itemsize].view(SIZES)
+        self._sizes_row = sizes[0]
         values: dict[str, Any] = {
             "entries": kernels.fill_table(),
             "n_rows": 1,
-            "nodes": len(self._placement.sets),
+            "nodes": len(self._placement.nodes),
             "large": large._address,
-            "large_base": SLOTS - large._block.geometry.slots,
+            "large_base": SLOTS - large._memory.geometry.slots,
         }
-        if len(self._placement.sets) == 1:  # else large memory lies on the node that first writes to it
+        if len(self._placement.nodes) == 1:  # else large memory lies on the node that first writes to it
             mask = np.frombuffer(node_mask(self._placement.nodes_of(0)), np.int64)
             values |= {"mode": self._placement.mode, "mask": mask}
         for field, value in values.items():
-            block[field] = value
+            sizes[field] = value
         region.range["head"], region.range["head_bytes"] = self._address, SIZES.itemsize
         region.range["control"] = large._address  # from here on there is an allocator to end
         self._largest = LARGEST
-        hold(self, self._address, block)
+        hold(self, self._address, sizes)
 
     # --- One piece of memory ---
 
@@ -464,8 +464,8 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         cache = self._cache(row)
         if cache is None:
             return np.asarray(self._pages(number, n))
-        offset = cache._block.geometry.offset["records"] + slot * cache.stride
-        return cache._block.bytes[offset : offset + n]
+        offset = cache._memory.geometry.offset["records"] + slot * cache.stride
+        return cache._memory.bytes[offset : offset + n]
 
     def bytes(self, ptr: int, size: int) -> Bytes:
         """Return ``view(ptr, size)``; compiled code uses this name, since Numba lets only arrays have a method `view`."""
@@ -560,18 +560,18 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
     def _cache(self, row: int) -> ClassCache | None:
         """Return the cache of a class, which Python may see now for the first time; None: the class was never used."""
         cache = self._caches[row]
-        if cache is None and (block := self._parts.open_memory(row)) is not None:
-            cache = self._caches[row] = ClassCache(f"{self._name}-{self._rows[row]['high']}", block)
+        if cache is None and (memory := self._parts.open_memory(row)) is not None:
+            cache = self._caches[row] = ClassCache(f"{self._name}-{self._rows[row]['high']}", memory)
         return cache
 
     def _open_caches(self) -> list[tuple[int, ClassCache]]:
         """Return the caches of the classes that were ever used, with their rows."""
-        found = ((row, self._cache(row)) for row in np.flatnonzero(self._rows["control"][: self._block["n_rows"]]).tolist())
+        found = ((row, self._cache(row)) for row in np.flatnonzero(self._rows["control"][: self._sizes_row["n_rows"]]).tolist())
         return [(row, cache) for row, cache in found if cache is not None]
 
     def _switch_table(self, table: list[tuple[int, int, bool]]) -> None:
         """Have new memory come from the classes of a table of (low, high, whether for alignments only), one thread at a time."""
-        n_rows = int(self._block["n_rows"])
+        n_rows = int(self._sizes_row["n_rows"])
         known = {int(row["high"]): i for i, row in enumerate(self._rows[:n_rows]) if i and not row["is_aligned"]}
         new = [each for each in table if each[2] or each[1] not in known]
         if len(new) + n_rows > MAX_CLASSES:
@@ -587,12 +587,12 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
                 real[place_of(low) + 1 : place_of(high) + 1] = row
         self._real[:] = real
         self._table = real.tobytes()
-        if not self._block["observe"]:
+        if not self._sizes_row["observe"]:
             self._map[:] = real.astype(np.uint16) * layout.HEAP_LINES
 
     def _planned(self, new: list[tuple[int, int, bool]]) -> tuple[PlannedClass, ...]:
         """Return new classes with their capacities, or their shares of the slot numbers."""
-        part = 0.9 if self._block["n_rows"] == 1 else 0.3 if len(new) > 1 else 0.1  # of the slot numbers that are left
+        part = 0.9 if self._sizes_row["n_rows"] == 1 else 0.3 if len(new) > 1 else 0.1  # of the slot numbers that are left
         room = int(self._free_slots()[1] * part) // self._spread - sum(spare(high) for _, high, _ in new)
         most = [self._capacity or most_bytes(high) for _, high, _ in new]
         if self._spread > 1 and self._capacity is None:  # all are opened now
@@ -615,16 +615,16 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
     @property
     def _spread(self) -> int:
         """Slots that a class takes, at most, for each piece that it can hold: on each of several nodes a power of two."""
-        sets = len(self._placement.sets)
-        return 1 if sets == 1 else 2 * sets
+        n_nodes = len(self._placement.nodes)
+        return 1 if n_nodes == 1 else 2 * n_nodes
 
     def _make_rows(self, wanted: tuple[PlannedClass, ...]) -> None:
         """Make the rows of new classes, each to be opened at its first use; those of several array sets are opened now."""
-        if len(self._placement.sets) > 1:
+        if len(self._placement.nodes) > 1:
             for each in wanted:
                 self._open_row(each)
             return
-        first = int(self._block["n_rows"])
+        first = int(self._sizes_row["n_rows"])
         end = first + len(wanted)
         interval_end = NEVER if self._of_caches["keep_empty"] else 0
         self._parts.plans[first:end], self._rows[first:end] = plan_classes(
@@ -632,32 +632,32 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         )
         self._bases[first:] = self._rows["ptr_base"][first:end].tolist()
         self._caches[first:] = [None] * len(wanted)
-        self._block["n_rows"] = end
+        self._sizes_row["n_rows"] = end
 
     def _open_row(self, wanted: PlannedClass) -> None:
         """Open a class with several array sets, in a reservation of its own; it is there with the new number of rows."""
-        row, base = int(self._block["n_rows"]), self._free_slots()[0]
+        row, base = int(self._sizes_row["n_rows"]), self._free_slots()[0]
         self._rows[row]["ptr_base"] = base
         place = self._parts.place_of(row)
         dtype = dtype_of(wanted.high)
-        block = NewCacheMemory(dtype, wanted.capacity or wanted.most, not wanted.is_aligned, None, self._placement, place)
+        memory = NewCacheMemory(dtype, wanted.capacity or wanted.most, not wanted.is_aligned, None, self._placement, place)
         if self._of_caches["keep_empty"]:
-            block.state["interval_end"] = NEVER
-        cache = ClassCache(f"{self._name}-{wanted.high}", block)
-        stride, end = record_stride(dtype, not wanted.is_aligned), base + block.geometry.slots
+            memory.state["interval_end"] = NEVER
+        cache = ClassCache(f"{self._name}-{wanted.high}", memory)
+        stride, end = record_stride(dtype, not wanted.is_aligned), base + memory.geometry.slots
         self._caches[row:], self._bases[row:] = [cache], [base]
-        self._rows[row] = (base, stride, block.address, end, wanted.low, wanted.high, wanted.is_aligned, 0)
-        self._block["n_rows"] = row + 1
+        self._rows[row] = (base, stride, memory.address, end, wanted.low, wanted.high, wanted.is_aligned, 0)
+        self._sizes_row["n_rows"] = row + 1
 
     def _free_slots(self) -> tuple[int, int]:
         """Return the first slot number that no class has, and how many there are from there."""
-        first = int(self._rows["end"][: self._block["n_rows"]].max())
-        return first, int(self._block["large_base"]) - first
+        first = int(self._rows["end"][: self._sizes_row["n_rows"]].max())
+        return first, int(self._sizes_row["large_base"]) - first
 
     def _aligned_row(self, high: int) -> int:
         """Return the row of the class for alignments, opened when it is first needed."""
         with names_lock():
-            for i, row in enumerate(self._rows[: self._block["n_rows"]]):
+            for i, row in enumerate(self._rows[: self._sizes_row["n_rows"]]):
                 if row["is_aligned"] and row["high"] == high:
                     return i
             self._switch_table([(high - 1, high, True)])
@@ -674,7 +674,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
     def observe(self) -> bool:
         """Whether the sizes that are asked for are counted; can be set."""
         self._need_opened()
-        return bool(self._block["observe"])
+        return bool(self._sizes_row["observe"])
 
     @observe.setter
     def observe(self, value: bool) -> None:
@@ -684,7 +684,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
     def _see_observed(self, value: bool) -> None:
         """Have every size, or none, go through the slow path, which counts it."""
         with names_lock():
-            self._block["observe"] = int(value)
+            self._sizes_row["observe"] = int(value)
             self._map[:] = 0 if value else self._real.astype(np.uint16) * layout.HEAP_LINES
             self._largest = 0 if value else LARGEST
 
@@ -761,7 +761,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
     def closed(self) -> bool:
         """Whether `close` was called."""
         self._need_opened()
-        return bool(self._block["closed"])
+        return bool(self._sizes_row["closed"])
 
     @property
     def stats(self) -> SizeStats:
@@ -772,12 +772,12 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
             if cache.slot_limit:
                 row = self._rows[i]
                 lines.append(ClassStats(int(row["low"]), int(row["high"]), *counts_of(cache)))
-        pages, n_large = int(self._block["large_bytes"]), len(self._parts.large)
+        pages, n_large = int(self._sizes_row["large_bytes"]), len(self._parts.large)
         sizes, counts = self.observed()
         return SizeStats(
             live=sum(line.live for line in lines) + n_large,
             used=sum(line.live * line.high for line in lines) + pages,
-            memory=sum(line.memory for line in lines) + pages + sum(map(retained_size, self._block["retained"].tolist())),
+            memory=sum(line.memory for line in lines) + pages + sum(map(retained_size, self._sizes_row["retained"].tolist())),
             large=n_large,
             large_used=pages,
             observed=int(counts.sum()),
@@ -790,7 +790,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         """Return the ptrs of all live memory."""
         self._need_open()
         parts = [cache.live() + self._bases[row] for row, cache in self._open_caches()]
-        return np.concatenate([*parts, self._parts.large.live() + int(self._block["large_base"])])
+        return np.concatenate([*parts, self._parts.large.live() + int(self._sizes_row["large_base"])])
 
     def __len__(self) -> int:
         """Return how many pieces of memory are live."""
@@ -809,7 +809,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
     def clear(self) -> int:
         """Free everything, with no other thread using the allocator; returns how many pieces."""
         self._need_open()
-        large, base = self._parts.large, int(self._block["large_base"])
+        large, base = self._parts.large, int(self._sizes_row["large_base"])
         n = sum(kernels.free_slow(self._address, h + base, int(large[h]["asked"])) for h in large.live().tolist())
         n += large.clear()  # those whose pages another thread had in hand when this process was forked
         return n + sum(cache.clear() for _, cache in self._open_caches())
@@ -882,7 +882,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
     def _find(self, ptr: int) -> int:
         """Return the row whose slot numbers hold a ptr's; -1: large memory; 0: none."""
         slot = ptr & SLOT_MASK
-        if slot >= int(self._block["large_base"]):
+        if slot >= int(self._sizes_row["large_base"]):
             return -1
         n = len(self._caches)
         found = np.flatnonzero((self._rows["ptr_base"][:n] <= slot) & (slot < self._rows["end"][:n]))
@@ -893,7 +893,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         if not 0 < ptr < 1 << 63 or kernels.address_slow(self._address, ptr, size) == 0:
             raise self._refusal(ptr, size)
         row = max(self._find(ptr), 0)
-        base = self._bases[row] if row else int(self._block["large_base"])
+        base = self._bases[row] if row else int(self._sizes_row["large_base"])
         return row, (ptr & SLOT_MASK) - base
 
     def _refusal(self, ptr: int, size: int) -> HandleError:
@@ -908,7 +908,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         cache = self._parts.large if row < 0 else self._cache(row)
         if cache is None:
             return ForeignHandleError(f"allocator {self._name!r} never issued ptr {ptr:#x}")
-        handle = ptr - (int(self._block["large_base"]) if row < 0 else self._bases[row])
+        handle = ptr - (int(self._sizes_row["large_base"]) if row < 0 else self._bases[row])
         if handle in cache:
             if row < 0:
                 asked = int(cache[handle]["asked"])

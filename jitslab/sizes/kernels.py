@@ -1,15 +1,15 @@
 """
 Raw memory by size, in kernels: from a size to its class, from a ptr to its memory.
 
-A class serves the sizes from ``low + 1`` to ``high``.  A *ptr* is a handle of its cache, with the slots of all classes numbered
-through: class k has the slot numbers ``ptr_base`` to ``end``, and no other class has them.  So a ptr alone tells its class.  A
-ptr of another class is out of range: the compare that the cache makes anyway refuses it for sure.
+A class serves the sizes from ``low + 1`` to ``high``.  A *ptr* is a handle whose slot number is unique in the allocator: class k
+has the slot numbers from ``ptr_base`` up to ``end``.  So the ptr alone names its class, and the cache of another class refuses it
+by the compare with its limit that it makes anyway.
 
-The heaps of all classes lie in one region, those of one thread side by side.  So a fast path computes where the heap of a size
-stands from the thread and one look into the map of sizes, and finds all that it needs on the first line of that heap.
-All that is unusual goes to the slow path of the fast path's name, out of line and through the table of entry points: sizes out of
-bounds, a thread whose heap stands elsewhere, an empty or full magazine, a refused ptr.  While sizes are counted every size is
-unusual, since the map then leads to class 0, where no thread has a heap.
+The heaps of all classes lie in one region, those of one thread side by side.  So a fast path computes the address of its heap
+from the thread and one look into the map, and finds all that it needs on the first line of that heap.  Everything unusual goes to
+the slow path of the same name, out of line and through the table of entry points: a size out of bounds, a thread whose heap
+stands elsewhere, an empty or full magazine, a refused ptr.  While sizes are counted every size is unusual, since the map then
+leads to class 0, where no thread has a heap.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ _place_of: Any = kernel(place_of)
 
 @kernel
 def my_heap_of(s: int, me: int, size: int) -> Heap:
-    """Where the heap of a size and of the calling thread, `me`, stands, if no other thread's does."""
+    """Return where the heap of thread `me` for a size should be; the caller must compare its owner."""
     first = s + HEAPS_AT + shift_right(fibonacci_hash(me), HASH_SHIFT) * THREAD_BYTES
     return heap_at(first + u2s(s + HEAP_OF_PLACE)[_place_of(size)] * LINE)
 
 
 @lean
 def allocate_at(s: int, size: int) -> Any:
-    """Take memory: (its ptr, its address); (NULL, 0) if the size is out of bounds or there is no memory."""
+    """Take memory; returns (ptr, address), or (NULL, 0) if the size is out of bounds or there is no memory."""
     me = thread_pointer()
     heap = my_heap_of(s, me, size)
     if likely(load_relaxed(heap, "owner") == me):
@@ -88,13 +88,13 @@ def allocate_at(s: int, size: int) -> Any:
 
 @kernel
 def allocate(s: int, size: int) -> int:
-    """Take memory: its ptr, or NULL."""
+    """Take memory; returns its ptr, or NULL."""
     return allocate_at(s, size)[0]
 
 
 @lean
 def release(s: int, ptr: int, size: int) -> bool:
-    """Free memory; False, and nothing changed, if the ptr is refused or is of another size."""
+    """Free memory; returns False, changing nothing, if the ptr is refused or is of another size."""
     me = thread_pointer()
     heap = my_heap_of(s, me, size)
     if likely(load_relaxed(heap, "owner") == me):
@@ -118,7 +118,7 @@ def address(s: int, ptr: int, size: int) -> int:
 
 @kernel
 def address_or_scratch(s: int, ptr: int, size: int) -> int:
-    """Return the address of live memory; if the ptr is refused, that of as much zeroed scratch memory, and a fault is set."""
+    """Return the address of live memory; if the ptr is refused, that of as much zeroed scratch memory, and set a fault."""
     at = address(s, ptr, size)
     return at if likely(at != 0) else call(sizes_at(s), "scratch", (ptr, size))
 
@@ -128,14 +128,14 @@ def address_or_scratch(s: int, ptr: int, size: int) -> int:
 
 @cold
 def allocate_at_out_of_line(s: int, size: int) -> Any:
-    """`allocate_at` of what is unusual."""
+    """`allocate_at` in unusual cases."""
     ptr = call(sizes_at(s), "allocate", (size,))
     return ptr, call(sizes_at(s), "address", (ptr, size)) if ptr != NULL else 0
 
 
 @cold
 def release_out_of_line(s: int, ptr: int, size: int) -> bool:
-    """`release` of what is unusual: by a full magazine, or with several nodes, still in the thread's own heap."""
+    """`release` in unusual cases; a full magazine and several nodes still end in the thread's own heap."""
     me = thread_pointer()
     heap = my_heap_of(s, me, size)
     if load_relaxed(heap, "owner") == me and free_any(heap.control, heap, ptr - heap.ptr_base):
@@ -145,11 +145,11 @@ def release_out_of_line(s: int, ptr: int, size: int) -> bool:
 
 @cold
 def address_out_of_line(s: int, ptr: int, size: int) -> int:
-    """`address` of what is unusual."""
+    """`address` in unusual cases."""
     return call(sizes_at(s), "address", (ptr, size)) if size > 0 else 0
 
 
-# --- Which class ---
+# --- From a size or a ptr to its class ---
 
 
 def quarter_size(size: int, align: int) -> int:
@@ -176,7 +176,7 @@ def class_of(s: int, size: int) -> Class:
 
 @kernel
 def class_of_ptr(sizes: Sizes, ptr: int) -> Class:
-    """Return the row of the class whose slots hold a ptr's; NULL: none."""
+    """Return the row of the class that has the slot of a ptr; NULL: none."""
     slot = ptr & SLOT_MASK
     at = address_of(sizes) + CLASSES
     for _ in range(sizes.n_rows):
@@ -188,7 +188,7 @@ def class_of_ptr(sizes: Sizes, ptr: int) -> Class:
 
 @kernel
 def serves(row: Class, size: int) -> bool:
-    """Whether the class could have been given for that size."""
+    """Whether a request of a size could have got memory of a class."""
     if row.low < size <= row.high:
         return True
     if row.is_aligned != 0 and 0 < size <= row.high:
@@ -218,7 +218,7 @@ def allocate_slow(s: int, size: int) -> int:
 
 @Entry
 def allocate_zeros(s: int, size: int) -> int:
-    """Take large memory that reads as zeros: new pages; returns a ptr or NULL."""
+    """Take large memory in new pages, which read as zeros; returns a ptr or NULL."""
     sizes = sizes_at(s)
     return allocate_large(sizes, size, 1) if size > LARGEST and sizes.closed == 0 else NULL
 
@@ -231,14 +231,14 @@ def allocate_in(s: int, k: int) -> int:
 
 @kernel
 def take_from(sizes: Sizes, row: Class) -> int:
-    """Take memory of a class, opened now if need be; returns a ptr or NULL."""
+    """Take memory of a class, opened now if needed; returns a ptr or NULL."""
     handle = alloc(my_heap(control_of(sizes, row)))
     return handle + row.ptr_base if handle != NULL else NULL
 
 
 @Entry
 def free_slow(s: int, ptr: int, size: int) -> int:
-    """`release` of any ptr, by any thread; 1: freed."""
+    """`release` of any ptr, by any thread; returns 1 if freed."""
     if ptr < 0 or size <= 0:
         return 0
     row = class_of_ptr(sizes_at(s), ptr)
@@ -270,7 +270,7 @@ def address_slow(s: int, ptr: int, size: int) -> int:
 
 @Entry
 def scratch(s: int, ptr: int, size: int) -> int:
-    """Set a fault, and zero scratch memory of the size for a ptr that was refused; 0 for what is no size."""
+    """Set a fault, and zero scratch memory for a refused ptr; returns its address, or 0 if the size is invalid."""
     sizes = sizes_at(s)
     if 0 < size <= LARGEST:
         control = control_of(sizes, class_of(s, size))
@@ -283,9 +283,9 @@ def scratch(s: int, ptr: int, size: int) -> int:
 @Entry
 def realloc(s: int, ptr: int, old: int, new: int) -> int:
     """
-    Change the size of memory; the content is kept.  Returns the ptr from now on, or NULL: refused or no memory, nothing changed.
+    Change the size of memory and keep its content.  Returns the ptr from now on, or NULL: refused or no memory, nothing changed.
 
-    In place where the class serves both sizes; large memory is moved by its pages, else the bytes are copied.
+    If the class serves both sizes, the memory stays in place.  Pages of large memory are moved; otherwise the bytes are copied.
     """
     sizes = sizes_at(s)
     if old <= 0 or new <= 0 or ptr < 0 or sizes.closed != 0:
@@ -314,7 +314,7 @@ def close_sizes(s: int) -> int:
     """Close an allocator: it refuses everything from now on, and its memory is given back."""
     sizes = sizes_at(s)
     free_all(sizes)
-    close(sizes.large)  # by the registry's lock: a thread that takes that lock afterwards opens no class any more
+    close(sizes.large)  # takes the registry's lock: a thread that takes it afterwards opens no class
     for number in range(sizes.n_rows):
         c = load_acquire(class_at(s + CLASSES + number * CLASS_BYTES), "control")
         if c != 0:
@@ -323,12 +323,12 @@ def close_sizes(s: int) -> int:
 
 
 @Entry
-def end_sizes(words: int) -> int:
-    """The end of an allocator's memory: its classes leave the registry, and their ranges and large memory are unmapped."""
-    memory = range_at(words)
-    if memory.start == 0:  # it was never there
+def end_sizes(range_: int) -> int:
+    """End an allocator's memory: its classes leave the registry, and their ranges and large memory are given back."""
+    memory = range_at(range_)
+    if memory.start == 0:  # nothing was mapped
         return 0
-    if memory.control == 0:  # nor was an allocator in it
+    if memory.control == 0:  # no allocator was made in it
         end_range(memory)
         return 0
     s = memory.start
@@ -368,11 +368,11 @@ TABLE: dict[str, Entry] = {
     "scratch": scratch,
     "open": open_class,
 }
-table = np.zeros(1, SIZE_ENTRIES)  # of this process; filled in with the first allocator
+table = np.zeros(1, SIZE_ENTRIES)  # one a process; the first allocator fills it in
 
 
 def fill_table() -> int:
-    """Write the address of each entry point into the table of this process; returns its address."""
+    """Write the address of each entry point into the table; returns the table's address."""
     for name, entry in TABLE.items():
         table[name] = entry.address
     return int(table.ctypes.data)

@@ -1,17 +1,17 @@
 """
 Memory above the largest size class: pages of its own, in kernels.
 
-A slot of the cache `large` describes each piece, so its ptr is checked as any other.  Pages that are freed are *retained*, up to
-RETAINED_BYTES of them, for the next piece that they fit: a system call and the faults of new pages cost more than most programs
-do with them.
+Each piece has a slot of the cache `large`, whose record is its LARGE row; so its ptr is checked like any other.  Freed pages are
+*retained*, up to RETAINED_BYTES, for the next piece that they fit: a system call and the faults of new pages cost more than the
+work of most programs with them.
 
-Retained pages come back at the same address, and often to the same slot.  So the address of a piece stands in its LARGE row
-together with the low bits of its ptr's cycle (`pack_pages`).  A thread that replaces that number by compare and exchange has
-taken the pages of that ptr, and not those of another ptr that the slot was given to meanwhile.
+Retained pages come back at the same address, and often to the same slot.  So a LARGE row packs the address with the low bits of
+the ptr's cycle (`pack_pages`).  A thread takes the pages by replacing that number with compare and exchange, which fails if the
+slot was given to another ptr meanwhile.
 
-  live      pages: packed   pin: 0, or of the array that shows them
+  live      pages: packed   pin: 0, or that of the array that shows them
   moving    pages: 0        pin: MOVING, while a realloc has them
-  freed     pages: 0        pin: 0, or of the array that still shows them: it unmaps them at its end
+  freed     pages: 0        pin: 0, or that of the array that still shows them: it unmaps them at its end
 """
 
 from __future__ import annotations
@@ -56,26 +56,26 @@ _retained_size: Any = kernel(retained_size)
 
 @kernel
 def pack_pages(pages: int, ptr: int) -> int:
-    """Return what stands in the row of live memory."""
+    """Return the field `pages` of live memory: address and tag in one."""
     return pages >> 3 << TAG_BITS | (ptr >> 32) & TAG_MASK
 
 
 @kernel
 def tag_matches(packed: int, ptr: int) -> bool:
-    """Whether packed pages, or a packed pin, are of that ptr."""
+    """Whether packed pages, or a packed pin, belong to a ptr."""
     return packed != 0 and (packed ^ (ptr >> 32)) & TAG_MASK == 0
 
 
 @kernel
 def pages_of(row: Large, ptr: int) -> int:
-    """Return the address of the pages of a ptr by its row; 0: they were taken."""
+    """Return the address of a ptr's pages; 0: they were taken."""
     packed = load_acquire(row, "pages")
     return shift_right(packed, TAG_BITS) << 3 if tag_matches(packed, ptr) else 0
 
 
 @kernel
 def take_pages(row: Large, ptr: int) -> int:
-    """Take the pages of a ptr by its row: their address; 0: another thread did."""
+    """Take the pages of a ptr; returns their address, or 0 if another thread has taken them."""
     pages = pages_of(row, ptr)
     return pages if pages != 0 and compare_exchange(row, "pages", pack_pages(pages, ptr), 0) else 0
 
@@ -88,7 +88,7 @@ def row_of_slot(sizes: Sizes, slot: int) -> Large:
 
 @kernel
 def is_large(sizes: Sizes, ptr: int, size: int) -> bool:
-    """Whether a ptr is of live large memory of that size; a size of 0 stands for any."""
+    """Whether a ptr names live large memory of a size; a size of 0 stands for any."""
     handle = ptr - sizes.large_base
     if not is_live(my_heap(sizes.large), handle):
         return False
@@ -107,7 +107,7 @@ def row_of_ptr(sizes: Sizes, ptr: int) -> Large:
 
 @kernel
 def allocate_large(sizes: Sizes, size: int, fresh: int) -> int:
-    """Take pages of their own, new ones that read as zeros if `fresh` is not 0; returns a ptr or NULL."""
+    """Take large memory; if `fresh` is not 0, in new pages, which read as zeros; returns a ptr or NULL."""
     if size > MAX_BYTES:
         return NULL
     n = whole_pages(size)
@@ -129,7 +129,7 @@ def allocate_large(sizes: Sizes, size: int, fresh: int) -> int:
     row = row_of_slot(sizes, handle & SLOT_MASK)
     row.bytes = n
     row.asked = size
-    row.pin = 0  # a fork may have left one
+    row.pin = 0  # a fork may have left a pin
     ptr = handle + sizes.large_base
     store_release(row, "pages", pack_pages(pages, ptr))
     fetch_add(sizes, "large_bytes", n)
@@ -139,9 +139,9 @@ def allocate_large(sizes: Sizes, size: int, fresh: int) -> int:
 @kernel
 def free_large(sizes: Sizes, ptr: int, size: int) -> int:
     """
-    Give pages back; 1: freed.  Of several threads at the same instant one gets them: the one that makes `pages` 0.
+    Free large memory; returns 1 if freed.  If several threads try at once, the one that sets `pages` to 0 succeeds.
 
-    Pages that an array in Python shows lose their content, and stay mapped until the array is gone.
+    If an array in Python shows the pages, they lose their content and stay mapped until the array ends.
     """
     if not is_large(sizes, ptr, size):
         return 0
@@ -155,7 +155,7 @@ def free_large(sizes: Sizes, ptr: int, size: int) -> int:
 
 @kernel
 def drop_large(sizes: Sizes, ptr: int, row: Large, pages: int) -> None:
-    """Give back pages that the caller has taken: by making `pages` in their row 0."""
+    """Give back pages that the caller has taken, by setting `pages` to 0."""
     n = row.bytes
     fetch_add(sizes, "large_bytes", -n)
     pin = fetch_add(row, "pin", 0)
@@ -171,9 +171,9 @@ def drop_large(sizes: Sizes, ptr: int, row: Large, pages: int) -> None:
 @kernel
 def realloc_large(sizes: Sizes, ptr: int, old: int, new: int) -> int:
     """
-    `realloc` of large memory: its pages are taken, as by a free, and put back or given up; other threads are refused meanwhile.
+    `realloc` of large memory: takes its pages as a free does, then puts them back or gives them up; meanwhile others are refused.
 
-    Moved by the system where that can be; pages that an array in Python shows are copied.
+    The system moves the pages if it can; pages that an array in Python shows are copied.
     """
     if not is_large(sizes, ptr, old):
         return NULL
@@ -211,7 +211,7 @@ def realloc_large(sizes: Sizes, ptr: int, old: int, new: int) -> int:
 
 @kernel
 def large_scratch(sizes: Sizes, size: int) -> int:
-    """Return the address of zeroed scratch pages of a size; they grow, and smaller ones stay, as others may use them."""
+    """Return the address of zeroed scratch pages of a size; if they grow, the old ones stay, since others may use them."""
     n = whole_pages(size)
     while True:
         at = load_acquire(sizes, "scratch")
@@ -229,7 +229,7 @@ def large_scratch(sizes: Sizes, size: int) -> int:
 
 @kernel
 def free_all(sizes: Sizes) -> None:
-    """Refuse large memory from now on, and give all of it back."""
+    """Free all large memory, and refuse more."""
     store_release(sizes, "closed", 1)
     for number in range(sizes.large.nodes):
         node = node_at(sizes.large, number)
@@ -244,13 +244,13 @@ def free_all(sizes: Sizes) -> None:
 
 
 @Entry
-def pin_pages(words: int, size: int) -> int:
+def pin_pages(pinned: int, size: int) -> int:
     """
-    Have an array keep the pages of large memory mapped; returns their address, 0: refused, or another array does.
+    Pin the pages of large memory for an array; returns their address, or 0: refused, or another array has pinned them.
 
-    Its PINNED row says which pages; their address is noted there, for the end of the array.
+    The PINNED row of the array names the ptr; the address of the pages is noted there for the array's end.
     """
-    it = pinned_at(words)
+    it = pinned_at(pinned)
     sizes, ptr, pin = sizes_at(it.sizes), it.ptr, pack_pin(it.number, it.ptr)
     if not is_large(sizes, ptr, size):
         return 0
@@ -258,17 +258,17 @@ def pin_pages(words: int, size: int) -> int:
     pages = pages_of(row, ptr)
     if pages == 0 or not compare_exchange(row, "pin", 0, pin):
         return 0
-    if fetch_add(row, "pages", 0) == pack_pages(pages, ptr) and row.asked == size:  # from here on no realloc changes them
+    if fetch_add(row, "pages", 0) == pack_pages(pages, ptr) and row.asked == size:  # from here on no realloc moves them
         it.pages = pages
-        return pages  # looked at again, after the pin was set: a free at the same instant sees the pin, or is seen
-    compare_exchange(row, "pin", pin, 0)  # a free that has seen it left nothing mapped but addresses
+        return pages  # `pages` is read after the pin was set: a free at the same time sees the pin, or its 0 is seen here
+    compare_exchange(row, "pin", pin, 0)  # if a free has seen the pin, only addresses are left
     return 0
 
 
 @Entry
-def unpin_pages(words: int) -> int:
-    """The end of an array that kept pages mapped: they are the ptr's again, or, if that was freed, unmapped."""
-    it = pinned_at(words)
+def unpin_pages(pinned: int) -> int:
+    """End an array that pinned pages: unpin them, or unmap them if their ptr was freed."""
+    it = pinned_at(pinned)
     if it.pages != 0:
         sizes = sizes_at(it.sizes)
         if not compare_exchange(row_of_ptr(sizes, it.ptr), "pin", pack_pin(it.number, it.ptr), 0):
@@ -278,19 +278,19 @@ def unpin_pages(words: int) -> int:
 
 @kernel
 def pack_pin(number: int, ptr: int) -> int:
-    """Return what stands in the row of memory that an array pins: a free of another ptr of that slot passes it by."""
+    """Return the field `pin` for an array; its tag lets a free of another ptr of that slot ignore it."""
     return number << TAG_BITS | (ptr >> 32) & TAG_MASK
 
 
-# --- Retained pages: taken and put by compare and exchange, so that no fork and no dead thread can leave a lock behind ---
+# --- Retained pages: by compare and exchange, since a fork or a dead thread could leave a lock behind ---
 
 
 @kernel
 def retain(sizes: Sizes, pages: int, n: int) -> bool:
     """
-    Keep freed pages for the next piece that they fit; False: the caller gives them back.
+    Keep freed pages for the next piece that they fit; returns False if the caller must give them back.
 
-    Not with several nodes, where they may be far from the next owner.
+    With several nodes none are kept: they may be far from the next owner.
     """
     if not CAN_MAP or sizes.closed != 0 or sizes.nodes > 1:
         return False
@@ -299,7 +299,7 @@ def retain(sizes: Sizes, pages: int, n: int) -> bool:
     piece = pages >> RETAINED_PAGE << RETAINED_SHIFT | n >> RETAINED_PAGE
     for k in range(RETAINED):
         if compare_exchange(sizes.retained, k, 0, piece):
-            # Looked at once more: `close` may have come before.
+            # Read again: `close` may have come in between.
             if load_acquire(sizes, "closed") != 0 or retained_bytes(sizes) > RETAINED_BYTES:
                 give_up(sizes, k)
             return True
@@ -308,7 +308,7 @@ def retain(sizes: Sizes, pages: int, n: int) -> bool:
 
 @kernel
 def retained_bytes(sizes: Sizes) -> int:
-    """Bytes of all retained pieces; counted, since a count that is kept would be wrong in a child of `fork`."""
+    """Return the bytes of all retained pieces; they are added up each time, since a stored sum could be wrong after a fork."""
     n = 0
     for k in range(RETAINED):
         n += _retained_size(load_acquire(sizes.retained, k))
@@ -318,9 +318,9 @@ def retained_bytes(sizes: Sizes) -> int:
 @kernel
 def retained_pages(sizes: Sizes, n: int) -> int:
     """
-    Return the address of n bytes of retained pages, the end of a larger piece given back; 0: none fit.
+    Return the address of n bytes of retained pages, or 0 if none fit; the end of a larger piece is given back.
 
-    A piece that fits no request goes at last: one each time that none fits.
+    If none fit, one piece is given up: so pieces that fit no request do not stay.
     """
     for k in range(RETAINED):
         piece = load_acquire(sizes.retained, k)
@@ -336,7 +336,7 @@ def retained_pages(sizes: Sizes, n: int) -> int:
 
 @kernel
 def give_up(sizes: Sizes, k: int) -> None:
-    """Give the pages in place k back to the system."""
+    """Give retained piece k back to the system."""
     piece = load_acquire(sizes.retained, k)
     if piece != 0 and compare_exchange(sizes.retained, k, piece, 0):
         part_with(sizes.large.process, piece >> RETAINED_SHIFT << RETAINED_PAGE, _retained_size(piece))
@@ -351,7 +351,7 @@ def give_up_all(sizes: Sizes) -> None:
 
 @Entry
 def drop_retained(s: int) -> int:
-    """Give all retained pages back to the system; returns the bytes that are left: other threads retained them meanwhile."""
+    """Give all retained pages back to the system; returns the bytes that other threads have retained meanwhile."""
     sizes = sizes_at(s)
     give_up_all(sizes)
     return retained_bytes(sizes)

@@ -1,7 +1,7 @@
 """
-What `SizeClasses` can do inside `@njit`: an extension type of one int64, the address of its block.
+`SizeClasses` inside `@njit`: an extension type of one int64, the address of its SIZES row.
 
-Above `raw`, below `sizes`; as `compiled` is for caches.  Nothing here raises.
+Nothing here raises (`njit.cache` is the same for caches).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ..core.calls import call
 from ..machine.compile import I64, int64, intrinsic, kernel
 from ..machine.disk import SOURCE_HASH
 from ..machine.holder import register
-from ..njit import lowering as calls
+from ..njit import lowering
 from ..njit.lowering import Pointer, Site
 from . import kernels as raw
 from .layout import SizesPointer
 
 
 class SizeClassesType(types.Type):  # type: ignore[misc]  # numba has no types
-    """Numba type of all allocators by size; the name carries the hash of the package's sources."""
+    """Numba type of all allocators by size; its name carries the hash of the package's sources."""
 
     row = SizesPointer
 
@@ -42,7 +42,7 @@ register(SizeClassesType)
 
 @intrinsic
 def bytes_at(typing: Any, address: Any, n: Any) -> Any:
-    """The n bytes at an address, as an array that owns nothing."""
+    """Return the n bytes at an address, as an array that owns nothing."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array = context.make_array(BYTES)(context, builder)
@@ -55,12 +55,12 @@ def bytes_at(typing: Any, address: Any, n: Any) -> Any:
 
 @kernel
 def raw_bytes(at: int, size: int) -> Any:
-    """The bytes at an address; none where there is no address."""
+    """Return the bytes at an address; an empty array if the address is 0."""
     return bytes_at(at, size if at != 0 and size > 0 else int64(0))
 
 
 def need_integers(what: str, *values: Any) -> None:
-    """Refuse what is no integer while the user's function is typed."""
+    """Refuse arguments that are no integers while the user's function is typed."""
     for value in values:
         if not isinstance(value, (types.Integer, types.Boolean)):
             raise NumbaTypeError(f"jitslab: {what} takes integers, got {value}")
@@ -68,7 +68,7 @@ def need_integers(what: str, *values: Any) -> None:
 
 def method(name: str) -> Callable[..., Any]:
     """Describe a method of the allocator."""
-    return calls.method(SizeClassesType, name)
+    return lowering.method(SizeClassesType, name)
 
 
 def emit_lean(site: Site, kernel: Any, sizes: Pointer, *values: Any) -> Any:
@@ -78,42 +78,42 @@ def emit_lean(site: Site, kernel: Any, sizes: Pointer, *values: Any) -> Any:
 
 @method("allocate")
 def SizeClasses_allocate(alloc: Any, size: Any) -> Any:
-    """Memory of a size: its ptr, or NULL."""
+    """Take memory of a size; returns its ptr, or NULL."""
     need_integers("allocate(size)", size)
     return types.int64, lambda site, s, size: site.builder.extract_value(emit_lean(site, raw.allocate_at, s, size), 0)
 
 
 @method("new")
 def SizeClasses_new(alloc: Any, size: Any) -> Any:
-    """Memory of a size: (its ptr, its address), which needs no second look-up; (NULL, 0) if there is none."""
+    """Take memory of a size; returns (ptr, address), which saves a look-up, or (NULL, 0)."""
     need_integers("new(size)", size)
     return types.UniTuple(types.int64, 2), lambda site, s, size: emit_lean(site, raw.allocate_at, s, size)
 
 
 @method("free")
 def SizeClasses_free(alloc: Any, ptr: Any, size: Any) -> Any:
-    """Free memory; False if the ptr is refused."""
+    """Free memory; returns False if the ptr is refused."""
     need_integers("free(ptr, size)", ptr, size)
     return types.boolean, lambda site, s, ptr, size: emit_lean(site, raw.release, s, ptr, size)
 
 
 @method("realloc")
 def SizeClasses_realloc(alloc: Any, ptr: Any, old_size: Any, new_size: Any) -> Any:
-    """Another size: the ptr from now on, or NULL and nothing changed."""
+    """Change the size; returns the ptr from now on, or NULL, and nothing changed."""
     need_integers("realloc(ptr, old_size, new_size)", ptr, old_size, new_size)
     return types.int64, lambda site, s, ptr, old_size, new_size: site.entry(call, s, "realloc", ptr, old_size, new_size)
 
 
 @method("address")
 def SizeClasses_address(alloc: Any, ptr: Any, size: Any) -> Any:
-    """The address of live memory, 0 if the ptr is refused."""
+    """Return the address of live memory, 0 if the ptr is refused."""
     need_integers("address(ptr, size)", ptr, size)
     return types.int64, lambda site, s, ptr, size: emit_lean(site, raw.address, s, ptr, size)
 
 
-@method("bytes")  # Numba lets nothing but an array have a method `view`
+@method("bytes")  # in Numba only an array can have a method `view`
 def SizeClasses_bytes(alloc: Any, ptr: Any, size: Any) -> Any:
-    """The bytes of live memory; of zeroed scratch memory, with a fault set, if the ptr is refused."""
+    """Return the bytes of live memory; if the ptr is refused, those of zeroed scratch memory, and set a fault."""
     need_integers("bytes(ptr, size)", ptr, size)
     return BYTES, lambda site, s, ptr, size: site.call(
         raw_bytes, site.call(raw.address_or_scratch, site.builder.ptrtoint(s.value, I64), ptr, size), size

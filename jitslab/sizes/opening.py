@@ -1,8 +1,8 @@
 """
-The opening of a size class at its first use, in kernels: from its plan to a cache.
+The opening of a size class at its first use, in kernels: from its PLAN row to a cache.
 
-Compiled code opens a class as Python does: by `control_of`, where it needs the class's CONTROL row and finds none.  A class
-reserves its addresses then, as many as are its share of what is left.  A class that is never used takes none.
+Compiled code and Python open a class by `control_of`, when they need its CONTROL row.  The class then reserves its share of the
+addresses that are left.  A class that is never used takes none.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from .layout import (
 
 @kernel
 def control_of(sizes: Sizes, row: Class) -> Control:
-    """Return the CONTROL row of a class, opened now if need be; NULL: there is no memory for it, or all is closed."""
+    """Return the CONTROL row of a class, opened now if needed; NULL: there is no memory for it, or the allocator is closed."""
     c = load_acquire(row, "control")
     return control_at(c if likely(c != 0) else call(sizes, "open", (row,)))
 
@@ -61,9 +61,9 @@ def control_of(sizes: Sizes, row: Class) -> Control:
 @Entry
 def open_class(s: int, k: int) -> int:
     """
-    Make the cache of a class by its plan, if no thread has; returns the address of its CONTROL row, or 0.
+    Open a class by its plan, unless another thread has; returns the address of its CONTROL row, or 0.
 
-    Under the lock of the process's registry, which is held over a fork, too.
+    It holds the registry's lock, so no fork comes in between.
     """
     sizes, row = sizes_at(s), class_at(k)
     process = sizes.large.process
@@ -83,7 +83,7 @@ def open_class(s: int, k: int) -> int:
 
 @kernel
 def regions(plan: Plan) -> Any:
-    """Return how far into the range of a class its CONTROL row and its records start, and the bytes of the range."""
+    """Return the offsets of the CONTROL row and of the records in the range of a class, and the bytes of the range."""
     slots = plan.max_slabs << plan.shift
     control = whole_pages((slots + WORD_SLOTS - 1) // WORD_SLOTS * 8) + whole_pages(plan.max_slabs * LINE)
     records = control + whole_pages(slots * 4 + WORD_SLOTS * 4 + page_bytes)
@@ -93,9 +93,9 @@ def regions(plan: Plan) -> Any:
 @kernel
 def has_range(sizes: Sizes, process: Process, plan: Plan) -> bool:
     """
-    Reserve a range of addresses for a class, if it has none; whether it has one.
+    Reserve a range of addresses for a class, if it has none; returns whether it has one now.
 
-    Of its share of what is left, or of less where that is in pieces; but of the least that it needs.
+    The range has the class's share of the addresses that are left, or less if those are in pieces, but the least that it needs.
     """
     if plan.memory != 0:
         return True
@@ -123,7 +123,7 @@ def has_range(sizes: Sizes, process: Process, plan: Plan) -> bool:
 
 @kernel
 def make_usable(plan: Plan) -> bool:
-    """Make usable what a cache needs from the start, and let all its generations be read; whether the system granted it."""
+    """Make the first parts of a class usable, and let all generations be read; returns whether the system granted it."""
     at = plan.memory
     control, records, _ = regions(plan)
     if records <= EAGER_BYTES:
@@ -134,7 +134,7 @@ def make_usable(plan: Plan) -> bool:
 
 @kernel
 def fill_control(sizes: Sizes, plan: Plan, number: int, ptr_base: int) -> Control:
-    """Fill the rows of a class in: by its plan, and with heaps in the region of its allocator's."""
+    """Fill in the CONTROL row of a class by its plan; its heaps are in the allocator's region."""
     large, at = sizes.large, plan.memory
     border, records, _ = regions(plan)
     c = at + border + plan.control_offset

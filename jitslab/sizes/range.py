@@ -1,8 +1,8 @@
 """
-Size classes before they are opened, and the ranges of addresses that they reserve when they are.
+Plans of size classes, and the ranges of addresses that open classes have.
 
-Above `rawlayout` and `block`, below `sizes`.  A plan (`rawlayout.PLAN`) says what a class is to be; `opening.open_class` reserves
-its range at its first use and makes the cache there.  A `ClassMemory` is one such range, seen from Python.
+A PLAN row describes a class before its first use; then `opening.open_class` reserves its range and makes the cache there.  A
+`ClassMemory` shows Python that range.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from .layout import CLASS, LARGER_SCRATCH, PLAN, SCRATCH
 
 
 class PlannedClass(NamedTuple):
-    """A class that is to be."""
+    """A class to be planned."""
 
-    low: int  # it serves the sizes above this
+    low: int  # the class serves sizes above this
     high: int  # and up to this
-    is_aligned: bool  # whether it is for alignments only
-    capacity: int  # pieces that one thread can always have; 0: as many as there is room for
-    least: int  # slots, at least
-    most: int  # and at most
+    is_aligned: bool  # whether only aligned requests use it
+    capacity: int  # pieces that one thread can always have; 0: no capacity, as many as fit
+    least: int  # least slots
+    most: int  # most slots
 
 
 @lru_cache(maxsize=256)
@@ -39,7 +39,7 @@ def dtype_of(high: int) -> np.dtype[Any]:
 
 @lru_cache(maxsize=4)
 def lay_out(wanted: tuple[PlannedClass, ...]) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
-    """Return what the plans of several classes have in common in all allocators, and their rows, with slots numbered from 0."""
+    """Return the PLAN and CLASS rows of several classes, as they are in every allocator, with slots numbered from 0."""
     plans, rows = np.zeros(len(wanted), PLAN), np.zeros(len(wanted), CLASS)
     own, slot = plans["geometry"], 0
     for i, each in enumerate(wanted):
@@ -62,7 +62,7 @@ def lay_out(wanted: tuple[PlannedClass, ...]) -> tuple[npt.NDArray[np.void], npt
 def plan_classes(
     wanted: tuple[PlannedClass, ...], first_slot: int, interval_end: int, allocator: int
 ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
-    """Return the plans of several classes, with cycles and places in the CPU's caches of their own, and their rows."""
+    """Return the PLAN and CLASS rows of several classes; each has a first cycle and lines of the CPU's cache of its own."""
     plans, rows = (each.copy() for each in lay_out(wanted))
     numbers = np.array([next(serials) for _ in wanted])
     plans["control_offset"], _, plans["generations_offset"] = staggered(numbers)
@@ -75,7 +75,7 @@ def plan_classes(
 
 
 class ClassMemory:
-    """The range of addresses of a class, which NumPy sees as an array of bytes: it ends with its allocator's memory."""
+    """The range of addresses of a class, an array of bytes to NumPy; it ends with its allocator's memory."""
 
     __slots__ = ("__array_interface__", "_kept")
 
@@ -88,7 +88,7 @@ class ClassMemory:
 def memory_of(
     memory: npt.NDArray[np.uint8], row: np.void, plan: np.void, placement: numa.Placement, place: HeapPlace
 ) -> CacheMemory:
-    """Return the memory of a class that was opened by its plan, in its range."""
+    """Return the memory of an open class, in its range."""
     start, address = int(plan["memory"]), int(row["control"])
     control = memory[address - start : address - start + NODE.itemsize].view(NODE)["control"][0]
     shape = control["geometry"]

@@ -220,7 +220,7 @@ def test_metadata_lies_with_its_records():
             handles = take_on(node, cache)
             cache.free_many(handles[::2])
         for node in (0, 1):
-            field = partial(cache._block.field, node=node)
+            field = partial(cache._memory.field, node=node)
             first = field("first_slot")
             words = field("generations") + 4 * (first + 1500 * 1)
             rows = field("slabs") - 64 * field("first_slab")
@@ -233,7 +233,7 @@ def test_metadata_lies_on_the_node_asked_for(node):
     """The first generations, too, whose page has the control block: whoever wrote to that first."""
     with jitslab.SlabCache("points", POINT, policy=node) as cache:
         cache.free_many(take(cache)[::2])
-        field = cache._block.field
+        field = cache._memory.field
         first = np.array([field(region) for region in ("generations", "slabs", "bits")], np.uint64)
         assert {node} == set(nodes_of_pages(first).tolist())
 
