@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ._convert import make_template
 from ._names import Names, check_name, names_lock
 from ._validate import as_count, as_integer, check_dtype, dtype_identity
 from .cache import CLOSED, SlabCache
 from .core.layout import NULL
-from .declare import plain
+from .declare import plain, template_of
 from .errors import ClosedError, ConflictError, ForeignHandleError, LayoutError, OptionError, RecordTypeError, shown
 from .machine import numa
 from .njit import cache as compiled
@@ -352,15 +351,15 @@ class SlabAllocator(SizeClasses):
         self._typed[dtype] = [*self._typed.get(dtype, ()), cache]
         return cache
 
-    def _settled(self, options: dict[str, Any], dtype: np.dtype[Any]) -> dict[str, Any]:
+    def _settled(self, options: dict[str, Any], cache: SlabCache) -> dict[str, Any]:
         """Return all options of a cache, in a form that can be compared."""
         given = self._options | options
-        return with_defaults(given | {"init": make_template(given.get("init"), dtype)})
+        return with_defaults(given | {"init": template_of(given.get("init"), cache._dtype, cache._declared)})
 
     def _check_same(self, cache: SlabCache, options: dict[str, Any]) -> None:
         """Raise if a typed cache was made with other options."""
         check_names(options)
-        made, asked = (self._settled(given, cache._dtype) for given in (self._own[cache].options, options))
+        made, asked = (self._settled(given, cache) for given in (self._own[cache].options, options))
         other = [name for name in options if made[name] != asked[name]]
         if other:
             raise ConflictError(f"cache {cache._name!r} exists with another {' and '.join(other)}")

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from . import guard_class
 from ._closable import Closable
-from ._convert import make_template, pack
+from ._convert import pack
 from ._names import need_name
 from ._validate import as_count, as_handles, as_integer, check_dtype, check_out
 from .batch_guard import SlabBatchGuard
@@ -33,7 +33,7 @@ from .core.layout import LAWS, NODE_WORDS, NULL, SLOT_MASK
 from .core.memory import CacheMemory, NewCacheMemory
 from .core.process import close_cache, let_kept_go
 from .core.rebuild import recover
-from .declare import declared_class, plain
+from .declare import declared_class, plain, template_of
 from .errors import (
     ArrayError,
     BusyError,
@@ -144,7 +144,8 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     colouring : bool, default True
         Spread the first records of slabs, and strides that alias, over the sets of the CPU's caches.
     init : {None, "zero"} or record, optional
-        Contents of a new record: undefined; zeros; or a copy of this record, whose values fit as in a guard.
+        Contents of a new record: undefined; zeros; or a copy of this record, whose values fit as in a guard.  A declared class
+        with defaults has these in the place of the first two, and zeros beside them.
     policy : {"local", "interleave"}, int or sequence of int, default "local"
         Where the memory lies on a machine with several NUMA nodes.  ``"local"``: a record on the node of the thread that
         allocates it; a number: on that node; ``"interleave"``, or numbers: the pages in turn on all nodes, or on these.  A
@@ -231,18 +232,18 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
             raise CapacityError(f"keep_empty is True or False, got {shown(keep_empty)}")
         prepare()
         dtype = plain(dtype)
-        own = check_dtype(dtype)
+        own, declared = check_dtype(dtype), declared_class(dtype)
         memory = NewCacheMemory(
             own,
             None if capacity is None else as_count(capacity, "capacity", 1),
             bool(colouring),
-            make_template(init, own),
+            template_of(init, own, declared),
             numa.resolve(policy, strict, nodes),
         )
         _made[next(_serials)] = self
         if keep_empty:
             memory.state["interval_end"] = NEVER
-        self._open(name, own, declared_class(dtype), memory)
+        self._open(name, own, declared, memory)
 
     def _open(self, name: str, dtype: np.dtype[Any], declared: Any, memory: CacheMemory) -> None:
         """Be the cache that a block is of."""
