@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ._convert import make_template
 from ._names import Names, check_name, names_lock
 from ._validate import as_count, as_integer, check_dtype, dtype_identity
 from .cache import CLOSED, SlabCache
 from .core.layout import NULL
-from .declare import plain
+from .declare import plain, template_of
 from .errors import ClosedError, ConflictError, FaultError, ForeignHandleError, LayoutError, OptionError, RecordTypeError, shown
 from .machine import numa
 from .njit import cache as compiled
@@ -241,7 +240,7 @@ class SlabAllocator(SizeClasses):
         else:
             self._cache_of(ptr, dtype).free(ptr)
 
-    def allocate_object(self, dtype: npt.DTypeLike) -> Any:
+    def allocate_object(self, dtype: npt.DTypeLike, /, **fields: Any) -> Any:
         """
         Take a record with a guard, which frees it.
 
@@ -249,6 +248,8 @@ class SlabAllocator(SizeClasses):
         ----------
         dtype : numpy.dtype, or a declared record class
             Its type.
+        **fields
+            Values of fields that the record is born with, as of `SlabCache.alloc`.
 
         Returns
         -------
@@ -259,19 +260,20 @@ class SlabAllocator(SizeClasses):
         ------
         LayoutError, CacheFullError, FaultError, ClosedError
             As `allocate_typed`.
+        FieldNameError, FieldTypeError, FieldRangeError, ArrayError
+            As `SlabCache.alloc`; nothing is allocated.
 
         Examples
         --------
         >>> import jitslab, numpy as np
         >>> my_struct = np.dtype([("id", "i8"), ("data", "u1", 16)])
         >>> with jitslab.SlabAllocator("doc-object") as allocator:
-        ...     with allocator.allocate_object(my_struct) as obj:  # freed on leaving the block, also by an exception
-        ...         obj.id = 42
+        ...     with allocator.allocate_object(my_struct, id=42) as obj:  # freed on leaving the block, also by an exception
         ...         obj.data.fill(0)
         ...     bool(allocator.report())
         False
         """
-        return self.typed(dtype).allocate()
+        return self.typed(dtype).allocate(**fields)
 
     def record(self, ptr: int, dtype: npt.DTypeLike | None = None) -> Any:
         """
@@ -349,15 +351,15 @@ class SlabAllocator(SizeClasses):
         self._typed[dtype] = [*self._typed.get(dtype, ()), cache]
         return cache
 
-    def _settled(self, options: dict[str, Any], dtype: np.dtype[Any]) -> dict[str, Any]:
+    def _settled(self, options: dict[str, Any], cache: SlabCache) -> dict[str, Any]:
         """Return all options of a cache, in a form that can be compared."""
         given = self._options | options
-        return with_defaults(given | {"init": make_template(given.get("init"), dtype)})
+        return with_defaults(given | {"init": template_of(given.get("init"), cache._dtype, cache._declared)})
 
     def _check_same(self, cache: SlabCache, options: dict[str, Any]) -> None:
         """Raise if a typed cache was made with other options."""
         check_names(options)
-        made, asked = (self._settled(given, cache._dtype) for given in (self._own[cache].options, options))
+        made, asked = (self._settled(given, cache) for given in (self._own[cache].options, options))
         other = [name for name in options if made[name] != asked[name]]
         if other:
             raise ConflictError(f"cache {cache._name!r} exists with another {' and '.join(other)}")

@@ -412,9 +412,9 @@ def free_typed(ptr: int, dtype: npt.DTypeLike | None = None) -> None:
 
 
 @_documented_by(SlabAllocator.allocate_object)
-def allocate_object(dtype: npt.DTypeLike) -> Any:
+def allocate_object(dtype: npt.DTypeLike, /, **fields: Any) -> Any:
     """Take a record of a dtype from the default allocator with a guard, which frees it."""
-    return default_manager().allocator.allocate_object(dtype)
+    return default_manager().allocator.allocate_object(dtype, **fields)
 
 
 @_documented_by(SlabAllocator.create_cache)
