@@ -6,6 +6,7 @@ It finds or makes the cache for a request; the cache does the work.
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import itertools
 import weakref
@@ -622,6 +623,13 @@ def live_in(allocator: str, cache: SlabCache, name: str | None = None, base: int
 
 _made: weakref.WeakValueDictionary[int, SlabAllocator] = weakref.WeakValueDictionary()
 _serials = itertools.count(1)
+
+
+@atexit.register
+def warn_of_open_allocators() -> None:
+    """Warn, at the end of the process, of the faults of raw memory of every allocator that is still there."""
+    for allocator in list(_made.values()):
+        allocator.__del__()
 
 
 def open_allocators() -> list[SlabAllocator]:

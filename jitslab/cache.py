@@ -7,7 +7,9 @@ cache is made, `alloc` and `free` are replaced by C methods (core/cache_calls.py
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import sys
 import time
 import weakref
 from collections.abc import Iterator, Sequence
@@ -243,7 +245,6 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         if keep_empty:
             memory.state["interval_end"] = NEVER
         self._open(name, own, declared_class(dtype), memory)
-        weakref.finalize(self, warn_of_lost, take_faults_of, memory.address, memory.node_words, name)
 
     def _open(self, name: str, dtype: np.dtype[Any], declared: Any, memory: CacheMemory) -> None:
         """Be the cache that a block is of."""
@@ -327,7 +328,8 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         ``cache[handles]``, copies of the records, as `gather`; and ``cache[handles, "field"]`` copies of that field.
         """
         try:
-            return self._records[self._slot(handle)]
+            slot = self._slot(handle)
+            return self._records[slot]
         except HandleTypeError:
             if not is_many(handle) and not is_of_field(handle):
                 raise
@@ -1127,20 +1129,27 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         Raises
         ------
         FaultError
-            If compiled code used a refused handle since the last report; the cache is closed.  A `with` block that ends by an
-            exception of its own gets a note instead: of that exception, in its ``__notes__``.
+            If compiled code used a refused handle before, and nobody was told; the cache is closed.  If an exception ends a
+            `with` block, that gets a note instead, in its ``__notes__``.
         """
         super().close()
 
     def _end(self) -> FaultError | None:
         """Close; returns the faults that nobody was told of."""
         self._need_opened()
+        faults = self._take_faults()  # before: a kernel that runs on has others, which are told when the cache is collected
         self._shut()
-        return joined(self._take_faults())
+        return joined(faults)
 
     def _take_faults(self) -> list[FaultError]:
         """Return the faults that nobody was told of."""
-        return take_faults_of(self._address, self._c, self._name)
+        fault = fault_of(self._address, self._name) if self._c[FAULTS] else None
+        return [] if fault is None else [fault]
+
+    def __del__(self, is_finalizing: Any = sys.is_finalizing) -> None:
+        """Warn of faults that nobody was told of."""
+        if hasattr(self, "_numba_type_") and self._c[FAULTS] and not is_finalizing():
+            warn_of_lost(self._take_faults())
 
     def _shut(self) -> None:
         """Close."""
@@ -1267,10 +1276,11 @@ def open_caches() -> list[tuple[int, SlabCache]]:
     ]
 
 
-def take_faults_of(address: int, words: Any, name: str) -> list[FaultError]:
-    """Return the faults, if there are any, of the cache with these NODE words; they keep its memory."""
-    fault = fault_of(address, name) if words[FAULTS] else None
-    return [] if fault is None else [fault]
+@atexit.register
+def warn_of_open_caches() -> None:
+    """Warn, at the end of the process, of the faults of every cache that is still there."""
+    for cache in list(_made.values()):
+        cache.__del__()
 
 
 def is_of_field(key: Any) -> bool:

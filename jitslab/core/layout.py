@@ -147,7 +147,7 @@ FREE, PARTIALLY_USED, FULL = 0, 1, 2  # states of a slab
 RELEASING = 3  # on no list while its memory is given back
 SOUND, TORN, MENDED = 0, 1, 2  # of a cache: no fork came between; one did, and the index is not rebuilt yet; it was
 NO_INIT, TEMPLATE = 0, 1  # what alloc does with the record
-STALE, EXHAUSTED, DOUBLE_FREE = 1, 2, 3  # kinds of fault: refused handle; new() on a full cache; slot freed twice in a race
+STALE, EXHAUSTED, DOUBLE_FREE, AFTER_CLOSE = 1, 2, 3, 4  # kinds of fault: refused; NULL; freed twice in a race; any after `close`
 
 
 def row(*fields: tuple[Any, ...]) -> np.dtype[Any]:
@@ -221,7 +221,7 @@ LOCAL = row(
     ("committed", "i8"),  # slabs whose memory is usable; under the lock
     ("faults", "i8"),  # faults since the last report; by any thread, as the rest of the row, by atomics
     ("fault_first", "i8"),  # handle of the first
-    ("fault_kind", "i8"),  # STALE, EXHAUSTED or DOUBLE_FREE
+    ("fault_kind", "i8"),  # STALE, EXHAUSTED, DOUBLE_FREE or AFTER_CLOSE
     ("fault_code", "i8"),  # code object of the Python function that called the kernel, owned; 0: not known
     ("fault_line", "i8"),  # the line that it was at
     ("migrations", "i8"),  # heaps that came to draw from this node: their thread had moved here
