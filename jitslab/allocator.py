@@ -31,6 +31,7 @@ from .sizes.classes import SizeClasses
 from .views import LiveCache, LiveReport, make_report
 
 CACHE_OPTIONS = {p.name: p.default for p in inspect.signature(SlabCache).parameters.values() if p.kind is p.KEYWORD_ONLY}
+del CACHE_OPTIONS["replace"]  # names of caches that are made here are found, or refused
 RECORD = type(np.dtype([("x", "u1")]))  # type of the dtypes of records
 MOST_SEEN = 1000  # dtype objects that are remembered
 SHOWN_FIELDS = 3  # of a dtype in a message, and in the name of a typed cache
@@ -468,6 +469,7 @@ class SlabAllocator(SizeClasses):
         check_names(options)
         dtype = plain(dtype)
         cache = SlabCache(name, dtype, **self._options | options)
+        cache._is_owned = True
         self._creations += 1
         if self._creations * CLOSED_SHARE > len(self._own):
             self._forget_closed()

@@ -24,7 +24,7 @@ from . import guard_class
 from ._closable import Closable
 from ._convert import make_template, pack
 from ._faults import fault_of, joined, shown_count, warn_of_lost
-from ._names import need_name
+from ._names import names_lock, need_name
 from ._validate import as_count, as_handles, as_integer, check_dtype, check_out, is_many
 from .batch_guard import SlabBatchGuard
 from .core import batch, cache_calls, guard_calls, layout, scan
@@ -153,6 +153,9 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         Never help out: past a node's memory the system kills the process.  With ``"local"`` or one node.
     nodes : int, optional
         Simulate so many nodes, 1 to 64, on whatever machine this is; for tests of logic.
+    replace : bool, default False
+        Close the open caches of this name first, for a cell of a notebook that is run again: those that were made by `SlabCache`;
+        those of an allocator stay.  Nothing is closed if another argument is refused.
     keep_empty : bool, default False
         Keep the memory of empty slabs until `shrink`.  Otherwise those that the working set did not need for some turnovers of
         the cache go back to the system by themselves, which costs programs that drop and rebuild everything up to 8 % of time.
@@ -162,7 +165,9 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     LayoutError
         If `dtype` cannot be the record of a cache, or `init` is no record of it.
     CapacityError
-        If `capacity` is out of bounds, or `keep_empty` is not one of them.
+        If `capacity` is out of bounds, or `keep_empty` or `replace` is not one of them.
+    FaultError
+        If compiled code used refused handles of a cache that is replaced, and nobody was told: that is closed, none is made.
     CacheFullError
         If the address range cannot be had; without a capacity, also if too little of the address space would be left.
     NodeError
@@ -206,6 +211,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         "_declared",
         "_dtype",
         "_generations",
+        "_is_owned",
         "_memory",
         "_name",
         "_numba_type_",
@@ -225,22 +231,27 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         strict: bool = False,
         nodes: int | None = None,
         keep_empty: bool = False,
+        replace: bool = False,
     ) -> None:
         if hasattr(self, "_numba_type_"):
             raise SlabError(f"{self!r} is open already")
         need_name("a cache", name)
-        if not isinstance(keep_empty, bool):
-            raise CapacityError(f"keep_empty is True or False, got {shown(keep_empty)}")
+        for option, value in (("keep_empty", keep_empty), ("replace", replace)):
+            if not isinstance(value, bool):
+                raise CapacityError(f"{option} is True or False, got {shown(value)}")
         prepare()
         dtype = plain(dtype)
         own = check_dtype(dtype)
-        memory = NewCacheMemory(
+        arguments = (
             own,
             None if capacity is None else as_count(capacity, "capacity", 1),
             bool(colouring),
             make_template(init, own),
             numa.resolve(policy, strict, nodes),
         )
+        if replace:
+            close_caches(name)
+        memory = NewCacheMemory(*arguments)
         _made[next(_serials)] = self
         if keep_empty:
             memory.state["interval_end"] = NEVER
@@ -248,7 +259,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def _open(self, name: str, dtype: np.dtype[Any], declared: Any, memory: CacheMemory) -> None:
         """Be the cache that a block is of."""
-        self._name, self._dtype, self._declared = name, dtype, declared
+        self._name, self._dtype, self._declared, self._is_owned = name, dtype, declared, False
         self._memory = memory
         self._address = memory.address
         self._records, self._generations = memory.records, memory.generations
@@ -1274,6 +1285,15 @@ def open_caches() -> list[tuple[int, SlabCache]]:
     return [
         (serial, cache) for serial, cache in made if cache is not None and hasattr(cache, "_numba_type_") and not cache.closed
     ]
+
+
+def close_caches(name: str) -> None:
+    """Close the open caches of a name that no allocator owns; then raise their faults."""
+    with names_lock():
+        replaced = [cache for _, cache in open_caches() if cache._name == name and not cache._is_owned]
+        fault = joined([fault for cache in replaced if (fault := cache._end()) is not None])
+    if fault is not None:
+        raise fault
 
 
 @atexit.register

@@ -269,6 +269,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         for entry in (kernels.close_sizes, drop_retained):
             entry.compile()  # while there is memory
         large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, **self._of_caches)
+        large._is_owned = True
         region = AnonymousRegion(layout.SIZES_BYTES, large._memory.bytes, end=kernels.end_sizes)
         memory = np.asarray(region)
         self._address = region.address
