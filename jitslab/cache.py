@@ -1269,7 +1269,8 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def __del__(self, is_finalizing: Any = sys.is_finalizing) -> None:
         """Warn of faults that nobody was told of."""
-        if hasattr(self, "_numba_type_") and self._c[FAULTS] and not is_finalizing():
+        words = getattr(self, "_c", None)  # None: it was never opened
+        if not is_finalizing() and words is not None and words[FAULTS]:  # while it is, the names of this module are gone
             warn_of_lost(self._take_faults())
 
     def _shut(self) -> None:

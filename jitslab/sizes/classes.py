@@ -874,8 +874,9 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
 
     def __del__(self, is_finalizing: Any = sys.is_finalizing) -> None:
         """Warn of faults of raw memory that nobody was told of."""
-        if hasattr(self, "_numba_type_") and not is_finalizing():
-            warn_of_lost(self._parts.take_faults(self._name))
+        parts = getattr(self, "_parts", None)  # None: it was never opened
+        if not is_finalizing() and parts is not None:
+            warn_of_lost(parts.take_faults(self._name))
 
     def check(self) -> None:
         """
