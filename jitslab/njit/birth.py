@@ -20,10 +20,9 @@ from numba.core.errors import NumbaTypeError, TypingError
 from numba.core.registry import cpu_target
 from numba.np.arrayobj import populate_array
 
-from ..errors import FieldNameError
 from ..machine.compile import I64
 from ..machine.memory import copy_bytes
-from .lowering import Site
+from .lowering import Site, with_near
 
 Store = Callable[[Any], None]  # emits the store of a value that is converted, into the record at an address
 
@@ -37,16 +36,21 @@ class Place(NamedTuple):
     is_aligned: bool
 
 
-def no_field(name: str, fields: Mapping[str, Any]) -> NumbaTypeError:
-    """Say that records have no such field, and which are near."""
-    return NumbaTypeError(f"jitslab: {FieldNameError(f'the record has no field {name!r}', name, tuple(fields))}")
+class FieldTypes(dict[str, Any]):
+    """The fields of a Numba record by name, which say of a name that is none which are near; pickled as what Numba has there."""
+
+    def __missing__(self, name: str) -> Any:
+        """Raise for a field that there is not."""
+        raise NumbaTypeError(f"jitslab: {with_near(f'the record has no field {name!r}', name, self)}")
+
+    def __reduce__(self) -> Any:
+        """Be a dict to Numba's caches on disk: a program without this package can read them."""
+        return dict, (dict(self),)
 
 
 def need_fields(record: Any, fields: Mapping[str, Any]) -> None:
     """Refuse fields that a record does not have, and values that Numba cannot convert, while the user's function is typed."""
     for name, value in fields.items():
-        if name not in record.fields:
-            raise no_field(name, record.fields)
         _need_value(_place(record, name), value)
 
 
