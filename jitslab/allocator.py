@@ -6,6 +6,7 @@ It finds or makes the cache for a request; the cache does the work.
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import itertools
 import weakref
@@ -21,7 +22,7 @@ from ._validate import as_count, as_integer, check_dtype, dtype_identity
 from .cache import CLOSED, SlabCache
 from .core.layout import NULL
 from .declare import plain, template_of
-from .errors import ClosedError, ConflictError, ForeignHandleError, LayoutError, OptionError, RecordTypeError, shown
+from .errors import ClosedError, ConflictError, FaultError, ForeignHandleError, LayoutError, OptionError, RecordTypeError, shown
 from .machine import numa
 from .njit import cache as compiled
 from .ptr import SlabPtr, bind
@@ -29,6 +30,7 @@ from .sizes.classes import SizeClasses
 from .views import LiveCache, LiveReport, make_report
 
 CACHE_OPTIONS = {p.name: p.default for p in inspect.signature(SlabCache).parameters.values() if p.kind is p.KEYWORD_ONLY}
+del CACHE_OPTIONS["replace"]  # names of caches that are made here are found, or refused
 RECORD = type(np.dtype([("x", "u1")]))  # type of the dtypes of records
 MOST_SEEN = 1000  # dtype objects that are remembered
 SHOWN_FIELDS = 3  # of a dtype in a message, and in the name of a typed cache
@@ -469,6 +471,7 @@ class SlabAllocator(SizeClasses):
         check_names(options)
         dtype = plain(dtype)
         cache = SlabCache(name, dtype, **self._options | options)
+        cache._is_owned = True
         self._creations += 1
         if self._creations * CLOSED_SHARE > len(self._own):
             self._forget_closed()
@@ -513,16 +516,23 @@ class SlabAllocator(SizeClasses):
 
     def raise_faults(self) -> None:
         """
-        Raise for the first cache with a refused handle or ptr in compiled code since the last report.
+        Raise if compiled code used a refused handle or ptr of any of its caches since the last report.
 
         Raises
         ------
         FaultError
-            As `SlabCache.raise_faults`.
+            As `SlabCache.raise_faults`; of several caches, all of them.
         """
         super().raise_faults()
-        for cache in self._record_caches():
-            cache.raise_faults()
+
+    @property
+    def faults(self) -> int:
+        """How often compiled code used a refused handle or ptr since the last report."""
+        return super().faults + sum(cache.faults for cache in list(self._own))
+
+    def _take_faults(self) -> list[FaultError]:
+        """Return the faults that nobody was told of."""
+        return super()._take_faults() + [fault for cache in list(self._own) for fault in cache._take_faults()]
 
     def check(self) -> None:
         """
@@ -538,7 +548,7 @@ class SlabAllocator(SizeClasses):
             cache.check()
 
     def clear(self) -> int:
-        """Free all records and raw memory, with no other thread using the allocator; returns how many pieces."""
+        """Free all records and raw memory, with no other thread using it; returns how many pieces.  FaultError: none is freed."""
         return super().clear() + sum(cache.clear() for cache in self._record_caches())
 
     def flush(self) -> int:
@@ -554,12 +564,26 @@ class SlabAllocator(SizeClasses):
         Close every cache and refuse everything from now on; a second `close` does nothing.
 
         Handles and guards of live records are refused with `ClosedError` from then on.
+
+        Raises
+        ------
+        FaultError
+            As `SlabCache.close`; all is closed.
         """
+        super().close()
+
+    def _end(self) -> FaultError | None:
+        """Close every cache; returns the faults that nobody was told of."""
         with names_lock():
-            super().close()
-            for cache in self._record_caches():
-                cache.close()
+            fault = super()._end()
             self._forget_closed()
+            return fault
+
+    def _shut(self) -> None:
+        """Close."""
+        super()._shut()
+        for cache in self._record_caches():
+            cache._shut()
 
     def __contains__(self, ptr: object) -> bool:
         """Whether `ptr` is that of a live record of this allocator, as a SlabPtr, or of live raw memory."""
@@ -573,7 +597,8 @@ class SlabAllocator(SizeClasses):
             return super().__repr__()
         n_named = len(self._list_named())
         n_typed = len(self._record_caches()) - n_named
-        return f"<SlabAllocator {self._name!r}: {n_named} dedicated and {n_typed} typed caches, {len(self)} pieces of raw memory>"
+        what = f"{n_named} dedicated and {n_typed} typed caches, {len(self)} pieces of raw memory"
+        return f"<SlabAllocator {self._name!r}: {what}{self._shown_faults()}>"
 
 
 def fields_of(dtype: np.dtype[Any]) -> str:
@@ -596,12 +621,19 @@ def live_in(allocator: str, cache: SlabCache, name: str | None = None, base: int
     try:
         count, first = cache._first_live(SHOWN_HANDLES)
     except ClosedError:
-        return LiveCache(allocator, name, 0, 0, ())
-    return LiveCache(allocator, name, count, count * cache.dtype.itemsize, tuple((first + base).tolist()))
+        return LiveCache(allocator, name, 0, 0, (), cache.faults)
+    return LiveCache(allocator, name, count, count * cache.dtype.itemsize, tuple((first + base).tolist()), cache.faults)
 
 
 _made: weakref.WeakValueDictionary[int, SlabAllocator] = weakref.WeakValueDictionary()
 _serials = itertools.count(1)
+
+
+@atexit.register
+def warn_of_open_allocators() -> None:
+    """Warn, at the end of the process, of the faults of raw memory of every allocator that is still there."""
+    for allocator in list(_made.values()):
+        allocator.__del__()
 
 
 def open_allocators() -> list[SlabAllocator]:

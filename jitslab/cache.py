@@ -7,12 +7,14 @@ cache is made, `alloc` and `free` are replaced by C methods (core/cache_calls.py
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import sys
 import time
 import weakref
 from collections.abc import Iterator, Sequence
 from functools import cache as cached
-from typing import TYPE_CHECKING, Any, Generic, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, overload
 
 import numba
 import numpy as np
@@ -21,12 +23,14 @@ import numpy.typing as npt
 from . import guard_class
 from ._closable import Closable
 from ._convert import pack
-from ._names import need_name
-from ._validate import as_count, as_handles, as_integer, check_dtype, check_out
+from ._faults import fault_of, joined, shown_count, warn_of_lost
+from ._names import names_lock, need_name
+from ._validate import as_count, as_handles, as_integer, check_dtype, check_out, is_many
 from .batch_guard import SlabBatchGuard
 from .core import batch, cache_calls, guard_calls, layout, scan
 from .core.check import check_laws
 from .core.claim import flush_own
+from .core.faults import take_faults
 from .core.geometry import record_stride
 from .core.grow import release
 from .core.heap_table import count, count_in_node, is_active
@@ -73,12 +77,7 @@ RecordLike = np.dtype[Any] | list[Any] | dict[str, Any] | str  # as numpy.typing
 Handles = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
 
-CLOSED, FAULTS, FIRST, KIND = (NODE_WORDS[name] for name in ("closed", "faults", "fault_first", "fault_kind"))
-FAULT_TEXTS = {
-    layout.STALE: "stale or foreign handle",
-    layout.EXHAUSTED: "NULL handle (an alloc that found no slot?)",
-    layout.DOUBLE_FREE: "record freed by two threads at the same instant",
-}
+CLOSED, FAULTS = NODE_WORDS["closed"], NODE_WORDS["faults"]
 NEVER = 1 << 62  # ticks: the end of an interval of the working set that does not end
 # Errors and ends call these: they are loaded while there is memory, as they are needed when there is none.
 NEEDED_WITHOUT_MEMORY = (
@@ -89,6 +88,7 @@ NEEDED_WITHOUT_MEMORY = (
     check_laws,
     close_cache,
     let_kept_go,
+    take_faults,
 )
 SLOTS_AT_ONCE = 1 << 17  # slots that `check` looks at together: it must work with hardly any memory left
 REST_TRIES = 3  # a thread that was joined may still be giving its magazines back
@@ -155,6 +155,9 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         Never help out: past a node's memory the system kills the process.  With ``"local"`` or one node.
     nodes : int, optional
         Simulate so many nodes, 1 to 64, on whatever machine this is; for tests of logic.
+    replace : bool, default False
+        Close the open caches of this name first, for a cell of a notebook that is run again: those that were made by `SlabCache`;
+        those of an allocator stay.  Nothing is closed if another argument is refused.
     keep_empty : bool, default False
         Keep the memory of empty slabs until `shrink`.  Otherwise those that the working set did not need for some turnovers of
         the cache go back to the system by themselves, which costs programs that drop and rebuild everything up to 8 % of time.
@@ -164,7 +167,9 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     LayoutError
         If `dtype` cannot be the record of a cache, or `init` is no record of it.
     CapacityError
-        If `capacity` is out of bounds, or `keep_empty` is not one of them.
+        If `capacity` is out of bounds, or `keep_empty` or `replace` is not one of them.
+    FaultError
+        If compiled code used refused handles of a cache that is replaced, and nobody was told: that is closed, none is made.
     CacheFullError
         If the address range cannot be had; without a capacity, also if too little of the address space would be left.
     NodeError
@@ -174,6 +179,8 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     -----
     PlacementWarning
         Once, if the system refuses to place memory; the cache goes on without.
+    ResourceWarning
+        If it is collected, or open when the process ends, with faults of compiled code that nobody was told of.
 
     Notes
     -----
@@ -206,6 +213,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         "_declared",
         "_dtype",
         "_generations",
+        "_is_owned",
         "_memory",
         "_name",
         "_numba_type_",
@@ -225,30 +233,35 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         strict: bool = False,
         nodes: int | None = None,
         keep_empty: bool = False,
+        replace: bool = False,
     ) -> None:
         if hasattr(self, "_numba_type_"):
             raise SlabError(f"{self!r} is open already")
         need_name("a cache", name)
-        if not isinstance(keep_empty, bool):
-            raise CapacityError(f"keep_empty is True or False, got {shown(keep_empty)}")
+        for option, value in (("keep_empty", keep_empty), ("replace", replace)):
+            if not isinstance(value, bool):
+                raise CapacityError(f"{option} is True or False, got {shown(value)}")
         prepare()
         dtype = plain(dtype)
         own, declared = check_dtype(dtype), declared_class(dtype)
-        memory = NewCacheMemory(
+        arguments = (
             own,
             None if capacity is None else as_count(capacity, "capacity", 1),
             bool(colouring),
             template_of(init, own, declared),
             numa.resolve(policy, strict, nodes),
         )
+        if replace:
+            close_caches(name)
+        memory = NewCacheMemory(*arguments)
         _made[next(_serials)] = self
         if keep_empty:
             memory.state["interval_end"] = NEVER
         self._open(name, own, declared, memory)
 
     def _open(self, name: str, dtype: np.dtype[Any], declared: Any, memory: CacheMemory) -> None:
-        """Be the cache that a block is of."""
-        self._name, self._dtype, self._declared = name, dtype, declared
+        """Become the cache of some memory."""
+        self._name, self._dtype, self._declared, self._is_owned = name, dtype, declared, False
         self._memory = memory
         self._address = memory.address
         self._records, self._generations = memory.records, memory.generations
@@ -372,8 +385,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def _alloc_slow(self) -> int:
         """`alloc` if the C method did not succeed, or there is none."""
-        self._need_open()
-        self.raise_faults()
+        self._need_told()
         handle = batch.alloc_one(self._address)
         if handle == NULL:
             self._raise_full(1)
@@ -420,28 +432,71 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     def _free_slow(self, handle: Any) -> None:
         """`free` if the C method did not succeed, or there is none."""
         self._need_open()
+        if is_many(handle):
+            raise HandleTypeError(f"free takes one handle, got {type(handle).__name__}; free_many(handles) takes many")
         number = as_integer(handle)
         if not 0 <= number < 1 << 63 or not batch.free_one(self._address, number):
             raise self._refusal(number)
 
-    def __getitem__(self, handle: int) -> Any:
+    def __getitem__(self, handle: Any) -> Any:
         """
         Return the record of a handle: a `numpy.void` that reads and writes the record in place.
 
-        It does not keep the record alive: after `free` it shows whatever the slot holds next.
+        It does not keep the record alive: after `free` it shows whatever the slot holds next.  Of a list or an array of handles,
+        ``cache[handles]``, copies of the records, as `gather`; and ``cache[handles, "field"]`` copies of that field.
         """
-        slot = self._slot(handle)
-        return self._records[slot]
+        try:
+            slot = self._slot(handle)
+            return self._records[slot]
+        except HandleTypeError:
+            if not is_many(handle) and not is_of_field(handle):
+                raise
+        return self._read_many(handle)
 
-    def __setitem__(self, handle: int, value: Any) -> None:
-        """Assign a whole record: a tuple or a `numpy.void`."""
+    def _read_many(self, key: Any) -> Any:
+        """``cache[key]`` of handles, with a field's name or without."""
+        handles, column = key, self._records
+        if is_of_field(key):
+            handles, column = key[0], self._records[self._field_name(key[1])]
+        return column[self.slots(handles) if is_many(handles) else self._slot(handles)]
+
+    def _field_name(self, name: Any) -> str:
+        """Return the name of a field, or raise."""
+        names = self._dtype.names or ()
+        if not isinstance(name, str) or name not in names:
+            raise FieldNameError(f"the records of cache {self._name!r} have no field {shown(name)}", str(name), names)
+        return name
+
+    def _write_many(self, key: Any, value: Any) -> None:
+        """``cache[key] = value`` of handles, with a field's name or without."""
+        handles, column, name = key, self._records, ""
+        if is_of_field(key):
+            handles, name = key[0], self._field_name(key[1])
+            column = self._records[name]
+        dtype = self._dtype[name] if name else self._dtype
+        shape = as_handles(handles).shape if is_many(handles) else ()
+        data = pack(value, dtype, name, shape)  # first: it may run code of the user's
+        column[self.slots(handles) if is_many(handles) else self._slot(handles)] = data
+
+    def __setitem__(self, handle: Any, value: Any) -> None:
+        """
+        Assign a whole record: a tuple or a `numpy.void`.
+
+        To a list or an array of handles, ``cache[handles] = values``: one record for each or one for all; and
+        ``cache[handles, "field"] = values``, broadcast.  Values are checked as those of guards are; if one is refused, nothing
+        is written.  Of equal handles the last one counts.
+        """
         self._need_opened()
+        if type(handle) is not int and (is_many(handle) or is_of_field(handle)):
+            self._need_told()
+            self._write_many(handle, value)
+            return
         record = np.zeros((), self._dtype)
         record[()] = value  # first: it may run code of the user's, which may free the record
         self._records[self._slot(handle)] = record
 
     def __contains__(self, handle: object) -> bool:
-        """Whether `handle` is that of a live record; False also for an object that is no handle."""
+        """Whether `handle` is that of a live record; False also for an object that is no handle.  Of many ask `is_live`."""
         try:
             if self._generations[handle & SLOT_MASK] == handle >> 31 | 1:  # type: ignore[operator]  # others than integers are answered below
                 return True
@@ -451,6 +506,10 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         try:
             number = as_integer(handle)
         except HandleTypeError:
+            if is_many(handle):
+                raise HandleTypeError(
+                    f"`in` takes one handle, got {type(handle).__name__}; is_live(handles) takes many"
+                ) from None
             return False
         return number is not handle and number in self
 
@@ -458,13 +517,44 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """Return ``cache[handle]``; compiled code uses this name if iterations of a `prange` share a record."""
         return self[handle]
 
-    def is_live(self, handle: int) -> bool:
-        """Return ``handle in cache``; compiled code uses this name in a `prange`."""
-        return handle in self
+    @overload
+    def is_live(self, handle: int) -> bool: ...
+
+    @overload
+    def is_live(self, handle: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.bool_]: ...
+
+    def is_live(self, handle: Any) -> Any:
+        """
+        Return ``handle in cache``, or of a list or an array of handles an array of bool; compiled code uses this in a `prange`.
+
+        Raises
+        ------
+        HandleTypeError
+            If it is no integer, nor an array of some.
+
+        Examples
+        --------
+        >>> import numpy as np, jitslab
+        >>> with jitslab.SlabCache("doc-is-live", np.dtype([("x", "f8")]), capacity=10) as cache:
+        ...     handles = cache.alloc_many(3)
+        ...     cache.free(handles[1])
+        ...     cache.is_live(handles), cache.is_live(handles[0])
+        (array([ True, False,  True]), True)
+        """
+        if type(handle) is int:
+            return handle in self
+        self._need_open()
+        if not is_many(handle):
+            return as_integer(handle) in self
+        array = as_handles(handle)
+        refused = np.zeros(array.size, bool)
+        scan.find_refused(self._address, array.ctypes.data, array.size, refused.ctypes.data)
+        return ~refused
 
     def at_slot(self, slot: int) -> Any:
         """Return the record at a slot number below `slot_limit`, live or not."""
-        return self.records[slot]
+        self._need_open()
+        return self._records[: self.slot_limit][slot]
 
     def new(self, /, **fields: Any) -> tuple[int, Any]:
         """Take a slot, as `alloc`: its handle and its record."""
@@ -534,8 +624,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def _allocate_slow(self) -> SlabObjectGuard[R]:
         """`allocate` if the C method did not succeed, or there is none."""
-        self._need_open()
-        self.raise_faults()
+        self._need_told()
         is_first = guard_class_of(self) is None
         cls = self._guards()
         if guard_class.IN_C and is_first:
@@ -708,8 +797,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def _requested(self, n: int) -> int:
         """Return how many slots are wanted, as an int; so many may be had."""
-        self._need_open()
-        self.raise_faults()
+        self._need_told()
         n = as_count(n, "n")
         if n > self._memory.geometry.slots:
             self._raise_full(n)
@@ -741,7 +829,14 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         ------
         HandleError
             If one is refused.
+        FaultError
+            If compiled code used a refused handle since the last report, as all that hands out or takes many records does.
         """
+        self._need_told()
+        return self._live_slots(handles)
+
+    def _live_slots(self, handles: npt.ArrayLike) -> Handles:
+        """`slots`, with faults or without."""
         self._need_open()
         array = as_handles(handles)
         refused = np.zeros(array.size, np.uint8)
@@ -766,9 +861,9 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """
         slots = self.slots(handles)
         if out is None:
-            return self.records[slots]
+            return self._records[slots]
         check_out(out, self._dtype, slots.size)
-        out[:] = self.records[slots]
+        out[:] = self._records[slots]
         return out
 
     def scatter(self, handles: npt.ArrayLike, values: npt.ArrayLike) -> None:
@@ -784,17 +879,85 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         slots = self.slots(handles)
         if array.dtype != self._dtype or array.shape not in ((), (1,), slots.shape):
             raise ArrayError(f"values must be {slots.size} records of {self._dtype}, got {array.dtype} of shape {array.shape}")
-        self.records[slots] = array
+        self._records[slots] = array
+
+    def extend(self, values: Any) -> Handles:
+        """
+        Take a slot for each of many records, all or none, and write them.
+
+        Parameters
+        ----------
+        values : ndarray of the cache's dtype, shape (n,), list of records, or mapping of str to array_like
+            Whole records; or columns, such as a dict's or a DataFrame's: arrays of n, or single values for all.  A field
+            without a column has what it has in a new record.  Values are checked as those of guards are.
+
+        Returns
+        -------
+        ndarray of int64, shape (n,)
+            The handles.
+
+        Raises
+        ------
+        CacheFullError, FaultError, ClosedError
+            As `alloc_many`; nothing is allocated.
+        ArrayError
+            If the array is not of one dimension, the columns are not of one length, or there is none.
+        FieldNameError, FieldTypeError, FieldRangeError, FieldTextError
+            If a column is no field, or a value does not fit; nothing is allocated.
+
+        Examples
+        --------
+        >>> import numpy as np, jitslab
+        >>> point = np.dtype([("x", "f8"), ("n", "u1")])
+        >>> with jitslab.SlabCache("doc-extend", point, capacity=10) as cache:
+        ...     first = cache.extend(np.array([(1.0, 2), (3.0, 4)], point))
+        ...     second = cache.extend({"x": [5.0, 6.0], "n": 7})
+        ...     cache[first, "x"].tolist(), cache[second].tolist()
+        ([1.0, 3.0], [(5.0, 7), (6.0, 7)])
+        """
+        self._need_told()
+        names, columns, n = self._columns_of(values)
+        handles = self.alloc_many(n)
+        try:
+            slots = handles & SLOT_MASK
+            for name, column in zip(names, columns, strict=True):
+                (self._records[name] if name else self._records)[slots] = column
+        except BaseException:  # Ctrl-C, or no memory
+            self.free_many(handles)
+            raise
+        return handles
+
+    def _columns_of(self, values: Any) -> tuple[list[str], list[Any], int]:
+        """Return the names of columns, "" for that of whole records, the columns, checked, and their length."""
+        if not hasattr(values, "keys"):
+            if isinstance(values, list):
+                return [""], [pack(values, self._dtype, "", (len(values),))], len(values)
+            array = np.asarray(values)
+            if array.ndim != 1:
+                raise ArrayError(f"extend takes a 1-d array of records, got shape {array.shape}")
+            return [""], [array if array.dtype == self._dtype else pack(array, self._dtype, "", array.shape)], array.size
+        names = [self._field_name(name) for name in values.keys()]  # noqa: SIM118  # a DataFrame has only that
+        given = [values[name] for name in names]
+        lengths = {name: len(it) for name, it in zip(names, given, strict=True) if is_many(it) or isinstance(it, (tuple, range))}
+        if len(set(lengths.values())) != 1:
+            raise ArrayError(f"extend takes columns of one length, at least one, got {lengths or 'none'}")
+        n = next(iter(lengths.values()))
+        return names, [pack(it, self._dtype[name], name, (n,)) for name, it in zip(names, given, strict=True)], n
 
     def live(self) -> Handles:
         """
         Return the handles of all live records, by slot.
 
+        Raises
+        ------
+        FaultError
+            If compiled code used a refused handle since the last report.
+
         Notes
         -----
         Scans 4 bytes a slot.  Records that are allocated or freed meanwhile may be in it or not.
         """
-        self._need_open()
+        self._need_told()
         out = np.empty(len(self), np.int64)
         while (n := scan.live_handles(self._address, out.ctypes.data, out.size)) > out.size:
             out = np.empty(n, np.int64)
@@ -835,8 +998,8 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         return count(self._address)
 
     def clear(self) -> int:
-        """Free every record, with no other thread using the cache; returns how many."""
-        self._need_open()
+        """Free every record, with no other thread using the cache; returns how many.  FaultError as `live`: none is freed."""
+        self._need_told()
         return batch.clear(self._address)
 
     def retain(self, keep: npt.ArrayLike) -> int:
@@ -931,9 +1094,9 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         All slots below `slot_limit`, live or not, as one array of the cache's dtype.
 
         Index it with `slots(handles)`, or pass it to a kernel.  The contents of free slots are undefined; writing there does no
-        harm.  The array does not grow: ask again after the cache has grown.
+        harm.  The array does not grow: ask again after the cache has grown.  FaultError as `live`.
         """
-        self._need_open()
+        self._need_told()
         return self._records[: self.slot_limit]
 
     @property
@@ -943,7 +1106,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         return SlabPages(self._slabs(), self._page)
 
     def _slabs(self) -> list[range]:
-        """Return the numbers of the slabs made so far, for each array set that has some; [range(0)] if none has."""
+        """Return the numbers of the slabs made so far, for each node that has some; [range(0)] if none has."""
         firsts, ends = self._memory.control["geometry"]["first_slab"].tolist(), self._memory.state["n_slabs"].tolist()
         made = [range(first, n) for first, n in zip(firsts, ends, strict=True)]
         return [slabs for slabs in made if slabs] or [range(0)]
@@ -956,10 +1119,10 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """Describe slab i."""
         self._need_open()
         slots = 1 << self._memory.geometry.shift
-        words = np.frombuffer(self._generations, np.uint32, slots, 4 * slots * i)
+        generations = np.frombuffer(self._generations, np.uint32, slots, 4 * slots * i)
         row = self._row(i)
         state = SlabState.FREE if row["state"] == layout.RELEASING else SlabState(int(row["state"]))
-        live = (words & 1).astype(bool)
+        live = (generations & 1).astype(bool)
         node = self._memory.placement.nodes[i * slots >> self._memory.geometry.node_shift]
         return SlabPage(i, state, int(live.sum()), slots, int(row["colour"]), node, live)
 
@@ -970,7 +1133,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         return self._memory.bytes[at : at + layout.SLAB.itemsize].view(layout.SLAB)[0]
 
     def _node_states(self) -> list[int]:
-        """Return the addresses of the array sets."""
+        """Return the addresses of the CONTROL rows of all nodes."""
         return [self._address + k * layout.NODE_BYTES for k in range(self._memory.geometry.nodes)]
 
     @property
@@ -1035,16 +1198,11 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         Raises
         ------
         FaultError
-            With the number of faults and the first handle.
+            With the number of faults, the first handle, and the Python line that called its kernel, where that is known.
         """
         self._need_opened()
-        count, first, kind = self._c[FAULTS], self._c[FIRST], self._c[KIND]
-        if count:
-            self._c[FAULTS] = 0
-            text = FAULT_TEXTS.get(kind, "fault")
-            raise FaultError(
-                f"{count} faults in compiled code on cache {self._name!r}; the first: {text} {first:#x}", count, first
-            )
+        if self._c[FAULTS] and (fault := joined(self._take_faults())) is not None:
+            raise fault
 
     def check(self) -> None:
         """
@@ -1063,8 +1221,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         -----
         O(slots), some 3 ns each.
         """
-        self._need_open()
-        self.raise_faults()
+        self._need_told()
         self._need_rest("check")
         words = np.empty(SLOTS_AT_ONCE // 64, np.int64)
         for address in self._node_states():
@@ -1135,18 +1292,45 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         harm.  They stay for some time after that (README says how long), since compiled code may have arrays that keep nothing.
         Kernels that run meanwhile in other threads get NULL, and their frees are refused; for that the generations stay, too:
         4 bytes a slot.  A second `close` does nothing.
+
+        Raises
+        ------
+        FaultError
+            If compiled code used a refused handle before, and nobody was told; the cache is closed.  If an exception ends a
+            `with` block, that gets a note instead, in its ``__notes__``.
         """
+        super().close()
+
+    def _end(self) -> FaultError | None:
+        """Close; returns the faults that nobody was told of."""
         self._need_opened()
+        faults = self._take_faults()  # before: a kernel that runs on has others, which are told when the cache is collected
+        self._shut()
+        return joined(faults)
+
+    def _take_faults(self) -> list[FaultError]:
+        """Return the faults that nobody was told of."""
+        fault = fault_of(self._address, self._name) if self._c[FAULTS] else None
+        return [] if fault is None else [fault]
+
+    def __del__(self, is_finalizing: Any = sys.is_finalizing) -> None:
+        """Warn of faults that nobody was told of."""
+        if hasattr(self, "_numba_type_") and self._c[FAULTS] and not is_finalizing():
+            warn_of_lost(self._take_faults())
+
+    def _shut(self) -> None:
+        """Close."""
         self._memory.close()
 
     def __repr__(self) -> str:
         """Short, whatever the size."""
         if not hasattr(self, "_numba_type_"):
             return "<SlabCache: never opened>"
+        faults = f", {shown_count(self._c[FAULTS])}" if self._c[FAULTS] else ""
         if self.closed:
-            return f"<SlabCache {self._name!r}: closed>"
-        slabs = len(self.pages)
-        return f"<SlabCache {self._name!r}: {len(self)} records of {self._dtype.itemsize} bytes live in {slabs} slabs>"
+            return f"<SlabCache {self._name!r}: closed{faults}>"
+        what = f"{len(self)} records of {self._dtype.itemsize} bytes live in {len(self.pages)} slabs"
+        return f"<SlabCache {self._name!r}: {what}{faults}>"
 
     # --- Refused ---
 
@@ -1158,6 +1342,12 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def _closed_text(self) -> str:
         return f"cache {self._name!r} is closed"
+
+    def _need_told(self) -> None:
+        """Raise if the cache is closed, or has faults that nobody was told of."""
+        self._need_open()
+        if self._c[FAULTS]:
+            self.raise_faults()
 
     def _need_rest(self, what: str) -> None:
         """Raise if other threads are using the cache."""
@@ -1251,6 +1441,27 @@ def open_caches() -> list[tuple[int, SlabCache]]:
     return [
         (serial, cache) for serial, cache in made if cache is not None and hasattr(cache, "_numba_type_") and not cache.closed
     ]
+
+
+def close_caches(name: str) -> None:
+    """Close the open caches of a name that no allocator owns; then raise their faults."""
+    with names_lock():
+        replaced = [cache for _, cache in open_caches() if cache._name == name and not cache._is_owned]
+        fault = joined([fault for cache in replaced if (fault := cache._end()) is not None])
+    if fault is not None:
+        raise fault
+
+
+@atexit.register
+def warn_of_open_caches() -> None:
+    """Warn, at the end of the process, of the faults of every cache that is still there."""
+    for cache in list(_made.values()):
+        cache.__del__()
+
+
+def is_of_field(key: Any) -> bool:
+    """Whether a key is one of ``cache[handles, "field"]``."""
+    return type(key) is tuple and len(key) == 2 and isinstance(key[1], str)
 
 
 def counts_of(cache: SlabCache) -> tuple[int, int, int, int]:

@@ -179,7 +179,7 @@ def begin(owner: int, owned: int, cache: int, control: Control) -> None:
 @kernel
 def tell(owner: int, what: int) -> None:
     """
-    Make an owner that ends report that its records were freed; drops `what`, which says which, or is 0 with an exception set.
+    Make an owner that ends report the freed records `what`, which is dropped; 0 with an exception set: not known.
 
     One reference keeps the owner alive for this; `Py_DecRef` then calls its dealloc again, unless there are more by now.
     """

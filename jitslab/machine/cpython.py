@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from .compile import I64, PTR, Entry, c_object, intrinsic, keep, kernel, literal_intrinsic
+from .compile import I64, PTR, Entry, c_object, int64, intrinsic, keep, kernel, literal_intrinsic
 from .memory import load8
 
 HEAD = object.__basicsize__  # where an object's own data starts
@@ -57,6 +57,15 @@ PyErr_Occurred = _external("PyErr_Occurred", _ptr())
 PyErr_Clear = _external("PyErr_Clear", types.void())
 PyErr_ExceptionMatches = _external("PyErr_ExceptionMatches", types.int32(_ptr))
 PyErr_WriteUnraisable = _external("PyErr_WriteUnraisable", types.void(_ptr))
+PyGILState_GetThisThreadState = _external("PyGILState_GetThisThreadState", _ptr())
+PyThreadState_GetUnchecked = _external(
+    "PyThreadState_GetUnchecked" if sys.version_info >= (3, 13) else "_PyThreadState_UncheckedGet", _ptr()
+)
+PyEval_GetFrame = _external("PyEval_GetFrame", _ptr())
+PyFrame_GetCode = _external("PyFrame_GetCode", _ptr(_ptr))
+PyFrame_GetLineNumber = _external("PyFrame_GetLineNumber", types.int32(_ptr))
+PyGC_Disable = _external("PyGC_Disable", types.int32())
+PyGC_Enable = _external("PyGC_Enable", types.int32())
 
 
 # --- Calls of CPython ---
@@ -201,6 +210,27 @@ def new_reference(obj: int) -> int:
 def none() -> int:
     """Return a new reference to None."""
     return new_reference(c_object("_Py_NoneStruct"))
+
+
+@kernel
+def python_caller() -> Any:
+    """
+    Return what Python runs on this thread: a new reference to its code object, and its line.
+
+    0, 0 where that is not known: a thread of `prange`, or of a function with ``nogil=True``, does not hold the GIL.  A frame is
+    made with the collector off, which would run others' Python.
+    """
+    mine = PyGILState_GetThisThreadState()
+    if mine == 0 or mine != PyThreadState_GetUnchecked():
+        return 0, 0
+    was_on = PyGC_Disable()
+    frame = PyEval_GetFrame()
+    code, line = 0, 0
+    if frame != 0:
+        code, line = PyFrame_GetCode(frame), int64(PyFrame_GetLineNumber(frame))
+    if was_on != 0:
+        PyGC_Enable()
+    return code, line
 
 
 @kernel

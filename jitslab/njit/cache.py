@@ -28,13 +28,14 @@ from .._validate import dtype_identity
 from ..core.batch import alloc_few, free_few
 from ..core.calls import call, my_heap, slow
 from ..core.heap import address, alloc, alloc_filled, free, free_near, is_live
+from ..core.heap_table import count_any
 from ..core.layout import LINE, NO_INIT, NULL, SLOT_MASK, WORD_SHIFT, WORD_SLOTS, Control, ControlPointer, Heap, HeapPointer
 from ..core.scan import mask_at, next_live, next_record, scan_end
 from ..machine.compile import I64, PTR, kernel
 from ..machine.disk import SOURCE_HASH
 from ..machine.holder import register
 from ..machine.memory import copy_bytes, unlikely
-from ..machine.pointers import U4S, load_relaxed
+from ..machine.pointers import U4S, address_of, load_relaxed
 from . import lowering
 from .birth import FieldTypes, need_fields, prepare
 from .lowering import Pointer, Site
@@ -354,7 +355,31 @@ def SlabCache_flush(cache: CacheType) -> Any:
 @function(len)
 def SlabCache_len(cache: CacheType) -> Any:
     """Return how many records are live."""
-    return types.int64, lambda site, control: emit_entry(site, control, "count")
+
+    def lower(site: Site, control: Any) -> Any:
+        if cache.has_nodes:
+            return emit_entry(site, control, "count")
+        return site.call(count_any, control, heap_of(site, control))
+
+    return types.int64, lower
+
+
+@function(bool)
+def SlabCache_bool(cache: CacheType) -> Any:
+    """Return whether the cache is open."""
+    return types.boolean, lambda site, control: site.call(is_open, control)
+
+
+@function(operator.not_)
+def SlabCache_not(cache: CacheType) -> Any:
+    """Return whether the cache is closed."""
+    return types.boolean, lambda site, control: site.builder.not_(site.call(is_open, control))
+
+
+@kernel
+def is_open(control: Control) -> Any:
+    """Return whether a cache is open; one that no path has set is not."""
+    return address_of(control) != 0 and load_relaxed(control, "closed") == 0
 
 
 @function(operator.getitem)
