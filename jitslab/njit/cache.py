@@ -37,7 +37,7 @@ from ..machine.holder import register
 from ..machine.memory import copy_bytes, unlikely
 from ..machine.pointers import U4S, address_of, load_relaxed
 from . import lowering
-from .birth import FieldTypes, need_fields, prepare
+from .birth import FieldTypes, need_columns, need_fields, prepare, prepare_columns
 from .lowering import Pointer, Site
 
 int64_pointer = types.EphemeralPointer(types.int64)
@@ -313,15 +313,28 @@ def SlabCache_at_slot(cache: CacheType, slot: Any) -> Any:
 
 
 @method("alloc_many")
-def SlabCache_alloc_many(cache: CacheType, out: Any) -> Any:
-    """Take as many slots as `out` has room for, all or none; returns how many."""
+def SlabCache_alloc_many(cache: CacheType, /, out: Any, **fields: Any) -> Any:
+    """Take as many slots as `out` has room for, all or none, the records born with fields; returns how many."""
     need_handles(out, "alloc_many(out)", writable=True)
+    if fields:
+        need_record(cache)
+        need_columns(cache.record, fields)
 
-    def lower(site: Site, control: Any, array: Any) -> Any:
+    def lower(site: Site, control: Any, array: Any, values: Any = ()) -> Any:
         data, size = array_of(site, out, array)
+        stores = prepare_columns(site, cache.record, values, size) if values else []
         if cache.init == NO_INIT:
-            return site.call(alloc_few, control, heap_of(site, control), data, size)
-        return emit_entry(site, control, "alloc_many", data, size)
+            taken = site.call(alloc_few, control, heap_of(site, control), data, size)
+        else:
+            taken = emit_entry(site, control, "alloc_many", data, size)
+        if stores:
+            with cgutils.for_range(site.builder, taken) as loop:
+                place = site.builder.add(data, site.builder.shl(loop.index, I64(3)))
+                handle = site.builder.load(site.builder.inttoptr(place, I64.as_pointer()))
+                at = emit_slot(site, cache, control, site.builder.and_(handle, I64(SLOT_MASK)))
+                for store in stores:
+                    store(at, loop.index)
+        return taken
 
     return types.int64, lower
 
