@@ -1315,7 +1315,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def __del__(self, is_finalizing: Any = sys.is_finalizing) -> None:
         """Warn of faults that nobody was told of."""
-        if hasattr(self, "_numba_type_") and self._c[FAULTS] and not is_finalizing():
+        if not is_finalizing() and hasattr(self, "_c") and self._c[FAULTS]:  # first: the globals may be gone
             warn_of_lost(self._take_faults())
 
     def _shut(self) -> None:
