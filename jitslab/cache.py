@@ -31,6 +31,7 @@ from .core import batch, cache_calls, guard_calls, layout, scan
 from .core.check import check_laws
 from .core.claim import flush_own
 from .core.faults import take_faults
+from .core.geometry import record_stride
 from .core.grow import release
 from .core.heap_table import count, count_in_node, is_active
 from .core.layout import LAWS, NODE_WORDS, NULL, SLOT_MASK
@@ -273,6 +274,51 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         # Last: a cache with a Numba type is open.
         sizes = memory.geometry
         self._numba_type_: CacheType = cache_type(dtype, sizes.stride, memory.field("init"), sizes.nodes > 1)
+
+    @classmethod
+    def numba_type(
+        cls,
+        dtype: type[Any] | RecordLike,
+        *,
+        colouring: bool = True,
+        init: Any = None,
+        policy: str | int | Sequence[int] = "local",
+        strict: bool = False,
+        nodes: int | None = None,
+    ) -> CacheType:
+        """
+        Return the Numba type of caches of a dtype, for signatures and jitclasses that stand before the first cache.
+
+        Parameters
+        ----------
+        dtype : numpy.dtype or class
+            Record type.
+        colouring, init, policy, strict, nodes
+            As of the caches: the type says whether records begin with a template, and whether there are several NUMA nodes.
+
+        Returns
+        -------
+        numba.types.Type
+            ``numba.typeof(cache)`` of such a cache.
+
+        Examples
+        --------
+        >>> import numba, numpy as np, jitslab
+        >>> node = np.dtype([("value", "f8"), ("next", "i8")])
+        >>> @numba.njit(numba.int64(jitslab.SlabCache.numba_type(node), numba.float64))
+        ... def push(cache, value):
+        ...     return cache.alloc(value=value)
+        >>> with jitslab.SlabCache("doc-type", node, capacity=10) as cache:
+        ...     cache[push(cache, 1.5)]["value"].item()
+        ...     numba.typeof(cache) == jitslab.SlabCache.numba_type(node)
+        1.5
+        True
+        """
+        dtype = plain(dtype)
+        own, declared = check_dtype(dtype), declared_class(dtype)
+        filling = layout.NO_INIT if template_of(init, own, declared) is None else layout.TEMPLATE
+        has_nodes = len(numa.resolve(policy, strict, nodes).nodes) > 1
+        return cache_type(own, record_stride(own, bool(colouring)), filling, has_nodes)
 
     # --- One record ---
 

@@ -627,6 +627,11 @@ def test_wrong_init_is_refused():
 
 
 USES = {
+    "alloc with fields": lambda c: c.alloc(x=1.0),
+    "new with fields": lambda c: c.new(x=1.0),
+    "allocate with fields": lambda c: c.allocate(x=1.0),
+    "allocate_many with fields": lambda c: c.allocate_many(2, x=1.0),
+    "alloc_many with fields": lambda c: c.alloc_many(2, x=1.0),
     "alloc": lambda c: c.alloc(),
     "allocate": lambda c: c.allocate(),
     "allocate_many": lambda c: c.allocate_many(3),
@@ -690,7 +695,10 @@ def test_every_public_name_is_among_the_uses():
     """A new method is added to the table above or is known after `close`."""
     public = {name for name in dir(jitslab.SlabCache) if not name.startswith("_")}
 
-    assert public == {use for use in USES if use.isidentifier() and hasattr(jitslab.SlabCache, use)} | STILL_KNOWN | {"close"}
+    assert public == {use for use in USES if use.isidentifier() and hasattr(jitslab.SlabCache, use)} | STILL_KNOWN | {
+        "close",
+        "numba_type",
+    }
 
 
 def test_closed_cache_is_still_known_by_name(cache):
