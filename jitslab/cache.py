@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from functools import cache as cached
-from typing import TYPE_CHECKING, Any, Generic, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, overload
 
 import numba
 import numpy as np
@@ -56,6 +56,7 @@ from .machine import addresses, numa
 from .machine.holder import Holder, bind, guard_class_of, hold, set_guard_class
 from .njit.cache import CacheType, cache_type
 from .owning import fill, new_guard
+from .record_class import with_attributes
 from .views import SlabNode, SlabObject, SlabPage, SlabPages, SlabState
 
 if TYPE_CHECKING:
@@ -90,35 +91,6 @@ NEEDED_WITHOUT_MEMORY = (
 )
 SLOTS_AT_ONCE = 1 << 17  # slots that `check` looks at together: it must work with hardly any memory left
 REST_TRIES = 3  # a thread that was joined may still be giving its magazines back
-
-
-class PlainRecord(np.void):  # type: ignore[misc]  # to type checkers nobody inherits from it, as numpy.record does
-    """A record if Numba is told to compile nothing: its fields are attributes, as in compiled code, and hide NumPy's own."""
-
-    def __getattribute__(self, name: str) -> Any:
-        """Return a field, a nested record with attributes of its own, or an attribute of `numpy.void`."""
-        if name not in _fields_of(self):
-            return super().__getattribute__(name)
-        value = self[name]
-        return value.view((PlainRecord, value.dtype)) if type(value) is np.void else value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Write a field; nothing else can be set."""
-        if name not in _fields_of(self):
-            raise AttributeError(f"the record has no field {name!r}")
-        self[name] = value
-
-    def __repr__(self) -> str:
-        """Show the record as NumPy does."""
-        return repr(np.void.view(self, (np.void, _dtype_slot.__get__(self))))
-
-
-_dtype_slot: Any = np.void.__dict__.get("dtype", np.generic.__dict__["dtype"])
-
-
-def _fields_of(record: PlainRecord) -> tuple[str, ...]:
-    """Return the names of a record's fields; the record may have one that is named `dtype`."""
-    return _dtype_slot.__get__(record).names or ()
 
 
 class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by CPython
@@ -190,6 +162,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     >>> cache[h].item()
     (3.0, 0.0)
     >>> cache.free(h)
+    True
     >>> h in cache
     False
     >>> cache.close()
@@ -207,6 +180,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         "_name",
         "_numba_type_",
         "_records",
+        "_views",
     )
     _not_copied = "; make a new cache and scatter(gather(live())) into it"
 
@@ -249,8 +223,9 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         self._memory = memory
         self._address = memory.address
         self._records, self._generations = memory.records, memory.generations
-        if numba.config.DISABLE_JIT:
-            self._records = self._records.view((PlainRecord, self._records.dtype))
+        self._views = self._records.view(with_attributes(self._records.dtype))
+        if numba.config.DISABLE_JIT:  # functions that get the array see fields as attributes, as compiled code does
+            self._records = self._views
         self._columns: dict[tuple[str, ...], Any] = {}  # of sub-arrays, as guards ask for them
         self._c = memory.node_words
         hold(self, memory.address, memory.control)
@@ -280,7 +255,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """
         return self._alloc_slow()
 
-    def free(self, handle: int) -> None:
+    def free(self, handle: int) -> bool:
         """
         Free a record.
 
@@ -288,6 +263,11 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         ----------
         handle : int
             From `alloc`, of a record that is live.
+
+        Returns
+        -------
+        bool
+            True; compiled code, which does not raise, answers False where the handle is refused.
 
         Raises
         ------
@@ -298,7 +278,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         ClosedError
             After `close`.
         """
-        self._free_slow(handle)
+        return self._free_slow(handle)
 
     def _alloc_slow(self) -> int:
         """`alloc` if the C method did not succeed, or there is none."""
@@ -309,21 +289,28 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
             self._raise_full(1)
         return handle
 
-    def _free_slow(self, handle: Any) -> None:
+    def _free_slow(self, handle: Any) -> bool:
         """`free` if the C method did not succeed, or there is none."""
         self._need_open()
         number = as_integer(handle)
         if not 0 <= number < 1 << 63 or not batch.free_one(self._address, number):
             raise self._refusal(number)
+        return True
 
     def __getitem__(self, handle: int) -> Any:
         """
-        Return the record of a handle: a `numpy.void` that reads and writes the record in place.
+        Return the record of a handle: a `numpy.void` that reads and writes the record in place; fields are attributes, too.
 
         It does not keep the record alive: after `free` it shows whatever the slot holds next.
         """
+        try:
+            slot = handle & SLOT_MASK
+            if self._generations[slot] == handle >> 31 | 1:  # `_slot`: a call is 30 ns
+                return self._views[slot]
+        except (TypeError, AttributeError, OverflowError, ValueError, IndexError):
+            pass
         slot = self._slot(handle)
-        return self._records[slot]
+        return self._views[slot]
 
     def __setitem__(self, handle: int, value: Any) -> None:
         """Assign a whole record: a tuple or a `numpy.void`."""
@@ -356,12 +343,13 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def at_slot(self, slot: int) -> Any:
         """Return the record at a slot number below `slot_limit`, live or not."""
-        return self.records[slot]
+        self._need_open()
+        return self._views[: self.slot_limit][slot]
 
     def new(self) -> tuple[int, Any]:
         """Take a slot: its handle and its record."""
         handle = self.alloc()
-        return handle, self._records[handle & SLOT_MASK]
+        return handle, self._views[handle & SLOT_MASK]
 
     def object_at(self, handle: int) -> SlabObject:
         """
@@ -497,21 +485,25 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     # --- Many records ---
 
-    def alloc_many(self, n: int, out: Handles | None = None) -> Handles:
+    @overload
+    def alloc_many(self, n: int, out: Handles | None = None) -> Handles: ...
+    @overload
+    def alloc_many(self, n: Handles) -> int: ...
+    def alloc_many(self, n: int | Handles, out: Handles | None = None) -> Handles | int:
         """
         Take n slots, all or none.
 
         Parameters
         ----------
-        n : int
-            How many, 0 or more.
+        n : int, or ndarray of int64
+            How many, 0 or more; or `out` alone, as compiled code may give it, for as many as it has room for.
         out : ndarray of int64, shape (n,), optional
             Array for the handles; unchanged if there is no room.
 
         Returns
         -------
-        ndarray of int64, shape (n,)
-            The handles; `out` if it was given.
+        ndarray of int64, shape (n,), or int
+            The handles; `out` if it was given; how many, if it was given alone.
 
         Raises
         ------
@@ -534,9 +526,12 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         ...     cache.scatter(handles, np.arange(1000.0).astype(cache.dtype))
         ...     total = cache.gather(handles)["x"].sum()
         ...     cache.free_many(handles)
+        1000
         >>> float(total)
         499500.0
         """
+        if out is None and isinstance(n, np.ndarray) and n.ndim > 0:
+            return len(self.alloc_many(len(n), n))
         n = self._requested(n)
         if out is None:
             try:
@@ -549,18 +544,23 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
             self._raise_full(n)
         return out
 
-    def _requested(self, n: int) -> int:
+    def _requested(self, n: Any) -> int:
         """Return how many slots are wanted, as an int; so many may be had."""
         self._need_open()
         self.raise_faults()
-        n = as_count(n, "n")
-        if n > self._memory.geometry.slots:
-            self._raise_full(n)
-        return n
+        number = as_count(n, "n")
+        if number > self._memory.geometry.slots:
+            self._raise_full(number)
+        return number
 
-    def free_many(self, handles: npt.ArrayLike) -> None:
+    def free_many(self, handles: npt.ArrayLike) -> int:
         """
         Free many records: every valid one; then the others are reported.
+
+        Returns
+        -------
+        int
+            How many: all of them.
 
         Raises
         ------
@@ -575,6 +575,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         freed = batch.free_many(self._address, array.ctypes.data, array.size, refused.ctypes.data)
         if freed != array.size:
             self._raise_refused(handles, refused, f"; the other {freed} are freed")
+        return int(freed)
 
     def slots(self, handles: npt.ArrayLike) -> Handles:
         """
@@ -670,7 +671,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def items(self) -> Iterator[tuple[int, Any]]:
         """Iterate over (handle, record), as over the handles."""
-        return ((handle, self._records[handle & SLOT_MASK]) for handle in self)
+        return ((handle, self._views[handle & SLOT_MASK]) for handle in self)
 
     def __len__(self) -> int:
         """Return the number of live records: exact while no other thread allocates or frees."""
@@ -953,6 +954,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         >>> with jitslab.SlabCache("doc-flush", np.dtype([("x", "f8")]), capacity=1000) as cache:
         ...     cache.free(cache.alloc())
         ...     cache.parked == cache.flush() > 0, cache.parked
+        True
         (True, 0)
         """
         self._need_open()

@@ -172,6 +172,12 @@ def none() -> int:
 
 
 @kernel
+def true() -> int:
+    """Return a new reference to True."""
+    return new_reference(c_object("_Py_TrueStruct"))
+
+
+@kernel
 def is_exactly(obj: int, cls: int) -> bool:
     """Whether an object is of a class itself, not of a subclass."""
     found = PyObject_Type(obj)
