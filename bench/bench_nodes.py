@@ -1,4 +1,4 @@
-"""What NUMA costs: the local policy on this machine, and array sets for four simulated nodes, beside a cache of one set."""
+"""What NUMA costs: the local policy on this machine, and four simulated nodes, beside a cache with one node."""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, ClassVar, NoReturn, TypeVar
 
-from .errors import ClosedError, CopyError
+from ._faults import add_note
+from .errors import ClosedError, CopyError, FaultError
 
 Self = TypeVar("Self", bound="Closable")
 
@@ -45,17 +46,27 @@ class Closable(Unique):
         raise NotImplementedError
 
     def close(self) -> None:
-        """Refuse everything from now on."""
+        """Refuse everything from now on; then raise the faults of compiled code that nobody was told of."""
+        fault = self._end()
+        if fault is not None:
+            raise fault
+
+    def _end(self) -> FaultError | None:
+        """Refuse everything from now on; returns the faults that nobody was told of."""
         raise NotImplementedError
 
     def __enter__(self: Self) -> Self:
-        """Return the object; leaving the block closes it."""
+        """Return the object; leaving the block closes it, and tells of faults, beside another exception by a note of that."""
         self._need_open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the object."""
-        self.close()
+        """Close the object; faults are raised, or a note of the exception that ends the block."""
+        fault = self._end()
+        if fault is not None:
+            if error is None:
+                raise fault
+            add_note(error, fault)
 
     def _closed_text(self) -> str:
         """Return the message of the error after `close`."""

@@ -46,6 +46,11 @@ def as_handles(handles: npt.ArrayLike) -> Handles:
     return np.ascontiguousarray(array, np.int64)
 
 
+def is_many(handles: Any) -> bool:
+    """Whether an object stands for several handles: a list, or what has dimensions as an array has."""
+    return isinstance(handles, list) or getattr(handles, "ndim", 0) > 0
+
+
 def check_out(out: Any, dtype: np.dtype[Any], n: int) -> None:
     """Raise unless `out` can take n values of `dtype`."""
     is_array = issubclass(type(out), np.ndarray)  # a weak proxy says it is one, and does not keep it

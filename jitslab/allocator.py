@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ._convert import make_template
 from ._names import Names, check_name, names_lock
 from ._validate import as_count, as_integer, check_dtype, dtype_identity
 from .cache import CLOSED, SlabCache
 from .core.layout import NULL
-from .declare import plain
-from .errors import ClosedError, ConflictError, ForeignHandleError, LayoutError, OptionError, RecordTypeError, shown
+from .declare import plain, template_of
+from .errors import ClosedError, ConflictError, FaultError, ForeignHandleError, LayoutError, OptionError, RecordTypeError, shown
 from .machine import numa
 from .njit import cache as compiled
 from .ptr import SlabPtr, bind
@@ -242,7 +241,7 @@ class SlabAllocator(SizeClasses):
         else:
             self._cache_of(ptr, dtype).free(ptr)
 
-    def allocate_object(self, dtype: npt.DTypeLike) -> Any:
+    def allocate_object(self, dtype: npt.DTypeLike, /, **fields: Any) -> Any:
         """
         Take a record with a guard, which frees it.
 
@@ -250,6 +249,8 @@ class SlabAllocator(SizeClasses):
         ----------
         dtype : numpy.dtype, or a declared record class
             Its type.
+        **fields
+            Values of fields that the record is born with, as of `SlabCache.alloc`.
 
         Returns
         -------
@@ -260,19 +261,20 @@ class SlabAllocator(SizeClasses):
         ------
         LayoutError, CacheFullError, FaultError, ClosedError
             As `allocate_typed`.
+        FieldNameError, FieldTypeError, FieldRangeError, ArrayError
+            As `SlabCache.alloc`; nothing is allocated.
 
         Examples
         --------
         >>> import jitslab, numpy as np
         >>> my_struct = np.dtype([("id", "i8"), ("data", "u1", 16)])
         >>> with jitslab.SlabAllocator("doc-object") as allocator:
-        ...     with allocator.allocate_object(my_struct) as obj:  # freed on leaving the block, also by an exception
-        ...         obj.id = 42
+        ...     with allocator.allocate_object(my_struct, id=42) as obj:  # freed on leaving the block, also by an exception
         ...         obj.data.fill(0)
         ...     bool(allocator.report())
         False
         """
-        return self.typed(dtype).allocate()
+        return self.typed(dtype).allocate(**fields)
 
     def record(self, ptr: int, dtype: npt.DTypeLike | None = None) -> Any:
         """
@@ -350,15 +352,15 @@ class SlabAllocator(SizeClasses):
         self._typed[dtype] = [*self._typed.get(dtype, ()), cache]
         return cache
 
-    def _settled(self, options: dict[str, Any], dtype: np.dtype[Any]) -> dict[str, Any]:
+    def _settled(self, options: dict[str, Any], cache: SlabCache) -> dict[str, Any]:
         """Return all options of a cache, in a form that can be compared."""
         given = self._options | options
-        return with_defaults(given | {"init": make_template(given.get("init"), dtype)})
+        return with_defaults(given | {"init": template_of(given.get("init"), cache._dtype, cache._declared)})
 
     def _check_same(self, cache: SlabCache, options: dict[str, Any]) -> None:
         """Raise if a typed cache was made with other options."""
         check_names(options)
-        made, asked = (self._settled(given, cache._dtype) for given in (self._own[cache].options, options))
+        made, asked = (self._settled(given, cache) for given in (self._own[cache].options, options))
         other = [name for name in options if made[name] != asked[name]]
         if other:
             raise ConflictError(f"cache {cache._name!r} exists with another {' and '.join(other)}")
@@ -512,16 +514,23 @@ class SlabAllocator(SizeClasses):
 
     def raise_faults(self) -> None:
         """
-        Raise for the first cache with a refused handle or ptr in compiled code since the last report.
+        Raise if compiled code used a refused handle or ptr of any of its caches since the last report.
 
         Raises
         ------
         FaultError
-            As `SlabCache.raise_faults`.
+            As `SlabCache.raise_faults`; of several caches, all of them.
         """
         super().raise_faults()
-        for cache in self._record_caches():
-            cache.raise_faults()
+
+    @property
+    def faults(self) -> int:
+        """How often compiled code used a refused handle or ptr since the last report."""
+        return super().faults + sum(cache.faults for cache in list(self._own))
+
+    def _take_faults(self) -> list[FaultError]:
+        """Return the faults that nobody was told of."""
+        return super()._take_faults() + [fault for cache in list(self._own) for fault in cache._take_faults()]
 
     def check(self) -> None:
         """
@@ -537,7 +546,7 @@ class SlabAllocator(SizeClasses):
             cache.check()
 
     def clear(self) -> int:
-        """Free all records and raw memory, with no other thread using the allocator; returns how many pieces."""
+        """Free all records and raw memory, with no other thread using it; returns how many pieces.  FaultError: none is freed."""
         return super().clear() + sum(cache.clear() for cache in self._record_caches())
 
     def flush(self) -> int:
@@ -553,12 +562,26 @@ class SlabAllocator(SizeClasses):
         Close every cache and refuse everything from now on; a second `close` does nothing.
 
         Handles and guards of live records are refused with `ClosedError` from then on.
+
+        Raises
+        ------
+        FaultError
+            As `SlabCache.close`; all is closed.
         """
+        super().close()
+
+    def _end(self) -> FaultError | None:
+        """Close every cache; returns the faults that nobody was told of."""
         with names_lock():
-            super().close()
-            for cache in self._record_caches():
-                cache.close()
+            fault = super()._end()
             self._forget_closed()
+            return fault
+
+    def _shut(self) -> None:
+        """Close."""
+        super()._shut()
+        for cache in self._record_caches():
+            cache._shut()
 
     def __contains__(self, ptr: object) -> bool:
         """Whether `ptr` is that of a live record of this allocator, as a SlabPtr, or of live raw memory."""
@@ -572,7 +595,8 @@ class SlabAllocator(SizeClasses):
             return super().__repr__()
         n_named = len(self._list_named())
         n_typed = len(self._record_caches()) - n_named
-        return f"<SlabAllocator {self._name!r}: {n_named} dedicated and {n_typed} typed caches, {len(self)} pieces of raw memory>"
+        what = f"{n_named} dedicated and {n_typed} typed caches, {len(self)} pieces of raw memory"
+        return f"<SlabAllocator {self._name!r}: {what}{self._shown_faults()}>"
 
 
 def fields_of(dtype: np.dtype[Any]) -> str:
@@ -595,8 +619,8 @@ def live_in(allocator: str, cache: SlabCache, name: str | None = None, base: int
     try:
         count, first = cache._first_live(SHOWN_HANDLES)
     except ClosedError:
-        return LiveCache(allocator, name, 0, 0, ())
-    return LiveCache(allocator, name, count, count * cache.dtype.itemsize, tuple((first + base).tolist()))
+        return LiveCache(allocator, name, 0, 0, (), cache.faults)
+    return LiveCache(allocator, name, count, count * cache.dtype.itemsize, tuple((first + base).tolist()), cache.faults)
 
 
 _made: weakref.WeakValueDictionary[int, SlabAllocator] = weakref.WeakValueDictionary()

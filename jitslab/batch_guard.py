@@ -204,7 +204,7 @@ class SlabBatchGuard(Owning, Generic[R]):
 
     def _need_live(self) -> Handles:
         own = self._owned()
-        self._cache.slots(own)
+        self._cache._live_slots(own)
         return own
 
     def _refused(self, own: Handles, refused: npt.NDArray[np.uint8]) -> NoReturn:
@@ -213,7 +213,7 @@ class SlabBatchGuard(Owning, Generic[R]):
     def _read(self, name: str) -> Any:
         """Gather a field."""
         self._field(name)
-        values = self._cache.records[name][self.slots]
+        values = self._cache._records[name][self.slots]
         if values.dtype.kind == "U":
             text_of(values, name)  # raises
         self._need_live()  # still: so the values are theirs
@@ -224,6 +224,7 @@ class SlabBatchGuard(Owning, Generic[R]):
         field = self._field(name)
         own = as_handles(self.handles)
         data = pack(value, field.dtype, name, own.shape)  # runs others' Python, and may take its time
+        self._cache.raise_faults()
         size = field.dtype.itemsize
         if write_many(self._cache._address, id(own), own.size, field.offset, size, id(data)) != own.size:
             self._cache.slots(self._owned())  # raises

@@ -20,20 +20,22 @@ import numpy.typing as npt
 
 from . import guard_class
 from ._closable import Closable
-from ._convert import make_template
+from ._convert import pack
+from ._faults import fault_of, joined, shown_count, warn_of_lost
 from ._names import need_name
-from ._validate import as_count, as_handles, as_integer, check_dtype, check_out
+from ._validate import as_count, as_handles, as_integer, check_dtype, check_out, is_many
 from .batch_guard import SlabBatchGuard
 from .core import batch, cache_calls, guard_calls, layout, scan
 from .core.check import check_laws
 from .core.claim import flush_own
+from .core.faults import take_faults
 from .core.grow import release
 from .core.heap_table import count, count_in_node, is_active
 from .core.layout import LAWS, NODE_WORDS, NULL, SLOT_MASK
 from .core.memory import CacheMemory, NewCacheMemory
 from .core.process import close_cache, let_kept_go
 from .core.rebuild import recover
-from .declare import declared_class, plain
+from .declare import declared_class, plain, template_of
 from .errors import (
     ArrayError,
     BusyError,
@@ -41,6 +43,7 @@ from .errors import (
     CapacityError,
     CopyError,
     FaultError,
+    FieldNameError,
     ForeignHandleError,
     HandleError,
     HandleTypeError,
@@ -51,9 +54,9 @@ from .errors import (
     StaleHandleError,
     shown,
 )
-from .guard import SlabObjectGuard
+from .guard import SlabObjectGuard, as_numbers
 from .machine import addresses, numa
-from .machine.holder import Holder, bind, guard_class_of, hold, set_guard_class
+from .machine.holder import Holder, bind, guard_class_of, has_births, hold, hold_records, set_births, set_guard_class
 from .njit.cache import CacheType, cache_type
 from .owning import fill, new_guard
 from .record_class import with_attributes
@@ -72,12 +75,7 @@ RecordLike = np.dtype[Any] | list[Any] | dict[str, Any] | str  # as numpy.typing
 Handles = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
 
-CLOSED, FAULTS, FIRST, KIND = (NODE_WORDS[name] for name in ("closed", "faults", "fault_first", "fault_kind"))
-FAULT_TEXTS = {
-    layout.STALE: "stale or foreign handle",
-    layout.EXHAUSTED: "NULL handle (an alloc that found no slot?)",
-    layout.DOUBLE_FREE: "record freed by two threads at the same instant",
-}
+CLOSED, FAULTS = NODE_WORDS["closed"], NODE_WORDS["faults"]
 NEVER = 1 << 62  # ticks: the end of an interval of the working set that does not end
 # Errors and ends call these: they are loaded while there is memory, as they are needed when there is none.
 NEEDED_WITHOUT_MEMORY = (
@@ -88,6 +86,7 @@ NEEDED_WITHOUT_MEMORY = (
     check_laws,
     close_cache,
     let_kept_go,
+    take_faults,
 )
 SLOTS_AT_ONCE = 1 << 17  # slots that `check` looks at together: it must work with hardly any memory left
 REST_TRIES = 3  # a thread that was joined may still be giving its magazines back
@@ -115,7 +114,8 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     colouring : bool, default True
         Spread the first records of slabs, and strides that alias, over the sets of the CPU's caches.
     init : {None, "zero"} or record, optional
-        Contents of a new record: undefined; zeros; or a copy of this record, whose values fit as in a guard.
+        Contents of a new record: undefined; zeros; or a copy of this record, whose values fit as in a guard.  A declared class
+        with defaults has these in the place of the first two, and zeros beside them.
     policy : {"local", "interleave"}, int or sequence of int, default "local"
         Where the memory lies on a machine with several NUMA nodes.  ``"local"``: a record on the node of the thread that
         allocates it; a number: on that node; ``"interleave"``, or numbers: the pages in turn on all nodes, or on these.  A
@@ -143,6 +143,8 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     -----
     PlacementWarning
         Once, if the system refuses to place memory; the cache goes on without.
+    ResourceWarning
+        If it is collected, or open when the process ends, with faults of compiled code that nobody was told of.
 
     Notes
     -----
@@ -204,21 +206,22 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
             raise CapacityError(f"keep_empty is True or False, got {shown(keep_empty)}")
         prepare()
         dtype = plain(dtype)
-        own = check_dtype(dtype)
+        own, declared = check_dtype(dtype), declared_class(dtype)
         memory = NewCacheMemory(
             own,
             None if capacity is None else as_count(capacity, "capacity", 1),
             bool(colouring),
-            make_template(init, own),
+            template_of(init, own, declared),
             numa.resolve(policy, strict, nodes),
         )
         _made[next(_serials)] = self
         if keep_empty:
             memory.state["interval_end"] = NEVER
-        self._open(name, own, declared_class(dtype), memory)
+        self._open(name, own, declared, memory)
+        weakref.finalize(self, warn_of_lost, take_faults_of, memory.address, memory.node_words, name)
 
     def _open(self, name: str, dtype: np.dtype[Any], declared: Any, memory: CacheMemory) -> None:
-        """Be the cache that a block is of."""
+        """Become the cache of some memory."""
         self._name, self._dtype, self._declared = name, dtype, declared
         self._memory = memory
         self._address = memory.address
@@ -229,15 +232,21 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         self._columns: dict[tuple[str, ...], Any] = {}  # of sub-arrays, as guards ask for them
         self._c = memory.node_words
         hold(self, memory.address, memory.control)
+        hold_records(self, self._views)
         # Last: a cache with a Numba type is open.
         sizes = memory.geometry
         self._numba_type_: CacheType = cache_type(dtype, sizes.stride, memory.field("init"), sizes.nodes > 1)
 
     # --- One record ---
 
-    def alloc(self) -> int:
+    def alloc(self, /, **fields: Any) -> int:
         """
         Take a slot; its record is live until it is freed.
+
+        Parameters
+        ----------
+        **fields
+            Values of fields that the record is born with, checked and converted as by a guard before a slot is taken.
 
         Returns
         -------
@@ -250,10 +259,26 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
             If `capacity` records are live, or the system gives no more memory; `RetiredError` if too many slots are retired.
         FaultError
             If compiled code used a refused handle since the last report; nothing is allocated.
+        FieldNameError, FieldTypeError, FieldRangeError, ArrayError
+            If there is no such field, or it cannot take its value, as of `SlabObjectGuard`; nothing is allocated.
         ClosedError
             After `close`.
+
+        Notes
+        -----
+        A number takes some 10 ns; what is no number, some µs.
+
+        Examples
+        --------
+        >>> import numpy as np, jitslab
+        >>> node = np.dtype([("value", "f8"), ("next", "i8")])
+        >>> with jitslab.SlabCache("doc-alloc", node, capacity=10, init="zero") as cache:
+        ...     head = cache.alloc(value=1.5)
+        ...     head = cache.alloc(value=2.5, next=head)
+        ...     cache[cache[head]["next"]]["value"].item()
+        1.5
         """
-        return self._alloc_slow()
+        return self._alloc_with(**fields) if fields else self._alloc_slow()
 
     def free(self, handle: int) -> bool:
         """
@@ -282,26 +307,66 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def _alloc_slow(self) -> int:
         """`alloc` if the C method did not succeed, or there is none."""
-        self._need_open()
-        self.raise_faults()
+        self._need_told()
         handle = batch.alloc_one(self._address)
         if handle == NULL:
             self._raise_full(1)
         return handle
 
+    def _alloc_with(self, /, *args: Any, **fields: Any) -> int:
+        """`alloc` with fields if the C method did not succeed, or there is none."""
+        self._need_no_places("alloc", args)
+        numbers = as_numbers(fields, self._dtype) if has_births(self) else None
+        if numbers is not None:
+            return SlabCache.alloc(self, **numbers)  # by C now
+        values = self._packed(fields)
+        handle = SlabCache.alloc(self) if fields else self._alloc_slow()
+        self._be_born(handle, values)
+        return handle
+
+    def _need_no_places(self, what: str, args: tuple[Any, ...]) -> None:
+        """Raise for arguments that are given by their places."""
+        if args:
+            raise TypeError(
+                f"SlabCache.{what}() takes fields by name, as in value=1.0, and no other arguments ({len(args)} given)"
+            )
+
+    def _packed(self, fields: dict[str, Any], shape: tuple[int, ...] = ()) -> list[tuple[int, int, Any]]:
+        """Return values as the fields hold them, of one record or of many: offset, bytes in a record, and array of each."""
+        self._need_open()
+        names, of = self._dtype.names or (), self._dtype.fields
+        assert of is not None
+        packed = []
+        for name, value in fields.items():
+            if name not in names:
+                raise FieldNameError(f"the record has no field {name!r}", name, names)
+            dtype, offset = of[name][:2]
+            packed.append((int(offset), dtype.itemsize, pack(value, dtype, name, shape)))  # runs others' Python
+        if not has_births(self):
+            set_births(self, guard_class.births_of(self._dtype))  # by C from now on, where it can
+        return packed
+
+    def _be_born(self, handle: int, values: list[tuple[int, int, Any]]) -> None:
+        """Write the values of fields into a record; if it is gone already, by another thread, nothing is written."""
+        for offset, size, data in values:
+            guard_calls.write_one(self._address, handle, offset, size, id(data))
+
     def _free_slow(self, handle: Any) -> bool:
         """`free` if the C method did not succeed, or there is none."""
         self._need_open()
+        if is_many(handle):
+            raise HandleTypeError(f"free takes one handle, got {type(handle).__name__}; free_many(handles) takes many")
         number = as_integer(handle)
         if not 0 <= number < 1 << 63 or not batch.free_one(self._address, number):
             raise self._refusal(number)
         return True
 
-    def __getitem__(self, handle: int) -> Any:
+    def __getitem__(self, handle: Any) -> Any:
         """
         Return the record of a handle: a `numpy.void` that reads and writes the record in place; fields are attributes, too.
 
-        It does not keep the record alive: after `free` it shows whatever the slot holds next.
+        It does not keep the record alive: after `free` it shows whatever the slot holds next.  Of a list or an array of handles,
+        ``cache[handles]``, copies of the records, as `gather`; and ``cache[handles, "field"]`` copies of that field.
         """
         try:
             slot = handle & SLOT_MASK
@@ -309,18 +374,59 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
                 return self._views[slot]
         except (TypeError, AttributeError, OverflowError, ValueError, IndexError):
             pass
-        slot = self._slot(handle)
-        return self._views[slot]
+        try:
+            slot = self._slot(handle)
+        except HandleTypeError:
+            if not is_many(handle) and not is_of_field(handle):
+                raise
+        else:
+            return self._views[slot]
+        return self._read_many(handle)
 
-    def __setitem__(self, handle: int, value: Any) -> None:
-        """Assign a whole record: a tuple or a `numpy.void`."""
+    def _read_many(self, key: Any) -> Any:
+        """``cache[key]`` of handles, with a field's name or without."""
+        handles, column = key, self._records
+        if is_of_field(key):
+            handles, column = key[0], self._records[self._field_name(key[1])]
+        return column[self.slots(handles) if is_many(handles) else self._slot(handles)]
+
+    def _field_name(self, name: Any) -> str:
+        """Return the name of a field, or raise."""
+        names = self._dtype.names or ()
+        if not isinstance(name, str) or name not in names:
+            raise FieldNameError(f"the records of cache {self._name!r} have no field {shown(name)}", str(name), names)
+        return name
+
+    def _write_many(self, key: Any, value: Any) -> None:
+        """``cache[key] = value`` of handles, with a field's name or without."""
+        handles, column, name = key, self._records, ""
+        if is_of_field(key):
+            handles, name = key[0], self._field_name(key[1])
+            column = self._records[name]
+        dtype = self._dtype[name] if name else self._dtype
+        shape = as_handles(handles).shape if is_many(handles) else ()
+        data = pack(value, dtype, name, shape)  # first: it may run code of the user's
+        column[self.slots(handles) if is_many(handles) else self._slot(handles)] = data
+
+    def __setitem__(self, handle: Any, value: Any) -> None:
+        """
+        Assign a whole record: a tuple or a `numpy.void`.
+
+        To a list or an array of handles, ``cache[handles] = values``: one record for each or one for all; and
+        ``cache[handles, "field"] = values``, broadcast.  Values are checked as those of guards are; if one is refused, nothing
+        is written.  Of equal handles the last one counts.
+        """
         self._need_opened()
+        if type(handle) is not int and (is_many(handle) or is_of_field(handle)):
+            self._need_told()
+            self._write_many(handle, value)
+            return
         record = np.zeros((), self._dtype)
         record[()] = value  # first: it may run code of the user's, which may free the record
         self._records[self._slot(handle)] = record
 
     def __contains__(self, handle: object) -> bool:
-        """Whether `handle` is that of a live record; False also for an object that is no handle."""
+        """Whether `handle` is that of a live record; False also for an object that is no handle.  Of many ask `is_live`."""
         try:
             if self._generations[handle & SLOT_MASK] == handle >> 31 | 1:  # type: ignore[operator]  # others than integers are answered below
                 return True
@@ -330,6 +436,10 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         try:
             number = as_integer(handle)
         except HandleTypeError:
+            if is_many(handle):
+                raise HandleTypeError(
+                    f"`in` takes one handle, got {type(handle).__name__}; is_live(handles) takes many"
+                ) from None
             return False
         return number is not handle and number in self
 
@@ -337,18 +447,54 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """Return ``cache[handle]``; compiled code uses this name if iterations of a `prange` share a record."""
         return self[handle]
 
-    def is_live(self, handle: int) -> bool:
-        """Return ``handle in cache``; compiled code uses this name in a `prange`."""
-        return handle in self
+    @overload
+    def is_live(self, handle: int) -> bool: ...
+
+    @overload
+    def is_live(self, handle: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.bool_]: ...
+
+    def is_live(self, handle: Any) -> Any:
+        """
+        Return ``handle in cache``, or of a list or an array of handles an array of bool; compiled code uses this in a `prange`.
+
+        Raises
+        ------
+        HandleTypeError
+            If it is no integer, nor an array of some.
+
+        Examples
+        --------
+        >>> import numpy as np, jitslab
+        >>> with jitslab.SlabCache("doc-is-live", np.dtype([("x", "f8")]), capacity=10) as cache:
+        ...     handles = cache.alloc_many(3)
+        ...     cache.free(handles[1])
+        ...     cache.is_live(handles), cache.is_live(handles[0])
+        True
+        (array([ True, False,  True]), True)
+        """
+        if type(handle) is int:
+            return handle in self
+        self._need_open()
+        if not is_many(handle):
+            return as_integer(handle) in self
+        array = as_handles(handle)
+        refused = np.zeros(array.size, bool)
+        scan.find_refused(self._address, array.ctypes.data, array.size, refused.ctypes.data)
+        return ~refused
 
     def at_slot(self, slot: int) -> Any:
         """Return the record at a slot number below `slot_limit`, live or not."""
         self._need_open()
         return self._views[: self.slot_limit][slot]
 
-    def new(self) -> tuple[int, Any]:
-        """Take a slot: its handle and its record."""
-        handle = self.alloc()
+    def new(self, /, **fields: Any) -> tuple[int, Any]:
+        """Take a slot, as `alloc`: its handle and its record."""
+        return self._new_slow(**fields)
+
+    def _new_slow(self, /, *args: Any, **fields: Any) -> tuple[int, Any]:
+        """`new` if the C method did not succeed, or there is none."""
+        self._need_no_places("new", args)
+        handle = self._alloc_with(**fields) if fields else self._alloc_slow()
         return handle, self._views[handle & SLOT_MASK]
 
     def object_at(self, handle: int) -> SlabObject:
@@ -371,9 +517,14 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     # --- Guards ---
 
-    def allocate(self) -> SlabObjectGuard[R]:
+    def allocate(self, /, **fields: Any) -> SlabObjectGuard[R]:
         """
         Take a slot, and return the guard that owns its record: leaving its `with` block frees it.
+
+        Parameters
+        ----------
+        **fields
+            Values of fields that the record is born with, as of `alloc`.
 
         Returns
         -------
@@ -382,34 +533,48 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
         Raises
         ------
-        CacheFullError, FaultError, ClosedError
+        CacheFullError, FaultError, FieldNameError, FieldTypeError, FieldRangeError, ArrayError, ClosedError
             As `alloc`.
 
         Examples
         --------
         >>> import numpy as np, jitslab
-        >>> with jitslab.SlabCache("doc-allocate", np.dtype([("x", "f8")]), capacity=10) as cache:
-        ...     with cache.allocate() as it:
-        ...         it.x = 2.5
-        ...         len(cache), it.x
+        >>> with jitslab.SlabCache("doc-allocate", np.dtype([("x", "f8"), ("y", "f8")]), capacity=10) as cache:
+        ...     with cache.allocate(x=2.5) as it:
+        ...         it.y = 2 * it.x
+        ...         len(cache), it.y
         ...     len(cache)
-        (1, 2.5)
+        (1, 5.0)
         0
         """
-        return self._allocate_slow()
+        if guard_class.IN_C:
+            self._need_open()
+            self._guards()
+            return SlabCache.allocate(self, **fields)  # in C from now on
+        return self._allocate_with(**fields) if fields else self._allocate_slow()
 
     def _allocate_slow(self) -> SlabObjectGuard[R]:
-        """`allocate` if the C method did not succeed, or there is none yet."""
-        self._need_open()
-        self.raise_faults()
+        """`allocate` if the C method did not succeed, or there is none."""
+        self._need_told()
         is_first = guard_class_of(self) is None
         cls = self._guards()
         if guard_class.IN_C and is_first:
-            return SlabCache.allocate(self)  # in C from now on
+            return SlabCache.allocate(self)
         guard = None if guard_class.IN_C else new_guard(cls, self)
         if guard is None or not fill(guard, 1):
             self._raise_full(1)
         return guard  # type: ignore[no-any-return]  # of a class that was made for the dtype
+
+    def _allocate_with(self, /, *args: Any, **fields: Any) -> SlabObjectGuard[R]:
+        """`allocate` with fields, likewise."""
+        self._need_no_places("allocate", args)
+        numbers = as_numbers(fields, self._dtype) if has_births(self) else None
+        if numbers is not None:
+            return SlabCache.allocate(self, **numbers)  # by C now
+        values = self._packed(fields)
+        guard = SlabCache.allocate(self)
+        self._be_born(guard._handle, values)
+        return guard
 
     def _guards(self) -> Any:
         """Return the class of this cache's guards, made for the dtype when it is first wanted."""
@@ -453,21 +618,27 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
             return SlabCache.adopt(self, as_integer(handle))  # a record that was freed meanwhile is refused above
         return guard_class.adopt(cls, self, as_integer(handle))  # type: ignore[no-any-return]  # likewise
 
-    def allocate_many(self, n: int) -> SlabBatchGuard[R]:
+    def allocate_many(self, n: int, /, **fields: Any) -> SlabBatchGuard[R]:
         """
         Take n slots, all or none, and return one guard that owns them: fields are arrays of n.
 
+        Parameters
+        ----------
+        n : int
+            How many, 0 or more.
+        **fields
+            Values of fields that the records are born with, as of `alloc_many`.
+
         Raises
         ------
-        CacheFullError, CapacityError, FaultError, ClosedError
+        CacheFullError, CapacityError, FaultError, FieldNameError, FieldTypeError, FieldRangeError, ArrayError, ClosedError
             As `alloc_many`; nothing is allocated.
 
         Examples
         --------
         >>> import numpy as np, jitslab
         >>> with jitslab.SlabCache("doc-batch", np.dtype([("x", "f8"), ("n", "u1")]), capacity=10) as cache:
-        ...     with cache.allocate_many(3) as batch:
-        ...         batch.x = [1.0, 2.0, 4.0]
+        ...     with cache.allocate_many(3, x=[1.0, 2.0, 4.0]) as batch:
         ...         batch.n = 7
         ...         batch.x.sum().item(), batch.n.tolist()
         ...     len(cache)
@@ -475,21 +646,23 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         0
         """
         n = self._requested(n)
+        values = self._packed(fields, (n,)) if fields else []
         try:
-            batch = new_guard(guard_class.batch_class(self._dtype, self._declared), self, n)
+            guard = new_guard(guard_class.batch_class(self._dtype, self._declared), self, n)
         except MemoryError:
             self._raise_full(n)
-        if not fill(batch, n):
+        if not fill(guard, n):
             self._raise_full(n)
-        return batch  # type: ignore[no-any-return]  # likewise
+        self._all_be_born(guard._owned() if values else None, values)
+        return guard  # type: ignore[no-any-return]  # likewise
 
     # --- Many records ---
 
     @overload
-    def alloc_many(self, n: int, out: Handles | None = None) -> Handles: ...
+    def alloc_many(self, n: int, /, out: Handles | None = None, **fields: Any) -> Handles: ...
     @overload
-    def alloc_many(self, n: Handles) -> int: ...
-    def alloc_many(self, n: int | Handles, out: Handles | None = None) -> Handles | int:
+    def alloc_many(self, n: Handles, /, **fields: Any) -> int: ...
+    def alloc_many(self, n: int | Handles, /, out: Handles | None = None, **fields: Any) -> Handles | int:
         """
         Take n slots, all or none.
 
@@ -499,6 +672,9 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
             How many, 0 or more; or `out` alone, as compiled code may give it, for as many as it has room for.
         out : ndarray of int64, shape (n,), optional
             Array for the handles; unchanged if there is no room.
+        **fields
+            Values of fields that the records are born with: one for all, or n of them, checked and converted as by a batch
+            guard before any slot is taken.  A field named ``out`` is written afterwards.
 
         Returns
         -------
@@ -513,6 +689,8 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
             If `out` is not a writable, contiguous int64 array of shape (n,).
         CapacityError
             If n is negative.
+        FieldNameError, FieldTypeError, FieldRangeError, ArrayError
+            As `alloc`; nothing is allocated.
 
         Notes
         -----
@@ -529,9 +707,13 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         1000
         >>> float(total)
         499500.0
+
+        >>> with jitslab.SlabCache("doc-born", np.dtype([("x", "f8"), ("n", "u1")]), capacity=10) as cache:
+        ...     cache.gather(cache.alloc_many(3, x=[1.0, 2.0, 4.0], n=7)).tolist()
+        [(1.0, 7), (2.0, 7), (4.0, 7)]
         """
         if out is None and isinstance(n, np.ndarray) and n.ndim > 0:
-            return len(self.alloc_many(len(n), n))
+            return len(self.alloc_many(len(n), n, **fields))
         n = self._requested(n)
         if out is None:
             try:
@@ -540,14 +722,20 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
                 self._raise_full(n)
         else:
             check_out(out, np.dtype(np.int64), n)
+        values = self._packed(fields, (n,)) if fields else []
         if n > 0 and batch.alloc_many(self._address, out.ctypes.data, n) != n:
             self._raise_full(n)
+        self._all_be_born(out, values)
         return out
+
+    def _all_be_born(self, handles: Any, values: list[tuple[int, int, Any]]) -> None:
+        """Write the values of fields into many records."""
+        for offset, size, data in values:
+            guard_calls.write_many(self._address, id(handles), handles.size, offset, size, id(data))
 
     def _requested(self, n: Any) -> int:
         """Return how many slots are wanted, as an int; so many may be had."""
-        self._need_open()
-        self.raise_faults()
+        self._need_told()
         number = as_count(n, "n")
         if number > self._memory.geometry.slots:
             self._raise_full(number)
@@ -585,7 +773,14 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         ------
         HandleError
             If one is refused.
+        FaultError
+            If compiled code used a refused handle since the last report, as all that hands out or takes many records does.
         """
+        self._need_told()
+        return self._live_slots(handles)
+
+    def _live_slots(self, handles: npt.ArrayLike) -> Handles:
+        """`slots`, with faults or without."""
         self._need_open()
         array = as_handles(handles)
         refused = np.zeros(array.size, np.uint8)
@@ -610,9 +805,9 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """
         slots = self.slots(handles)
         if out is None:
-            return self.records[slots]
+            return self._records[slots]
         check_out(out, self._dtype, slots.size)
-        out[:] = self.records[slots]
+        out[:] = self._records[slots]
         return out
 
     def scatter(self, handles: npt.ArrayLike, values: npt.ArrayLike) -> None:
@@ -628,17 +823,85 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         slots = self.slots(handles)
         if array.dtype != self._dtype or array.shape not in ((), (1,), slots.shape):
             raise ArrayError(f"values must be {slots.size} records of {self._dtype}, got {array.dtype} of shape {array.shape}")
-        self.records[slots] = array
+        self._records[slots] = array
+
+    def extend(self, values: Any) -> Handles:
+        """
+        Take a slot for each of many records, all or none, and write them.
+
+        Parameters
+        ----------
+        values : ndarray of the cache's dtype, shape (n,), list of records, or mapping of str to array_like
+            Whole records; or columns, such as a dict's or a DataFrame's: arrays of n, or single values for all.  A field
+            without a column has what it has in a new record.  Values are checked as those of guards are.
+
+        Returns
+        -------
+        ndarray of int64, shape (n,)
+            The handles.
+
+        Raises
+        ------
+        CacheFullError, FaultError, ClosedError
+            As `alloc_many`; nothing is allocated.
+        ArrayError
+            If the array is not of one dimension, the columns are not of one length, or there is none.
+        FieldNameError, FieldTypeError, FieldRangeError, FieldTextError
+            If a column is no field, or a value does not fit; nothing is allocated.
+
+        Examples
+        --------
+        >>> import numpy as np, jitslab
+        >>> point = np.dtype([("x", "f8"), ("n", "u1")])
+        >>> with jitslab.SlabCache("doc-extend", point, capacity=10) as cache:
+        ...     first = cache.extend(np.array([(1.0, 2), (3.0, 4)], point))
+        ...     second = cache.extend({"x": [5.0, 6.0], "n": 7})
+        ...     cache[first, "x"].tolist(), cache[second].tolist()
+        ([1.0, 3.0], [(5.0, 7), (6.0, 7)])
+        """
+        self._need_told()
+        names, columns, n = self._columns_of(values)
+        handles = self.alloc_many(n)
+        try:
+            slots = handles & SLOT_MASK
+            for name, column in zip(names, columns, strict=True):
+                (self._records[name] if name else self._records)[slots] = column
+        except BaseException:  # Ctrl-C, or no memory
+            self.free_many(handles)
+            raise
+        return handles
+
+    def _columns_of(self, values: Any) -> tuple[list[str], list[Any], int]:
+        """Return the names of columns, "" for that of whole records, the columns, checked, and their length."""
+        if not hasattr(values, "keys"):
+            if isinstance(values, list):
+                return [""], [pack(values, self._dtype, "", (len(values),))], len(values)
+            array = np.asarray(values)
+            if array.ndim != 1:
+                raise ArrayError(f"extend takes a 1-d array of records, got shape {array.shape}")
+            return [""], [array if array.dtype == self._dtype else pack(array, self._dtype, "", array.shape)], array.size
+        names = [self._field_name(name) for name in values.keys()]  # noqa: SIM118  # a DataFrame has only that
+        given = [values[name] for name in names]
+        lengths = {name: len(it) for name, it in zip(names, given, strict=True) if is_many(it) or isinstance(it, (tuple, range))}
+        if len(set(lengths.values())) != 1:
+            raise ArrayError(f"extend takes columns of one length, at least one, got {lengths or 'none'}")
+        n = next(iter(lengths.values()))
+        return names, [pack(it, self._dtype[name], name, (n,)) for name, it in zip(names, given, strict=True)], n
 
     def live(self) -> Handles:
         """
         Return the handles of all live records, by slot.
 
+        Raises
+        ------
+        FaultError
+            If compiled code used a refused handle since the last report.
+
         Notes
         -----
         Scans 4 bytes a slot.  Records that are allocated or freed meanwhile may be in it or not.
         """
-        self._need_open()
+        self._need_told()
         out = np.empty(len(self), np.int64)
         while (n := scan.live_handles(self._address, out.ctypes.data, out.size)) > out.size:
             out = np.empty(n, np.int64)
@@ -679,8 +942,8 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         return count(self._address)
 
     def clear(self) -> int:
-        """Free every record, with no other thread using the cache; returns how many."""
-        self._need_open()
+        """Free every record, with no other thread using the cache; returns how many.  FaultError as `live`: none is freed."""
+        self._need_told()
         return batch.clear(self._address)
 
     def retain(self, keep: npt.ArrayLike) -> int:
@@ -775,9 +1038,9 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         All slots below `slot_limit`, live or not, as one array of the cache's dtype.
 
         Index it with `slots(handles)`, or pass it to a kernel.  The contents of free slots are undefined; writing there does no
-        harm.  The array does not grow: ask again after the cache has grown.
+        harm.  The array does not grow: ask again after the cache has grown.  FaultError as `live`.
         """
-        self._need_open()
+        self._need_told()
         return self._records[: self.slot_limit]
 
     @property
@@ -787,7 +1050,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         return SlabPages(self._slabs(), self._page)
 
     def _slabs(self) -> list[range]:
-        """Return the numbers of the slabs made so far, for each array set that has some; [range(0)] if none has."""
+        """Return the numbers of the slabs made so far, for each node that has some; [range(0)] if none has."""
         firsts, ends = self._memory.control["geometry"]["first_slab"].tolist(), self._memory.state["n_slabs"].tolist()
         made = [range(first, n) for first, n in zip(firsts, ends, strict=True)]
         return [slabs for slabs in made if slabs] or [range(0)]
@@ -800,10 +1063,10 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """Describe slab i."""
         self._need_open()
         slots = 1 << self._memory.geometry.shift
-        words = np.frombuffer(self._generations, np.uint32, slots, 4 * slots * i)
+        generations = np.frombuffer(self._generations, np.uint32, slots, 4 * slots * i)
         row = self._row(i)
         state = SlabState.FREE if row["state"] == layout.RELEASING else SlabState(int(row["state"]))
-        live = (words & 1).astype(bool)
+        live = (generations & 1).astype(bool)
         node = self._memory.placement.nodes[i * slots >> self._memory.geometry.node_shift]
         return SlabPage(i, state, int(live.sum()), slots, int(row["colour"]), node, live)
 
@@ -814,7 +1077,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         return self._memory.bytes[at : at + layout.SLAB.itemsize].view(layout.SLAB)[0]
 
     def _node_states(self) -> list[int]:
-        """Return the addresses of the array sets."""
+        """Return the addresses of the CONTROL rows of all nodes."""
         return [self._address + k * layout.NODE_BYTES for k in range(self._memory.geometry.nodes)]
 
     @property
@@ -879,16 +1142,11 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         Raises
         ------
         FaultError
-            With the number of faults and the first handle.
+            With the number of faults, the first handle, and the Python line that called its kernel, where that is known.
         """
         self._need_opened()
-        count, first, kind = self._c[FAULTS], self._c[FIRST], self._c[KIND]
-        if count:
-            self._c[FAULTS] = 0
-            text = FAULT_TEXTS.get(kind, "fault")
-            raise FaultError(
-                f"{count} faults in compiled code on cache {self._name!r}; the first: {text} {first:#x}", count, first
-            )
+        if self._c[FAULTS] and (fault := joined(self._take_faults())) is not None:
+            raise fault
 
     def check(self) -> None:
         """
@@ -907,8 +1165,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         -----
         O(slots), some 3 ns each.
         """
-        self._need_open()
-        self.raise_faults()
+        self._need_told()
         self._need_rest("check")
         words = np.empty(SLOTS_AT_ONCE // 64, np.int64)
         for address in self._node_states():
@@ -980,18 +1237,38 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         harm.  They stay for some time after that (README says how long), since compiled code may have arrays that keep nothing.
         Kernels that run meanwhile in other threads get NULL, and their frees are refused; for that the generations stay, too:
         4 bytes a slot.  A second `close` does nothing.
+
+        Raises
+        ------
+        FaultError
+            If compiled code used a refused handle since the last report; the cache is closed.  A `with` block that ends by an
+            exception of its own gets a note instead: of that exception, in its ``__notes__``.
         """
+        super().close()
+
+    def _end(self) -> FaultError | None:
+        """Close; returns the faults that nobody was told of."""
         self._need_opened()
+        self._shut()
+        return joined(self._take_faults())
+
+    def _take_faults(self) -> list[FaultError]:
+        """Return the faults that nobody was told of."""
+        return take_faults_of(self._address, self._c, self._name)
+
+    def _shut(self) -> None:
+        """Close."""
         self._memory.close()
 
     def __repr__(self) -> str:
         """Short, whatever the size."""
         if not hasattr(self, "_numba_type_"):
             return "<SlabCache: never opened>"
+        faults = f", {shown_count(self._c[FAULTS])}" if self._c[FAULTS] else ""
         if self.closed:
-            return f"<SlabCache {self._name!r}: closed>"
-        slabs = len(self.pages)
-        return f"<SlabCache {self._name!r}: {len(self)} records of {self._dtype.itemsize} bytes live in {slabs} slabs>"
+            return f"<SlabCache {self._name!r}: closed{faults}>"
+        what = f"{len(self)} records of {self._dtype.itemsize} bytes live in {len(self.pages)} slabs"
+        return f"<SlabCache {self._name!r}: {what}{faults}>"
 
     # --- Refused ---
 
@@ -1003,6 +1280,12 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def _closed_text(self) -> str:
         return f"cache {self._name!r} is closed"
+
+    def _need_told(self) -> None:
+        """Raise if the cache is closed, or has faults that nobody was told of."""
+        self._need_open()
+        if self._c[FAULTS]:
+            self.raise_faults()
 
     def _need_rest(self, what: str) -> None:
         """Raise if other threads are using the cache."""
@@ -1096,6 +1379,17 @@ def open_caches() -> list[tuple[int, SlabCache]]:
     return [
         (serial, cache) for serial, cache in made if cache is not None and hasattr(cache, "_numba_type_") and not cache.closed
     ]
+
+
+def take_faults_of(address: int, words: Any, name: str) -> list[FaultError]:
+    """Return the faults, if there are any, of the cache with these NODE words; they keep its memory."""
+    fault = fault_of(address, name) if words[FAULTS] else None
+    return [] if fault is None else [fault]
+
+
+def is_of_field(key: Any) -> bool:
+    """Whether a key is one of ``cache[handles, "field"]``."""
+    return type(key) is tuple and len(key) == 2 and isinstance(key[1], str)
 
 
 def counts_of(cache: SlabCache) -> tuple[int, int, int, int]:

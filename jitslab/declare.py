@@ -17,13 +17,15 @@ from typing import Annotated, Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from ._closable import Unique
+from ._convert import make_template, pack
 from ._validate import check_dtype
-from .errors import LayoutError
+from .errors import ArrayError, FieldError, LayoutError
 from .guard import Fields, SlabObjectGuard, SlabRecordView, has_own
 from .guard_class import PythonGuard, PythonView
 
 T = TypeVar("T")
 HEAP_TYPE = 1 << 9  # flag of the classes that Python code makes
+_NO_DEFAULT = object()
 PLAIN = (bool, int, float, complex)  # of Python's own types, those that have one size in NumPy
 
 # Methods of a class that its guards would not call: a guard has its own life and attributes, and is equal to itself only.
@@ -59,6 +61,10 @@ def record(cls: type[T]) -> type[T]:
     ``Annotated[int, jitslab.link("nodes")]``.
     A class that inherits from a declared one has its fields first.
 
+    ``value: jitslab.f8 = 1.0`` is a default: every record of a cache of this class begins with it, also in compiled code.  Fields
+    without one begin with zeros as soon as any field has a default, also one of a nested class.  A cache with ``init=record``
+    begins with that record, whatever the defaults are; ``init="zero"`` changes nothing of them.
+
     Parameters
     ----------
     cls : type
@@ -72,7 +78,8 @@ def record(cls: type[T]) -> type[T]:
     Raises
     ------
     LayoutError
-        If a field has no NumPy type, a default, or the name of something that guards have; named in the message.
+        If a field has no NumPy type, a default that it cannot hold, or the name of something that guards have; named in the
+        message.
 
     Notes
     -----
@@ -99,6 +106,14 @@ def record(cls: type[T]) -> type[T]:
     >>> jitslab.links_of(Node)
     {('next',): 'nodes'}
     >>> nodes.close()
+
+    >>> @jitslab.record
+    ... class Agent:
+    ...     energy: jitslab.f8 = 1.0
+    ...     id: jitslab.i8
+    >>> with jitslab.SlabCache("agents", Agent, capacity=10) as agents:
+    ...     agents[agents.alloc(id=3)].item()
+    (1.0, 3)
     """
     if not isinstance(cls, type):
         raise LayoutError(f"record decorates a class, got {type(cls).__name__}")
@@ -128,7 +143,39 @@ def record(cls: type[T]) -> type[T]:
     if not fields:
         raise LayoutError(f"{cls.__name__} has no annotated fields")
     dtype = check_dtype(np.dtype(list(fields.items()), align=True))
-    return _remade(cls, dtype, nested)
+    return _remade(cls, dtype, nested, _template(cls, dtype, nested))
+
+
+def _template(cls: type, dtype: np.dtype[Any], nested: dict[str, Any]) -> bytes | None:
+    """Return the record that has the defaults of a class, of its bases and of nested classes, and zeros; None if none has any."""
+    record = np.zeros((), dtype)
+    has_defaults = False
+    for base in cls.__bases__:
+        if _is_declared(base) and base.__jitslab_template__ is not None:  # type: ignore[attr-defined]  # a declared class has it
+            inherited = np.frombuffer(base.__jitslab_template__, base.dtype)[0]  # type: ignore[attr-defined]  # likewise
+            has_defaults = True
+            for name in inherited.dtype.names:
+                record[name] = inherited[name]
+    for name in dtype.names or ():
+        default = vars(cls).get(name, _NO_DEFAULT)
+        if default is not _NO_DEFAULT:
+            try:
+                record[name] = pack(default, dtype[name], name)
+            except (ArrayError, FieldError) as error:
+                raise LayoutError(f"default of field {name!r} of {cls.__name__}: {error}") from error
+        elif name in nested and name in cls.__annotations__ and nested[name].__jitslab_template__ is not None:
+            record[name] = np.frombuffer(nested[name].__jitslab_template__, dtype[name])[0]
+        else:
+            continue
+        has_defaults = True
+    return bytes(record.tobytes()) if has_defaults else None
+
+
+def template_of(init: Any, dtype: np.dtype[Any], declared: Any) -> bytes | None:
+    """Return the record that those of a cache begin with: `init` if that is a record, else the defaults of a declared class."""
+    template = make_template(init, dtype)
+    defaults = None if declared is None else declared.__jitslab_template__
+    return template if defaults is None or not (init is None or isinstance(init, str)) else defaults
 
 
 def declared_class(dtype: Any) -> Any:
@@ -216,8 +263,6 @@ def _check_name(cls: type, name: str, fields: dict[str, Any]) -> None:
         raise LayoutError(f"{where}: names that begin with _ are not for fields")
     if has_own(SlabObjectGuard, name) or has_own(SlabRecordView, name) or name == "dtype":
         raise LayoutError(f"{where} would hide what guards have by that name; rename it")
-    if name in vars(cls):
-        raise LayoutError(f"{where} has a default; give the cache a record to start from, by init")
 
 
 def _check_methods(cls: type) -> None:
@@ -265,12 +310,21 @@ def _refuse(cls: Any, *args: Any, **kwargs: Any) -> Any:
     raise LayoutError(f"{cls.__name__} declares a record; take one from a cache: SlabCache('name', {cls.__name__}).allocate()")
 
 
-def _remade(cls: type[T], dtype: np.dtype[Any], nested: dict[str, Any]) -> type[T]:
+def _remade(cls: type[T], dtype: np.dtype[Any], nested: dict[str, Any], template: bytes | None) -> type[T]:
     """Return the class made anew, without room for attributes that are no fields."""
     namespace = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__", "__slots__")}
+    namespace = {
+        name: value for name, value in namespace.items() if name not in (dtype.names or ())
+    }  # defaults would hide fields
     if vars(cls).get("__slots__"):
         raise LayoutError(f"{cls.__name__} has __slots__; fields are what it annotates")
-    namespace |= {"__slots__": (), "__new__": _refuse, "dtype": dtype, "__jitslab_nested__": nested}
+    namespace |= {
+        "__slots__": (),
+        "__new__": _refuse,
+        "dtype": dtype,
+        "__jitslab_nested__": nested,
+        "__jitslab_template__": template,
+    }
     try:
         made = types.new_class(cls.__name__, cls.__bases__, {"metaclass": type(cls)}, lambda names: names.update(namespace))
         for guard in ((PythonGuard, SlabObjectGuard), (PythonView, SlabRecordView)):

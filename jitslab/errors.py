@@ -210,12 +210,19 @@ class FaultError(SlabError, RuntimeError):
         Faults since the last report.
     first : int
         The handle of the first one.
+    where : str
+        File and line of the Python code that called the first one's kernel, as "file:line"; empty if that is not known, as
+        of a thread of `prange`.
+    report : LiveReport, optional
+        If `shutdown` raised it: what that would have returned.
     """
 
-    def __init__(self, message: str = "", count: int = 0, first: int = 0) -> None:
+    def __init__(self, message: str = "", count: int = 0, first: int = 0, where: str = "", report: Any = None) -> None:
         super().__init__(message)
         self.count = count
         self.first = first
+        self.where = where
+        self.report = report
 
 
 class CopyError(SlabError, TypeError):

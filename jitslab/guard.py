@@ -197,6 +197,13 @@ def is_plain_number(value: Any, kind: str) -> bool:
     return kind == "f" and isinstance(value, (np.float64, np.float32))
 
 
+def as_numbers(fields: dict[str, Any], dtype: np.dtype[Any]) -> dict[str, Any] | None:
+    """Return values of fields with Python's numbers in the place of such NumPy scalars; None if there are none among them."""
+    of: Any = dtype.fields
+    numbers = {name: value.item() for name, value in fields.items() if name in of and is_plain_number(value, of[name][0].kind)}
+    return fields | numbers if numbers else None
+
+
 def shown_record(record: Any) -> str:
     """Return the fields of a record for a repr, cut if they are long."""
     names = list(record.dtype.names)

@@ -20,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ._closable import Closable
+from ._faults import joined
 from ._names import Names, check_name, names_lock
 from .allocator import SlabAllocator, check_options, live_in, open_allocators, with_defaults
 from .cache import SlabCache, open_caches
-from .errors import ClosedError, ConflictError
+from .errors import ClosedError, ConflictError, FaultError
 from .machine.numa import NumaNode, nodes
 from .ptr import SlabPtr
 from .views import LiveReport, make_report
@@ -175,19 +176,31 @@ class SlabAllocatorManager(Closable):
         -------
         LiveReport
             As `report`.  The report of a second `shutdown` has records of other caches only.
+
+        Raises
+        ------
+        FaultError
+            As `SlabCache.close`; all is closed, and the error has the report.
         """
+        live, fault = self._shut_down(report)
+        if fault is not None:
+            fault.report = live
+            raise fault
+        return live
+
+    def _shut_down(self, report: bool) -> tuple[LiveReport, FaultError | None]:
+        """Shut down; returns the report, and the faults that nobody was told of."""
         with names_lock():
             live = self.report() if report else LiveReport()
             self._closed = True
-            for allocator in list(self._made.values()):
-                allocator.close()
+            faults = [fault for allocator in list(self._made.values()) if (fault := allocator._end()) is not None]
             self._made = {}
         atexit.unregister(self._log_at_exit)
-        return live
+        return live, joined(faults)
 
-    def __exit__(self, *args: object) -> None:
-        """Shut down."""
-        self.shutdown(report=False)
+    def _end(self) -> FaultError | None:
+        """Shut down; returns the faults that nobody was told of."""
+        return self._shut_down(report=False)[1]
 
     def __repr__(self) -> str:
         """Short, whatever there is."""
@@ -293,6 +306,11 @@ def shutdown(report: bool = True) -> LiveReport:
     LiveReport
         Live records: for each cache the number, the bytes, and the first few handles.
 
+    Raises
+    ------
+    FaultError
+        If compiled code used refused handles, and nobody was told; all is closed, and the error has the report.
+
     Examples
     --------
     >>> import jitslab
@@ -394,9 +412,9 @@ def free_typed(ptr: int, dtype: npt.DTypeLike | None = None) -> None:
 
 
 @_documented_by(SlabAllocator.allocate_object)
-def allocate_object(dtype: npt.DTypeLike) -> Any:
+def allocate_object(dtype: npt.DTypeLike, /, **fields: Any) -> Any:
     """Take a record of a dtype from the default allocator with a guard, which frees it."""
-    return default_manager().allocator.allocate_object(dtype)
+    return default_manager().allocator.allocate_object(dtype, **fields)
 
 
 @_documented_by(SlabAllocator.create_cache)

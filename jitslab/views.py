@@ -15,6 +15,7 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
+from ._faults import shown_count
 from .core import layout
 
 
@@ -271,6 +272,8 @@ class LiveCache:
         Their size together.
     handles : tuple of int
         The first few, by slot.
+    faults : int
+        How often compiled code used a refused handle, and nobody was told yet.
 
     Examples
     --------
@@ -288,23 +291,25 @@ class LiveCache:
     count: int
     bytes: int
     handles: tuple[int, ...]
+    faults: int = 0
 
     def __str__(self) -> str:
         """One line."""
         name = f"{self.allocator}/{self.name}" if self.allocator else self.name
         handles = ", ".join(f"{h:#x}" for h in self.handles) + (", ..." if self.count > len(self.handles) else "")
-        return f"{name}: {self.count:,} live, {self.bytes:,} bytes: {handles}"
+        faults = f"; {shown_count(self.faults)} in compiled code" if self.faults else ""
+        return f"{name}: {self.count:,} live, {self.bytes:,} bytes{': ' if handles else ''}{handles}{faults}"
 
 
 @dataclass(frozen=True)
 class LiveReport:
     """
-    Live records in the caches of an allocator, or of the process; false if there are none.
+    Live records in the caches of an allocator, or of the process, and their faults; false if there are none.
 
     Attributes
     ----------
     caches : tuple of LiveCache
-        One for each cache with live records, the most bytes first.
+        One for each cache with live records or with faults, the most bytes first.
 
     Examples
     --------
@@ -332,7 +337,7 @@ class LiveReport:
         return sum(cache.bytes for cache in self.caches)
 
     def __bool__(self) -> bool:
-        """Whether anything is live."""
+        """Whether anything is live, or has faults."""
         return bool(self.caches)
 
     def __str__(self) -> str:
@@ -343,5 +348,5 @@ class LiveReport:
 
 
 def make_report(found: list[LiveCache]) -> LiveReport:
-    """Return the report of the caches that have live records."""
-    return LiveReport(tuple(sorted((cache for cache in found if cache.count), key=lambda cache: -cache.bytes)))
+    """Return the report of the caches that have live records or faults."""
+    return LiveReport(tuple(sorted((cache for cache in found if cache.count or cache.faults), key=lambda cache: -cache.bytes)))

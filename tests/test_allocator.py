@@ -575,7 +575,7 @@ def test_what_is_done_to_all_is_done_to_every_cache(alloc):
         alloc.check()
     Inside(named).slabs[0]["n_free"] -= 1
     use_stale(named, handles[0])
-    with pytest.raises(jitslab.FaultError, match="^1 faults in compiled code on cache 'nodes'; "):
+    with pytest.raises(jitslab.FaultError, match="^1 fault in compiled code on cache 'nodes', by 'use_stale"):
         alloc.raise_faults()
     assert 7 == alloc.clear()
     assert not alloc.report()

@@ -339,6 +339,82 @@ class Loose:
     """A base whose objects have a __dict__."""
 
 
+@jitslab.record
+class Spot:
+    """A nested record with a default."""
+
+    x: jitslab.f8 = 0.5
+    y: jitslab.f8
+
+
+@jitslab.record
+class Agent:
+    """Defaults of all kinds."""
+
+    energy: jitslab.f8 = 1.0
+    id: jitslab.i8
+    data: Annotated[Any, ("f4", (3,))] = (1, 2, 3)
+    name: Annotated[bytes, "S4"] = b"ab"
+    at: Spot
+    home: Spot = (1.5, 2.5)
+
+    def double(self):
+        """Double the energy."""
+        self.energy *= 2
+
+
+@jitslab.record
+class Bird(Agent):
+    """Another default for a field of its base, and one of its own."""
+
+    energy = 3.0
+    wings: jitslab.u1 = 2
+
+
+BORN = (1.0, 0, [1, 2, 3], b"ab", (0.5, 0.0), (1.5, 2.5))
+
+
+def values(record):
+    """Return the values of a record."""
+    return tuple(
+        part.tolist() if isinstance(part, (np.ndarray, np.void)) else part.item()
+        for part in (record[n] for n in record.dtype.names)
+    )
+
+
+@pytest.mark.parametrize("init", [None, "zero"])
+def test_defaults_are_what_records_begin_with(init):
+    """In Python, in a guard, in compiled code, in many; fields without one, and slots that were in use, begin with zeros."""
+    with jitslab.SlabCache("agents", Agent, capacity=10, init=init) as agents:
+        agents[agents.alloc()] = (9, 9, 9, b"9999", (9, 9), (9, 9))
+        agents.clear()
+        compiled = numba.njit(lambda cache: (cache.alloc(), cache.new(id=5)[0]))(agents)
+        for handle in (*compiled, agents.alloc(), *agents.alloc_many(2), agents.allocate(id=5).release()):
+            record = agents[handle]
+            assert values(record) == (1.0, record["id"], *BORN[2:])
+            assert record["id"] in (0, 5)
+        with agents.allocate(energy=4.0) as agent:
+            agent.double()
+            assert (agent.energy, agent.data.tolist(), agent.at.x) == (8.0, [1, 2, 3], 0.5)
+        agents.check()
+    with jitslab.SlabCache("birds", Bird, capacity=10, init=init) as birds, birds.allocate() as bird:
+        assert values(bird.record) == (3.0, *BORN[1:], 2)
+
+
+def test_record_given_as_init_counts_instead_of_the_defaults():
+    """All of it; and an allocator's "zero" for all dtypes leaves the defaults."""
+    init = (0.0, 1, (4, 5, 6), b"", (0, 0), (0, 0))
+    with jitslab.SlabCache("agents", Agent, capacity=10, init=init) as agents:
+        assert values(agents[agents.alloc()]) == (0.0, 1, [4, 5, 6], b"", (0.0, 0.0), (0.0, 0.0))
+    with jitslab.SlabAllocator("zeros", init="zero") as allocator, allocator.allocate_object(Agent, id=2) as agent:
+        assert values(agent.record) == (1.0, 2, *BORN[2:])
+        assert allocator.typed(Agent, init=None) is allocator.typed(Agent, init="zero")
+        with pytest.raises(jitslab.ConflictError, match="exists with another init"):
+            allocator.typed(Agent, init=init)
+    with jitslab.SlabCache("plain", Agent.dtype, capacity=10, init="zero") as plain:
+        assert plain[plain.alloc()]["energy"] == 0.0
+
+
 T = TypeVar("T")
 BAD = {
     "no size": ({"tag": Annotated[bytes, "S"]}, "field 'tag' of Bad: |S0 has no size; write one, as in 'S8'"),
@@ -377,11 +453,14 @@ def test_wrong_declaration_is_refused_by_name(crime):
 
 
 def test_wrong_classes_are_refused():
-    """Defaults, slots, bases with a __dict__, fields twice, and what is no class."""
-    with pytest.raises(
-        jitslab.LayoutError, match=r"^field 'n' of Bad has a default; give the cache a record to start from, by init$"
+    """Slots, bases with a __dict__, fields twice, defaults that do not fit, and what is no class."""
+    for default, text in (
+        (2.5, "takes an integer .*, got float 2.5"),
+        (1 << 70, "takes an integer "),
+        (property(), "takes an int"),
     ):
-        jitslab.record(type("Bad", (), {"__annotations__": {"n": int}, "n": 3}))
+        with pytest.raises(jitslab.LayoutError, match=f"^default of field 'n' of Bad: field 'n' {text}"):
+            jitslab.record(type("Bad", (), {"__annotations__": {"n": int}, "n": default}))
     with pytest.raises(jitslab.LayoutError, match=r"^Bad has __slots__; fields are what it annotates$"):
         jitslab.record(type("Bad", (), {"__annotations__": {"n": int}, "__slots__": ("m",)}))
     with pytest.raises(

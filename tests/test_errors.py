@@ -14,7 +14,17 @@ import jitslab
 from jitslab import errors
 
 CLASSES = {name: cls for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, (Exception, Warning))}
-VALUES = {"positions": (1, 3), "law": 3, "slab": 7, "count": 2, "first": 1 << 40, "wanted": "wieght", "fields": ("weight", "id")}
+VALUES = {
+    "positions": (1, 3),
+    "law": 3,
+    "slab": 7,
+    "count": 2,
+    "first": 1 << 40,
+    "where": "a.py:3",
+    "report": 5,
+    "wanted": "wieght",
+    "fields": ("weight", "id"),
+}
 COPIES = {f"pickle {n}": lambda error, n=n: pickle.loads(pickle.dumps(error, n)) for n in range(pickle.HIGHEST_PROTOCOL + 1)}
 COPIES |= {"copy": copy.copy, "deepcopy": copy.deepcopy}
 
@@ -54,7 +64,9 @@ def test_every_error_that_is_public_is_walked():
 
     assert public <= set(CLASSES)
     assert {cls for cls in everywhere if cls.__module__.startswith("jitslab")} <= set(CLASSES.values())
-    assert {"positions", "law", "slab", "count", "first"} <= {name for cls in CLASSES.values() for name in vars(made(cls))}
+    assert {"positions", "law", "slab", "count", "first", "where", "report"} <= {
+        name for cls in CLASSES.values() for name in vars(made(cls))
+    }
 
 
 @numba.njit
@@ -109,5 +121,5 @@ with multiprocessing.get_context("fork").Pool(1) as pool:
         except errors.SlabError as error:
             print(type(error).__name__, vars(error))
 """
-    expected = "FaultError {'count': 2, 'first': 9}\nLawError {'law': 3, 'slab': 7}\n"
+    expected = "FaultError {'count': 2, 'first': 9, 'where': '', 'report': None}\nLawError {'law': 3, 'slab': 7}\n"
     assert expected == run_python(program)

@@ -12,7 +12,7 @@ LAYERS = (  # from the lowest; a folder's name stands for its modules
     ("errors",),
     ("machine",),  # what Numba, the CPU and the system can do: knows no slab
     ("core",),  # one cache, as kernels: knows no object of Python that is ours
-    ("_closable", "_names", "_validate", "_convert", "links", "views"),
+    ("_faults", "_closable", "_names", "_validate", "_convert", "links", "views"),
     ("njit",),
     ("guard", "owning", "batch_guard", "guard_class", "declare", "record_class", "cache", "ptr"),  # the typed face
     ("sizes",),

@@ -369,7 +369,7 @@ def test_closed_cache_refuses_on_all_nodes():
 
 
 def test_one_numa_node_is_one_node():
-    """A machine with one node, an explicit node and an interleaved cache cost nothing: one array set."""
+    """A machine with one node, an explicit node and an interleaved cache cost nothing: the cache has one node."""
     for options in ({"nodes": 1}, {"nodes": 4, "policy": 2}, {"nodes": 4, "policy": "interleave"}):
         with jitslab.SlabCache("one", ITEM, capacity=10, **options) as cache:
             assert cache._memory.geometry.nodes == 1

@@ -136,7 +136,7 @@ def test_classes_start_on_lines_and_cycles_of_their_own():
 
 @pytest.mark.parametrize("capacity", [None, 1, 100_000_000])
 def test_regions_of_a_class_do_not_overlap(capacity):
-    """Free bits, slab rows, control block, generations, records: one after the other, all in the range; ranges are apart."""
+    """Free bits, slab rows, CONTROL, generations, records: one after the other, all in the range; ranges are apart."""
     with SizeClasses("regions", capacity=capacity) as memory:
         for size in memory.table:
             take(memory, size)

@@ -5,6 +5,7 @@ import ctypes
 import gc
 import itertools
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -758,9 +759,10 @@ def test_compiled_code_is_answered_where_python_raises(memory):
 
     assert misuse(memory, live, stale) == ([0] * 12, 100, LARGE)
     assert memory.view(live, 100).sum() == 800
-    for _ in range(2):
-        with pytest.raises(jitslab.FaultError):
-            memory.raise_faults()
+    with pytest.raises(jitslab.FaultError) as caught:
+        memory.raise_faults()
+    assert ["'" + memory.name + "-112'", "'" + memory.name + "-large'"] == re.findall("on cache ('.*?')", str(caught.value))
+    assert 2 == caught.value.count
     memory.raise_faults()
 
 
@@ -842,7 +844,7 @@ def test_child_of_fork_has_its_own_memory():
 
 
 def test_subclass_may_have_slots_of_its_own():
-    """Compiled code finds the block of it all the same."""
+    """Compiled code finds its SIZES row all the same."""
 
     class Named(SizeClasses):
         __slots__ = ("caches",)

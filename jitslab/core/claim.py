@@ -6,7 +6,7 @@ from ..machine.addresses import page_bytes
 from ..machine.compile import Entry, kernel
 from ..machine.memory import fibonacci_hash, shift_right, thread_pointer, unlikely
 from ..machine.numa import CPUS
-from ..machine.pointers import address_of, fetch_or, load_acquire, load_relaxed, store_release
+from ..machine.pointers import address_of, fetch_add, fetch_or, load_acquire, load_relaxed, store_release
 from ..machine.system import commit, current_cpu, watch_thread_exit
 from .calls import call
 from .heap_table import heap_at_index, heap_index, is_owner, next_claimed, next_heap, own_heap, wake
@@ -61,9 +61,16 @@ def open_heap(control: Control, index: int) -> Heap:
 def note_claimed(control: Control, index: int) -> None:
     """Note that a heap row belongs to this node; the first node notes the rows of all threads' heaps."""
     word, bit = index >> WORD_SHIFT, 1 << (index & 63)
-    fetch_or(control.claimed, word, bit)
+    set_claimed(control, word, bit)
     if index < FIRST_NODE_HEAP:
-        fetch_or(control.first_node.claimed, word, bit)
+        set_claimed(control.first_node, word, bit)
+
+
+@kernel
+def set_claimed(control: Control, word: int, bit: int) -> None:
+    """Set a bit of `claimed`, and count it."""
+    if fetch_or(control.claimed, word, bit) & bit == 0:
+        fetch_add(control, "n_claimed", 1)
 
 
 @kernel

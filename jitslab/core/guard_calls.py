@@ -13,6 +13,7 @@ addresses of the generation and of the record, which stay mapped as long as the 
 from __future__ import annotations
 
 import ctypes
+import sys
 from functools import cache as cached
 from typing import Any
 
@@ -42,7 +43,10 @@ from ..machine.cpython import (
     PyObject_GC_UnTrack,
     PyObject_GenericSetAttr,
     PyObject_Type,
+    PyTuple_GetItem,
+    PyTuple_Size,
     call,
+    call_with,
     is_attribute_error,
     is_exactly,
     method_of,
@@ -96,6 +100,12 @@ FIELD = row(
     ("view_class", "i8"),  # the class of a nested record's view
 )
 field_at = make_cast(StructPointer("Field", FIELD, frozen=names_of(FIELD)))
+BIRTHS = row(
+    ("n", "i8"),  # how many fields a record has
+    ("staging", "i8"),  # address of a record that is no cache's, to try values on; written with the GIL alone
+)  # their rows follow
+births_at = make_cast(StructPointer("Births", BIRTHS, frozen=names_of(BIRTHS)))
+FIELD_BYTES, BIRTHS_BYTES = FIELD.itemsize, BIRTHS.itemsize
 
 
 def _ir_type(code: str) -> Any:
@@ -169,7 +179,7 @@ def begin(owner: int, owned: int, cache: int, control: Control) -> None:
 @kernel
 def tell(owner: int, what: int) -> None:
     """
-    Make an owner that ends report that its records were freed; drops `what`, which says which, or is 0 with an exception set.
+    Make an owner that ends report the freed records `what`, which is dropped; 0 with an exception set: not known.
 
     One reference keeps the owner alive for this; `Py_DecRef` then calls its dealloc again, unless there are more by now.
     """
@@ -237,7 +247,8 @@ def make_guard(cache: int, control: Control, handle: int) -> int:
 
 
 @inlined
-def _allocate(self: int, unused: int) -> int:
+def allocate(self: int) -> int:
+    """Return a guard of a new record; 0 with an exception set."""
     control = control_at(holder_at(self).address)
     if address_of(control) != 0 and holder_at(self).guard_class != 0 and control.faults == 0:
         heap = my_heap(control)
@@ -248,6 +259,22 @@ def _allocate(self: int, unused: int) -> int:
                 free_any(control, heap, handle)
             return guard
     return call(method_of(self, "_allocate_slow"), 0, 0)
+
+
+@inlined
+def _allocate(self: int, arguments: int, n: int, names: int) -> int:
+    return allocate(self) if n | names == 0 else allocate_with(self, arguments, n, names)
+
+
+@kernel
+def allocate_with(self: int, arguments: int, n: int, names: int) -> int:
+    """`SlabCache.allocate` with fields: by C if all of them are numbers that the fields can hold, else by Python."""
+    if n == 0 and holder_at(self).guard_class != 0 and can_be_born(self, names, arguments):
+        guard = allocate(self)
+        if guard != 0:
+            be_born(self, names, arguments, guard_at(guard).record)
+        return guard
+    return call_with(method_of(self, "_allocate_with"), arguments, n, names)
 
 
 @inlined
@@ -540,6 +567,36 @@ def write_field(field: int, at: int, obj: int) -> bool:
     return True
 
 
+# --- Fields at birth ---
+
+
+@kernel
+def be_born(cache: int, names: int, values: int, at: int) -> bool:
+    """
+    Store the values of a call, by the tuple of their names, into the record at an address, as guards do.
+
+    False: there is no such field, or the slow path knows what to do with a value.  Runs no Python: so what `can_be_born` said of
+    the values holds.
+    """
+    births = holder_at(cache).births
+    end = births + BIRTHS_BYTES + births_at(births).n * FIELD_BYTES
+    for i in range(PyTuple_Size(names)):
+        name = PyTuple_GetItem(names, i)
+        field = births + BIRTHS_BYTES
+        while field < end and field_at(field).name != name:
+            field += FIELD_BYTES
+        if field == end or not write_field(field, at + field_at(field).offset, load8(values, i)):
+            return False
+    return True
+
+
+@kernel
+def can_be_born(cache: int, names: int, values: int) -> bool:
+    """Whether `be_born` can store all values of a call."""
+    births = holder_at(cache).births
+    return births != 0 and be_born(cache, names, values, births_at(births).staging)
+
+
 @inlined
 def set_(self: int, at: int, obj: int, field: int) -> int:
     """Write a field, of a guard or its view; an `obj` of 0 deletes it.  Returns 0, or -1 with an exception set."""
@@ -704,15 +761,32 @@ def view_type(base: Any, declared: Any) -> Any:
     )
 
 
-def new_field(cls: type, name: str, kind: int, offset: int, nested: bool, view: type | None, doc: str) -> Any:
-    """Return the C attribute of a field for the objects of a class."""
-    row = np.zeros(1, FIELD)
+def describe_field(row: Any, kind: int, offset: int, name: str, view: type | None) -> None:
+    """Fill the FIELD row of a field in; the name and the view are kept for good."""
     least, most = 0, 0
     if I1 <= kind <= U8:
         limits = np.iinfo(next(code for code, it in KINDS.items() if it == kind))
         least, most = int(limits.min), min(int(limits.max), (1 << 63) - 1)
     row[0] = (kind, offset, least, most, id(name), 0 if view is None else id(view))
-    keep(row, name, view)
+    keep(name, view)
+
+
+def new_births(itemsize: int, fields: list[tuple[str, int, int]]) -> int:
+    """Return the address of a table, kept for good, of fields that records are born with: name, kind and offset of each."""
+    head, rows, staging = np.zeros(1, BIRTHS), np.zeros(len(fields), FIELD), np.zeros(itemsize, np.uint8)
+    for i, (name, kind, offset) in enumerate(fields):
+        describe_field(rows[i : i + 1], kind, offset, sys.intern(name), None)  # as the names are that a call has in it
+    head[0] = (len(fields), staging.ctypes.data)
+    table = np.frombuffer(head.tobytes() + rows.tobytes(), np.uint8).copy()
+    keep(table, staging)
+    return int(table.ctypes.data)
+
+
+def new_field(cls: type, name: str, kind: int, offset: int, nested: bool, view: type | None, doc: str) -> Any:
+    """Return the C attribute of a field for the objects of a class."""
+    row = np.zeros(1, FIELD)
+    describe_field(row, kind, offset, name, view)
+    keep(row)
     get, set_ = ("view_get", "view_set") if nested else ("get", "set")
     return _cpython.new_attribute(cls, name, functions()[get], functions()[set_], row.ctypes.data, doc)
 
@@ -720,5 +794,7 @@ def new_field(cls: type, name: str, kind: int, offset: int, nested: bool, view: 
 def install(cache: type) -> None:
     """Give `SlabCache` the C methods that make guards."""
     at = functions()
-    _cpython.add_method(cache, "allocate", at["allocate"], _cpython.METH_NOARGS, "($self, /)")
+    _cpython.add_method(
+        cache, "allocate", at["allocate"], _cpython.METH_FASTCALL | _cpython.METH_KEYWORDS, "($self, /, **fields)"
+    )
     _cpython.add_method(cache, "adopt", at["adopt"], _cpython.METH_O, "($self, handle, /)")

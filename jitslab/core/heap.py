@@ -13,8 +13,9 @@ from ..machine.pointers import address_of, compare_exchange, fetch_add, load_acq
 from ..machine.system import give_back, yield_core
 from .calls import call, slow
 from .claim import alien_heap, is_alien, local_node, note_claimed, open_heap
+from .faults import note_fault
 from .grow import end_of_interval
-from .heap_table import heap_at_index, heap_index, is_owner, live_of, live_of_all, note_fault
+from .heap_table import heap_at_index, heap_index, is_owner, live_of, live_of_all
 from .layout import (
     BACK_HEAP,
     DOUBLE_FREE,

@@ -8,8 +8,8 @@ back).  With one node these follow the threads' heaps in one array, and there ar
 from __future__ import annotations
 
 from ..machine.compile import Entry, kernel
-from ..machine.memory import lowest_bit, pause, thread_pointer
-from ..machine.pointers import address_of, fetch_add, load_relaxed
+from ..machine.memory import likely, lowest_bit, pause, thread_pointer
+from ..machine.pointers import address_of, load_relaxed
 from ..machine.system import yield_core
 from .calls import call
 from .layout import (
@@ -130,6 +130,28 @@ def live_of_all(control: Control) -> int:
     return n
 
 
+@kernel
+def count_near(heap: Heap) -> int:
+    """
+    Return how many records of a cache of one node are live, without its lock; -1 if that does not suffice.
+
+    It does while no heap row was ever claimed but the calling thread's, which is given: nobody else changes the index then.
+    """
+    if heap.magazine_size > 0:
+        control = heap.control
+        if load_relaxed(control, "n_claimed") == 1 and load_relaxed(control, "closed") == 0 and control.torn != TORN:
+            state = control.state
+            return max(load_relaxed(state, "used") - heap.top - state.retired, 0)
+    return -1
+
+
+@kernel
+def count_any(control: Control, heap: Heap) -> int:
+    """Return how many records of a cache of one node are live."""
+    n = count_near(heap)
+    return n if likely(n >= 0) else call(control, "count", ())
+
+
 @Entry
 def count(c: int) -> int:
     """Count the live records of the cache."""
@@ -184,15 +206,3 @@ def is_active(c: int) -> int:
                     yield_core()  # let a thread that waits for a core run
         index = next_heap(control, index + 1)
     return 1 if load_relaxed(control.state, "ticks") != ticks or control.state.releasing != 0 else 0
-
-
-# --- Faults ---
-
-
-@kernel
-def note_fault(control: Control, handle: int, kind: int) -> None:
-    """Count a fault of the cache, and keep the first one since the last report."""
-    first = control.first_node
-    if fetch_add(first, "faults", 1) == 0:
-        first.fault_first = handle
-        first.fault_kind = kind

@@ -232,7 +232,7 @@ def live_handles(c: int, out: int, most: int) -> int:
 
 @Entry
 def find_refused(c: int, hs: int, n: int, refused: int) -> int:
-    """Set byte p of the array at `refused` where handle p of the n at `hs` is not live; returns how many are not."""
+    """Set byte p of the array at `refused` if handle p of the n at `hs` is not live; returns how many are not."""
     control = control_at(c)
     handles, generations, limit = i8s(hs), control.generations, scan_end(control)
     bad = 0

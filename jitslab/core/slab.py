@@ -322,7 +322,7 @@ def slab_draw(control: Control, i: int, room: int) -> Any:
 
 @kernel
 def pick_bits(free: int, room: int) -> int:
-    """Return the part of a mask that has at most `room` bits: whole lines of 16, or the lowest bits where no line fits."""
+    """Return the part of a mask that has at most `room` bits: whole lines of 16, or the lowest bits if no line fits."""
     picked = int64(0)
     left = room
     for k in range(0, WORD_SLOTS, LINE_SLOTS):

@@ -17,10 +17,11 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from .compile import I64, PTR, Entry, c_object, intrinsic, keep, kernel, literal_intrinsic
+from .compile import I64, PTR, Entry, c_object, int64, intrinsic, keep, kernel, literal_intrinsic
+from .memory import load8
 
 HEAD = object.__basicsize__  # where an object's own data starts
-METH_NOARGS, METH_O, METH_FASTCALL = 4, 8, 0x80
+METH_NOARGS, METH_O, METH_FASTCALL, METH_KEYWORDS = 4, 8, 0x80, 2
 READ_ONLY = 1
 MEMBER_KINDS = {"u4": 11, "object": 16, "i8": 17, "size": 19}  # T_UINT, T_OBJECT_EX, T_LONGLONG, T_PYSSIZET
 SLOTS = {"dealloc": 52, "doc": 56, "methods": 64, "setattro": 69, "traverse": 71, "members": 72}  # numbers of a type's parts
@@ -39,7 +40,12 @@ PyFloat_AsDouble = _external("PyFloat_AsDouble", types.float64(_ptr))
 PyBytes_FromStringAndSize = _external("PyBytes_FromStringAndSize", _ptr(_ptr, types.int64))
 PyTuple_New = _external("PyTuple_New", _ptr(types.int64))
 PyTuple_SetItem = _external("PyTuple_SetItem", types.int32(_ptr, types.int64, _ptr))
+PyTuple_GetItem = _external("PyTuple_GetItem", _ptr(_ptr, types.int64))
+PyTuple_Size = _external("PyTuple_Size", types.int64(_ptr))
+PyDict_New = _external("PyDict_New", _ptr())
+PyDict_SetItem = _external("PyDict_SetItem", types.int32(_ptr, _ptr, _ptr))
 PyObject_Call = _external("PyObject_Call", _ptr(_ptr, _ptr, _ptr))
+PyObject_GetItem = _external("PyObject_GetItem", _ptr(_ptr, _ptr))
 PyObject_Type = _external("PyObject_Type", _ptr(_ptr))
 PyObject_GenericSetAttr = _external("PyObject_GenericSetAttr", types.int32(_ptr, _ptr, _ptr))
 PyObject_ClearWeakRefs = _external("PyObject_ClearWeakRefs", types.void(_ptr))
@@ -51,6 +57,15 @@ PyErr_Occurred = _external("PyErr_Occurred", _ptr())
 PyErr_Clear = _external("PyErr_Clear", types.void())
 PyErr_ExceptionMatches = _external("PyErr_ExceptionMatches", types.int32(_ptr))
 PyErr_WriteUnraisable = _external("PyErr_WriteUnraisable", types.void(_ptr))
+PyGILState_GetThisThreadState = _external("PyGILState_GetThisThreadState", _ptr())
+PyThreadState_GetUnchecked = _external(
+    "PyThreadState_GetUnchecked" if sys.version_info >= (3, 13) else "_PyThreadState_UncheckedGet", _ptr()
+)
+PyEval_GetFrame = _external("PyEval_GetFrame", _ptr())
+PyFrame_GetCode = _external("PyFrame_GetCode", _ptr(_ptr))
+PyFrame_GetLineNumber = _external("PyFrame_GetLineNumber", types.int32(_ptr))
+PyGC_Disable = _external("PyGC_Disable", types.int32())
+PyGC_Enable = _external("PyGC_Enable", types.int32())
 
 
 # --- Calls of CPython ---
@@ -159,6 +174,32 @@ def call(method: int, a: int, b: int) -> int:
 
 
 @kernel
+def call_with(method: int, arguments: int, n: int, names: int) -> int:
+    """Call a bound method, likewise, as a method was called: with n arguments, then those of a tuple of names, if it is not 0."""
+    if method == 0:
+        return 0
+    answer = 0
+    places, keywords = PyTuple_New(n), PyDict_New()
+    if places != 0 and keywords != 0:
+        is_complete = True
+        for i in range(n):
+            PyTuple_SetItem(places, i, new_reference(load8(arguments, i)))
+        n_names = PyTuple_Size(names) if names != 0 else 0
+        for i in range(n_names):
+            if PyDict_SetItem(keywords, PyTuple_GetItem(names, i), load8(arguments, n + i)) != 0:
+                is_complete = False
+                break
+        if is_complete:
+            answer = PyObject_Call(method, places, keywords)
+    if places != 0:
+        Py_DecRef(places)
+    if keywords != 0:
+        Py_DecRef(keywords)
+    Py_DecRef(method)
+    return answer
+
+
+@kernel
 def new_reference(obj: int) -> int:
     """Count one more reference."""
     Py_IncRef(obj)
@@ -175,6 +216,27 @@ def none() -> int:
 def true() -> int:
     """Return a new reference to True."""
     return new_reference(c_object("_Py_TrueStruct"))
+
+
+@kernel
+def python_caller() -> Any:
+    """
+    Return what Python runs on this thread: a new reference to its code object, and its line.
+
+    0, 0 where that is not known: a thread of `prange`, or of a function with ``nogil=True``, does not hold the GIL.  A frame is
+    made with the collector off, which would run others' Python.
+    """
+    mine = PyGILState_GetThisThreadState()
+    if mine == 0 or mine != PyThreadState_GetUnchecked():
+        return 0, 0
+    was_on = PyGC_Disable()
+    frame = PyEval_GetFrame()
+    code, line = 0, 0
+    if frame != 0:
+        code, line = PyFrame_GetCode(frame), int64(PyFrame_GetLineNumber(frame))
+    if was_on != 0:
+        PyGC_Enable()
+    return code, line
 
 
 @kernel

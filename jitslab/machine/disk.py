@@ -44,7 +44,7 @@ SOURCES = tuple(
         "machine": "addresses disk front library build compile memory pointers system owner cpython holder",
         "core": "layout vectors calls slab grow heap_table claim heap batch scan rebuild check process dispatch"
         " cache_calls guard_calls",
-        "njit": "lowering cache",
+        "njit": "lowering birth cache",
         "sizes": "layout large opening kernels njit",
         "replay": "loops",
     }.items()

@@ -204,7 +204,7 @@ class _Body:
     # --- Statements ---
 
     def run_all(self, nodes: list[Any]) -> None:
-        """Emit statements, up to the first that ends the block."""
+        """Emit statements, up to the first that leaves the others unreached."""
         for node in nodes:
             if self.builder.block.is_terminated:
                 return

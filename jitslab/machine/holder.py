@@ -30,18 +30,23 @@ HOLDER = np.dtype(
         ("address", "i8"),  # of a cache's first CONTROL row, or of an allocator's SIZES row; 0: the object is not open yet
         ("array", "i8"),  # the array that keeps that memory alive
         ("guard_class", "i8"),  # the class of a cache's guards
+        ("births", "i8"),  # address of what stores the fields that a cache's records are born with, 0: Python does
+        ("records", "i8"),  # the array of a cache's records
     ]
 )
 holder_at = make_cast(StructPointer("Holder", HOLDER))
-ADDRESS, ARRAY, GUARD_CLASS = (int(HOLDER.fields[name][1]) for name in ("address", "array", "guard_class"))  # type: ignore[index]  # a dtype with names has fields
+PARTS = "address", "array", "guard_class", "births", "records"
+ADDRESS, ARRAY, GUARD_CLASS, BIRTHS, RECORDS = (int(HOLDER.fields[name][1]) for name in PARTS)  # type: ignore[index]  # a dtype with names has fields
 _members = (
     member("address", "i8", ADDRESS, 0),
     member("array", "object", ARRAY, 0),
     member("guard_class", "object", GUARD_CLASS, 0),
+    member("births", "i8", BIRTHS, 0),
+    member("records", "object", RECORDS, 0),
 )
 Holder: Any = make_type((object,), HOLDER.itemsize, {}, _members)
-_address, _array, _guard_class = (vars(Holder)[name] for name in ("address", "array", "guard_class"))
-for _name in ("address", "array", "guard_class"):  # so only this module sets them
+_address, _array, _guard_class, _births, _records = (vars(Holder)[name] for name in PARTS)
+for _name in PARTS:  # so only this module sets them
     delattr(Holder, _name)
 _classes: dict[type[types.Type], tuple[type, str]] = {}  # the class of a Numba type's objects, and its name for users
 _objects: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by the address of their row
@@ -70,6 +75,21 @@ def guard_class_of(holder: Any) -> Any:
         return _guard_class.__get__(holder)
     except AttributeError:
         return None
+
+
+def hold_records(holder: Any, records: Any) -> None:
+    """Have a cache hand out records of an array by C."""
+    _records.__set__(holder, records)
+
+
+def set_births(holder: Any, address: int) -> None:
+    """Have a cache's records born with fields by C, by the table at an address, which is kept for good."""
+    _births.__set__(holder, address)
+
+
+def has_births(holder: Any) -> bool:
+    """Whether a cache has such a table."""
+    return bool(_births.__get__(holder))
 
 
 _constants: list[Any] = []  # objects that are globals of compiled code: never dropped

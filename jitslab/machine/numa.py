@@ -64,7 +64,7 @@ class NumaNode:
 
 @dataclass(frozen=True)
 class Placement:
-    """The nodes of a cache, and where the system shall place the memory of each."""
+    """The nodes of a cache, and the NUMA nodes for the memory of each."""
 
     nodes: tuple[int, ...]  # by node of the cache: the NUMA node that its memory lies on
     mode: int = addresses.MPOL_DEFAULT  # of mbind(2); MPOL_DEFAULT: the system is not asked

@@ -328,4 +328,4 @@ def _make_update(operation: str) -> Intrinsic:
     return update
 
 
-fetch_add, fetch_or = _make_update("add"), _make_update("or")
+fetch_add, fetch_and, fetch_or = map(_make_update, ("add", "and", "or"))

@@ -259,7 +259,7 @@ if CAN_MAP:
         flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED
         if is_limited == 0 and _mmap(address, n, PROT_RW, flags, -1, int64(0)) == address:
             return True
-        return _mmap(address, n, PROT_READ, flags, -1, int64(0)) == address  # type: ignore[no-any-return]  # likewise
+        return _mmap(address, n, PROT_READ, flags, -1, int64(0)) == address  # type: ignore[no-any-return]  # a C function has no types
 
     @kernel
     def map_hole(address: int, n: int, is_limited: int) -> bool:
@@ -268,7 +268,7 @@ if CAN_MAP:
         at = _mmap(address, n, PROT_RW if is_limited == 0 else PROT_READ, flags, -1, int64(0))
         if at != -1 and at != address:  # Linux before 4.17 maps elsewhere
             _munmap(at, n)
-        return at == address  # type: ignore[no-any-return]  # likewise
+        return at == address  # type: ignore[no-any-return]  # a C function has no types
 
 else:
     _calloc = _external("calloc", types.int64(types.int64, types.int64))

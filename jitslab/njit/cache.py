@@ -29,6 +29,7 @@ from .._validate import dtype_identity
 from ..core.batch import alloc_few, free_few
 from ..core.calls import call, my_heap, slow
 from ..core.heap import address, alloc, alloc_filled, free, free_near, is_live
+from ..core.heap_table import count_any
 from ..core.layout import LINE, NO_INIT, NULL, SLOT_MASK, WORD_SHIFT, WORD_SLOTS, Control, ControlPointer, Heap, HeapPointer
 from ..core.scan import mask_at, next_live, next_record, scan_end
 from ..machine.compile import I64, PTR, kernel
@@ -37,6 +38,7 @@ from ..machine.holder import register
 from ..machine.memory import copy_bytes, unlikely
 from ..machine.pointers import U4S, load_relaxed
 from . import lowering
+from .birth import need_fields, prepare
 from .lowering import Pointer, Site
 
 int64_pointer = types.EphemeralPointer(types.int64)
@@ -165,6 +167,13 @@ def need_record(cache: CacheType) -> None:
         raise NumbaTypeError(f"jitslab: Numba cannot type the records of this cache: {cache.reason}")
 
 
+def need_values(cache: CacheType, fields: dict[str, Any]) -> None:
+    """Refuse what records cannot be born with."""
+    if fields:
+        need_record(cache)
+        need_fields(cache.record, fields)
+
+
 def need_handles(array: Any, what: str, writable: bool) -> None:
     """Refuse an array that is not of int64 handles, one after the other."""
     fits = isinstance(array, types.Array) and array.dtype == types.int64 and array.ndim == 1 and array.layout == "C"
@@ -228,14 +237,29 @@ def emit_address(site: Site, cache: CacheType, control: Pointer, handle: Any) ->
     return site.call(address, heap_of(site, control), handle, stride_of(cache))
 
 
-@method("alloc")
-def SlabCache_alloc(cache: CacheType) -> Any:
-    """Take a slot; returns its handle, or NULL if the cache is full."""
+def emit_slot(site: Site, cache: CacheType, control: Pointer, slot: Any) -> Any:
+    """Emit the address of the record at a slot, unchecked."""
+    records = site.field(heap_of(site, control), "records")
+    return site.builder.add(records, site.builder.mul(slot, stride_of(cache)))
 
-    def lower(site: Site, control: Any) -> Any:
+
+@method("alloc")
+def SlabCache_alloc(cache: CacheType, /, **fields: Any) -> Any:
+    """Take a slot, its record born with fields; returns its handle, or NULL if the cache is full: then nothing is written."""
+    need_values(cache, fields)
+
+    def lower(site: Site, control: Any, values: Any = ()) -> Any:
+        stores = prepare(site, cache.record, values) if values else []
         if cache.init != NO_INIT:
-            return site.call(alloc_filled, control, heap_of(site, control), stride_of(cache), I64(cache.itemsize))
-        return site.call(alloc, heap_of(site, control))
+            handle = site.call(alloc_filled, control, heap_of(site, control), stride_of(cache), I64(cache.itemsize))
+        else:
+            handle = site.call(alloc, heap_of(site, control))
+        if stores:
+            with site.builder.if_then(site.builder.icmp_signed("!=", handle, I64(NULL)), likely=True):
+                at = emit_slot(site, cache, control, site.builder.and_(handle, I64(SLOT_MASK)))
+                for store in stores:
+                    store(at)
+        return handle
 
     return types.int64, lower
 
@@ -276,11 +300,7 @@ def SlabCache_at_slot(cache: CacheType, slot: Any) -> Any:
     need_integer(slot, "at_slot(slot)")
     need_record(cache)
 
-    def lower(site: Site, control: Any, slot: Any) -> Any:
-        records = site.field(heap_of(site, control), "records")
-        return site.record(cache.record, site.builder.add(records, site.builder.mul(slot, stride_of(cache))))
-
-    return cache.record, lower
+    return cache.record, lambda site, control, slot: site.record(cache.record, emit_slot(site, cache, control, slot))
 
 
 @method("alloc_many")
@@ -327,7 +347,13 @@ def SlabCache_flush(cache: CacheType) -> Any:
 @function(len)
 def SlabCache_len(cache: CacheType) -> Any:
     """Return how many records are live."""
-    return types.int64, lambda site, control: emit_entry(site, control, "count")
+
+    def lower(site: Site, control: Any) -> Any:
+        if cache.has_nodes:
+            return emit_entry(site, control, "count")
+        return site.call(count_any, control, heap_of(site, control))
+
+    return types.int64, lower
 
 
 @function(operator.getitem)
@@ -406,16 +432,21 @@ def as_item(site: Site, cache: CacheType, handle: Any, at: Any) -> Any:
 
 
 @method("new")
-def SlabCache_new(cache: CacheType) -> Any:
-    """Take a slot; returns its handle and its record, or NULL and a scratch record if the cache is full."""
+def SlabCache_new(cache: CacheType, /, **fields: Any) -> Any:
+    """Take a slot, its record born with fields; returns its handle and its record, or NULL and a scratch record if it is full."""
     need_record(cache)
+    need_values(cache, fields)
 
-    def lower(site: Site, control: Any) -> Any:
+    def lower(site: Site, control: Any, values: Any = ()) -> Any:
+        stores = prepare(site, cache.record, values) if values else []
         if cache.init != NO_INIT:
             pair = site.call(alloc_filled_address, control, heap_of(site, control), stride_of(cache), I64(cache.itemsize))
         else:
             pair = site.call(alloc_address, heap_of(site, control), stride_of(cache))
-        return as_item(site, cache, *cgutils.unpack_tuple(site.builder, pair))
+        handle, at = cgutils.unpack_tuple(site.builder, pair)
+        for store in stores:
+            store(at)
+        return as_item(site, cache, handle, at)
 
     return types.Tuple((types.int64, cache.record)), lower
 

@@ -8,6 +8,9 @@ and inlined: 1 to 2 ms.
 A *description* of a call is a function ``(holder type, *types of the arguments) -> (type of the result, lower)``; it returns
 None if it does not apply, and raises `NumbaTypeError` if it refuses the arguments.  ``lower(site, row, *arguments)`` emits the
 call and returns its value; `row` is the pointer to the holder's row, and integers and booleans are int64.
+
+A description with ``**fields`` takes any keyword arguments: it is given their types by name, and ``lower`` one more argument: the
+type and value of each by its name.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ from typing import Any, NamedTuple
 from numba import types
 from numba.core import cgutils
 from numba.core.errors import NumbaTypeError
-from numba.core.imputils import lower_builtin, lower_getattr
+from numba.core.imputils import lower_builtin, lower_constant, lower_getattr
 from numba.core.typing import templates
+from numba.extending import models, register_model
 
 from ..machine.compile import PTR
 from ..machine.pointers import ArrayPointer, StructPointer, lower_field
@@ -100,6 +104,27 @@ def row_of(site: Site, holder_type: Any, value: Any) -> Any:
     return Pointer(holder_type.row, site.builder.inttoptr(address, PTR))
 
 
+class FieldNames(types.Opaque):  # type: ignore[misc]  # numba has no types
+    """
+    Numba type of the last argument of a call with fields: it says what the arguments before it are called.
+
+    Numba hands values to a lowering by their places alone, and forgets the names.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        super().__init__(f"jitslab.fields({', '.join(names)})")
+
+
+register_model(FieldNames)(models.OpaqueModel)
+
+
+@lower_constant(FieldNames)  # type: ignore[untyped-decorator]  # numba has no types
+def lower_names(context: Any, builder: Any, typ: Any, value: Any) -> Any:
+    """Nothing: the type says it all."""
+    return context.get_dummy_value()
+
+
 def _type_call(describe: Description, name: str, args: Any, kws: Any) -> Any:
     """Return the signature of a call, or None if the description does not apply."""
     shape = inspect.signature(describe).replace(return_annotation=inspect.Signature.empty)
@@ -107,8 +132,25 @@ def _type_call(describe: Description, name: str, args: Any, kws: Any) -> Any:
         bound = shape.bind(*args, **kws)
     except TypeError as error:
         raise NumbaTypeError(f"jitslab: {name}: {error}") from error
-    described = describe(*bound.args)
-    return None if described is None else templates.signature(described[0], *bound.args).replace(pysig=shape)
+    described = describe(*bound.args, **bound.kwargs)
+    if described is None:
+        return None
+    own = [it for it in shape.parameters.values() if it.kind is not it.VAR_KEYWORD]
+    if not bound.kwargs:
+        return templates.signature(described[0], *bound.args).replace(pysig=shape.replace(parameters=own))
+    names = tuple(bound.kwargs)
+    given = *bound.args, *map(types.unliteral, bound.kwargs.values()), FieldNames(names)
+    return templates.signature(described[0], *given).replace(pysig=_with_fields(own[: len(bound.args)], names))
+
+
+def _with_fields(own: list[inspect.Parameter], names: tuple[str, ...]) -> inspect.Signature:
+    """Return the parameters of a call with fields: its own, then the fields, then their names, which nobody gives."""
+    hidden = inspect.Parameter.POSITIONAL_ONLY  # by a name that no field has
+    first = [it.replace(name=f"_{i}_{'_'.join(names)}") if it.kind is hidden else it for i, it in enumerate(own)]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD  # Numba wants keywords-only at the end of what is given by place
+    fields = [inspect.Parameter(name, kind) for name in names]
+    last = inspect.Parameter("_" * (2 + max(map(len, names))), kind, default=names)
+    return inspect.Signature([*first, *fields, last])
 
 
 def _lower_call(describe: Description) -> Callable[..., Any]:
@@ -116,11 +158,18 @@ def _lower_call(describe: Description) -> Callable[..., Any]:
 
     def lower(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         site = Site(context, builder)
+        own, fields = signature.args, {}
+        if isinstance(own[-1], FieldNames):
+            names, own = own[-1].names, own[: -1 - len(own[-1].names)]
+            fields = {name: given for name, *given in zip(names, signature.args[len(own) :], values[len(own) :], strict=False)}
         arguments = []
-        for value, of in zip(values[1:], signature.args[1:], strict=True):
+        for value, of in zip(values[1 : len(own)], own[1:], strict=True):
             is_number = isinstance(of, (types.Integer, types.Boolean))
             arguments.append(context.cast(builder, value, of, types.int64) if is_number else value)
-        answer = describe(*signature.args)[1](site, row_of(site, signature.args[0], values[0]), *arguments)
+        if fields:
+            arguments.append(fields)
+        described = describe(*own, **{name: of for name, (of, _) in fields.items()})
+        answer = described[1](site, row_of(site, own[0], values[0]), *arguments)
         return context.get_dummy_value() if answer is None else answer
 
     return lower

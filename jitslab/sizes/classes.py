@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._closable import Closable
+from .._faults import fault_of, joined, shown_count, warn_of_lost
 from .._names import names_lock, need_name
 from .._validate import as_integer
 from ..cache import NEVER, SlabCache, counts_of
@@ -27,6 +28,7 @@ from ..core.region import AnonymousRegion
 from ..errors import (
     CacheFullError,
     CapacityError,
+    FaultError,
     ForeignHandleError,
     HandleError,
     HandleTypeError,
@@ -111,6 +113,14 @@ class AllocatorMemory:
         region = self.address + layout.HEAPS_AT
         return HeapPlace(self.memory, region, region + row * HEAP_BYTES, layout.THREAD_BYTES, int(self.rows[row]["ptr_base"]))
 
+    def take_faults(self, name: str) -> list[FaultError]:
+        """Return the faults of raw memory that nobody was told of, class by class, of an allocator of that name."""
+        found = [
+            fault_of(int(self.rows[row]["control"]), f"{name}-{self.rows[row]['high']}")
+            for row in np.flatnonzero(self.rows["control"]).tolist()
+        ]
+        return [fault for fault in found if fault is not None] + self.large._take_faults()
+
     def open_memory(self, row: int) -> CacheMemory | None:
         """Return the memory of a class that was opened by its plan; None: it was not."""
         if self.rows[row]["control"] == 0:
@@ -154,6 +164,11 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         If the name or the capacity is not one.
     CacheFullError
         If the address range cannot be had; without a capacity, too, if less than 1/128 of the address space would be left.
+
+    Warns
+    -----
+    ResourceWarning
+        If it is collected, or open when the process ends, with faults of compiled code that nobody was told of.
 
     Notes
     -----
@@ -231,14 +246,15 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
             if len(self._placement.nodes) == 1 or self._placement.is_simulated:
                 raise
             self._forget_memory()
-            self._placement = self._placement.undivided()  # one array set needs less
+            self._placement = self._placement.undivided()  # one node needs less
             self._of_caches["nodes"] = 1  # all caches of an allocator have as many
             self._make()
+        weakref.finalize(self, warn_of_lost, self._parts.take_faults, name)
         self._numba_type_ = size_classes_type  # last: an allocator with a Numba type is open
         self._see_observed(bool(observe))
 
     def _make(self) -> None:
-        """Make the block, and the classes of the fixed table."""
+        """Make the memory, and the classes of the fixed table."""
         self._make_memory()
         self._switch_table([(low, high, False) for low, high in itertools.pairwise([0, *fixed_table()])])
 
@@ -250,7 +266,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
                 delattr(self, name)
 
     def _make_memory(self) -> None:
-        """Lay the block, the rows and the maps out."""
+        """Lay out the SIZES row, the CLASS rows and the maps."""
         for entry in (kernels.close_sizes, drop_retained):
             entry.compile()  # while there is memory
         large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, **self._of_caches)
@@ -620,7 +636,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         return 1 if n_nodes == 1 else 2 * n_nodes
 
     def _make_rows(self, wanted: tuple[PlannedClass, ...]) -> None:
-        """Make the rows of new classes, each to be opened at its first use; those of several array sets are opened now."""
+        """Make the rows of new classes, each to be opened at its first use; with several nodes they are opened now."""
         if len(self._placement.nodes) > 1:
             for each in wanted:
                 self._open_row(each)
@@ -636,7 +652,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         self._sizes_row["n_rows"] = end
 
     def _open_row(self, wanted: PlannedClass) -> None:
-        """Open a class with several array sets, in a reservation of its own; it is there with the new number of rows."""
+        """Open a class with several nodes, in a reservation of its own; the new number of rows makes it known."""
         row, base = int(self._sizes_row["n_rows"]), self._free_slots()[0]
         self._rows[row]["ptr_base"] = base
         place = self._parts.place_of(row)
@@ -788,8 +804,9 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         )
 
     def live(self) -> npt.NDArray[np.int64]:
-        """Return the ptrs of all live memory."""
+        """Return the ptrs of all live memory; FaultError as `SlabCache.live`."""
         self._need_open()
+        self.raise_faults()
         parts = [cache.live() + self._bases[row] for row, cache in self._open_caches()]
         return np.concatenate([*parts, self._parts.large.live() + int(self._sizes_row["large_base"])])
 
@@ -808,8 +825,9 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         return 0 < number < 1 << 63 and kernels.address_slow(self._address, number, 0) != 0
 
     def clear(self) -> int:
-        """Free everything, with no other thread using the allocator; returns how many pieces."""
+        """Free everything, with no other thread using the allocator; returns how many pieces.  FaultError: none is freed."""
         self._need_open()
+        self.raise_faults()
         large, base = self._parts.large, int(self._sizes_row["large_base"])
         n = sum(kernels.free_slow(self._address, h + base, int(large[h]["asked"])) for h in large.live().tolist())
         n += large.clear()  # those whose pages another thread had in hand when this process was forked
@@ -837,11 +855,22 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         Raises
         ------
         FaultError
-            With the number of faults and the first ptr, of one class.
+            With the number of faults and the first ptr; of several classes, all of them.
         """
-        self._need_open()
-        for cache in self._raw_caches():
-            cache.raise_faults()
+        self._need_opened()
+        fault = joined(self._take_faults())
+        if fault is not None:
+            raise fault
+
+    @property
+    def faults(self) -> int:
+        """How often compiled code used a refused ptr since the last report."""
+        self._need_opened()
+        return sum(cache.faults for cache in self._raw_caches())
+
+    def _take_faults(self) -> list[FaultError]:
+        """Return the faults that nobody was told of."""
+        return self._parts.take_faults(self._name)
 
     def check(self) -> None:
         """
@@ -861,8 +890,22 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         Refuse everything from now on and give the memory back; a second `close` does nothing.
 
         Addresses stay mapped while an array shows them.  No compiled code may be using large memory meanwhile.
+
+        Raises
+        ------
+        FaultError
+            As `SlabCache.close`; all is closed.
         """
+        super().close()
+
+    def _end(self) -> FaultError | None:
+        """Close; returns the faults that nobody was told of."""
         self._need_opened()
+        self._shut()
+        return joined(self._take_faults())
+
+    def _shut(self) -> None:
+        """Close."""
         kernels.close_sizes(self._address)
         self._largest = 0
 
@@ -872,8 +915,12 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         if not hasattr(self, "_numba_type_"):
             return f"<{kind}: never opened>"
         if self.closed:
-            return f"<{kind} {self._name!r}: closed>"
-        return f"<{kind} {self._name!r}: {len(self)} pieces live in {len(self.table)} classes>"
+            return f"<{kind} {self._name!r}: closed{self._shown_faults()}>"
+        return f"<{kind} {self._name!r}: {len(self)} pieces live in {len(self.table)} classes{self._shown_faults()}>"
+
+    def _shown_faults(self) -> str:
+        """Return the end of a repr."""
+        return f", {shown_count(n)}" if (n := self.faults) else ""
 
     # --- Checks ---
 

@@ -72,11 +72,7 @@ SIZES = row(
     ("scratch", "i8"),  # address of the scratch pages of large memory, which begin with their size; 0: none
     ("nodes", "i8"),  # most nodes of a class
     ("clock_hand", "i8"),  # index of the retained piece that is given up next
-    (
-        "retained",
-        "i8",
-        (RETAINED,),
-    ),  # freed pages: (address >> 12) << 16 | bytes >> 12, 0: none
+    ("retained", "i8", (RETAINED,)),  # freed pages: (address >> 12) << 16 | bytes >> 12, 0: none
 )
 LARGE = row(
     ("pages", "i8"),  # address / 8 << TAG_BITS | low bits of the ptr's cycle; 0: a free or a realloc has taken them
@@ -116,9 +112,8 @@ CLASSES = SIZES.itemsize  # the CLASS rows
 COARSE = (FINE >> 3) + 1 - (FINE >> 7)  # place = size / (2 * LINE) + COARSE above FINE
 PLACES = 8 * 1024 + 128  # no fewer than `place_of` needs
 CLASS_OF_PLACE = CLASSES + MAX_CLASSES * CLASS_BYTES  # u1 a place: row of the class
-HEAP_OF_PLACE = CLASS_OF_PLACE + round_up(
-    PLACES, LINE
-)  # u2 a place: lines from a thread's first heap to that of the class; 0 while sizes are counted
+# u2 a place: lines from a thread's first heap to that of the class; 0 while sizes are counted
+HEAP_OF_PLACE = CLASS_OF_PLACE + round_up(PLACES, LINE)
 COUNTS = HEAP_OF_PLACE + round_up(2 * PLACES, LINE)  # i8 a size: how often it was requested
 PLANS = COUNTS + 8 * (LARGEST + LINE)  # PLAN rows, by class
 SCRATCH = round_up(PLANS + MAX_CLASSES * PLAN_BYTES, PAGE)  # of classes up to a page: a page for each heap

@@ -230,7 +230,7 @@ def test_metadata_lies_with_its_records():
 
 @pytest.mark.parametrize("node", [0, 1, 2, 3])
 def test_metadata_lies_on_the_node_asked_for(node):
-    """The first generations, too, whose page has the control block: whoever wrote to that first."""
+    """The first generations, too, which share a page with CONTROL, whichever thread wrote to that first."""
     with jitslab.SlabCache("points", POINT, policy=node) as cache:
         cache.free_many(take(cache)[::2])
         field = cache._memory.field
