@@ -55,6 +55,13 @@ class Closable(Unique):
         """Refuse everything from now on; returns the faults that nobody was told of."""
         raise NotImplementedError
 
+    def __bool__(self) -> bool:
+        """Whether it is open, whatever it holds."""
+        try:
+            return not self.closed
+        except ClosedError:  # it never was
+            return False
+
     def __enter__(self: Self) -> Self:
         """Return the object; leaving the block closes it, and tells of faults, beside another exception by a note of that."""
         self._need_open()

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import linecache
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 from .core import layout
 from .core.faults import Faults, take
@@ -19,6 +18,7 @@ TEXTS = {
     layout.STALE: "stale or foreign handle {:#x} (freed before, or another cache's?)",
     layout.EXHAUSTED: "NULL handle {:#x} (NULL from a full cache?)",
     layout.DOUBLE_FREE: "record {:#x}, freed by two threads at the same instant",
+    layout.AFTER_CLOSE: "handle {:#x} after the cache was closed",
 }
 
 
@@ -64,7 +64,7 @@ def add_note(error: BaseException, fault: FaultError) -> None:
         error.__dict__.setdefault("__notes__", []).append(note)
 
 
-def warn_of_lost(take_all: Callable[..., Iterable[FaultError]], *args: Any) -> None:
-    """Warn of the faults of a cache or an allocator that is gone, or open at the end of the process."""
-    for fault in take_all(*args):
+def warn_of_lost(faults: Iterable[FaultError]) -> None:
+    """Warn of the faults of a cache or an allocator that is collected, or there at the end of the process."""
+    for fault in faults:
         warnings.warn(f"never reported: {fault}", ResourceWarning, stacklevel=3)

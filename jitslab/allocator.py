@@ -6,6 +6,7 @@ It finds or makes the cache for a request; the cache does the work.
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import itertools
 import weakref
@@ -29,6 +30,7 @@ from .sizes.classes import SizeClasses
 from .views import LiveCache, LiveReport, make_report
 
 CACHE_OPTIONS = {p.name: p.default for p in inspect.signature(SlabCache).parameters.values() if p.kind is p.KEYWORD_ONLY}
+del CACHE_OPTIONS["replace"]  # names of caches that are made here are found, or refused
 RECORD = type(np.dtype([("x", "u1")]))  # type of the dtypes of records
 MOST_SEEN = 1000  # dtype objects that are remembered
 SHOWN_FIELDS = 3  # of a dtype in a message, and in the name of a typed cache
@@ -470,6 +472,7 @@ class SlabAllocator(SizeClasses):
         check_names(options)
         dtype = plain(dtype)
         cache = SlabCache(name, dtype, **self._options | options)
+        cache._is_owned = True
         self._creations += 1
         if self._creations * CLOSED_SHARE > len(self._own):
             self._forget_closed()
@@ -625,6 +628,13 @@ def live_in(allocator: str, cache: SlabCache, name: str | None = None, base: int
 
 _made: weakref.WeakValueDictionary[int, SlabAllocator] = weakref.WeakValueDictionary()
 _serials = itertools.count(1)
+
+
+@atexit.register
+def warn_of_open_allocators() -> None:
+    """Warn, at the end of the process, of the faults of raw memory of every allocator that is still there."""
+    for allocator in list(_made.values()):
+        allocator.__del__()
 
 
 def open_allocators() -> list[SlabAllocator]:

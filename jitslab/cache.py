@@ -7,7 +7,9 @@ cache is made, `alloc` and `free` are replaced by C methods (core/cache_calls.py
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import sys
 import time
 import weakref
 from collections.abc import Iterator, Sequence
@@ -22,7 +24,7 @@ from . import guard_class
 from ._closable import Closable
 from ._convert import pack
 from ._faults import fault_of, joined, shown_count, warn_of_lost
-from ._names import need_name
+from ._names import names_lock, need_name
 from ._validate import as_count, as_handles, as_integer, check_dtype, check_out, is_many
 from .batch_guard import SlabBatchGuard
 from .core import batch, cache_calls, guard_calls, layout, scan
@@ -124,6 +126,9 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         Never help out: past a node's memory the system kills the process.  With ``"local"`` or one node.
     nodes : int, optional
         Simulate so many nodes, 1 to 64, on whatever machine this is; for tests of logic.
+    replace : bool, default False
+        Close the open caches of this name first, for a cell of a notebook that is run again: those that were made by `SlabCache`;
+        those of an allocator stay.  Nothing is closed if another argument is refused.
     keep_empty : bool, default False
         Keep the memory of empty slabs until `shrink`.  Otherwise those that the working set did not need for some turnovers of
         the cache go back to the system by themselves, which costs programs that drop and rebuild everything up to 8 % of time.
@@ -133,7 +138,9 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     LayoutError
         If `dtype` cannot be the record of a cache, or `init` is no record of it.
     CapacityError
-        If `capacity` is out of bounds, or `keep_empty` is not one of them.
+        If `capacity` is out of bounds, or `keep_empty` or `replace` is not one of them.
+    FaultError
+        If compiled code used refused handles of a cache that is replaced, and nobody was told: that is closed, none is made.
     CacheFullError
         If the address range cannot be had; without a capacity, also if too little of the address space would be left.
     NodeError
@@ -178,6 +185,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         "_declared",
         "_dtype",
         "_generations",
+        "_is_owned",
         "_memory",
         "_name",
         "_numba_type_",
@@ -198,31 +206,35 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         strict: bool = False,
         nodes: int | None = None,
         keep_empty: bool = False,
+        replace: bool = False,
     ) -> None:
         if hasattr(self, "_numba_type_"):
             raise SlabError(f"{self!r} is open already")
         need_name("a cache", name)
-        if not isinstance(keep_empty, bool):
-            raise CapacityError(f"keep_empty is True or False, got {shown(keep_empty)}")
+        for option, value in (("keep_empty", keep_empty), ("replace", replace)):
+            if not isinstance(value, bool):
+                raise CapacityError(f"{option} is True or False, got {shown(value)}")
         prepare()
         dtype = plain(dtype)
         own, declared = check_dtype(dtype), declared_class(dtype)
-        memory = NewCacheMemory(
+        arguments = (
             own,
             None if capacity is None else as_count(capacity, "capacity", 1),
             bool(colouring),
             template_of(init, own, declared),
             numa.resolve(policy, strict, nodes),
         )
+        if replace:
+            close_caches(name)
+        memory = NewCacheMemory(*arguments)
         _made[next(_serials)] = self
         if keep_empty:
             memory.state["interval_end"] = NEVER
         self._open(name, own, declared, memory)
-        weakref.finalize(self, warn_of_lost, take_faults_of, memory.address, memory.node_words, name)
 
     def _open(self, name: str, dtype: np.dtype[Any], declared: Any, memory: CacheMemory) -> None:
         """Become the cache of some memory."""
-        self._name, self._dtype, self._declared = name, dtype, declared
+        self._name, self._dtype, self._declared, self._is_owned = name, dtype, declared, False
         self._memory = memory
         self._address = memory.address
         self._records, self._generations = memory.records, memory.generations
@@ -1241,20 +1253,27 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         Raises
         ------
         FaultError
-            If compiled code used a refused handle since the last report; the cache is closed.  A `with` block that ends by an
-            exception of its own gets a note instead: of that exception, in its ``__notes__``.
+            If compiled code used a refused handle before, and nobody was told; the cache is closed.  If an exception ends a
+            `with` block, that gets a note instead, in its ``__notes__``.
         """
         super().close()
 
     def _end(self) -> FaultError | None:
         """Close; returns the faults that nobody was told of."""
         self._need_opened()
+        faults = self._take_faults()  # before: a kernel that runs on has others, which are told when the cache is collected
         self._shut()
-        return joined(self._take_faults())
+        return joined(faults)
 
     def _take_faults(self) -> list[FaultError]:
         """Return the faults that nobody was told of."""
-        return take_faults_of(self._address, self._c, self._name)
+        fault = fault_of(self._address, self._name) if self._c[FAULTS] else None
+        return [] if fault is None else [fault]
+
+    def __del__(self, is_finalizing: Any = sys.is_finalizing) -> None:
+        """Warn of faults that nobody was told of."""
+        if hasattr(self, "_numba_type_") and self._c[FAULTS] and not is_finalizing():
+            warn_of_lost(self._take_faults())
 
     def _shut(self) -> None:
         """Close."""
@@ -1381,10 +1400,20 @@ def open_caches() -> list[tuple[int, SlabCache]]:
     ]
 
 
-def take_faults_of(address: int, words: Any, name: str) -> list[FaultError]:
-    """Return the faults, if there are any, of the cache with these NODE words; they keep its memory."""
-    fault = fault_of(address, name) if words[FAULTS] else None
-    return [] if fault is None else [fault]
+def close_caches(name: str) -> None:
+    """Close the open caches of a name that no allocator owns; then raise their faults."""
+    with names_lock():
+        replaced = [cache for _, cache in open_caches() if cache._name == name and not cache._is_owned]
+        fault = joined([fault for cache in replaced if (fault := cache._end()) is not None])
+    if fault is not None:
+        raise fault
+
+
+@atexit.register
+def warn_of_open_caches() -> None:
+    """Warn, at the end of the process, of the faults of every cache that is still there."""
+    for cache in list(_made.values()):
+        cache.__del__()
 
 
 def is_of_field(key: Any) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from ..machine.compile import ObjectEntry, kernel
 from ..machine.cpython import none, python_caller
 from ..machine.pointers import fetch_add, fetch_and, i8s
-from .layout import Control, control_at
+from .layout import AFTER_CLOSE, Control, control_at
 
 
 class Faults(NamedTuple):
@@ -21,7 +21,7 @@ class Faults(NamedTuple):
 
     n: int
     first: int  # handle of the first one
-    kind: int  # STALE, EXHAUSTED or DOUBLE_FREE
+    kind: int  # STALE, EXHAUSTED, DOUBLE_FREE or AFTER_CLOSE
     line: int  # of the Python function that called its kernel
     code: Any  # of that function, None: not known
 
@@ -32,7 +32,7 @@ def note_fault(control: Control, handle: int, kind: int) -> None:
     first = control.first_node
     if fetch_add(first, "faults", 1) == 0:
         first.fault_first = handle
-        first.fault_kind = kind
+        first.fault_kind = kind if first.closed == 0 else AFTER_CLOSE
         code, line = python_caller()
         if code != 0:
             first.fault_code, first.fault_line = code, line

@@ -187,7 +187,7 @@ FREE, PARTIALLY_USED, FULL = 0, 1, 2  # states of a slab
 RELEASING = 3  # state of a slab on no list, while its memory is given back
 SOUND, TORN, MENDED = 0, 1, 2  # of a node: not torn; torn, and the index not rebuilt yet; rebuilt
 NO_INIT, TEMPLATE = 0, 1  # alloc leaves the record as it is, or copies the template into it
-STALE, EXHAUSTED, DOUBLE_FREE = 1, 2, 3  # kinds of fault: a refused handle; new() on a full cache; a slot freed twice in a race
+STALE, EXHAUSTED, DOUBLE_FREE, AFTER_CLOSE = 1, 2, 3, 4  # kinds of fault: refused; NULL; freed twice in a race; after `close`
 
 
 def row(*fields: tuple[Any, ...]) -> np.dtype[Any]:
@@ -261,7 +261,7 @@ LOCAL = row(
     ("committed", "i8"),  # number of the last usable slab + 1; under the lock
     ("faults", "i8"),  # faults since the last report; this and the following by any thread, by atomics
     ("fault_first", "i8"),  # handle of the first fault
-    ("fault_kind", "i8"),  # STALE, EXHAUSTED or DOUBLE_FREE
+    ("fault_kind", "i8"),  # STALE, EXHAUSTED, DOUBLE_FREE or AFTER_CLOSE
     ("fault_code", "i8"),  # code object of the Python function that called the kernel, owned; 0: not known
     ("fault_line", "i8"),  # the line that it was at
     ("migrations", "i8"),  # heaps that began to draw from this node because their thread had moved to it

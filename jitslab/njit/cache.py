@@ -36,7 +36,7 @@ from ..machine.compile import I64, PTR, kernel
 from ..machine.disk import SOURCE_HASH
 from ..machine.holder import register
 from ..machine.memory import copy_bytes, unlikely
-from ..machine.pointers import U4S, load_relaxed
+from ..machine.pointers import U4S, address_of, load_relaxed
 from . import lowering
 from .birth import need_fields, prepare
 from .lowering import Pointer, Site
@@ -354,6 +354,24 @@ def SlabCache_len(cache: CacheType) -> Any:
         return site.call(count_any, control, heap_of(site, control))
 
     return types.int64, lower
+
+
+@function(bool)
+def SlabCache_bool(cache: CacheType) -> Any:
+    """Return whether the cache is open."""
+    return types.boolean, lambda site, control: site.call(is_open, control)
+
+
+@function(operator.not_)
+def SlabCache_not(cache: CacheType) -> Any:
+    """Return whether the cache is closed."""
+    return types.boolean, lambda site, control: site.builder.not_(site.call(is_open, control))
+
+
+@kernel
+def is_open(control: Control) -> Any:
+    """Return whether a cache is open; one that no path has set is not."""
+    return address_of(control) != 0 and load_relaxed(control, "closed") == 0
 
 
 @function(operator.getitem)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+import sys
 import weakref
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -249,7 +250,6 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
             self._placement = self._placement.undivided()  # one node needs less
             self._of_caches["nodes"] = 1  # all caches of an allocator have as many
             self._make()
-        weakref.finalize(self, warn_of_lost, self._parts.take_faults, name)
         self._numba_type_ = size_classes_type  # last: an allocator with a Numba type is open
         self._see_observed(bool(observe))
 
@@ -270,6 +270,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         for entry in (kernels.close_sizes, drop_retained):
             entry.compile()  # while there is memory
         large = SlabCache(f"{self._name}-large", LARGE, capacity=MOST_LARGE, **self._of_caches)
+        large._is_owned = True
         region = AnonymousRegion(layout.SIZES_BYTES, large._memory.bytes, end=kernels.end_sizes)
         memory = np.asarray(region)
         self._address = region.address
@@ -872,6 +873,11 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         """Return the faults that nobody was told of."""
         return self._parts.take_faults(self._name)
 
+    def __del__(self, is_finalizing: Any = sys.is_finalizing) -> None:
+        """Warn of faults of raw memory that nobody was told of."""
+        if hasattr(self, "_numba_type_") and not is_finalizing():
+            warn_of_lost(self._parts.take_faults(self._name))
+
     def check(self) -> None:
         """
         Recount every class, at rest.
@@ -901,8 +907,9 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
     def _end(self) -> FaultError | None:
         """Close; returns the faults that nobody was told of."""
         self._need_opened()
+        faults = self._take_faults()
         self._shut()
-        return joined(self._take_faults())
+        return joined(faults)
 
     def _shut(self) -> None:
         """Close."""
