@@ -15,7 +15,7 @@ import numpy as np
 
 from ._validate import dtype_identity
 from .errors import FieldNameError
-from .links import links_of
+from .links import links_within
 
 
 class RecordClass(type):
@@ -82,7 +82,7 @@ def with_attributes(dtype: np.dtype[Any]) -> np.dtype[Any]:
         return np.dtype((with_attributes(dtype.base), dtype.shape))
     if dtype.names is None or dtype.fields is None or dtype.type is not np.void:  # np.record has attributes of its own
         return dtype
-    key = dtype, dtype_identity(dtype), *sorted(links_of(dtype).items())
+    key = dtype, dtype_identity(dtype), *links_within(dtype, ())
     if key not in _made:
         of = [with_attributes(dtype.fields[name][0]) for name in dtype.names]
         fields = {

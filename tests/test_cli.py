@@ -45,7 +45,7 @@ def in_terminal(columns: int, *arguments: str, then: Callable[[int, bytes], None
 
 def outcome(ours: float, theirs: float) -> replay.Outcome:
     """A replay that took so many nanoseconds an operation."""
-    passes = {side: [replay.Pass(ns, 0, 0)] * 3 for side, ns in (("jitslab", ours), ("malloc", theirs))}
+    passes = {side: [replay.Pass(3 * ns, 0, 0, ns)] * 3 for side, ns in (("jitslab", ours), ("malloc", theirs))}
     line = replay.SlabInfo("a cache", 5848, 8818, 123_456, 2048, 98_765, 3736 << 10)
     return replay.Outcome([line], passes)
 
@@ -74,6 +74,15 @@ def test_headline_of_another_trace_names_its_file_and_threads() -> None:
     said = cli.headline("some/where/mine.npz", trace.load(trace.packaged()), outcome(1.0, 2.0), 2)
 
     assert said == "2.0 times as fast as malloc on 200,000 events of mine.npz in 2 threads"
+
+
+def test_headline_is_of_cpu_time() -> None:
+    """The clock goes on while other programs run, and favours who needs less of it."""
+    found = outcome(10.0, 29.0)
+    found.passes["malloc"][1:] = [replay.Pass(ns, 0, 0, 29.0) for ns in (290.0, 29.0, 310.0)]
+    path = trace.packaged()
+
+    assert cli.headline(str(path), trace.load(path), found, 1).startswith("2.9 times as fast")
 
 
 def test_headline_comes_first(capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,8 +94,8 @@ def short(results: dict[str, Content], command: str, page: str) -> str:
         f"Measured by `{command}` on {about(results, briefly)}.",
         "",
         *table("what|> best|> median", headlines(results)),
-        "How many times as fast (for memory: as small) as what you could use instead: the geometric mean of the operations, from the"
-        " peer that is nearest to the one that is farthest. Below 1 the other side is ahead.",
+        "How many times as fast (for memory: as small) as what you could use instead: the geometric mean of the operations, from"
+        " the nearest peer to the farthest. Below 1 the other side is ahead.",
         "",
         *table("beside|> peers|> times as fast|> operations|> behind in", groups(ratios(results))),
         f"Every peer, what misses its target, and why: [{page}]({page}).",
