@@ -229,7 +229,8 @@ def test_class_is_not_opened_after_close():
     assert (take(memory, 64), take(memory, 5000), give(memory, used, 64), opened(memory)) == (NULL, NULL, False, [64])
     assert look(memory, used, 64) == (0, 64, 0)
     assert look(memory, used, 5000) == (0, 5000, 0)
-    memory.close()
+    with pytest.raises(jitslab.FaultError, match="after the cache was closed"):
+        memory.close()
 
 
 def test_threads_that_use_a_class_first_at_once_open_it_once():
