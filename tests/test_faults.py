@@ -201,6 +201,24 @@ del cache
             assert start in text
 
 
+def test_end_of_the_interpreter_is_silent():
+    """Also of caches that end when the names of the package are gone, or that were never opened; faults were told before."""
+    program = """
+import builtins, numpy as np, jitslab
+from jitslab.machine import holder
+dtype = np.dtype([("x", "f8")])
+holder._constants.append(jitslab.SlabCache("late", dtype, capacity=10))
+builtins.kept = [jitslab.SlabCache("late", dtype, capacity=10), jitslab.SlabAllocator("late")]
+builtins.blank = [cls.__new__(cls) for cls in (jitslab.SlabCache, jitslab.SlabAllocator)]
+
+class Mine(jitslab.SlabCache):
+    _numba_type_ = kept[0]._numba_type_
+
+Mine.__new__(Mine)
+"""
+    assert run_python(program) == ""
+
+
 # --- Allocators ---
 
 

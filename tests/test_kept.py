@@ -226,6 +226,10 @@ make(memory, ptrs)
 assert use(held, ptrs) >= 3 * sizes.size
 make(memory, ptrs)
 gone = weakref.ref(memory)
+try:
+    memory.raise_faults()
+except jitslab.FaultError:
+    pass
 del memory
 drop(gone)
 answers = [use(held, ptrs), use(held, ptrs)]

@@ -23,6 +23,7 @@ from numba.core.datamodel import default_manager
 from numba.core.errors import NumbaTypeError
 from numba.core.imputils import RefType, iternext_impl, lower_builtin
 from numba.extending import models, register_model
+from numba.np.arrayobj import _empty_nd_impl
 
 from .._validate import dtype_identity
 from ..core.batch import alloc_few, free_few
@@ -41,6 +42,7 @@ from .birth import FieldTypes, need_columns, need_fields, prepare, prepare_colum
 from .lowering import Pointer, Site
 
 int64_pointer = types.EphemeralPointer(types.int64)
+HANDLES = types.Array(types.int64, 1, "C")
 POSITION = ("base", "mask", "after", "ahead")  # the fields of an iterator that change; see `scan.next_live`
 NEAR = 4096  # most slots whose bits an iterator holds itself: a slab of short records
 window = types.EphemeralArray(types.int64, NEAR // WORD_SLOTS)
@@ -230,6 +232,16 @@ def array_of(site: Site, of: Any, value: Any) -> tuple[Any, Any]:
     return site.builder.ptrtoint(array.data, I64), array.nitems
 
 
+def emit_new_array(site: Site, control: Pointer, n: Any, take: Callable[..., Any]) -> Any:
+    """Emit a new array of n handles that `take` fills, or of none; for more than the capacity no memory is asked for."""
+    builder, capacity = site.builder, site.field(control, "capacity")
+    fits = builder.and_(builder.icmp_signed(">", n, I64(0)), builder.icmp_signed("<=", n, capacity))
+    array = _empty_nd_impl(site.context, builder, HANDLES, [builder.select(fits, n, I64(0))])
+    got = take(site, control, builder.ptrtoint(array.data, I64), array.nitems)
+    array.nitems, array.shape = got, cgutils.pack_array(builder, [got])
+    return array._getvalue()
+
+
 def heap_of(site: Site, control: Pointer) -> Pointer:
     """Emit the look-up of the calling thread's heap."""
     found: Pointer = site.emit(my_heap, control)
@@ -314,14 +326,16 @@ def SlabCache_at_slot(cache: CacheType, slot: Any) -> Any:
 
 @method("alloc_many")
 def SlabCache_alloc_many(cache: CacheType, /, out: Any, **fields: Any) -> Any:
-    """Take as many slots as `out` has room for, all or none, the records born with fields; returns how many."""
-    need_handles(out, "alloc_many(out)", writable=True)
+    """
+    Take as many slots as `out` has room for, all or none, the records born with fields; returns how many.
+
+    For a number, returns an array of so many handles, empty if there is no room.
+    """
     if fields:
         need_record(cache)
         need_columns(cache.record, fields)
 
-    def lower(site: Site, control: Any, array: Any, values: Any = ()) -> Any:
-        data, size = array_of(site, out, array)
+    def take(site: Site, control: Any, data: Any, size: Any, values: Any) -> Any:
         stores = prepare_columns(site, cache.record, values, size) if values else []
         if cache.init == NO_INIT:
             taken = site.call(alloc_few, control, heap_of(site, control), data, size)
@@ -336,7 +350,16 @@ def SlabCache_alloc_many(cache: CacheType, /, out: Any, **fields: Any) -> Any:
                     store(at, loop.index)
         return taken
 
-    return types.int64, lower
+    def make(site: Site, control: Any, n: Any, values: Any = ()) -> Any:
+        return emit_new_array(site, control, n, lambda site, control, data, size: take(site, control, data, size, values))
+
+    def fill(site: Site, control: Any, array: Any, values: Any = ()) -> Any:
+        return take(site, control, *array_of(site, out, array), values)
+
+    if isinstance(out, types.Integer):
+        return HANDLES, make
+    need_handles(out, "alloc_many(out)", writable=True)
+    return types.int64, fill
 
 
 @method("free_many")
