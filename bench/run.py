@@ -5,7 +5,7 @@ Run everything: ratios from interleaved rounds, beside the figures to reach.
     python bench/run.py --quick                  smaller sizes, below 2 minutes
     python bench/run.py --only alloc threads     some
     python bench/run.py --traces a.npz b.npz     and replay these traces, too
-    python bench/run.py --figures README.md      and write the figures between the markers of that file, and the picture of all
+    python bench/run.py --figures README.md      and write them: in short into that file, the page FIGURES.md, the picture of all
     python bench/run.py --report                 and write bench/results/FIGURES.md: every figure, with a chart for each suite
     python bench/run.py --from-results --report  the same from the results that are there, without measuring
 
@@ -50,6 +50,7 @@ SUITES = (
     "kernels",
 )
 BESIDE_MALLOC = ("peers", "replay", "kernels")  # suites that are measured in a process for each C allocator
+PAGE = Path(__file__).resolve().parent / "FIGURES.md"  # what README says in short
 
 
 def measured(suite: str, sizes: Sizes, console: Console) -> Content:
@@ -132,8 +133,13 @@ def tabulate(results: dict[str, Content], console: Console) -> None:
         console.print(table)
 
 
+def short(path: Path, results: dict[str, Content], sizes: Sizes) -> str:
+    """Return the figures section of a markdown file, which names the page of figures."""
+    return sections.short(results, command(sizes), os.path.relpath(PAGE, path.resolve().parent))
+
+
 def section(path: Path, results: dict[str, Content], sizes: Sizes) -> str:
-    """Return the figures section of a markdown file."""
+    """Return the section of the page of figures."""
     there = os.path.relpath(RESULTS.parent, path.resolve().parent)
     return sections.section(results, command(sizes), f"{there}/{RESULTS.name}/{charts.SUMMARY}.svg", there)
 
@@ -144,14 +150,15 @@ def command(sizes: Sizes) -> str:
 
 
 def write(path: Path | None, is_all: bool, results: dict[str, Content], sizes: Sizes, console: Console) -> None:
-    """Write the section of a markdown file, and its picture; and all figures, with all charts."""
+    """Write the section of a markdown file, the page of figures, and its picture; and all figures, with all charts."""
     drawn = charts.draw(results, is_all)
     if is_all:
         (RESULTS / sections.FIGURES).write_text(sections.everything(results, f"{command(sizes)} --report", drawn))
         console.print(f"all figures written to {RESULTS.name}/{sections.FIGURES}")
     if path is not None:
-        sections.replace_between(path, section(path, results, sizes))
-        console.print(f"figures written to {path.name}")
+        sections.replace_between(path, short(path, results, sizes))
+        sections.replace_between(PAGE, section(PAGE, results, sizes))
+        console.print(f"figures written to {path.name} and {PAGE.name}")
 
 
 def main() -> None:
@@ -161,7 +168,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="smallest sizes: only that everything runs")
     parser.add_argument("--only", nargs="+", choices=SUITES, default=SUITES, help="which suites")
     parser.add_argument("--traces", nargs="+", type=Path, metavar="FILE", help="traces to replay besides the packaged one")
-    parser.add_argument("--figures", type=Path, help="markdown file whose figures section is written anew")
+    parser.add_argument("--figures", type=Path, help="markdown file whose figures section is written anew, with FIGURES.md")
     parser.add_argument("--report", action="store_true", help="write all figures, with their charts")
     parser.add_argument("--from-results", action="store_true", help="measure nothing: from the results that are there")
     chosen = parser.parse_args()

@@ -135,6 +135,7 @@ class SlabAllocator(SizeClasses):
     ...     allocator.free_typed(ptr)
     ...     points = allocator.create_cache("points", point, capacity=1000)  # a cache for one purpose
     ...     allocator.caches
+    True
     <caches: 'points'>
     """
 

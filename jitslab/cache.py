@@ -31,6 +31,7 @@ from .core import batch, cache_calls, guard_calls, layout, scan
 from .core.check import check_laws
 from .core.claim import flush_own
 from .core.faults import take_faults
+from .core.geometry import record_stride
 from .core.grow import release
 from .core.heap_table import count, count_in_node, is_active
 from .core.layout import LAWS, NODE_WORDS, NULL, SLOT_MASK
@@ -61,6 +62,7 @@ from .machine import addresses, numa
 from .machine.holder import Holder, bind, guard_class_of, has_births, hold, hold_records, set_births, set_guard_class
 from .njit.cache import CacheType, cache_type
 from .owning import fill, new_guard
+from .record_class import with_attributes
 from .views import SlabNode, SlabObject, SlabPage, SlabPages, SlabState
 
 if TYPE_CHECKING:
@@ -91,35 +93,6 @@ NEEDED_WITHOUT_MEMORY = (
 )
 SLOTS_AT_ONCE = 1 << 17  # slots that `check` looks at together: it must work with hardly any memory left
 REST_TRIES = 3  # a thread that was joined may still be giving its magazines back
-
-
-class PlainRecord(np.void):  # type: ignore[misc]  # to type checkers nobody inherits from it, as numpy.record does
-    """A record if Numba is told to compile nothing: its fields are attributes, as in compiled code, and hide NumPy's own."""
-
-    def __getattribute__(self, name: str) -> Any:
-        """Return a field, a nested record with attributes of its own, or an attribute of `numpy.void`."""
-        if name not in _fields_of(self):
-            return super().__getattribute__(name)
-        value = self[name]
-        return value.view((PlainRecord, value.dtype)) if type(value) is np.void else value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Write a field; nothing else can be set."""
-        if name not in _fields_of(self):
-            raise AttributeError(f"the record has no field {name!r}")
-        self[name] = value
-
-    def __repr__(self) -> str:
-        """Show the record as NumPy does."""
-        return repr(np.void.view(self, (np.void, _dtype_slot.__get__(self))))
-
-
-_dtype_slot: Any = np.void.__dict__.get("dtype", np.generic.__dict__["dtype"])
-
-
-def _fields_of(record: PlainRecord) -> tuple[str, ...]:
-    """Return the names of a record's fields; the record may have one that is named `dtype`."""
-    return _dtype_slot.__get__(record).names or ()
 
 
 class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by CPython
@@ -199,6 +172,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     >>> cache[h].item()
     (3.0, 0.0)
     >>> cache.free(h)
+    True
     >>> h in cache
     False
     >>> cache.close()
@@ -217,6 +191,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         "_name",
         "_numba_type_",
         "_records",
+        "_views",
     )
     _not_copied = "; make a new cache and scatter(gather(live())) into it"
 
@@ -264,15 +239,61 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         self._memory = memory
         self._address = memory.address
         self._records, self._generations = memory.records, memory.generations
-        if numba.config.DISABLE_JIT:
-            self._records = self._records.view((PlainRecord, self._records.dtype))
+        self._views = self._records.view(with_attributes(self._records.dtype))
+        if numba.config.DISABLE_JIT:  # functions that get the array see fields as attributes, as compiled code does
+            self._records = self._views
         self._columns: dict[tuple[str, ...], Any] = {}  # of sub-arrays, as guards ask for them
         self._c = memory.node_words
         hold(self, memory.address, memory.control)
-        hold_records(self, self._records)
+        hold_records(self, self._views)
         # Last: a cache with a Numba type is open.
         sizes = memory.geometry
         self._numba_type_: CacheType = cache_type(dtype, sizes.stride, memory.field("init"), sizes.nodes > 1)
+
+    @classmethod
+    def numba_type(
+        cls,
+        dtype: type[Any] | RecordLike,
+        *,
+        colouring: bool = True,
+        init: Any = None,
+        policy: str | int | Sequence[int] = "local",
+        strict: bool = False,
+        nodes: int | None = None,
+    ) -> CacheType:
+        """
+        Return the Numba type of caches of a dtype, for signatures and jitclasses that stand before the first cache.
+
+        Parameters
+        ----------
+        dtype : numpy.dtype or class
+            Record type.
+        colouring, init, policy, strict, nodes
+            As of the caches: the type says whether records begin with a template, and whether there are several NUMA nodes.
+
+        Returns
+        -------
+        numba.types.Type
+            ``numba.typeof(cache)`` of such a cache.
+
+        Examples
+        --------
+        >>> import numba, numpy as np, jitslab
+        >>> node = np.dtype([("value", "f8"), ("next", "i8")])
+        >>> @numba.njit(numba.int64(jitslab.SlabCache.numba_type(node), numba.float64))
+        ... def push(cache, value):
+        ...     return cache.alloc(value=value)
+        >>> with jitslab.SlabCache("doc-type", node, capacity=10) as cache:
+        ...     cache[push(cache, 1.5)]["value"].item()
+        ...     numba.typeof(cache) == jitslab.SlabCache.numba_type(node)
+        1.5
+        True
+        """
+        dtype = plain(dtype)
+        own, declared = check_dtype(dtype), declared_class(dtype)
+        filling = layout.NO_INIT if template_of(init, own, declared) is None else layout.TEMPLATE
+        has_nodes = len(numa.resolve(policy, strict, nodes).nodes) > 1
+        return cache_type(own, record_stride(own, bool(colouring)), filling, has_nodes)
 
     # --- One record ---
 
@@ -317,7 +338,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """
         return self._alloc_with(**fields) if fields else self._alloc_slow()
 
-    def free(self, handle: int) -> None:
+    def free(self, handle: int) -> bool:
         """
         Free a record.
 
@@ -325,6 +346,11 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         ----------
         handle : int
             From `alloc`, of a record that is live.
+
+        Returns
+        -------
+        bool
+            True; compiled code, which does not raise, answers False where the handle is refused.
 
         Raises
         ------
@@ -335,7 +361,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         ClosedError
             After `close`.
         """
-        self._free_slow(handle)
+        return self._free_slow(handle)
 
     def _alloc_slow(self) -> int:
         """`alloc` if the C method did not succeed, or there is none."""
@@ -383,7 +409,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         for offset, size, data in values:
             guard_calls.write_one(self._address, handle, offset, size, id(data))
 
-    def _free_slow(self, handle: Any) -> None:
+    def _free_slow(self, handle: Any) -> bool:
         """`free` if the C method did not succeed, or there is none."""
         self._need_open()
         if is_many(handle):
@@ -391,20 +417,28 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         number = as_integer(handle)
         if not 0 <= number < 1 << 63 or not batch.free_one(self._address, number):
             raise self._refusal(number)
+        return True
 
     def __getitem__(self, handle: Any) -> Any:
         """
-        Return the record of a handle: a `numpy.void` that reads and writes the record in place.
+        Return the record of a handle: a `numpy.void` that reads and writes the record in place; fields are attributes, too.
 
         It does not keep the record alive: after `free` it shows whatever the slot holds next.  Of a list or an array of handles,
         ``cache[handles]``, copies of the records, as `gather`; and ``cache[handles, "field"]`` copies of that field.
         """
         try:
+            slot = handle & SLOT_MASK
+            if self._generations[slot] == handle >> 31 | 1:  # `_slot`: a call is 30 ns
+                return self._views[slot]
+        except (TypeError, AttributeError, OverflowError, ValueError, IndexError):
+            pass
+        try:
             slot = self._slot(handle)
-            return self._records[slot]
         except HandleTypeError:
             if not is_many(handle) and not is_of_field(handle):
                 raise
+        else:
+            return self._views[slot]
         return self._read_many(handle)
 
     def _read_many(self, key: Any) -> Any:
@@ -493,6 +527,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         ...     handles = cache.alloc_many(3)
         ...     cache.free(handles[1])
         ...     cache.is_live(handles), cache.is_live(handles[0])
+        True
         (array([ True, False,  True]), True)
         """
         if type(handle) is int:
@@ -508,7 +543,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     def at_slot(self, slot: int) -> Any:
         """Return the record at a slot number below `slot_limit`, live or not."""
         self._need_open()
-        return self._records[: self.slot_limit][slot]
+        return self._views[: self.slot_limit][slot]
 
     def new(self, /, **fields: Any) -> tuple[int, Any]:
         """Take a slot, as `alloc`: its handle and its record."""
@@ -518,7 +553,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """`new` if the C method did not succeed, or there is none."""
         self._need_no_places("new", args)
         handle = self._alloc_with(**fields) if fields else self._alloc_slow()
-        return handle, self._records[handle & SLOT_MASK]
+        return handle, self._views[handle & SLOT_MASK]
 
     def object_at(self, handle: int) -> SlabObject:
         """
@@ -681,14 +716,18 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     # --- Many records ---
 
-    def alloc_many(self, n: int, /, out: Handles | None = None, **fields: Any) -> Handles:
+    @overload
+    def alloc_many(self, n: int, /, out: Handles | None = None, **fields: Any) -> Handles: ...
+    @overload
+    def alloc_many(self, n: Handles, /, **fields: Any) -> int: ...
+    def alloc_many(self, n: int | Handles, /, out: Handles | None = None, **fields: Any) -> Handles | int:
         """
         Take n slots, all or none.
 
         Parameters
         ----------
-        n : int
-            How many, 0 or more.
+        n : int, or ndarray of int64
+            How many, 0 or more; or `out` alone, as compiled code may give it, for as many as it has room for.
         out : ndarray of int64, shape (n,), optional
             Array for the handles; unchanged if there is no room.
         **fields
@@ -697,8 +736,8 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
         Returns
         -------
-        ndarray of int64, shape (n,)
-            The handles; `out` if it was given.
+        ndarray of int64, shape (n,), or int
+            The handles; `out` if it was given; how many, if it was given alone.
 
         Raises
         ------
@@ -723,6 +762,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         ...     cache.scatter(handles, np.arange(1000.0).astype(cache.dtype))
         ...     total = cache.gather(handles)["x"].sum()
         ...     cache.free_many(handles)
+        1000
         >>> float(total)
         499500.0
 
@@ -730,6 +770,8 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         ...     cache.gather(cache.alloc_many(3, x=[1.0, 2.0, 4.0], n=7)).tolist()
         [(1.0, 7), (2.0, 7), (4.0, 7)]
         """
+        if out is None and isinstance(n, np.ndarray) and n.ndim > 0:
+            return len(self.alloc_many(len(n), n, **fields))
         n = self._requested(n)
         if out is None:
             try:
@@ -749,17 +791,22 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         for offset, size, data in values:
             guard_calls.write_many(self._address, id(handles), handles.size, offset, size, id(data))
 
-    def _requested(self, n: int) -> int:
+    def _requested(self, n: Any) -> int:
         """Return how many slots are wanted, as an int; so many may be had."""
         self._need_told()
-        n = as_count(n, "n")
-        if n > self._memory.geometry.slots:
-            self._raise_full(n)
-        return n
+        number = as_count(n, "n")
+        if number > self._memory.geometry.slots:
+            self._raise_full(number)
+        return number
 
-    def free_many(self, handles: npt.ArrayLike) -> None:
+    def free_many(self, handles: npt.ArrayLike) -> int:
         """
         Free many records: every valid one; then the others are reported.
+
+        Returns
+        -------
+        int
+            How many: all of them.
 
         Raises
         ------
@@ -774,6 +821,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         freed = batch.free_many(self._address, array.ctypes.data, array.size, refused.ctypes.data)
         if freed != array.size:
             self._raise_refused(handles, refused, f"; the other {freed} are freed")
+        return int(freed)
 
     def slots(self, handles: npt.ArrayLike) -> Handles:
         """
@@ -944,7 +992,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def items(self) -> Iterator[tuple[int, Any]]:
         """Iterate over (handle, record), as over the handles."""
-        return ((handle, self._records[handle & SLOT_MASK]) for handle in self)
+        return ((handle, self._views[handle & SLOT_MASK]) for handle in self)
 
     def __len__(self) -> int:
         """Return the number of live records: exact while no other thread allocates or frees."""
@@ -1221,6 +1269,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         >>> with jitslab.SlabCache("doc-flush", np.dtype([("x", "f8")]), capacity=1000) as cache:
         ...     cache.free(cache.alloc())
         ...     cache.parked == cache.flush() > 0, cache.parked
+        True
         (True, 0)
         """
         self._need_open()

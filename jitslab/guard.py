@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn
 
 import numpy as np
+from numba.core.errors import NumbaTypeError
+from numba.extending import typeof_impl
 
 from ._closable import Unique
 from ._convert import pack, text_of
@@ -188,6 +190,13 @@ class Fields(Unique):
 
     def _subject(self) -> str:
         return type(self).__name__
+
+
+@typeof_impl.register(Fields)  # type: ignore[untyped-decorator]  # numba has no types
+def typeof_guard(value: Any, context: Any) -> NoReturn:
+    """Refuse a guard, a batch or a view in compiled code."""
+    text = f"compiled code takes no {type(value).__name__}: guards are Python's"
+    raise NumbaTypeError(f"jitslab: {text}; give it the cache and guard.handle, or have it make records by cache.new()")
 
 
 def is_plain_number(value: Any, kind: str) -> bool:

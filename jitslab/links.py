@@ -69,10 +69,10 @@ def links_of(dtype: npt.DTypeLike) -> dict[tuple[str, ...], str]:
     >>> jitslab.links_of(np.dtype([("id", "i4"), ("pairs", pair, (8,))]))
     {('pairs', 'both'): 'nodes'}
     """
-    return dict(_links(check_dtype(dtype), ()))
+    return dict(links_within(check_dtype(dtype), ()))
 
 
-def _links(dtype: np.dtype[Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+def links_within(dtype: np.dtype[Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield the links of a field and of all within."""
     dtype = dtype.base
     if dtype.names is None:
@@ -80,4 +80,4 @@ def _links(dtype: np.dtype[Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[
             yield path, dtype.metadata[LINK]
     else:
         for name in dtype.names:
-            yield from _links(dtype[name], (*path, name))
+            yield from links_within(dtype[name], (*path, name))

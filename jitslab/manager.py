@@ -376,9 +376,9 @@ def allocate(size: int, *, align: int | None = None, zero: bool = False) -> int:
 
 
 @_documented_by(SlabAllocator.free)
-def free(ptr: int, size: int) -> None:
+def free(ptr: int, size: int) -> bool:
     """Give raw memory back to the default allocator."""
-    default_manager().allocator.free(ptr, size)
+    return default_manager().allocator.free(ptr, size)
 
 
 @_documented_by(SlabAllocator.realloc)

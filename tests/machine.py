@@ -110,7 +110,7 @@ class CacheMachine(RuleBasedStateMachine):
         """Free a live record, twice."""
         handle = self.model.pick(number)
         if handle is not None:
-            assert self.do(thread, self.cache.free, handle) is None
+            assert self.do(thread, self.cache.free, handle) is True
             self.model.free(handle)
             with pytest.raises(jitslab.StaleHandleError):
                 self.do(thread, self.cache.free, handle)

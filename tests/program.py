@@ -4,6 +4,13 @@ import os
 import subprocess
 import sys
 
+import numba
+import pytest
+
+needs_machine_code = pytest.mark.skipif(
+    bool(numba.config.DISABLE_JIT), reason="with the JIT off functions are Python's, which raise where machine code answers"
+)
+
 
 def run_python(program, *options, **environment):
     """Run a program, with options of the interpreter; returns what it wrote."""

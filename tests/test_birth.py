@@ -220,10 +220,10 @@ def test_full_cache_answers_null_to_a_compiled_birth(cache):
     assert cache.faults == 0
     assert cache.gather(handles).tobytes() == before
     assert njit(lambda cache: cache.new(value=1.0)[0])(cache) == NULL
-    assert cache.gather(handles).tobytes() == before
     assert cache.faults == 1
     with pytest.raises(jitslab.FaultError):
         cache.raise_faults()
+    assert cache.gather(handles).tobytes() == before
     cache.close()
     assert push(cache, 6, 1.0) == NULL
 
@@ -254,7 +254,44 @@ def test_births_in_prange():
         cache.check()
 
 
+@njit
+def many(cache, out, ids, rows, inner):
+    """Many births: columns, and one value for all."""
+    return cache.alloc_many(out, id=ids, value=2, data=rows, at=inner, next=7, matrix=((1, 2), (3, 4)))
+
+
+@pytest.mark.parametrize("n", [1, 5, 10])
+def test_many_compiled_births(cache, n):
+    """Arrays that have a value for each record; what is of no such shape raises before a slot is taken."""
+    out, rows = np.zeros(n, np.int64), np.arange(6.0 * n).reshape(n, 6)[:, ::2]
+    inner = np.array([(i, i + 0.5) for i in range(n)], INNER)
+
+    with pytest.raises(ValueError, match="jitslab: field 'id' takes an array of one value for each record"):
+        many(cache, out, np.arange(n + 1), rows, inner)
+    assert (len(cache), out.tolist()) == (0, [0] * n)
+    assert many(cache, out, np.arange(n), rows, inner) == n
+    records = cache.gather(out)
+    assert records["id"].tolist() == list(range(n))
+    assert records["data"].tolist() == rows.tolist()
+    assert records["at"].tolist() == inner.tolist()
+    assert records["matrix"].tolist() == [[[1, 2], [3, 4]]] * n
+    assert (set(records["value"]), set(records["next"])) == ({2.0}, {7})
+    packed = np.zeros(n, [("a", "u1"), ("x", "f8")])
+    packed["x"] = np.arange(n)
+    cache.clear()
+    njit(lambda cache, out, x: cache.alloc_many(out=out, value=x))(cache, out, packed["x"])
+    assert cache.gather(out)["value"].tolist() == list(range(n))
+    cache.alloc_many(10 - n)
+    assert many(cache, out, np.arange(n), rows, inner) == 0
+    assert cache.faults == 0
+
+
 NOT_COMPILED = {
+    "too deep": (
+        lambda c: c.alloc_many(np.zeros(2, np.int64), value=np.zeros((2, 2))),
+        "jitslab: field 'value' takes float64, got array",
+    ),
+    "misspelt, many": (lambda c: c.alloc_many(np.zeros(2, np.int64), valeu=1), "no field 'valeu'; near it: 'value'"),
     "misspelt": (lambda c: c.alloc(valeu=1.0), "jitslab: the record has no field 'valeu'; near it: 'value'"),
     "misspelt, new": (lambda c: c.new(valeu=1.0)[0], "jitslab: the record has no field 'valeu'; near it: 'value'"),
     "place": (lambda c: c.alloc(1.0), "jitslab: alloc: too many positional arguments"),

@@ -185,7 +185,7 @@ def test_small_integers_of_numpy_are_refused_as_handles(handle):
 def test_array_is_no_handle():
     """One handle is asked for; an array is refused by name."""
     with jitslab.SlabCache("array", LINE, capacity=10) as cache, pytest.raises(jitslab.HandleTypeError):
-        cache[np.array([1, 2])]
+        cache.free(np.array([1, 2]))
 
 
 def test_process_block_is_one():

@@ -196,11 +196,12 @@ def run():
     return module
 
 
-def test_readme_holds_what_the_results_say(run):
+def test_readme_and_its_page_hold_what_the_results_say(run):
     """Nobody types a number: `python bench/run.py --from-results --figures README.md` would change nothing."""
     path = ROOT / "README.md"
 
-    assert run.section(path, figures.load(), run.FULL) == sections.between(path)
+    assert run.short(path, figures.load(), run.FULL) == sections.between(path)
+    assert run.section(run.PAGE, figures.load(), run.FULL) == sections.between(run.PAGE)
     assert all((ROOT / "bench" / name).exists() for name in ("results/summary.svg", "report/reasons.json"))
 
 

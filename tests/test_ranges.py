@@ -188,7 +188,7 @@ def test_python_may_see_a_class_first_by_anything(what):
         ptr = take(memory, 100)
         first = {
             "view": lambda: memory.view(ptr, 100).size == 100,
-            "free": lambda: memory.free(ptr, 100) is None,
+            "free": lambda: memory.free(ptr, 100) is True,
             "in": lambda: ptr in memory,
             "realloc": lambda: memory.realloc(ptr, 100, 112) == ptr,
             "address": lambda: memory.address(ptr) % 16 == 0,

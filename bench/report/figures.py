@@ -207,6 +207,20 @@ def summary(found: list[Ratio]) -> list[tuple[str, ...]]:
     return lines
 
 
+def groups(found: list[Ratio]) -> list[tuple[str, ...]]:
+    """Return (group, number of peers, from and to of what is typical, operations, behind) of every group of peers."""
+    table: dict[str, list[list[float]]] = {}
+    for (group, _), of in by_peer(found).items():
+        table.setdefault(group, []).append([ratio.value for ratio in of])
+    lines = []
+    for group, peers in table.items():
+        means = sorted(map(typical, peers))
+        span = number(means[0]) + (f" to {number(means[-1])}" if len(means) > 1 else "")
+        every = [value for values in peers for value in values]
+        lines.append((group, str(len(peers)), span, str(len(every)), str(sum(value < 1 for value in every) or "none")))
+    return lines
+
+
 def floors(found: list[Ratio]) -> list[tuple[str, ...]]:
     """Return (group, floor, number of operations, typical, range) of what does less work."""
     table: dict[tuple[str, str], list[float]] = {}

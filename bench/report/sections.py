@@ -1,5 +1,5 @@
 """
-The markdown that holds the figures: the section of README, and the file of all of them.
+The markdown that holds the figures: the section of README, the page in short, and the file of all of them.
 
 Above `figures`, `tails` and `reasons`, below `run`; nobody types a number.
 """
@@ -18,6 +18,7 @@ from report.figures import (
     Content,
     allocators,
     floors,
+    groups,
     headlines,
     missed,
     number,
@@ -87,8 +88,23 @@ def keys_of_missed(results: dict[str, Content]) -> str:
     return ", ".join(f"{key} ({n})" for key, n in Counter(keys).most_common())
 
 
+def short(results: dict[str, Content], command: str, page: str) -> str:
+    """Return the figures section of README: headlines, and a line for each group of peers; `page` has the others."""
+    lines = [
+        f"Measured by `{command}` on {about(results, briefly)}.",
+        "",
+        *table("what|> best|> median", headlines(results)),
+        "How many times as fast (for memory: as small) as what you could use instead: the geometric mean of the operations, from"
+        " the nearest peer to the farthest. Below 1 the other side is ahead.",
+        "",
+        *table("beside|> peers|> times as fast|> operations|> behind in", groups(ratios(results))),
+        f"Every peer, what misses its target, and why: [{page}]({page}).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def section(results: dict[str, Content], command: str, picture: str, there: str) -> str:
-    """Return the figures section of README: headlines, summary, its picture, what was missed; `there` is the folder of bench."""
+    """Return the page of figures: headlines, summary, its picture, what was missed; `there` is the folder of bench."""
     found, lost = ratios(results), len(missed(results))
     judged = sum(
         figure["met"] is not None for content in results.values() for row in content["rows"] for figure in row["figures"]

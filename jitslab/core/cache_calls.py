@@ -111,7 +111,7 @@ def free(self: int, obj: int) -> int:
         if handle == -1 and PyErr_Occurred() != 0:
             PyErr_Clear()
         elif free_any(control, my_heap(control), handle):
-            return _cpython.none()
+            return _cpython.true()
     return call(method_of(self, "_free_slow"), obj, 0)
 
 

@@ -213,6 +213,12 @@ def none() -> int:
 
 
 @kernel
+def true() -> int:
+    """Return a new reference to True."""
+    return new_reference(c_object("_Py_TrueStruct"))
+
+
+@kernel
 def python_caller() -> Any:
     """
     Return what Python runs on this thread: a new reference to its code object, and its line.

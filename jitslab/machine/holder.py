@@ -95,6 +95,11 @@ def has_births(holder: Any) -> bool:
 _constants: list[Any] = []  # objects that are globals of compiled code: never dropped
 
 
+def has_in_python(holder_type: type[types.Type], name: str) -> bool:
+    """Whether the objects of a Numba type have an attribute in Python."""
+    return holder_type in _classes and hasattr(_classes[holder_type][0], name)
+
+
 def is_object(holder_type: type[types.Type], obj: Any) -> bool:
     """Whether an object is of the class of a Numba type, by its real type: a proxy is not."""
     return issubclass(type(obj), _classes[holder_type][0])

@@ -14,16 +14,16 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.core.errors import NumbaTypeError, TypingError
 from numba.core.registry import cpu_target
-from numba.np.arrayobj import populate_array
+from numba.np.arrayobj import load_item, populate_array
 
-from ..errors import FieldNameError
 from ..machine.compile import I64
 from ..machine.memory import copy_bytes
-from .lowering import Site
+from .lowering import Site, with_near
 
 Store = Callable[[Any], None]  # emits the store of a value that is converted, into the record at an address
 
@@ -37,17 +37,35 @@ class Place(NamedTuple):
     is_aligned: bool
 
 
-def no_field(name: str, fields: Mapping[str, Any]) -> NumbaTypeError:
-    """Say that records have no such field, and which are near."""
-    return NumbaTypeError(f"jitslab: {FieldNameError(f'the record has no field {name!r}', name, tuple(fields))}")
+class FieldTypes(dict[str, Any]):
+    """The fields of a Numba record by name, which say of a name that is none which are near; pickled as what Numba has there."""
+
+    def __missing__(self, name: str) -> Any:
+        """Raise for a field that there is not."""
+        raise NumbaTypeError(f"jitslab: {with_near(f'the record has no field {name!r}', name, self)}")
+
+    def __reduce__(self) -> Any:
+        """Be a dict to Numba's caches on disk: a program without this package can read them."""
+        return dict, (dict(self),)
 
 
 def need_fields(record: Any, fields: Mapping[str, Any]) -> None:
     """Refuse fields that a record does not have, and values that Numba cannot convert, while the user's function is typed."""
     for name, value in fields.items():
-        if name not in record.fields:
-            raise no_field(name, record.fields)
         _need_value(_place(record, name), value)
+
+
+def need_columns(record: Any, fields: Mapping[str, Any]) -> None:
+    """Refuse likewise for many records, where an array has a value for each: one dimension more than the field."""
+    need_fields(record, {name: _item_of(_place(record, name).of, value) or value for name, value in fields.items()})
+
+
+def _item_of(of: Any, value: Any) -> Any:
+    """Return the type of the value of one record, if an array has one for each; else None."""
+    n_own = of.ndim if isinstance(of, types.NestedArray) else 0
+    if not isinstance(value, types.Array) or value.ndim != n_own + 1:
+        return None
+    return types.Array(value.dtype, n_own, "A") if n_own else value.dtype
 
 
 def _place(record: Any, name: str) -> Place:
@@ -160,3 +178,53 @@ def _filled(site: Site, place: Any, of: Any, value: Any) -> Any:
     given = context.cast(builder, value, of, signature.args[2])
     context.get_function(function, signature)(builder, (array._getvalue(), every._getvalue(), given))
     return builder.ptrtoint(data, I64)
+
+
+def prepare_columns(site: Site, record: Any, fields: Mapping[str, tuple[Any, Any]], n: Any) -> list[Callable[[Any, Any], None]]:
+    """
+    Emit the conversions of values, and checks of arrays that have one for each of n records, before any slot is taken.
+
+    Returns what emits the stores, into a record at an address, of what is its own by its number.
+    """
+    stores: list[Callable[[Any, Any], None]] = []
+    for name, (of, value) in fields.items():
+        place = _place(record, name)
+        if _item_of(place.of, of) is None:
+            stores.extend(map(_for_all, prepare(site, record, {name: (of, value)})))
+        else:
+            stores.append(_column(site, place, of, value, n))
+    return stores
+
+
+def _for_all(store: Store) -> Callable[[Any, Any], None]:
+    """Return what emits a store that is the same for each record."""
+    return lambda at, i: store(at)
+
+
+def _column(site: Site, place: Place, of: Any, value: Any, n: Any) -> Callable[[Any, Any], None]:
+    """Emit the check of an array that has a value for each record."""
+    context, builder = site.context, site.builder
+    array = context.make_array(of)(context, builder, value)
+    own = place.of.shape if isinstance(place.of, types.NestedArray) else ()
+    shape, strides = cgutils.unpack_tuple(builder, array.shape), cgutils.unpack_tuple(builder, array.strides)
+    for found, wanted in zip(shape, (n, *map(I64, own)), strict=True):
+        with builder.if_then(builder.icmp_signed("!=", found, wanted), likely=False):
+            text = f"jitslab: field {place.name!r} takes an array of one value for each record, got another shape"
+            context.call_conv.return_user_exc(builder, ValueError, (text,))
+    single = place.of.dtype if own else place.of
+
+    def store(at: Any, i: Any) -> None:
+        start = builder.add(builder.ptrtoint(array.data, I64), builder.mul(i, strides[0]))
+        for index in np.ndindex(*own):
+            source = start
+            for k, stride in zip(index, strides[1:], strict=True):
+                source = builder.add(source, builder.mul(I64(k), stride))
+            step = sum(k * size for k, size in zip(index, place.of.strides, strict=True)) if own else 0
+            pointer = builder.inttoptr(source, context.get_data_type(of.dtype).as_pointer())
+            item = load_item(context, builder, of, pointer)
+            inner: list[Store] = []
+            _convert(site, place._replace(of=single, offset=place.offset + step), of.dtype, item, inner)
+            for each in inner:
+                each(at)
+
+    return store

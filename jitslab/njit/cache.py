@@ -23,6 +23,7 @@ from numba.core.datamodel import default_manager
 from numba.core.errors import NumbaTypeError
 from numba.core.imputils import RefType, iternext_impl, lower_builtin
 from numba.extending import models, register_model
+from numba.np.arrayobj import _empty_nd_impl
 
 from .._validate import dtype_identity
 from ..core.batch import alloc_few, free_few
@@ -37,19 +38,24 @@ from ..machine.holder import register
 from ..machine.memory import copy_bytes, unlikely
 from ..machine.pointers import U4S, address_of, load_relaxed
 from . import lowering
-from .birth import need_fields, prepare
+from .birth import FieldTypes, need_columns, need_fields, prepare, prepare_columns
 from .lowering import Pointer, Site
 
 int64_pointer = types.EphemeralPointer(types.int64)
+HANDLES = types.Array(types.int64, 1, "C")
 POSITION = ("base", "mask", "after", "ahead")  # the fields of an iterator that change; see `scan.next_live`
 NEAR = 4096  # most slots whose bits an iterator holds itself: a slab of short records
 window = types.EphemeralArray(types.int64, NEAR // WORD_SLOTS)
 
 
-class TypedFields(dict[str, Any]):
+class TypedFields(FieldTypes):
     """The fields that Numba can type; `in` also finds the hidden ones, so that Numba asks for their types."""
 
     hidden: dict[str, str]
+
+    def __reduce__(self) -> Any:
+        """Be pickled with what it says of the hidden ones."""
+        return TypedFields, (dict(self),), {"hidden": self.hidden}
 
     def __contains__(self, name: object) -> bool:
         """Whether the record has a field of that name."""
@@ -107,8 +113,24 @@ def typed(dtype: np.dtype[Any]) -> Any:
         else:
             fields.append((name, {"type": found, "offset": offset, "title": title[0] if title else None}))
     if not hidden:
-        return types.Record(fields, dtype.itemsize, dtype.isalignedstruct)
+        record = types.Record(fields, dtype.itemsize, dtype.isalignedstruct)
+        record.fields = FieldTypes(record.fields)
+        return record
     return PartialRecord(dtype, fields, hidden) if fields else next(iter(hidden.values()))
+
+
+SHOWN_FIELDS = 6  # in the name of a type
+
+
+def shown_fields(dtype: np.dtype[Any]) -> str:
+    """Return names and types of the fields of a record, cut if they are many: ``value f8, next i8``."""
+    names, fields = dtype.names or (), []
+    for name in names[:SHOWN_FIELDS]:
+        base, shape = dtype[name].base, dtype[name].shape
+        kind = f"({shown_fields(base)})" if base.names is not None else base.str.lstrip("<=|")
+        shown = name if name.isascii() and name.isprintable() else ascii(name)
+        fields.append(f"{shown} {kind}{list(shape) if shape else ''}")
+    return ", ".join(fields + ["..."] * (len(names) > SHOWN_FIELDS))
 
 
 class CacheType(types.IterableType):  # type: ignore[misc]  # numba has no types
@@ -128,7 +150,8 @@ class CacheType(types.IterableType):  # type: ignore[misc]  # numba has no types
         self.reason = found if isinstance(found, str) else ""
         key = self.record.name if self.record else f"{dtype!r} {dtype.itemsize}"
         short = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:12]
-        super().__init__(f"jitslab.SlabCache[{SOURCE_HASH},{stride},{init},{'nodes,' if has_nodes else ''}{short}]")
+        options = f"{SOURCE_HASH},{stride},{init},{'nodes,' if has_nodes else ''}{short}"
+        super().__init__(f"SlabCache[{shown_fields(dtype)}; {options}]")
 
     @property
     def iterator_type(self) -> CacheIterType:
@@ -207,6 +230,16 @@ def array_of(site: Site, of: Any, value: Any) -> tuple[Any, Any]:
     """Emit the address and the size of a lowered array."""
     array = site.context.make_array(of)(site.context, site.builder, value)
     return site.builder.ptrtoint(array.data, I64), array.nitems
+
+
+def emit_new_array(site: Site, control: Pointer, n: Any, take: Callable[..., Any]) -> Any:
+    """Emit a new array of n handles that `take` fills, or of none; for more than the capacity no memory is asked for."""
+    builder, capacity = site.builder, site.field(control, "capacity")
+    fits = builder.and_(builder.icmp_signed(">", n, I64(0)), builder.icmp_signed("<=", n, capacity))
+    array = _empty_nd_impl(site.context, builder, HANDLES, [builder.select(fits, n, I64(0))])
+    got = take(site, control, builder.ptrtoint(array.data, I64), array.nitems)
+    array.nitems, array.shape = got, cgutils.pack_array(builder, [got])
+    return array._getvalue()
 
 
 def heap_of(site: Site, control: Pointer) -> Pointer:
@@ -292,17 +325,41 @@ def SlabCache_at_slot(cache: CacheType, slot: Any) -> Any:
 
 
 @method("alloc_many")
-def SlabCache_alloc_many(cache: CacheType, out: Any) -> Any:
-    """Take as many slots as `out` has room for, all or none; returns how many."""
-    need_handles(out, "alloc_many(out)", writable=True)
+def SlabCache_alloc_many(cache: CacheType, /, out: Any, **fields: Any) -> Any:
+    """
+    Take as many slots as `out` has room for, all or none, the records born with fields; returns how many.
 
-    def lower(site: Site, control: Any, array: Any) -> Any:
-        data, size = array_of(site, out, array)
+    For a number, returns an array of so many handles, empty if there is no room.
+    """
+    if fields:
+        need_record(cache)
+        need_columns(cache.record, fields)
+
+    def take(site: Site, control: Any, data: Any, size: Any, values: Any) -> Any:
+        stores = prepare_columns(site, cache.record, values, size) if values else []
         if cache.init == NO_INIT:
-            return site.call(alloc_few, control, heap_of(site, control), data, size)
-        return emit_entry(site, control, "alloc_many", data, size)
+            taken = site.call(alloc_few, control, heap_of(site, control), data, size)
+        else:
+            taken = emit_entry(site, control, "alloc_many", data, size)
+        if stores:
+            with cgutils.for_range(site.builder, taken) as loop:
+                place = site.builder.add(data, site.builder.shl(loop.index, I64(3)))
+                handle = site.builder.load(site.builder.inttoptr(place, I64.as_pointer()))
+                at = emit_slot(site, cache, control, site.builder.and_(handle, I64(SLOT_MASK)))
+                for store in stores:
+                    store(at, loop.index)
+        return taken
 
-    return types.int64, lower
+    def make(site: Site, control: Any, n: Any, values: Any = ()) -> Any:
+        return emit_new_array(site, control, n, lambda site, control, data, size: take(site, control, data, size, values))
+
+    def fill(site: Site, control: Any, array: Any, values: Any = ()) -> Any:
+        return take(site, control, *array_of(site, out, array), values)
+
+    if isinstance(out, types.Integer):
+        return HANDLES, make
+    need_handles(out, "alloc_many(out)", writable=True)
+    return types.int64, fill
 
 
 @method("free_many")

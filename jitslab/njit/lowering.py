@@ -16,7 +16,7 @@ type and value of each by its name.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from numba import types
@@ -26,7 +26,9 @@ from numba.core.imputils import lower_builtin, lower_constant, lower_getattr
 from numba.core.typing import templates
 from numba.extending import models, register_model
 
+from ..errors import FieldNameError
 from ..machine.compile import PTR
+from ..machine.holder import has_in_python
 from ..machine.pointers import ArrayPointer, StructPointer, lower_field
 
 Description = Callable[..., Any]  # (holder type, *argument types) -> (result type, lower), or None
@@ -182,11 +184,41 @@ def _attributes(holder_type: type[types.Type]) -> Any:
         class Attributes(templates.AttributeTemplate):  # type: ignore[misc]  # numba has no types
             key = holder_type
 
+            def generic_resolve(self, holder: Any, name: str) -> None:
+                """Raise for an attribute that compiled code does not have."""
+                if name.startswith("_"):  # asked for by Numba, of any type
+                    return
+                if has_in_python(holder_type, name):
+                    advice = PYTHON_ONLY.get(name, "call it before or after, or within objmode")
+                    raise NumbaTypeError(f"jitslab: {name} is there in Python only, not in compiled code; {advice}")
+                known = [it.removeprefix("resolve_") for it in dir(self) if it.startswith("resolve_")]
+                raise NumbaTypeError(f"jitslab: {with_near(f'there is no {name!r} in compiled code', name, known)}")
+
         _resolvers[holder_type] = templates.infer_getattr(Attributes)
     return _resolvers[holder_type]
 
 
 _resolvers: dict[type[types.Type], Any] = {}
+_GUARDS = "guards are Python's: write h, r = cache.new() here, and cache.free(h)"
+PYTHON_ONLY = {  # what does the same in compiled code
+    "allocate": _GUARDS,
+    "allocate_many": _GUARDS,
+    "adopt": _GUARDS,
+    "allocate_object": _GUARDS,
+    "gather": "read cache[h] in a loop",
+    "scatter": "write cache[h] in a loop",
+    "live": "write for h in cache",
+    "records": "write cache[h], or cache.at_slot(slot)",
+    "slots": "the slot is h & 0xFFFFFFFF",
+    "retain": "free what is not to stay, in a loop over the cache",
+    "raise_faults": "cache.faults tells how many there are",
+    "closed": "alloc answers NULL from a closed cache",
+}
+
+
+def with_near(message: str, name: str, known: Iterable[str]) -> str:
+    """Return a message that there is no such name, and which of those that there are is near; if none is, all."""
+    return str(FieldNameError(message, name, tuple(known)))
 
 
 def method(holder_type: type[types.Type], name: str) -> Callable[[Description], Description]:

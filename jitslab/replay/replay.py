@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from ..cache import SlabCache, counts_of
 from ..core.layout import HEAPS
-from ..errors import CacheFullError, TraceError
+from ..errors import CacheFullError, FaultError, TraceError
 from ..machine.compile import Entry
 from ..sizes.classes import SizeClasses
 from .loops import (
@@ -104,11 +104,14 @@ class Pass:
         Records found changed, by the frees of the trace and by those of the records left live after it.
     page_faults : int
         Pages that the system had to give the process meanwhile.
+    cpu_ns : float
+        Nanoseconds an operation that the process had a CPU: less than `ns` while others had it.
     """
 
     ns: float
     mismatches: int
     page_faults: int
+    cpu_ns: float = 0.0
 
 
 class Replay:
@@ -181,7 +184,10 @@ class Replay:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """End the threads and close the caches."""
+        """End the threads and close the caches; refused frees were counted as mismatches."""
+        for cache in self.caches:
+            with suppress(FaultError):
+                cache.raise_faults()
         self._stack.close()
 
     def slabs(self) -> Pass:
@@ -232,13 +238,14 @@ class Replay:
         """Run the events, call `at_end`, and free live objects."""
         _ = entry.address  # compiled before the clock runs
         self._handles[:] = 0
-        faults = page_faults()
+        faults, cpu = page_faults(), time.process_time_ns()
         ns, bad = self._run(entry, self._programs)
-        faults = page_faults() - faults
+        faults, cpu = page_faults() - faults, time.process_time_ns() - cpu
         if (self._handles == REFUSED).any():
             raise CacheFullError("the system gives no memory for the objects of the trace")
         at_end()
-        return Pass(ns / max(len(self.trace.events), 1), bad + self._run(entry, self._drains)[1], faults)
+        n = max(len(self.trace.events), 1)
+        return Pass(ns / n, bad + self._run(entry, self._drains)[1], faults, cpu / n)
 
     def _run(self, entry: Entry, programs: list[Words]) -> tuple[int, int]:
         """Run each thread's events; returns nanoseconds and mismatches."""

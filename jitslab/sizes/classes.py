@@ -190,6 +190,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
     ...     print(memory.view(ptr, 5000)[:6])
     ...     memory.free(ptr, 5000)
     [7 7 7 7 7 0]
+    True
     """
 
     __slots__ = (
@@ -357,9 +358,9 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
                 self._need_opened()
         return self._allocate_slow(size, align, zero)
 
-    def free(self, ptr: int, size: int) -> None:
+    def free(self, ptr: int, size: int) -> bool:
         """
-        Free memory.
+        Free memory; True, as in compiled code.
 
         Parameters
         ----------
@@ -395,11 +396,10 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
                     row = self._table[
                         size + 7 >> 3 if size <= FINE else (size + 63 >> 7) + COARSE
                     ]  # `place_of`: a call is 100 ns
-                    self._caches[row].free(ptr - self._bases[row])  # type: ignore[union-attr]  # row 0 is no size's
-                    return
+                    return self._caches[row].free(ptr - self._bases[row])  # type: ignore[union-attr]  # row 0 is no size's
             except (SlabError, TypeError, AttributeError):
                 self._need_opened()
-        self._free_slow(ptr, size)
+        return self._free_slow(ptr, size)
 
     def realloc(self, ptr: int, old_size: int, new_size: int) -> int:
         """
@@ -548,7 +548,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
             kernels.zero(kernels.address_slow(self._address, ptr, 0), n)
         return ptr
 
-    def _free_slow(self, ptr: Any, size: Any) -> None:
+    def _free_slow(self, ptr: Any, size: Any) -> bool:
         """`free` if the class of the size refused the ptr, or there is none."""
         self._need_open()
         number, n = as_integer(ptr), as_size(size)
@@ -556,6 +556,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
             self._cache(int(self._real[place_of(n)]))  # if compiled code opened it: from now on `free` finds it
         if not 0 < number < 1 << 63 or not kernels.free_slow(self._address, number, n):
             raise self._refusal(number, n)
+        return True
 
     def _pages(self, ptr: int, size: int) -> LargePages:
         """Return the object that keeps the pages of large memory mapped; one for all arrays on them."""
