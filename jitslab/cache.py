@@ -400,7 +400,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
                 raise FieldNameError(f"the record has no field {name!r}", name, names)
             dtype, offset = of[name][:2]
             packed.append((int(offset), dtype.itemsize, pack(value, dtype, name, shape)))  # runs others' Python
-        if not has_births(self):
+        if guard_class.IN_C and not has_births(self):
             set_births(self, guard_class.births_of(self._dtype))  # by C from now on, where it can
         return packed
 

@@ -96,14 +96,14 @@ def batch_class(dtype: np.dtype[Any], declared: Any) -> Any:
 
 
 def births_of(dtype: np.dtype[Any]) -> int:
-    """Return the address of the table by which C stores the fields that records of a dtype are born with: made once; 0: none."""
+    """Return the address of the table by which C stores the fields that records of a dtype are born with: made once."""
     key = "births", dtype, dtype_identity(dtype)
-    if IN_C and key not in _classes:
+    if key not in _classes:
         assert dtype.fields is not None
         found = [(name, dtype.fields[name][0], int(dtype.fields[name][1])) for name in dtype.names or ()]
         of = [(name, kind_of(Field(name, (name,), it, offset, it.names)), offset) for name, it, offset in found]
         _classes.setdefault(key, guard_calls.new_births(dtype.itemsize, of))
-    return int(_classes.get(key, 0))
+    return int(_classes[key])
 
 
 def adopt(cls: Any, cache: Any, handle: int) -> Any:

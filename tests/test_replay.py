@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jitslab import TraceError, __version__
+from jitslab import FaultError, TraceError, __version__
 from jitslab.replay import loops as events
 from jitslab.replay import replay, trace
 from jitslab.replay.cli import NO_RICH, main
@@ -126,7 +126,8 @@ def test_record_freed_behind_the_replay_is_counted() -> None:
         run.caches[0].free(int(run._handles[3]))
 
         assert run._run(run_slabs, run._drains)[1] == 1
-        assert run.caches[0].faults == 1
+        with pytest.raises(FaultError, match="^1 fault "):
+            run.caches[0].raise_faults()
 
 
 def test_object_without_memory_does_not_hold_its_thread_up() -> None:

@@ -42,7 +42,7 @@ SOURCES = tuple(
     f"{folder}.{name}"
     for folder, names in {
         "machine": "addresses disk front library build compile memory pointers system owner cpython holder",
-        "core": "layout vectors calls slab grow heap_table claim heap batch scan rebuild check process dispatch"
+        "core": "layout vectors calls slab grow faults heap_table claim heap batch scan rebuild check process dispatch"
         " cache_calls guard_calls",
         "njit": "lowering birth cache",
         "sizes": "layout large opening kernels njit",
