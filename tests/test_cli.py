@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -26,6 +27,8 @@ def in_terminal(columns: int, *arguments: str, then: Callable[[int, bytes], None
     """Run the command in a terminal of so many columns: its status, and what it showed; `then` may type."""
     pid, fd = pty.fork()
     if pid == 0:
+        signal.alarm(120)  # what hangs ends, too
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell ignores it for what it runs in the background
         fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
         environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         os.execve(sys.executable, [sys.executable, "-m", "jitslab", *arguments], {**environment, "TERM": "xterm"})

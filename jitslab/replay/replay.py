@@ -260,7 +260,11 @@ class Replay:
 
         if self._pools:
             jobs = zip(self._pools, programs, self._tables, strict=True)
-            results = [future.result() for future in [pool.submit(one, words, table) for pool, words, table in jobs]]
+            try:
+                results = [future.result() for future in [pool.submit(one, words, table) for pool, words, table in jobs]]
+            except BaseException:  # Ctrl-C between two threads: the first would wait for the second for ever
+                start.abort()
+                raise
         else:
             results = [one(programs[0], self._tables[0])]
         began, ended, bad = zip(*results, strict=True)
