@@ -130,7 +130,7 @@ def kind(heap: Any) -> Any:
     """Return what a Numba type stands for."""
     if isinstance(heap, types.Integer):
         return "malloc"
-    return getattr(heap, "instance_class", "cache" if str(heap).startswith("jitslab.SlabCache[") else "by size")
+    return getattr(heap, "instance_class", "cache" if str(heap).startswith("SlabCache[") else "by size")
 
 
 @overload(take, jit_options=PART)
