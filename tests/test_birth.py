@@ -323,7 +323,7 @@ import sys
 sys.path.insert(0, {str(tmp_path)!r})
 import keeps_birth, numpy, jitslab
 cache = jitslab.SlabCache("k", numpy.dtype([("x", "f8"), ("next", "i8")]), capacity=10)
-print(cache[keeps_birth.f(cache, 5)], sum(keeps_birth.f.stats.cache_hits.values()))
+print(cache[keeps_birth.f(cache, 5)].item(), sum(keeps_birth.f.stats.cache_hits.values()))
 """
     assert [run_python(program) for _ in range(2)] == ["(3.0, 5) 0\n", "(3.0, 5) 1\n"]
 
