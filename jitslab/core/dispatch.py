@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..machine.compile import Entry
 from . import batch, claim, grow, heap, heap_table, rebuild, scan
 
@@ -26,9 +24,3 @@ TABLE: dict[str, Entry] = {
     "note_live": scan.note_live,
     "flush_own": claim.flush_own,
 }
-
-
-def fill_table(entries: Any) -> None:
-    """Write the address of each entry point into an ENTRIES row, an array of shape (1,)."""
-    for name, entry in TABLE.items():
-        entries[name] = entry.address

@@ -1,7 +1,7 @@
 """
-Faults: refused handles that compiled code used, counted in the first node's CONTROL row until somebody is told.
+Faults: refused handles that compiled code used, counted in the first node's CONTROL row until the next report.
 
-Above `layout`, below `heap`, which notes them, and `_faults`, which says what they are.
+`heap` notes them, and `_faults` makes the report.
 """
 
 from __future__ import annotations

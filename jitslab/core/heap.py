@@ -6,15 +6,14 @@ Heaps: one a thread, a magazine of free slots that is popped and pushed without 
 
 from __future__ import annotations
 
-from ..machine.addresses import page_bytes
 from ..machine.compile import Entry, kernel, uint64
 from ..machine.memory import copy_bytes, likely, lowest_bit, shift_right, unlikely, zero_bytes
 from ..machine.pointers import address_of, compare_exchange, fetch_add, load_acquire, load_relaxed, store_release, u4s
-from ..machine.system import give_back, yield_core
+from ..machine.system import yield_core
 from .calls import call, slow
 from .claim import alien_heap, is_alien, local_node, note_claimed, open_heap
 from .faults import note_fault
-from .grow import end_of_interval
+from .grow import end_of_interval, give_back_pages
 from .heap_table import heap_at_index, heap_index, is_owner, live_of, live_of_all
 from .layout import (
     BACK_HEAP,
@@ -337,9 +336,7 @@ def give_back_retired(control: Control, slot: int) -> None:
     """Give back the pages that hold nothing but the record of a retired slot: no thread will write there again."""
     if control.generations[slot] & NOT_FREE == RETIRED:
         record = control.records + slot * control.stride
-        start, stop = (record + page_bytes - 1) & -page_bytes, (record + control.stride) & -page_bytes
-        if stop > start:
-            give_back(start, stop - start)
+        give_back_pages(record, record + control.stride)
 
 
 # --- Refill ---

@@ -178,7 +178,7 @@ DEFAULT_BYTES = 64 << 30  # most bytes of records that a cache without a capacit
 MAX_CYCLE = 1 << 30  # a slot is retired when its cycle has reached this
 SPARE_SLOTS = 1 << 22  # most slots that a cache reserves beyond its capacity, for those that will be retired
 START_BITS = 29  # the first cycle of a cache is below 2**29
-RETIRED = 0x80000000  # generation of a retired slot
+RETIRED = 2 * MAX_CYCLE  # generation of a retired slot: 0x80000000
 NOT_FREE = RETIRED | 1  # generation & NOT_FREE == 0 <=> the slot is free and not retired
 SLOT_MASK = 0xFFFFFFFF  # handle & SLOT_MASK == slot
 EVEN = -2  # owner & EVEN == thread pointer; generation & EVEN == the even generation before it was handed out

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from ..errors import CacheFullError, CapacityError
 from ..machine import addresses, numa
 from ..machine.addresses import round_up
-from .dispatch import fill_table
+from ..machine.compile import fill_table
+from .dispatch import TABLE
 from .geometry import Geometry, geometry, slab_shape
 from .grow import grow
 from .layout import (
@@ -65,7 +66,7 @@ def first_cycle(serial: int) -> int:
 def entries_address() -> int:
     """Return the address of the table of entry points, which the first cache fills in."""
     process = this_process()
-    fill_table(process.row["entries"])
+    fill_table(process.row["entries"], TABLE)
     return process.entries
 
 

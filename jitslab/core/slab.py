@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..machine.compile import inlined, int64, kernel
-from ..machine.memory import lowest_bit, pause, popcount, thread_pointer, unlikely
+from ..machine.memory import lowest_bit, popcount, thread_pointer, unlikely
 from ..machine.pointers import address_of, compare_exchange, i8s, load_relaxed, store_release, u4s
-from ..machine.system import yield_core
+from ..machine.system import relax
 from .calls import call
 from .layout import (
     EMPTY,
@@ -77,10 +77,7 @@ def lock_row(row: Any) -> None:
     tries = 0
     while not (load_relaxed(row, "lock") == 0 and compare_exchange(row, "lock", 0, me)):
         tries += 1
-        if tries & 15:
-            pause()
-        else:
-            yield_core()
+        relax(tries)
 
 
 @kernel

@@ -27,7 +27,7 @@ uint64: Any = np.uint64
 F = TypeVar("F", bound=Callable[..., Any])
 Intrinsic = Callable[..., Any]
 
-I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
+I1, I8, I32, I64 = (ir.IntType(n) for n in (1, 8, 32, 64))
 PTR = I8.as_pointer()
 X86 = platform.machine() in ("x86_64", "AMD64")
 
@@ -177,6 +177,12 @@ class ObjectEntry(HeldEntry):
     """A `HeldEntry` that returns a new reference to a Python object; 0 with an exception set."""
 
     result = ctypes.py_object
+
+
+def fill_table(row: Any, table: dict[str, Entry]) -> None:
+    """Write the address of each entry point of a table into the field of its name, in a row of shape (1,)."""
+    for name, entry in table.items():
+        row[name] = entry.address
 
 
 # Where the locks are that Numba and llvmlite hold while they compile, in the order in which a thread takes them.

@@ -281,25 +281,21 @@ def _make_atomic_load(order: str) -> Intrinsic:
     return load
 
 
-def _make_atomic_store(order: str) -> Intrinsic:
-    @literal_intrinsic
-    def store(typing: Any, base: Any, key: Any, value: Any) -> Any:
-        """Store an integer into a field or an item, atomically."""
-        key = _key_of(base, key)
-
-        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            at, dtype = _place(builder, base, args[0], key, args[1])
-            value = args[2] if dtype.itemsize == 8 else builder.trunc(args[2], ir.IntType(8 * dtype.itemsize))
-            builder.store_atomic(value, at, order, dtype.itemsize)
-            return context.get_dummy_value()
-
-        return None if key is None else (types.void(base, key, types.int64), emit)
-
-    return store
-
-
 load_acquire, load_relaxed = _make_atomic_load("acquire"), _make_atomic_load("monotonic")
-store_release, store_relaxed = _make_atomic_store("release"), _make_atomic_store("monotonic")
+
+
+@literal_intrinsic
+def store_release(typing: Any, base: Any, key: Any, value: Any) -> Any:
+    """Store an integer into a field or an item, atomically, after all that was stored before."""
+    key = _key_of(base, key)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        at, dtype = _place(builder, base, args[0], key, args[1])
+        value = args[2] if dtype.itemsize == 8 else builder.trunc(args[2], ir.IntType(8 * dtype.itemsize))
+        builder.store_atomic(value, at, "release", dtype.itemsize)
+        return context.get_dummy_value()
+
+    return None if key is None else (types.void(base, key, types.int64), emit)
 
 
 @literal_intrinsic

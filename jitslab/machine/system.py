@@ -28,7 +28,7 @@ from .addresses import (
     page_bytes,
 )
 from .compile import int64, kernel
-from .memory import load1, load8, store8
+from .memory import load1, load8, pause, store8
 
 if sys.platform.startswith("linux"):
     import resource
@@ -158,6 +158,15 @@ else:
     @kernel
     def yield_core() -> None:
         """No such call: the caller pauses."""
+
+
+@kernel
+def relax(tries: int) -> None:
+    """Wait a moment in a loop that looks for another thread: a few times on the core, then others run."""
+    if tries & 15:
+        pause()
+    else:
+        yield_core()
 
 
 if CAN_WATCH_THREADS:

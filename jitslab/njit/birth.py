@@ -1,8 +1,8 @@
 """
 The values that a record is born with in compiled code: ``cache.alloc(value=1.0, next=head)``.
 
-Above `lowering`, below `cache`.  All values are converted before a slot is taken, so that nothing is allocated if one is refused;
-then they are stored into the record, which nobody needs to look up: its slot was taken a moment ago.
+All values are converted before a slot is taken, so that nothing is allocated if one is refused.  Then they are stored into the
+record without a look-up: its slot was taken a moment ago.
 
 A value is converted by Numba's own rule for the fields of records, ``record.field = value``.  Besides, sub-arrays
 take an array, as ``record.field[:] = value`` does, or a tuple, and nested records one of the same dtype or a tuple of all fields.

@@ -17,9 +17,9 @@ from ..core.calls import my_heap
 from ..core.heap import address, alloc, free_any
 from ..core.layout import NULL, SLOT_MASK, Control, Heap, control_at, heap_at
 from ..machine.compile import Entry, kernel
-from ..machine.memory import fibonacci_hash, load1, load8, pause, store1, store8, unlikely, zero_bytes
+from ..machine.memory import fibonacci_hash, load1, load8, store1, store8, unlikely, zero_bytes
 from ..machine.pointers import address_of, i8s, load_acquire, store_release, u4s
-from ..machine.system import yield_core
+from ..machine.system import relax
 from ..sizes import kernels as raw
 
 ROW = 64  # bytes of a cache's row in a thread's table: words CONTROL .. SIZE
@@ -68,10 +68,7 @@ def wait_for(handles: int, obj: int) -> int:
         if handle != 0:
             return handle
         tries += 1
-        if tries & 15:
-            pause()
-        else:
-            yield_core()
+        relax(tries)
 
 
 @kernel

@@ -292,7 +292,7 @@ class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
         sizes = memory[: SIZES.itemsize].view(SIZES)
         self._sizes_row = sizes[0]
         values: dict[str, Any] = {
-            "entries": kernels.fill_table(),
+            "entries": kernels.entries_address(),
             "n_rows": 1,
             "nodes": len(self._placement.nodes),
             "large": large._address,

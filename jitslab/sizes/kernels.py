@@ -14,6 +14,7 @@ leads to class 0, where no thread has a heap.
 
 from __future__ import annotations
 
+from functools import cache as cached
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from ..core.layout import HASH_SHIFT, LINE, NOT_FREE, NULL, SLOT_MASK, Heap, con
 from ..core.process import close, end_range, leave, part_with, the_process
 from ..core.slab import lock_row, unlock_row
 from ..machine.addresses import page_bytes
-from ..machine.compile import Entry, cold, kernel, lean
+from ..machine.compile import Entry, cold, fill_table, kernel, lean
 from ..machine.memory import copy_bytes, fibonacci_hash, likely, shift_right, thread_pointer, zero_bytes
 from ..machine.pointers import address_of, fetch_add, i8s, load_acquire, load_relaxed, u1s, u2s
 from ..machine.system import unmap_pages
@@ -368,11 +369,11 @@ TABLE: dict[str, Entry] = {
     "scratch": scratch,
     "open": open_class,
 }
-table = np.zeros(1, SIZE_ENTRIES)  # one a process; the first allocator fills it in
+table = np.zeros(1, SIZE_ENTRIES)  # one a process
 
 
-def fill_table() -> int:
-    """Write the address of each entry point into the table; returns the table's address."""
-    for name, entry in TABLE.items():
-        table[name] = entry.address
+@cached
+def entries_address() -> int:
+    """Return the address of the table of entry points, which the first allocator fills in."""
+    fill_table(table, TABLE)
     return int(table.ctypes.data)
