@@ -35,6 +35,15 @@ Every class is a `SlabError` and also the builtin that a user would expect::
     ├── ConflictError(SlabError, ValueError)     made already, with other options
     ├── DuplicateNameError(SlabError, ValueError)  the name is taken
     ├── UnknownNameError(SlabError, KeyError)    no open cache or allocator has that name
+    ├── PoolError(SlabError, RuntimeError)       a pool's files could not be read or written
+    │   ├── PoolPathError(OSError)               a path that is no pool, or may not be one
+    │   ├── PoolBusyError                        another process writes to the pool
+    │   ├── PoolVersionError                     a newer format, or another byte order
+    │   ├── CorruptPoolError                     a damaged file, or one that no pool wrote
+    │   ├── PoolFullError(MemoryError)           the disk or a quota is full; nothing was committed
+    │   ├── PoolFailedError                      a sync failed: no more commits until the pool is opened again
+    │   ├── ReadOnlyError(TypeError)             a change of a pool that was opened to read
+    │   └── TransactionError                     a transaction in another, or a call that none may contain
     └── TraceError(SlabError, ValueError)        a file that is no trace, or one not supported
 
 All of them can be pickled and copied: every parameter but the message has a default, and sets an attribute.
@@ -293,3 +302,39 @@ class UnknownNameError(SlabError, KeyError):
 
 class TraceError(SlabError, ValueError):
     """The file is no allocation trace, or one that cannot be replayed."""
+
+
+class PoolError(SlabError, RuntimeError):
+    """A pool's files could not be read or written."""
+
+
+class PoolPathError(PoolError, OSError):
+    """The path is no pool: a file, a symbolic link, a directory of something else; or it may not be used."""
+
+
+class PoolBusyError(PoolError):
+    """Another process, or another object of this process, has the pool open to write."""
+
+
+class PoolVersionError(PoolError):
+    """The pool has a newer format, or another byte order."""
+
+
+class CorruptPoolError(PoolError):
+    """A file of the pool is damaged, or no pool wrote it."""
+
+
+class PoolFullError(PoolError, MemoryError):
+    """The disk, a quota or a limit of file sizes is full; memory and the pool are as before."""
+
+
+class PoolFailedError(PoolError):
+    """A sync of the pool failed before: what it holds is the last commit or the one after; open it again to see."""
+
+
+class ReadOnlyError(PoolError, TypeError):
+    """The pool was opened to read, so nothing in it is allocated, freed or committed."""
+
+
+class TransactionError(PoolError):
+    """A transaction was begun in another one, or a call stands in a transaction that none may contain."""

@@ -16,6 +16,7 @@ LAYERS = (  # from the lowest; a folder's name stands for its modules
     ("njit",),
     ("guard", "owning", "batch_guard", "guard_class", "declare", "record_class", "cache", "ptr"),  # the typed face
     ("sizes",),
+    ("pool",),
     ("allocator", "manager"),
     ("replay",),
     ("__init__", "__main__"),

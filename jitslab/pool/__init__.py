@@ -1,0 +1,1 @@
+"""Pools: caches whose records are in files, atomic at every commit."""
