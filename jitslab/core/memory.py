@@ -20,7 +20,7 @@ from ..machine import addresses, numa
 from ..machine.addresses import round_up
 from ..machine.compile import fill_table
 from .dispatch import TABLE
-from .geometry import Geometry, geometry, slab_shape
+from .geometry import Geometry, bits_bytes, geometry, slab_shape
 from .grow import grow
 from .layout import (
     CONTROL,
@@ -242,6 +242,7 @@ class NewCacheMemory(CacheMemory):
     """The memory of a new cache, in a region of its own: laid out, filled in, and entered in the registry."""
 
     __slots__ = ()
+    _is_file = False  # whether generations and records are in files: then the slab rows have pages of their own
 
     def __init__(
         self,
@@ -258,8 +259,8 @@ class NewCacheMemory(CacheMemory):
         offset, stagger = self.geometry.offset, staggered(serial)
         at_control, at_heaps, at_generations = (offset[part] + n for part, n in zip(STAGGERED, stagger, strict=True))
         self._view(dtype, at_control, at_generations)
-        region.range["head"] = self._base + offset["control"]
-        region.range["head_bytes"] = (at_generations if self.geometry.nodes == 1 else offset["generations"]) - offset["control"]
+        head_end = at_generations if self.geometry.nodes == 1 else offset["generations"]
+        self._set_head(region, head_end)
         own = HeapPlace(self.bytes, 0, self._base + at_heaps, HEAP_BYTES, 0)
         self._place_memory(region, at_generations)
         self._fill(place or own, self._base + at_generations, 2 * first_cycle(serial), colouring, template)
@@ -272,6 +273,11 @@ class NewCacheMemory(CacheMemory):
         this_process().enter(self.address, region.range)  # last: from here on other threads find it
 
     # --- Its region ---
+
+    def _set_head(self, region: Region, end: int) -> None:
+        """Note which part of the region keeps its content at the end: from CONTROL to an offset."""
+        region.range["head"] = self._base + self.geometry.offset["control"]
+        region.range["head_bytes"] = end - self.geometry.offset["control"]
 
     def _reserve(self, dtype: np.dtype[Any], capacity: int | None, colouring: bool, placement: numa.Placement) -> AnonymousRegion:
         """Reserve the addresses for each node of the placement; if refused, without spare slots, then with one node."""
@@ -327,7 +333,7 @@ class NewCacheMemory(CacheMemory):
         """Return (offset, bytes) of the slab rows and of the free bits of a node."""
         sizes, page = self.geometry, addresses.page_bytes
         n_rows = round_up(sizes.max_slabs * LINE, page)
-        n_bits = round_up(-(-(sizes.max_slabs << sizes.shift) // WORD_SLOTS) * 8, page)
+        n_bits = bits_bytes(sizes.max_slabs << sizes.shift, page)
         return (sizes.offset["slabs"] + number * n_rows, n_rows), (sizes.offset["bits"] + number * n_bits, n_bits)
 
     def _place_memory(self, region: Region, generations: int) -> None:
@@ -376,6 +382,7 @@ class NewCacheMemory(CacheMemory):
             "magazine_size": sizes.magazine_size,
             "first_generation": first,
             "is_coloured": int(colouring),
+            "is_file": int(self._is_file),
             "init": NO_INIT if template is None else TEMPLATE,
             "scratch_step": sizes.scratch_step,
         }
@@ -398,7 +405,7 @@ class NewCacheMemory(CacheMemory):
             first_slot = number << sizes.node_shift if number else 0
             first = first_slot >> sizes.shift
             (rows, n_rows), (bits, _) = self._parts_of(number)
-            end_rows = self._base + rows + n_rows if sizes.nodes > 1 else self.address
+            end_rows = self._base + rows + n_rows if sizes.nodes > 1 or self._is_file else self.address
             control = self.address + number * NODE_BYTES
             values = {
                 "state": control + CONTROL.itemsize,

@@ -28,6 +28,7 @@ POSIX = sys.platform != "win32"
 PROT_NONE, PROT_READ, PROT_RW = 0, 1, 3
 MAP_PRIVATE, MAP_ANONYMOUS = 2, 0x20 if LINUX else 0x1000
 MAP_NORESERVE = 0x4000 if LINUX else 0x40
+MAP_FIXED = 0x10
 MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE = 4, 5, 14, 15
 
 mapped_page_bytes = mmap.PAGESIZE
@@ -161,6 +162,19 @@ def _libc(name: str) -> Callable[[int, int, int], int]:
     function = getattr(ctypes.CDLL(None), name)
     function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return function  # type: ignore[no-any-return]  # ctypes has no types
+
+
+def map_file(address: int, n: int, file: int, prot: int) -> int:
+    """
+    Map the first n bytes of a file over n bytes of pages: private, so that stores stay in memory.
+
+    Returns 0, or the errno of the refusal.
+    """
+    function = ctypes.CDLL(None, use_errno=True).mmap
+    function.restype = ctypes.c_void_p
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    flags = MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED
+    return 0 if function(address, n, prot, flags, file, 0) == address else ctypes.get_errno()
 
 
 def advise_huge_pages(address: int, n: int) -> None:
