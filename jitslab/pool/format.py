@@ -349,10 +349,11 @@ def check_depth(body: bytes) -> None:
 
 def unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object whose keys all differ."""
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise CorruptPoolError(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} is there twice")
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise CorruptPoolError(f"the key {shown(key)} is there twice")
+        made[key] = value
     return made
 
 
