@@ -349,10 +349,11 @@ def check_depth(body: bytes) -> None:
 
 def unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object whose keys all differ."""
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        twice = next(key for key, value in pairs if made[key] is not value)
-        raise CorruptPoolError(f"the key {shown(twice)} is there twice")
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise CorruptPoolError(f"the key {shown(key)} is there twice")
+        made[key] = value
     return made
 
 
