@@ -189,6 +189,36 @@ def refuse_huge_pages(address: int, n: int) -> None:
         _libc("madvise")(address, n, MADV_NOHUGEPAGE)
 
 
+# --- Files ---
+
+MAP_SHARED, MAP_SHARED_VALIDATE, MAP_SYNC = 1, 3, 0x80000
+PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+
+
+def map_shared(file: int, n: int, *, is_synced: bool) -> tuple[int, Any]:
+    """
+    Map the first n bytes of a file: stores go to the file.  Returns the address, and an object: it ends with the mapping.
+
+    With `is_synced` the file system promises that a store lasts once its line is flushed from the CPU's caches.
+
+    Raises
+    ------
+    OSError
+        If the file system does not promise that, or cannot map.
+    """
+    flags = MAP_SHARED_VALIDATE | MAP_SYNC if is_synced else MAP_SHARED
+    memory = mmap.mmap(file, n, flags=flags, prot=PROT_RW)
+    return int(np.frombuffer(memory, np.uint8).ctypes.data), memory
+
+
+def punch_hole(file: int, at: int, n: int) -> bool:
+    """Give the space of n bytes of a file back: they read as zeros; whether the system did it."""
+    if not LINUX:
+        return False
+    fallocate = ctypes.CDLL(None).fallocate
+    return bool(fallocate(ctypes.c_int(file), ctypes.c_int(PUNCH), ctypes.c_int64(at), ctypes.c_int64(n)) == 0)
+
+
 # --- NUMA: the system calls of mbind(2), get_mempolicy(2) and move_pages(2), which the C library does not have ---
 
 MPOL_DEFAULT, MPOL_PREFERRED, MPOL_BIND, MPOL_INTERLEAVE = range(4)

@@ -166,6 +166,11 @@ def lengthen(file: int, n: int) -> None:
         system.ftruncate(file, n)
 
 
+def truncate(file: int, n: int) -> None:
+    """Make a file n bytes long: what is behind is gone."""
+    system.ftruncate(file, n)
+
+
 def punch(file: int, at: int, n: int) -> bool:
     """Give the space of n bytes of a file back, if the file system can: they read as zeros; whether it did."""
     return bool(system.punch(file, at, n))
@@ -212,8 +217,8 @@ def unlock(file: int) -> None:
     system.flock(file, fcntl.LOCK_UN)
 
 
-def lock_range(file: int, wanted: bytes, wait: bool) -> bool:
-    """Lock or unlock a range of a file, by a `struct flock`, as the open file's own; whether that was granted.  Linux only."""
+def lock_range(file: int, wanted: bytes, *, wait: bool = False) -> bool:
+    """Lock or unlock a range of a file, by a `struct flock`, for the open file; whether that was granted.  Linux only."""
     try:
         system.fcntl(file, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, wanted)
     except (BlockingIOError, PermissionError):
