@@ -398,7 +398,7 @@ class NewCacheMemory(CacheMemory):
         """Fill in the fields that differ between nodes."""
         sizes = self.geometry
         everything_usable = sizes.nodes > 1 or not addresses.CAN_GROW
-        at_cpus = sizes.offset["cpus"]
+        at_cpus = sizes.offset.get("cpus", 0)
         if sizes.nodes > 1:
             self.bytes[at_cpus : at_cpus + numa.CPUS] = np.frombuffer(self.placement.cpu_nodes, np.uint8)
         for number in range(sizes.nodes):

@@ -344,6 +344,35 @@ class Journal:
         except OSError as error:
             raise calls.pool_error(error, "reading the journal") from error
 
+    def follow_reset(self) -> bool:
+        """
+        Stand before the first frame again, if the writer began the journal anew, with the last commit that was read here.
+
+        Returns
+        -------
+        bool
+            Whether it did.  Then all commits that were read are in the pool's files.
+
+        Raises
+        ------
+        PoolError
+            If the journal began anew with a later commit, or the system refuses.
+        CorruptPoolError
+            If it is no journal of this pool any more.
+        """
+        try:
+            start = calls.read_at(self._file, HEAD_STEP + LINE, 0)
+        except OSError as error:
+            raise calls.pool_error(error, "reading the journal") from error
+        slot, salt, number, hash_ = find_head(start, self._pool)
+        if salt == self._words[SALT]:
+            return False
+        if number != self.number:
+            raise PoolError(f"journal: it begins behind commit {number}, and {self.number} was read; open the pool again")
+        self._slot = slot
+        self._start(salt, hash_)
+        return True
+
     def _see_size(self) -> None:
         """Take note of the file's length, and that the last frame is still the one that was read."""
         seen = calls.read_at(self._file, 8, self._seen_at)

@@ -85,7 +85,7 @@ class ReaderLock:
         """Lock or unlock some bytes, or the whole file where bytes cannot be; whether that was granted."""
         if HAS_RANGES:
             kind = {SHARED: fcntl.F_RDLCK, ALONE: fcntl.F_WRLCK, NOT_AT_ALL: fcntl.F_UNLCK}[how]
-            return calls.lock_range(self.file, FLOCK.pack(kind, os.SEEK_SET, start, n, 0), wait)
+            return calls.lock_range(self.file, FLOCK.pack(kind, os.SEEK_SET, start, n, 0), wait=wait)
         if how == NOT_AT_ALL:
             calls.unlock(self.file)
             return True

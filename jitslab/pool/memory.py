@@ -154,9 +154,10 @@ class PoolCacheMemory(NewCacheMemory):
         """Return the head of the file of generations."""
         return self.view(WORDS)[: WORDS_HEAD.itemsize].view(WORDS_HEAD)
 
-    def private_bytes(self) -> int:
-        """Return how much memory this process has for pages that were written."""
-        return private_bytes(self.at[WORDS], sum(self.made_bytes(self.n_slabs)))
+    def copy_of(self, which: int, runs: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.uint8]]]:
+        """Return copies of the runs of one file, each with its offset; runs are as of `Journal.append`, all of this cache."""
+        view = self.view(which)
+        return [(offset, view[offset : offset + n].copy()) for _, of, offset, _, n in runs.tolist() if of == which]
 
     def view(self, which: int) -> npt.NDArray[np.uint8]:
         """Return the bytes of a file as this process has them; only those of slabs that were made may be touched."""

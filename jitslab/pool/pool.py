@@ -23,7 +23,7 @@ from .._closable import Closable
 from .._faults import joined
 from .._names import Names, check_name
 from .._validate import as_count, check_dtype
-from ..cache import RecordLike, SlabCache
+from ..cache import RecordLike
 from ..core.geometry import slab_shape
 from ..core.layout import HEAPS, MAX_SLOTS, SPARE_SLOTS
 from ..core.memory import first_cycle, serials
@@ -50,22 +50,21 @@ from .format import (
     BLOCK,
     MOST_BYTES,
     READER_LOCK,
-    RECORDS,
     WORDS,
-    WORDS_OFFSET,
     WRITER_LOCK,
     CacheEntry,
     Meta,
-    check_words_head,
     describe,
     records_bytes,
     words_bytes,
     words_name,
 )
+from .frames import copy_entries
 from .journal import Journal
 from .locks import ReaderLock, WriterLock
 from .memory import PoolCacheMemory
-from .restore import overlay, raise_generations, restore, write_back
+from .pagemap import hash_blocks
+from .restore import apply_frame, raise_generations, restore, write_back
 
 ROOT = "root"  # name of the cache that holds the root
 LEAST_JOURNAL = 64 << 20  # bytes of a journal that a commit leaves as they are
@@ -236,7 +235,7 @@ class Pool(Closable):
             if not self._is_writer:
                 self._readers.begin()
             self._meta = folder.read_meta()
-            self._journal = Journal.open(folder.file, self._meta.id, writable=self._is_writer, sync=self._sync)
+            self._journal = Journal.open(folder.file, self._meta.id, is_writable=self._is_writer, sync=self._sync)
             self._written = Written(is_dax=self._journal.is_mapped)
             if self._is_writer:
                 folder.remove_orphans(self._meta)
@@ -282,44 +281,45 @@ class Pool(Closable):
 
     def _read_all(self) -> None:
         """Map the data files, and copy what the journal has over them."""
-        for _ in self._journal.read(self._bounds):
-            pass
-        if self._is_writer and self._journal.damage:
-            raise CorruptPoolError(f"{self.path}: {self._journal.damage}")
-        versions = self._journal.last_versions()
-        for entry in self._meta.caches:
-            self._caches[entry.id] = self._map_cache(entry, versions)
+        memories = {entry.id: self._map_cache(entry) for entry in self._meta.caches}
+        for frame in self._journal.read(self._bounds):
+            apply_frame(frame, memories, self._meta.id, self.path)
+        if self._is_writer and (lost := self._journal.find_damage()):
+            raise CorruptPoolError(f"{self.path}: commit {lost} is damaged in the journal, and a later one follows it")
+        for memory in memories.values():
+            self._add_cache(memory)
         if not self._is_writer:
             self._the_readers.move(self._journal.number)
 
     def _bounds(self, cache: int, which: int) -> int:
-        """Return how many bytes a file of a cache may have, as the meta data say; of a cache that was dropped any."""
+        """Return how many bytes a file of a cache can have, as the meta data say; -1 of a cache that was dropped."""
         for entry in self._meta.caches:
             if entry.id == cache:
                 return words_bytes(entry.slots) if which == WORDS else records_bytes(entry.slots, entry.stride)
-        return MOST_BYTES if cache < self._meta.next else 0
+        return -1 if cache < self._meta.next else 0
 
-    def _map_cache(self, entry: CacheEntry, versions: Any) -> PoolCache[Any]:
-        """Return the cache of an entry, as the files and the journal have it."""
-        folder, meta = self._the_folder, self._meta
-        path = f"{self.path}/{words_name(entry.id)}"
+    def _map_cache(self, entry: CacheEntry) -> PoolCacheMemory:
+        """Return the memory of a cache, as the data files have it."""
+        folder = self._the_folder
         files = [folder.open_data(name, entry, write=False) for name in DATA[:2]]
         try:
-            n_slabs, first = folder.read_words_head(files[WORDS], meta.id, entry)
-            block = versions.block(entry.id, WORDS, 0)
-            if block is not None:
-                n_slabs, first = check_words_head(bytes(block[:WORDS_OFFSET]), meta.id, entry, path)
+            n_slabs, first = folder.read_words_head(files[WORDS], self._meta.id, entry)
             memory = PoolCacheMemory(entry, first, not self._is_writer)
             memory.map_files(*files, n_slabs)
         finally:
             for file in files:
                 calls.close(file)
         memory.make_slabs(n_slabs)
-        overlay(memory, versions, self.path)
+        return memory
+
+    def _add_cache(self, memory: PoolCacheMemory) -> PoolCache[Any]:
+        """Return the cache of some memory, which is as the last commit left it."""
         memory.tear()
-        self._written.forget(memory.ranges())
+        if self._is_writer:
+            self._written.forget(memory.ranges())
         memory.enter()
-        return make_cache(self, memory, not self._is_writer)
+        cache = self._caches[memory.entry.id] = make_cache(self, memory, not self._is_writer)
+        return cache
 
     # --- Commit ---
 
@@ -370,12 +370,13 @@ class Pool(Closable):
         ranges = self._note_slabs()
         runs = self._written.take(ranges)
         if len(runs):
-            with telling(f"{self.path}: the journal"):
-                self._journal.append(self._named(runs, ranges))
-            self._written.done()
+            named = self._named(runs, ranges)
+            staged = stage(named) if self._written.needs_hashes else None
+            self._journal.append(named)
+            self._written.done(None if staged is None else hashes_of(staged, self._written.seed))
             self._commits += 1
             self._pages += int(runs[:, 1].sum()) // BLOCK
-            if self._journal.bytes > self._most_journal():
+            if self._journal.used > self._most_journal():
                 self._try_checkpoint()
         return self._journal.number
 
@@ -432,7 +433,7 @@ class Pool(Closable):
         if not len(runs):
             return
         named = self._named(runs, ranges)
-        before = {id_: cache._memory.copy_of(named[(named[:, 0] == id_) & (named[:, 1] == WORDS)]) for id_, cache in self._caches.items()}
+        before = {id_: cache._memory.copy_of(WORDS, named[named[:, 0] == id_]) for id_, cache in self._caches.items()}
         self._failure = "a rollback was cut short"
         versions = self._journal.last_versions()
         with telling(self.path):
@@ -443,7 +444,6 @@ class Pool(Closable):
                     raise_generations(cache._memory, before[id_])
                     recover(cache._address)
         self._failure = ""
-        self._written.done()
         self._written.forget(runs)
 
     @contextmanager
@@ -532,7 +532,7 @@ class Pool(Closable):
 
     def _checkpoint(self) -> bool:
         """Write the journal into the data files, unless a reader is behind."""
-        if self._journal.is_empty:
+        if self._journal.used == BLOCK:  # it has no frames
             return True
         number = self._journal.number
         with telling(self.path):
@@ -553,8 +553,7 @@ class Pool(Closable):
 
     def _drop_memory(self) -> None:
         """Have memory be as the files are, if too many pages were written and all are committed."""
-        used = sum(cache._memory.private_bytes() for cache in self._caches.values())
-        if used <= self._keep or len(self._written.take(self._note_slabs())):
+        if self._private_bytes() <= self._keep or len(self._written.take(self._note_slabs())):
             return
         with telling(self.path):
             for cache in self._caches.values():
@@ -612,24 +611,15 @@ class Pool(Closable):
         """Read what the journal has more."""
         journal = self._journal
         self._read_caches()
-        frames = list(journal.read(self._bounds))
-        if journal.has_restarted:  # all that was read before is in the data files now
+        if journal.follow_reset():  # all that was read before is in the data files now
             for cache in self._caches.values():
                 self._map_again(cache._memory)
-        if frames or journal.has_restarted:
-            versions = journal.versions_of(frames)
-            for cache in self._caches.values():
-                self._advance(cache._memory, versions)
+        memories = {id_: cache._memory for id_, cache in self._caches.items()}
+        for frame in journal.read(self._bounds):
+            apply_frame(frame, memories, self._meta.id, self.path)
+            for id_ in np.unique(frame.entries["cache"]).tolist():
+                memories[id_].tear()
         self._the_readers.move(journal.number)
-
-    def _advance(self, memory: PoolCacheMemory, versions: Any) -> None:
-        """Copy newer pages over the memory of a reader's cache."""
-        block = self._journal.block(versions, memory.entry.id, WORDS, 0)
-        if block is not None:
-            path = f"{self.path}/{words_name(memory.entry.id)}"
-            memory.make_slabs(check_words_head(block[:WORDS_OFFSET], self._meta.id, memory.entry, path)[0])
-        overlay(memory, self._journal, versions, self.path)
-        memory.tear()
 
     def _read_caches(self) -> None:
         """Follow a writer that made or dropped caches."""
@@ -644,7 +634,7 @@ class Pool(Closable):
             self._caches.pop(id_)._end_with_pool()
         for entry in meta.caches:
             if entry.id not in self._caches:
-                self._caches[entry.id] = self._map_cache(entry, self._journal.last_versions())
+                self._add_cache(self._map_cache(entry))
 
     # --- Caches ---
 
@@ -698,11 +688,9 @@ class Pool(Closable):
                 self._the_folder.make_data(meta.id, entry, first)
                 memory = PoolCacheMemory(entry, first, is_reader=False)
                 memory.start_head(meta.id)
-                self._written.forget(memory.ranges())
                 self._the_folder.write_meta(meta)
-            memory.enter()
             self._meta = meta
-            cache = self._caches[entry.id] = make_cache(self, memory, is_reader=False)
+            cache = self._add_cache(memory)
             cache._declare(declared_class(plain(dtype)))
             return cache
 
@@ -758,14 +746,10 @@ class Pool(Closable):
                 self._meta = meta
                 del self._caches[entry.id]
                 fault = cache._end_with_pool()
-                self._renew_written_without(cache)
+                self._written.forget(cache._memory.ranges())
                 self._the_folder.remove_data(entry)
             if fault is not None:
                 raise fault
-
-    def _renew_written_without(self, cache: PoolCache[Any]) -> None:
-        """Look for written pages no longer in a cache that was dropped."""
-        self._written.drop(cache._memory.ranges())
 
     @property
     def caches(self) -> Names[PoolCache[Any]]:
@@ -861,11 +845,16 @@ class Pool(Closable):
             "pages": self._pages,
             "checkpoints": self._checkpoints,
             "postponed": self._postponed,
-            "journal_bytes": self._journal.bytes,
-            "private_bytes": sum(cache._memory.private_bytes() for cache in self._caches.values()),
+            "journal_bytes": self._journal.used,
+            "private_bytes": self._private_bytes(),
             "dirty": self._written.mechanism,
             "journal": "mapped" if self._journal.is_mapped else "file",
         }
+
+    def _private_bytes(self) -> int:
+        """Return how much memory this process has for pages that were written."""
+        memories = [cache._memory for cache in self._caches.values()]
+        return self._written.private_bytes(np.concatenate([memory.ranges() for memory in memories])) if memories else 0
 
     # --- The end ---
 
@@ -995,6 +984,26 @@ class Pool(Closable):
     def _the_readers(self) -> ReaderLock:
         assert self._readers is not None
         return self._readers
+
+
+# --- Copies of what is committed ---
+
+
+def stage(runs: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Copy runs of memory, as of `Journal.append`, have them name the copy, and return that."""
+    staged = np.empty(int(runs[:, 4].sum()), np.uint8)
+    sizes, source = np.ascontiguousarray(runs[:, 4]), np.ascontiguousarray(runs[:, 3])
+    to = int(staged.ctypes.data) + np.cumsum(sizes) - sizes
+    copy_entries(0, source.ctypes.data, to.ctypes.data, sizes.ctypes.data, len(runs))
+    runs[:, 3] = to
+    return staged
+
+
+def hashes_of(staged: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.int64]:
+    """Return the hash of each block."""
+    hashes = np.empty(len(staged) // BLOCK, np.int64)
+    hash_blocks(staged.ctypes.data, len(staged), seed, hashes.ctypes.data)
+    return hashes
 
 
 # --- Entries ---

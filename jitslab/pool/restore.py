@@ -14,9 +14,9 @@ from ..machine.pointers import u4s
 from . import calls
 from .files import DATA, Folder
 from .format import BLOCK, RECORDS, WORDS, WORDS_OFFSET, CacheEntry, Meta, check_words_head, sums_name, words_name
-from .hashes import hash_bytes
 from .journal import Frame, Journal
 from .memory import PoolCacheMemory
+from .pagemap import hash_blocks
 
 PIECE_BYTES = 4 << 20  # that are copied at a time
 SUM_BYTES = 8  # of the sum of one page
@@ -184,8 +184,10 @@ def write_runs(journal: Journal, file: int, newest: Rows, which: int) -> Iterato
 
 def sums_of(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """Return the sum of each page: never 0, which stands for a page that was not written."""
-    at = int(data.ctypes.data)
-    return np.array([hash_bytes(at + k, BLOCK, 0) or 1 for k in range(0, len(data), BLOCK)], np.int64)
+    sums = np.empty(len(data) // BLOCK, np.int64)
+    hash_blocks(data.ctypes.data, len(data), 0, sums.ctypes.data)
+    sums[sums == 0] = 1
+    return sums
 
 
 def write_sums(file: int, sums: list[tuple[int, int, npt.NDArray[np.int64]]]) -> None:
