@@ -219,7 +219,11 @@ LINES = {  # what changes the bytes, which error, what it says
     "deep, in objects": (lambda d: sealed(b'{"a":' * 53), CorruptPoolError, "its brackets are nested 53 deep, at most 52 can be"),
     "deep, behind a quote": (lambda d: sealed(rb'["\\",' + b"[" * 52), CorruptPoolError, "its brackets are nested 53 deep"),
     "not so deep": (lambda d: sealed(b"[" * 52), CorruptPoolError, "no JSON: Expecting value"),
-    "deep in a text": (lambda d: sealed(rb'"\"\\\"%s"' % (b"[" * 99)), CorruptPoolError, "the pool must be an object, got '\"\\\\\"[[["),
+    "deep in a text": (
+        lambda d: sealed(rb'"\"\\\"%s"' % (b"[" * 99)),
+        CorruptPoolError,
+        'the pool must be an object, got \'"\\\\"[[[',
+    ),
 }
 
 
@@ -251,7 +255,13 @@ def test_big_endian_machine_is_told(monkeypatch):
 
 
 @settings(max_examples=500, deadline=None, derandomize=True)
-@given(st.recursive(st.none() | st.text('[]{}"\\a', max_size=8), lambda of: st.lists(of, max_size=3) | st.dictionaries(st.text('"\\]', max_size=3), of, max_size=3), max_leaves=20))
+@given(
+    st.recursive(
+        st.none() | st.text('[]{}"\\a', max_size=8),
+        lambda of: st.lists(of, max_size=3) | st.dictionaries(st.text('"\\]', max_size=3), of, max_size=3),
+        max_leaves=20,
+    )
+)
 def test_depth_is_that_of_the_brackets_outside_of_texts(value):
     """As counted on the object; a limit one below refuses it."""
 
@@ -323,23 +333,35 @@ def test_memory_is_bounded_by_the_length(what):
 U8, U4 = (1 << 64) - 1, (1 << 32) - 1
 FOREIGN = (None, True, "1", [], {}, -1)  # no integer that counts something
 VALUES = {  # path: values that are refused, and what the message says
-    ("id",): ((0, None, "", "0" * 15, "0" * 17, "0" * 15 + "F", "0" * 15 + "٣", " " * 16), "id must be 16 hexadecimal digits, got"),
+    ("id",): (
+        (0, None, "", "0" * 15, "0" * 17, "0" * 15 + "F", "0" * 15 + "٣", " " * 16),
+        "id must be 16 hexadecimal digits, got",
+    ),
     ("next",): ((*FOREIGN, U4 + 2), "next must be an integer of 0 .. 4294967296, got"),
     ("root",): ((True, "1", [], {}, -1, 0, 2, 5), "root must be the id of a cache, got"),
     ("caches",): ((None, 1, "", {}, [0] * 65_537), "caches must be a list of at most 65536, got"),
     ("caches", 0): ((None, 1, "", []), "caches[0]: the cache must be an object, got"),
     ("caches", 0, "id"): ((*FOREIGN, U4 + 1, 1 << 80), "caches[0]: "),
     ("caches", 1, "id"): ((1, 5, 6), "caches[1]: id must be below 5 and no other's, got"),
-    ("caches", 0, "name"): ((None, 1, [], "", "a\n", "\0", "\ud800", "x" * 256), "caches[0]: name must be 1 .. 255 printable characters"),
+    ("caches", 0, "name"): (
+        (None, 1, [], "", "a\n", "\0", "\ud800", "x" * 256),
+        "caches[0]: name must be 1 .. 255 printable characters",
+    ),
     ("caches", 1, "name"): ((" a", "a ", "a#2"), "caches[1]: the name of a cache is printable, without '#' and without blanks"),
-    ("caches", 0, "stride"): ((*FOREIGN, 0, 21, (1 << 34) + 1, U8), "caches[0]: stride must be an integer of 22 .. 17179869184, got"),
+    ("caches", 0, "stride"): (
+        (*FOREIGN, 0, 21, (1 << 34) + 1, U8),
+        "caches[0]: stride must be an integer of 22 .. 17179869184, got",
+    ),
     ("caches", 1, "stride"): ((17, 20, 31), "caches[1]: stride must be a multiple of 8, the alignment of the dtype, got"),
     ("caches", 0, "shift"): ((*FOREIGN, 17, U8), "caches[0]: shift must be an integer of 0 .. 16, got"),
     ("caches", 0, "capacity"): ((*FOREIGN, 0, 4097, U8), "caches[0]: capacity must be an integer of 1 .. 4096, got"),
     ("caches", 0, "slots"): ((*FOREIGN, 0, U4 + 2, U8), "caches[0]: slots must be an integer of 1 .. 4294967296, got"),
     ("caches", 1, "slots"): ((1, 2047, 4095, 4097), "caches[1]: slots must be a multiple of the 2048 of a slab, got"),
     ("caches", 0, "colouring"): ((None, 0, 1, "true", []), "caches[0]: colouring must be true or false, got"),
-    ("caches", 1, "template"): ((1, [], "0", "0g" * 16, " " + "00" * 16, "AA" * 16), "caches[1]: template must be null or hexadecimal, got"),
+    ("caches", 1, "template"): (
+        (1, [], "0", "0g" * 16, " " + "00" * 16, "AA" * 16),
+        "caches[1]: template must be null or hexadecimal, got",
+    ),
     ("caches", 0, "template"): (("", "00" * 21, "00" * 23), "caches[0]: template must be a record of 22 bytes, got"),
     ("caches", 0, "class"): ((1, [], "", "a\x1b[0m", "x" * 256), "caches[0]: class must be 1 .. 255 printable characters, got"),
 }

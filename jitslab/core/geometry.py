@@ -158,7 +158,16 @@ def lay_out_file(itemsize: int, stride: int, shift: int, capacity: int, slots: i
     }
     one_node = MAX_SLOTS.bit_length()
     return Geometry(
-        itemsize, stride, shift, capacity, slots >> shift, magazine_slots(stride), 1, one_node, scratch_step(stride), *placed(parts, page)
+        itemsize,
+        stride,
+        shift,
+        capacity,
+        slots >> shift,
+        magazine_slots(stride),
+        1,
+        one_node,
+        scratch_step(stride),
+        *placed(parts, page),
     )
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..errors import CorruptPoolError, PoolError, PoolPathError
 from . import calls
 from .format import (
+    BLOCK,
     JOURNAL,
     META,
     MOST_META_BYTES,
@@ -35,8 +36,8 @@ from .format import (
 )
 
 NEW_META = "pool.json.new"  # becomes META
-OWN = {META, NEW_META, JOURNAL, WRITER_LOCK, READER_LOCK}
 DATA = (words_name, records_name, sums_name)
+OWN = {META, NEW_META, JOURNAL, WRITER_LOCK, READER_LOCK, *(name(0) for name in DATA)}  # that a pool has while it is made
 MODES = ("r", "r+", "c", "x")
 Kind = Callable[[int], str]
 
@@ -120,6 +121,23 @@ class Folder:
         if strangers:
             raise PoolPathError(f"{self.path} is a directory of something else: it has {strangers[0]!r}")
         self._need_owner()
+        if JOURNAL in names:
+            self._need_no_commits()
+
+    def _need_no_commits(self) -> None:
+        """Raise if the meta data of a pool are missing; a pool that was being made has no commits."""
+        file = self.open(JOURNAL, write=False)
+        try:
+            if any(calls.read_at(file, BLOCK, BLOCK)):
+                raise CorruptPoolError(f"{self.path}: {META} is missing, and the journal has commits")
+        finally:
+            calls.close(file)
+
+    def remove_half_made(self) -> None:
+        """Remove what is left of a pool whose making was cut short."""
+        for name in OWN - {WRITER_LOCK}:
+            with suppress(FileNotFoundError):
+                calls.unlink(self.file, name)
 
     def _need_owner(self) -> None:
         """Raise if the directory belongs to another user, who could change it at any time."""

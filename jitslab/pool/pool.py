@@ -50,6 +50,7 @@ from .format import (
     BLOCK,
     MOST_BYTES,
     READER_LOCK,
+    RECORDS,
     WORDS,
     WRITER_LOCK,
     CacheEntry,
@@ -202,6 +203,7 @@ class Pool(Closable):
     )
     path: str
     _caches: dict[int, PoolCache[Any]]  # by id
+    _shrunk: dict[int, bool]  # ids of caches that gave memory of empty slabs back
     _meta: Meta
     _journal: Journal
     _written: Written
@@ -248,6 +250,7 @@ class Pool(Closable):
     def _make(self, root: Any) -> None:
         """Make an empty pool in the directory; its meta data come last."""
         folder = self._the_folder
+        folder.remove_half_made()
         calls.close(folder.open(READER_LOCK, write=True, create=True))
         meta = Meta(new_id(), 0, None, ())
         Journal.create(folder.file, meta.id, 0, sync=self._sync).close()
@@ -305,7 +308,7 @@ class Pool(Closable):
         try:
             n_slabs, first = folder.read_words_head(files[WORDS], self._meta.id, entry)
             memory = PoolCacheMemory(entry, first, not self._is_writer)
-            memory.map_files(*files, n_slabs)
+            memory.map_files(files[WORDS], files[RECORDS], n_slabs)
         finally:
             for file in files:
                 calls.close(file)
@@ -400,7 +403,9 @@ class Pool(Closable):
 
     def _most_journal(self) -> int:
         """Return how many bytes of the journal a commit leaves: a quarter of the data, at least 64 MiB."""
-        return max(LEAST_JOURNAL, sum(sum(cache._memory.made_bytes(cache._memory.n_slabs)) for cache in self._caches.values()) // 4)
+        return max(
+            LEAST_JOURNAL, sum(sum(cache._memory.made_bytes(cache._memory.n_slabs)) for cache in self._caches.values()) // 4
+        )
 
     # --- Rollback and transactions ---
 
@@ -566,7 +571,7 @@ class Pool(Closable):
         """Map the data files of a cache once more."""
         files = [self._the_folder.open_data(name, memory.entry, write=False) for name in DATA[:2]]
         try:
-            memory.map_files(*files, memory.n_slabs)
+            memory.map_files(files[WORDS], files[RECORDS], memory.n_slabs)
         finally:
             for file in files:
                 calls.close(file)

@@ -47,7 +47,9 @@ def apply_frame(frame: Frame, memories: dict[int, PoolCacheMemory], pool: int, p
     for k in np.flatnonzero(is_head).tolist():
         memory = memories[int(entries["cache"][k])]
         data = frame.data[places[k] : places[k] + WORDS_OFFSET].tobytes()
-        n_slabs, first = check_words_head(data, pool, memory.entry, f"{path}/{words_name(memory.entry.id)} in commit {frame.number}")
+        n_slabs, first = check_words_head(
+            data, pool, memory.entry, f"{path}/{words_name(memory.entry.id)} in commit {frame.number}"
+        )
         if first != memory.field("first_generation"):
             raise CorruptPoolError(f"{path}: commit {frame.number} changes the first generation of cache {memory.entry.name!r}")
         memory.make_slabs(n_slabs)
@@ -164,7 +166,9 @@ def with_file(folder: Folder, kind: Any, entry: CacheEntry, write: Any) -> None:
         try:
             calls.sync(file)
         except OSError as error:
-            raise PoolFailedError(f"{folder.path}/{kind(entry.id)}: a sync failed: {error.strerror}; open the pool again") from error
+            raise PoolFailedError(
+                f"{folder.path}/{kind(entry.id)}: a sync failed: {error.strerror}; open the pool again"
+            ) from error
     finally:
         calls.close(file)
 
