@@ -312,7 +312,8 @@ def checked_body(data: bytes, path: str) -> bytes:
         raise PoolVersionError(f"{path}: it was written in the byte order {start[2].decode()}-endian, pools are little-endian")
     rest = REST.match(data, start.end())
     if rest is None:
-        raise CorruptPoolError(f"{path}: its first line must end with a checksum and a length, got {shown(data[:64])}")
+        got = shown(data[start.end() : start.end() + 20])
+        raise CorruptPoolError(f"{path}: its first line must end with a checksum and a length, got {got}")
     body = data[rest.end() :]
     if len(body) != int(rest[2]):
         raise CorruptPoolError(f"{path}: {int(rest[2])} bytes should follow its first line, {len(body)} do")
@@ -349,10 +350,11 @@ def check_depth(body: bytes) -> None:
 
 def unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object whose keys all differ."""
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise CorruptPoolError(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} is there twice")
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise CorruptPoolError(f"the key {shown(key)} is there twice")
+        made[key] = value
     return made
 
 
@@ -465,9 +467,11 @@ def describe(dtype: npt.DTypeLike) -> Descriptor:
     described = description(given, 1, iter(range(MOST_FIELDS)))
     given = check_dtype(given)
     made = rebuild_dtype(described)
-    if made != given or made.alignment != given.alignment:
+    if made != given:
+        raise LayoutError(f"{shown(given)} would come back from a file as {shown(made)}")
+    if made.alignment != given.alignment:
         raise LayoutError(
-            f"a dtype of alignment {given.alignment} would come back as one of {made.alignment} from a file;"
+            f"a dtype of alignment {given.alignment} would come back from a file as one of {made.alignment};"
             " write all of its fields anew, as numpy.lib.recfunctions.repack_fields does"
         )
     return described
@@ -583,6 +587,8 @@ def sub_array(base: np.dtype[Any], shape: list[int]) -> np.dtype[Any]:
 
 def plain_text(dtype: np.dtype[Any]) -> str:
     """Return the text of a dtype without fields."""
+    if dtype.subdtype is not None:
+        raise LayoutError(f"it is a sub-array of sub-arrays of shape {dtype.shape}; write all dimensions as one shape")
     if not is_own(dtype) or dtype.kind not in KINDS or (dtype.kind == "V" and dtype.type is not np.void):
         raise LayoutError(f"{shown(dtype)} has no form in a file; numbers, dates, text of fixed length and plain bytes have one")
     return f"{dtype.str}/{mantissa_bits()}" if is_long_double(dtype) else dtype.str
