@@ -650,6 +650,17 @@ def test_dtype_that_means_nothing_in_a_file_is_refused(what):
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e5m2", "int4"])
+def test_dtype_of_another_library_is_refused(name):
+    """Of whatever kind it says that it is: another process may not have the library."""
+    of = getattr(pytest.importorskip("ml_dtypes"), name)
+
+    with pytest.raises(
+        LayoutError, match=f"^field 'a': dtype\\({name}\\) has no form in a file; numbers, dates, text of fixed length"
+    ):
+        describe(np.dtype([("a", of)]))
+
+
 def test_text_of_any_length_is_refused():
     """NumPy 2 has it, and not in records."""
     strings = getattr(getattr(np, "dtypes", None), "StringDType", None)

@@ -517,14 +517,9 @@ def description(dtype: np.dtype[Any], level: int, numbers: Iterator[int]) -> Des
         check_number(numbers)
         field, offset, title = (*all_fields[name], None)[:3]
         base = field.base
+        link = None if base.names is not None else (base.metadata or {}).get(LINK)
         try:
-            check_text("its name", name)
-            if title is not None:
-                check_text("its title", title)
-            link = None if base.names is not None else (base.metadata or {}).get(LINK)
             content = plain_text(base) if base.names is None else description(base, level + 1, numbers)
-            check_link(link, content)
-            check_shape(field.shape, base.itemsize)
         except LayoutError as error:
             raise LayoutError(f"field {shown(name)}: {error}") from None
         fields.append([name, title, offset, list(field.shape), link, content])
