@@ -80,9 +80,12 @@ def open_file(folder: int, name: str, *, write: bool = False, create: bool = Fal
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise CorruptPoolError(f"{name} of the pool is no regular file: {error.strerror}") from error
         raise
-    if not stat.S_ISREG(system.fstat(file).st_mode):
+    try:
+        if not stat.S_ISREG(system.fstat(file).st_mode):
+            raise CorruptPoolError(f"{name} of the pool is no regular file")
+    except BaseException:
         system.close(file)
-        raise CorruptPoolError(f"{name} of the pool is no regular file")
+        raise
     return file
 
 
