@@ -149,6 +149,8 @@ def test_reset_begins_anew(opened, form):
             it.close()
             it = opened.again(is_writable=True, sync=sync)
 
+            assert [] == read_all(it)
+
 
 def test_reader_follows_the_writer(opened, form):
     """Each `read` yields what came since, each commit once."""
@@ -258,6 +260,20 @@ def test_close_is_repeated_in_vain(opened, form):
     os.close(file)
 
 
+def test_writer_reads_before_it_appends(opened, form):
+    """Otherwise it would overwrite commits."""
+    commit = random_commit(random.Random(4))
+    opened(sync=form != "not synced").append(commit.runs)
+    it = opened.again(is_writable=True, sync=form != "not synced")
+    frames = it.read(any_bounds)
+    for _ in range(2):
+        for call in (it.reset, lambda: it.append(commit.runs)):
+            with pytest.raises(errors.PoolFailedError, match="^journal: it was not read to its end$"):
+                call()
+        next(frames, None)
+    assert 2 == it.append(commit.runs)
+
+
 # --- The format ---
 
 
@@ -281,6 +297,9 @@ def plain_read(data):
         if xxh64(raw, 0) != hash_:
             break
         place, commit = at + start, []
+
+        assert not any(data[at + 64 + 24 * n : at + lines])
+
         for k in range(n):
             cache, file, offset, size = struct.unpack_from("<IIQQ", data, at + 64 + 24 * k)
             commit.append((cache, file, offset, data[place : place + size]))

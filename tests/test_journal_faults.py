@@ -575,7 +575,7 @@ while True:
     Journal.create(folder, POOL).close()
     environment = {**os.environ, "JITSLAB_PMEM": "force" if form == "mapped" else "off"}
     rng, number = random.Random(0), 0
-    for _ in range(4):
+    for _ in range(3):
         with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as child:
             told = child.stdout.read(8 * rng.randint(1, 60))
             child.send_signal(signal.SIGKILL)

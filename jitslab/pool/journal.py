@@ -51,6 +51,7 @@ from .hashes import STATE_WORDS, hash_memory
 from .pmem import BAD_RUNS, NO_ROOM, append_mapped, map_journal
 
 NAME = "journal"
+NOT_READ = "it was not read to its end"  # why a writer that has just opened it may not append: it would overwrite commits
 FIRST_BYTES = 1 << 20  # of a new journal
 GROWTH_BYTES = 16 << 20  # most zeros that are written ahead; a longer frame is written beyond the end
 PIECE_BYTES = 4 << 20  # of data copied, hashed and written at a time
@@ -211,7 +212,7 @@ class Journal:
     @classmethod
     def open(cls, folder: int, pool: int, *, is_writable: bool = False, sync: bool = True) -> Journal:
         """
-        Open the journal of a pool.  It stands before the first frame: `read` comes first, also before `append`.
+        Open the journal of a pool.  It stands before the first frame: a writer reads it to its end before it appends.
 
         Raises
         ------
@@ -235,6 +236,7 @@ class Journal:
                 raise CorruptPoolError(f"journal: {size} bytes, not {BLOCK} to {MOST_BYTES}")
             journal = cls(file, pool, find_head(start, pool), is_writable=is_writable, sync=sync)
             journal._words[CAPACITY] = size & -BLOCK
+            journal._failed = NOT_READ
             if is_writable and sync:
                 journal._sync()  # what was read is on the medium, before a commit says so
             if is_writable:
@@ -345,8 +347,10 @@ class Journal:
             while True:
                 frame = self._next(bounds)
                 if frame is None:
-                    return
+                    break
                 yield frame
+            if self._failed == NOT_READ:
+                self._failed = ""
         except OSError as error:
             raise calls.pool_error(error, "reading the journal") from error
 
@@ -605,7 +609,7 @@ class Journal:
         """Raise: nothing can be written."""
         if not self.is_writable:
             raise ReadOnlyError("the journal was opened to read")
-        raise PoolFailedError(f"journal: {self._failed}; open the pool again")
+        raise PoolFailedError(f"journal: {self._failed}" + ("" if self._failed == NOT_READ else "; open the pool again"))
 
     # --- Persistent memory ---
 
