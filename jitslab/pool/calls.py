@@ -84,9 +84,12 @@ def open_file(folder: int, name: str, *, write: bool = False, create: bool = Fal
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise CorruptPoolError(f"{name} of the pool is no regular file: {error.strerror}") from error
         raise
-    if not stat.S_ISREG(system.fstat(file).st_mode):
+    try:
+        if not stat.S_ISREG(system.fstat(file).st_mode):
+            raise CorruptPoolError(f"{name} of the pool is no regular file")
+    except BaseException:
         system.close(file)
-        raise CorruptPoolError(f"{name} of the pool is no regular file")
+        raise
     return file
 
 
@@ -111,6 +114,11 @@ def names_in(folder: int) -> list[str]:
 def size_of(file: int) -> int:
     """Return the length of a file."""
     return int(system.fstat(file).st_size)
+
+
+def has_holes(file: int, n: int) -> bool:
+    """Whether some of the first n bytes of a file have no space on the medium, so that a store to them may find it full."""
+    return int(system.lseek(file, 0, os.SEEK_HOLE)) < n
 
 
 def read_into(file: int, buffer: Bytes, at: int) -> int:
