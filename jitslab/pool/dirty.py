@@ -28,7 +28,7 @@ from ..core.layout import offset_of
 from ..errors import ArrayError, ClosedError, OptionError, shown
 from ..machine.addresses import map_range, mapped_page_bytes
 from . import pagemap
-from .pagemap import BLOCK, BLOCK_SHIFT, DONE, FAILED, HAS_PAGEMAP, MORE, SCAN
+from .pagemap import BLOCK, BLOCK_SHIFT, DONE, FAILED, HAS_PAGEMAP, MORE, PATH, SCAN
 
 Runs: TypeAlias = npt.NDArray[np.int64]  # (k, 2): address, bytes
 
@@ -36,6 +36,8 @@ MECHANISMS = "userfaultfd", "pagemap", "hashes"
 VARIABLE = "JITSLAB_DIRTY"
 FIRST_RUNS = 1024  # runs that there is room for at first
 FIRST_HASHES = 1024  # hashes that there is room for at first, twice
+# The pages that are tried on DAX before the first search: parts that are large enough for two huge pages.
+DAX_RANGES, DAX_PAGES, DAX_MILLISECONDS = 4, 1024, 5000
 _PLACE = {name: offset_of(SCAN, name) // 8 for name in SCAN.names or ()}
 _open: weakref.WeakSet[Written] = weakref.WeakSet()
 
@@ -80,6 +82,9 @@ class Written:
         self._new_table()
         self._set("pagemap", -1)
         self._set("uffd", -1)
+        self._set("is_dax", int(is_dax))
+        path = _PLACE["path"]
+        self._words[path : path + len(PATH) // 8 + 1].view(np.uint8)[: len(PATH)] = list(PATH)
         self._set("seed", int.from_bytes(os.urandom(8), "little", signed=True))
         self._set("page_bytes", mapped_page_bytes)
         self._make_runs(FIRST_RUNS)
@@ -157,6 +162,23 @@ class Written:
         if not self._is_noting:
             self._hash_now()
 
+    def before_drop(self, ranges: Runs) -> None:
+        """
+        Prepare pages for being taken away, by MADV_DONTNEED or by a hole that is punched into their file; then `forget` them.
+
+        On persistent memory the next read of a page that was taken away without this might hang.
+
+        Parameters
+        ----------
+        ranges : numpy.ndarray of int64, shape (k, 2)
+            Address and bytes, whole pages of the machine.
+        """
+        self._need_open()
+        if self.is_dax and self._is_noting:
+            self._set_ranges(ranges)
+            self._given = b""
+            pagemap.unprotect_ranges(self._row)
+
     def private_bytes(self, ranges: Runs) -> int:
         """Return how many bytes of some ranges are memory of this process alone; where the system does not tell, all."""
         self._need_open()
@@ -195,7 +217,7 @@ class Written:
     def _written(self) -> Runs:
         """Return the pages of the ranges that were written since they were protected, and protect them."""
         is_new = not self._is_noting
-        if self._register():
+        if not (is_new and self.is_dax and self._hangs()) and self._register():
             self._set("compares", int(is_new))  # of what was written before, hashes tell what was forgotten
             runs = self._search(pagemap.find_written)
             if runs is None and self._register(again=True):  # other mappings lie there now: all that is private
@@ -298,11 +320,10 @@ class Written:
                 return
 
     def _use(self, name: str) -> None:
-        """Use a mechanism from now on; no hash is known."""
+        """Use a mechanism from now on."""
         self._mechanism, self._is_noting, self._is_registered = name, False, False
         if name != "userfaultfd":
             self._close_file("uffd")
-        self._new_table()
 
     def _open_files(self) -> bool:
         """Open what the mechanism needs; whether the system lets us."""
@@ -342,6 +363,17 @@ class Written:
         if self._get(name) >= 0:
             os.close(self._get(name))
             self._set(name, -1)
+
+    def _hangs(self) -> bool:
+        """Whether a child process that did what this one is about to do would hang, or find something else than it wrote."""
+        ranges = self._ranges[self._ranges[:, 1] > 0][:DAX_RANGES].copy()
+        np.minimum(ranges[:, 1], DAX_PAGES * mapped_page_bytes, out=ranges[:, 1])
+        self._set("ranges", ranges.ctypes.data)
+        self._set("n_ranges", len(ranges))
+        is_right = pagemap.try_dax(self._row, DAX_MILLISECONDS)
+        self._set("ranges", self._ranges.ctypes.data)
+        self._set("n_ranges", len(self._ranges))
+        return not is_right
 
     def _get(self, name: str) -> int:
         """Return a field of the row that the searches read."""
