@@ -535,3 +535,27 @@ def test_a_pool_without_its_meta_data_is_not_made_anew(tmp_path):
     os.unlink(tmp_path / "p" / "pool.json")
     with pytest.raises(jitslab.CorruptPoolError, match="journal has commits"):
         jitslab.open_pool(tmp_path / "p")
+
+
+def test_shrink_gives_space_of_the_file_back(path, made):
+    cache = made.create_cache("wide", np.dtype([("x", "f8", 64)]), capacity=100_000)
+    handles = cache.alloc_many(50_000, x=1.0)
+    made.commit()
+    made.checkpoint()
+    file = os.path.join(path, "2.records")
+    before = os.stat(file).st_blocks
+    cache.free_many(handles[1000:])
+    cache.shrink()
+    made.commit()
+    assert made.checkpoint()
+    assert os.stat(file).st_blocks < before / 10
+    assert (cache[handles[:1000], "x"] == 1.0).all()
+    again = cache.alloc_many(49_000, x=2.0)
+    made.close()
+
+    with jitslab.open_pool(path) as pool:
+        cache = pool["wide"]
+        assert (cache[handles[:1000], "x"] == 1.0).all()
+        assert (cache[again, "x"] == 2.0).all()
+        assert not cache.is_live(handles[1000:]).any()
+        cache.check()

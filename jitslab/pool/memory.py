@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..core.geometry import lay_out_file
 from ..core.grow import grow
-from ..core.layout import EAGER_BYTES, ENTRIES, HEAP_BYTES, NODE_BYTES, TORN
+from ..core.layout import EAGER_BYTES, ENTRIES, HEAP_BYTES, NODE_BYTES, SLAB, TORN
 from ..core.memory import HeapPlace, NewCacheMemory, serials, staggered
 from ..core.process import this_process
 from ..core.reader import READER_TABLE
@@ -179,6 +179,11 @@ class PoolCacheMemory(NewCacheMemory):
         missing = n_slabs - self.field("committed")
         if missing > 0 and grow(self.address, missing) == 0:
             raise CacheFullError(f"the system gives no memory for {n_slabs} slabs of a cache")
+
+    def released_slabs(self) -> list[int]:
+        """Return the numbers of the slabs whose memory was given back, and not used since."""
+        rows = np.ndarray((self.n_slabs,), SLAB, self.bytes, self.field("slabs") - self._base, (-SLAB.itemsize,))
+        return np.flatnonzero(rows["n_fresh"] == 1 << self.geometry.shift).tolist()
 
     def make_slabs(self, n_slabs: int) -> None:
         """Have at least n slabs made, with memory behind them; `tear` comes when their generations are in place."""

@@ -1,8 +1,8 @@
 """
 `Pool`: named caches whose records are in files, and the operations that make their changes last.
 
-A commit copies the pages that were written since the last one into the journal.  A checkpoint copies the journal into the data files.
-To open a pool, its data files are mapped, and the journal is copied over them.
+A commit copies the pages that were written since the last one into the journal.  A checkpoint copies the journal into the data
+files.  To open a pool, its data files are mapped, and the journal is copied over them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ from .journal import Journal
 from .locks import ReaderLock, WriterLock
 from .memory import PoolCacheMemory, name_runs
 from .pagemap import hash_blocks
-from .restore import apply_frame, raise_generations, restore, write_back
+from .restore import apply_frame, punch_empty, raise_generations, restore, write_back
 
 N_SLABS = NODE_WORDS["n_slabs"]
 ROOT = "root"  # name of the cache that holds the root
@@ -139,6 +139,7 @@ def open_pool(
     >>> with jitslab.open_pool(f"{folder.name}/list", "r") as pool:
     ...     pool["nodes"][pool.root["head"]]["value"].item()
     2.0
+    >>> folder.cleanup()
     """
     if mode not in MODES:
         raise CapacityError(f"mode is one of {', '.join(map(repr, MODES))}, got {shown(mode)}")
@@ -163,7 +164,7 @@ def open_pool(
 
 class Pool(Closable):
     """
-    Named caches whose records are in files, atomic at every commit.  Made by `open_pool`.
+    Named caches whose records are in files, atomic at every commit; made by `open_pool`.
 
     Everything in it, allocs, frees and plain stores of compiled code, is made to last by `commit`: all since the last commit,
     or nothing.  If the process or the machine ends at any instant, the pool is as the last commit left it when it is opened next.
@@ -175,6 +176,25 @@ class Pool(Closable):
     A commit that runs beside stores of other threads has some of these, and the next commit has the others: commit between
     kernels.  A cache of the pool must fit the address space; pages that were written since the last checkpoint must fit memory.
     Not for network file systems.  A child of `fork` finds the pool closed.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, jitslab
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> pool = jitslab.open_pool(f"{folder.name}/book")
+    >>> orders = pool.create_cache("orders", np.dtype([("price", "f8"), ("size", "i4")]), capacity=10**6)
+    >>> h = orders.alloc(price=9.5, size=100)
+    >>> pool.commit()
+    1
+    >>> reader = jitslab.open_pool(f"{folder.name}/book", "r")
+    >>> orders[h]["size"] = 50
+    >>> pool.commit(), reader["orders"][h]["size"].item()
+    (2, 100)
+    >>> reader.refresh(), reader["orders"][h]["size"].item()
+    (2, 50)
+    >>> reader.close(), pool.close()
+    (None, None)
+    >>> folder.cleanup()
     """
 
     __slots__ = (
@@ -198,18 +218,21 @@ class Pool(Closable):
         "_postponed",
         "_ranges",
         "_readers",
+        "_root",
         "_shrunk",
         "_sync",
-        "_written",
         "_writer",
+        "_written",
         "path",
     )
     path: str
     _caches: dict[int, PoolCache[Any]]  # by id
-    _shrunk: dict[int, bool]  # ids of caches that gave memory of empty slabs back
+    _made: list[int]  # slabs of each cache, when `_ranges` were made
+    _shrunk: set[PoolCache[Any]]  # caches that gave memory of empty slabs back
     _meta: Meta
     _journal: Journal
     _written: Written
+    _root: int  # handle of the root
     _not_copied = "; open it again to read, with mode 'r'"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -221,7 +244,7 @@ class Pool(Closable):
         """Set what an error on the way needs."""
         self.path, self._mode, self._sync, self._keep = path, "r" if mode == "r" else "r+", sync, keep
         self._pid, self._is_closed, self._failure, self._in_transaction = os.getpid(), False, "", False
-        self._lock, self._caches, self._shrunk, self._made = threading.Lock(), {}, {}, []
+        self._lock, self._caches, self._shrunk, self._made = threading.Lock(), {}, set(), []
         self._ranges = self._files = np.empty((0, 2), np.int64)
         self._commits = self._checkpoints = self._postponed = self._pages = 0
         self._folder: Folder | None = None
@@ -259,7 +282,7 @@ class Pool(Closable):
         meta = Meta(new_id(), 0, None, ())
         Journal.create(folder.file, meta.id, 0, sync=self._sync).close()
         if root is not None:
-            entry = new_entry(0, ROOT, root, 1, True, "zero")
+            entry = new_entry(0, ROOT, root, 1, False, "zero")
             folder.make_data(meta.id, entry, 2 * first_cycle(next(serials)))
             meta = replace(meta, next=1, root=0, caches=(entry,))
         folder.write_meta(meta)
@@ -343,7 +366,7 @@ class Pool(Closable):
         Raises
         ------
         PoolFullError
-            If the disk, a quota or the limit of file sizes is full.  Memory and the pool are as before: free some, and commit again.
+            If the disk, a quota or the limit of file sizes is full.  Memory and the pool are as before: free some, commit again.
         PoolFailedError
             If the system could not sync, now or before.  The pool holds the last commit or this one; open it again.
         ReadOnlyError, ClosedError
@@ -366,6 +389,7 @@ class Pool(Closable):
         ...     h = cache.alloc(x=1.0)
         ...     pool.commit(), pool.commit()
         (1, 1)
+        >>> folder.cleanup()
         """
         with self._alone("commit"):
             self._need_writer()
@@ -482,6 +506,7 @@ class Pool(Closable):
         ...     except ValueError:
         ...         len(cache), h in cache
         (0, False)
+        >>> folder.cleanup()
         """
         with self._alone("transaction"):
             self._need_writer()
@@ -533,7 +558,7 @@ class Pool(Closable):
             return is_done
 
     def _try_checkpoint(self) -> None:
-        """Write a long journal into the data files after a commit; if that fails, the commit holds, and the next one tries again."""
+        """Write a long journal into the data files after a commit: if that fails, the commit holds, and the next tries again."""
         try:
             self._checkpoint()
         except PoolError:
@@ -549,16 +574,21 @@ class Pool(Closable):
                 self._postponed += 1
                 return False
             try:
-                write_back(self._journal, self._the_folder, self._meta, self._shrunk)
+                write_back(self._journal, self._the_folder, self._meta)
                 self._journal.reset()
+                self._shrunk = {cache for cache in self._shrunk if not self._punch(cache._memory)}
             except PoolFailedError as error:
                 self._failure = str(error)
                 raise
             finally:
                 self._the_readers.admit(number)
-        self._shrunk = {}
         self._checkpoints += 1
         return True
+
+    def _punch(self, memory: PoolCacheMemory) -> bool:
+        """Give the space of released slabs in the file back; returns False if the last commit has live records in one."""
+        self._written.before_drop(memory.ranges())
+        return punch_empty(self._the_folder, memory)
 
     def _drop_memory(self) -> None:
         """Have memory be as the files are, if too many pages were written and all are committed."""
@@ -586,9 +616,10 @@ class Pool(Closable):
         self._written = Written(is_dax=self._journal.is_mapped)
         self._written.forget(self._note_slabs())
 
-    def _note_shrunk(self, cache: PoolCache[Any]) -> None:
-        """Note that a cache gives memory of empty slabs back: the next checkpoint gives back that of the file."""
-        self._shrunk[cache._memory.entry.id] = True
+    def _before_shrink(self, cache: PoolCache[Any]) -> None:
+        """Prepare a cache for giving memory of empty slabs back: the next checkpoint gives back that of the file."""
+        self._written.before_drop(cache._memory.ranges())
+        self._shrunk.add(cache)
 
     # --- Readers ---
 
@@ -754,6 +785,7 @@ class Pool(Closable):
                 self._the_folder.write_meta(meta)
                 self._meta = meta
                 del self._caches[entry.id]
+                self._shrunk.discard(cache)
                 self._made = []
                 fault = cache._end_with_pool()
                 self._written.forget(cache._memory.ranges())
@@ -796,7 +828,7 @@ class Pool(Closable):
         self._need_open()
         if self._meta.root is None:
             raise PoolError(f"{self.path} was made without a root: give open_pool the dtype of one when the pool is made")
-        return self._caches[self._meta.root]._views[0]
+        return self._caches[self._meta.root][self._root]
 
     def _need_root(self, root: Any) -> None:
         """Take the slot of a new root; raise if the root has another dtype than it should have."""
@@ -807,9 +839,13 @@ class Pool(Closable):
         cache = self._caches[self._meta.root]
         if root is not None:
             self._need_dtype(cache, root)
-        if self._is_writer and len(cache) == 0:
-            cache.alloc()
+        n, first = cache._first_live(1)
+        if n == 0 and self._is_writer:
+            first = cache.alloc_many(1)
             self._commit()
+        elif n != 1:
+            raise CorruptPoolError(f"{self.path} has {n} roots")
+        self._root = int(first[0])
 
     def _reduced(self, name: str) -> tuple[Any, ...]:
         """Return how a cache is pickled."""
@@ -844,8 +880,8 @@ class Pool(Closable):
         Returns
         -------
         dict
-            ``number``: of the last commit; ``commits``, ``pages`` (of 4 KiB in them), ``checkpoints``, ``postponed`` (by readers or
-            failures); ``journal_bytes`` in use; ``private_bytes``: memory of pages that were written; ``dirty``: how written
+            ``number``: of the last commit; ``commits``, ``pages`` (of 4 KiB in them), ``checkpoints``, ``postponed`` (by readers
+            or failures); ``journal_bytes`` in use; ``private_bytes``: memory of pages that were written; ``dirty``: how written
             pages are found, ``"userfaultfd"``, ``"pagemap"`` or ``"hashes"``; ``journal``: ``"file"`` or ``"mapped"``.
         """
         self._need_open()

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import CorruptPoolError, PoolFailedError
+from ..machine.addresses import round_up
 from ..machine.compile import Entry
 from ..machine.pointers import u4s
 from . import calls
 from .files import DATA, Folder
-from .format import BLOCK, RECORDS, WORDS, WORDS_OFFSET, CacheEntry, Meta, check_words_head, sums_name, words_name
+from .format import (
+    BLOCK,
+    RECORDS,
+    WORDS,
+    WORDS_OFFSET,
+    CacheEntry,
+    Meta,
+    check_words_head,
+    records_name,
+    sums_name,
+    words_name,
+)
 from .journal import Frame, Journal
 from .memory import PoolCacheMemory
 from .pagemap import hash_blocks
@@ -22,6 +34,7 @@ PIECE_BYTES = 4 << 20  # that are copied at a time
 SUM_BYTES = 8  # of the sum of one page
 
 Rows = npt.NDArray[Any]
+Sums = list[tuple[int, int, npt.NDArray[np.int64]]]  # number of the file, its first page, and the sums of pages from there on
 
 
 # --- A frame over memory ---
@@ -74,19 +87,7 @@ def apply_frame(frame: Frame, memories: dict[int, PoolCacheMemory], pool: int, p
 
 
 def restore(memory: PoolCacheMemory, journal: Journal, versions: Rows, folder: Folder, runs: Rows) -> None:
-    """
-    Copy the last commit over some runs of a cache's memory.
-
-    Parameters
-    ----------
-    memory : PoolCacheMemory
-    journal : Journal
-    versions : ndarray of VERSION
-        The newest versions of the journal's blocks.
-    folder : Folder
-    runs : ndarray of int64, shape (n, 5)
-        As of `Journal.append`, all of this cache.
-    """
+    """Copy the last commit over some runs of a cache's memory, which are as of `Journal.append`."""
     for which in (WORDS, RECORDS):
         own = runs[runs[:, 1] == which]
         newest = versions[(versions["cache"] == memory.entry.id) & (versions["file"] == which)]
@@ -133,29 +134,51 @@ def raise_generations(memory: PoolCacheMemory, dropped: list[tuple[int, npt.NDAr
 # --- The journal into the data files ---
 
 
-def write_back(journal: Journal, folder: Folder, meta: Meta, shrunk: dict[int, bool]) -> None:
-    """
-    Write the newest version of every block of the journal into the data files, and sync these.
-
-    Parameters
-    ----------
-    journal : Journal
-    folder : Folder
-    meta : Meta
-    shrunk : dict of int to bool
-        The ids of caches of which empty slabs were given back.
-    """
+def write_back(journal: Journal, folder: Folder, meta: Meta) -> None:
+    """Write the newest version of every block of the journal into the data files, and sync these."""
     versions = journal.last_versions()
     for entry in meta.caches:
         own = versions[versions["cache"] == entry.id]
         if not len(own):
             continue
-        sums: list[tuple[int, int, npt.NDArray[np.int64]]] = []
+        sums: Sums = []
         for which in (WORDS, RECORDS):
             newest = own[own["file"] == which]
             if len(newest):
-                with_file(folder, DATA[which], entry, lambda file: sums.extend(write_runs(journal, file, newest, which)))  # noqa: B023  # called at once
-        with_file(folder, sums_name, entry, lambda file: write_sums(file, sums))  # noqa: B023  # likewise
+                with_file(folder, DATA[which], entry, partial(write_runs, journal, newest, which, sums))
+        with_file(folder, sums_name, entry, partial(write_sums, sums=sums))
+
+
+def punch_empty(folder: Folder, memory: PoolCacheMemory) -> bool:
+    """Give the space of released slabs back, where the data files have no live record; returns whether that is so of all."""
+    sizes, entry = memory.geometry, memory.entry
+    slots, slab_bytes = 1 << sizes.shift, sizes.stride << sizes.shift
+    sums: Sums = []
+    holes: list[tuple[int, int]] = []
+    is_all, file = True, folder.open_data(words_name, entry, write=False)
+    try:
+        for i in memory.released_slabs():
+            words = np.frombuffer(calls.read_at(file, 4 * slots, WORDS_OFFSET + 4 * slots * i), np.uint32)
+            first, end = round_up(i * slab_bytes, BLOCK), (i + 1) * slab_bytes // BLOCK * BLOCK
+            if (words & 1).any():
+                is_all = False
+            elif first < end:
+                sums.append((RECORDS, first // BLOCK, np.zeros((end - first) // BLOCK, np.int64)))
+                holes.append((first, end - first))
+    finally:
+        calls.close(file)
+    if holes:
+        with_file(
+            folder, sums_name, entry, partial(write_sums, sums=sums)
+        )  # first: a page that no sum is known of is not checked
+        with_file(folder, records_name, entry, partial(punch_all, holes))
+    return is_all
+
+
+def punch_all(holes: list[tuple[int, int]], file: int) -> None:
+    """Punch holes into a file; where the file system cannot, it stays as it is."""
+    for at, n in holes:
+        calls.punch(file, at, n)
 
 
 def with_file(folder: Folder, kind: Any, entry: CacheEntry, write: Any) -> None:
@@ -173,8 +196,8 @@ def with_file(folder: Folder, kind: Any, entry: CacheEntry, write: Any) -> None:
         calls.close(file)
 
 
-def write_runs(journal: Journal, file: int, newest: Rows, which: int) -> Iterator[tuple[int, int, npt.NDArray[np.int64]]]:
-    """Write runs of the journal into a data file; yields the file's number, the first page and the sums of each run."""
+def write_runs(journal: Journal, newest: Rows, which: int, sums: Sums, file: int) -> None:
+    """Write runs of the journal into a data file, and note the sums of their pages."""
     buffer = np.empty(PIECE_BYTES, np.uint8)
     for version in newest:
         offset, place, left = int(version["offset"]), int(version["place"]), int(version["n_bytes"])
@@ -182,7 +205,7 @@ def write_runs(journal: Journal, file: int, newest: Rows, which: int) -> Iterato
             n = min(left, PIECE_BYTES)
             journal.read_into(buffer[:n], place)
             calls.write_at(file, buffer[:n], offset)
-            yield which, offset // BLOCK, sums_of(buffer[:n])
+            sums.append((which, offset // BLOCK, sums_of(buffer[:n])))
             offset, place, left = offset + n, place + n, left - n
 
 
@@ -194,7 +217,7 @@ def sums_of(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     return sums
 
 
-def write_sums(file: int, sums: list[tuple[int, int, npt.NDArray[np.int64]]]) -> None:
+def write_sums(file: int, sums: Sums) -> None:
     """Write sums of pages: those of page i of both files are neighbours."""
     for which, first, values in sums:
         if len(values) == 1:
