@@ -147,7 +147,7 @@ def open_pool(
         if not isinstance(value, bool):
             raise CapacityError(f"{option} is True or False, got {shown(value)}")
     if not CAN_GROW or sys.platform == "win32":
-        raise PoolError("pools need mmap and mprotect, which this system does not have")
+        raise PoolError("pools need private mappings of files, which this system does not have")
     where = os.path.abspath(os.fsdecode(os.fspath(path)))
     raised = {name: as_count(n, f"capacity of {name!r}", 1) for name, n in (capacity or {}).items()}
     most = memory_bytes() // KEPT_SHARE if keep is None else as_count_of_bytes(keep)
