@@ -302,10 +302,12 @@ def frames_in(data):
 
 
 class Failing(calls.System):
-    """The system, of which call number `n` fails; some calls do less than they were asked for."""
+    """The system, of which call number `n` fails, and, if it `lasts`, later writes; some do less than they were asked for."""
 
-    def __init__(self, n=0, code=0, names=("pwrite", "fdatasync", "pread", "preadv", "fstat", "open", "ftruncate"), least=0):
-        self.n, self.code, self.names, self.least = n, code, names, least
+    NAMES = "pwrite", "fdatasync", "pread", "preadv", "fstat", "open", "ftruncate"
+
+    def __init__(self, n=0, code=0, names=NAMES, least=0, lasts=False):
+        self.n, self.code, self.names, self.least, self.lasts = n, code, names, least, lasts and n > 0
         self.done = []
 
     def __getattr__(self, name):
@@ -317,7 +319,7 @@ class Failing(calls.System):
 
         def call(*args, **options):
             self.done.append(name)
-            if len(self.done) == self.n:
+            if len(self.done) == self.n or (self.lasts and name == "pwrite" and len(self.done) > self.n):
                 raise OSError(self.code, os.strerror(self.code))
             if self.least and name == "pwrite":
                 return it(args[0], args[1][: max(self.least, len(args[1]) // 3)], args[2])
@@ -360,7 +362,7 @@ def test_each_call_of_append_may_fail(folder, monkeypatch, form, code):
         monkeypatch.setenv("JITSLAB_PMEM", "force")
     rng = random.Random(0)
     first = Commit((1, 1, 0, rng.randbytes(BLOCK * (1 if form in ("short", "long") else 28))))
-    tried = Commit((1, 1, 0, rng.randbytes(BLOCK * {"short": 2, "long": 13, "growing": 2}.get(form, 5))))
+    tried = Commit((1, 1, 0, rng.randbytes(BLOCK * {"short": 2, "long": 13}.get(form, 20))))
     later = Commit((1, 0, 0, rng.randbytes(BLOCK)))
     failed, n = {"pwrite": 0, "fdatasync": 0}, 0
     while True:
@@ -368,7 +370,7 @@ def test_each_call_of_append_may_fail(folder, monkeypatch, form, code):
         it = Journal.create(folder, POOL)
         it.append(first.runs)
         before = it.used
-        failing = Failing(n, code, ("pwrite", "fdatasync"))
+        failing = Failing(n, code, ("pwrite", "fdatasync"), lasts=code in FULL)
         monkeypatch.setattr(calls, "system", failing)
         error = error_of(it.append, tried.runs)
         if error is not None:
@@ -381,15 +383,16 @@ def test_each_call_of_append_may_fail(folder, monkeypatch, form, code):
                 assert (type(error), str(error)) == (type(again), str(again))
 
             assert n == len(failing.done)
-        elif error is not None:
+
+        calls.system = calls.System()
+        if error is not None and not isinstance(error, errors.PoolFailedError):
             assert "pwrite" == failing.done[-1]
             assert (errors.PoolFullError if code in FULL else errors.PoolError) is type(error)
             assert "writing commit 2 to the journal: " in str(error)
             assert (1, before) == (it.number, it.used)
             assert os.stat("journal", dir_fd=folder).st_size == it.capacity
             assert 2 == it.append(later.runs)
-        calls.system = calls.System()
-        is_over, is_failed = len(failing.done) < n, bool(it._failed)
+        is_failed = bool(it._failed)
         it.close()
         again = Journal.open(folder, POOL, is_writable=True)
         found = read_all(again)
@@ -398,12 +401,36 @@ def test_each_call_of_append_may_fail(folder, monkeypatch, form, code):
 
         again.close()
         os.unlink("journal", dir_fd=folder)
-        if is_over:
-            assert [first.entries, tried.entries] == found
+        done = [[first.entries, tried.entries]]
+        assert found in (done if error is None else [*done, [first.entries]] if is_failed else [[first.entries, later.entries]])
+        if len(failing.done) < n:
+            assert error is None
             break
-        assert found in ([[first.entries, tried.entries], [first.entries]] if is_failed else [[first.entries, later.entries]])
 
     assert all(failed.values())
+
+
+@pytest.mark.parametrize("wish", ["off", "force"])
+def test_space_for_a_commit_is_enough(folder, monkeypatch, wish):
+    """Without space for zeros ahead."""
+    monkeypatch.setenv("JITSLAB_PMEM", wish)
+    commit = Commit((1, 1, 0, bytes(1 << 20)))
+    it = Journal.create(folder, POOL)
+    monkeypatch.setattr(calls, "system", Failing(1, errno.ENOSPC, ("pwrite",)))
+
+    assert 1 == it.append(commit.runs)
+
+    end = BLOCK + head_bytes(1) + (1 << 20)
+
+    assert end <= it.capacity == os.stat("journal", dir_fd=folder).st_size < end + (1 << 20)
+
+    calls.system = calls.System()
+    again = Journal.open(folder, POOL)
+
+    assert [commit.entries] == read_all(again)
+
+    again.close()
+    it.close()
 
 
 @pytest.mark.parametrize("code", CODES, ids=lambda code: errno.errorcode[code])

@@ -200,7 +200,7 @@ class Journal:
                 calls.write_at(file, head.ljust(BLOCK, b"\0"), 0)
                 journal._words[CAPACITY] = BLOCK
                 if sync:
-                    journal._add_zeros(FIRST_BYTES)
+                    journal._add_zeros(FIRST_BYTES - BLOCK)
             except OSError as error:
                 raise calls.pool_error(error, "making the journal") from error
             journal._map()
@@ -548,14 +548,21 @@ class Journal:
 
     def _make_room(self, length: int) -> None:
         """Lengthen the file by zeros for a frame, if they are worth it; what is mapped must be there."""
-        if self.is_mapped or (self.sync and length <= GROWTH_BYTES):
-            self._add_zeros(max(length, min(self.capacity, GROWTH_BYTES)))
+        if not self.is_mapped and (not self.sync or length > GROWTH_BYTES):
+            return
+        try:
+            self._add_zeros(round_up(max(length, min(self.capacity, GROWTH_BYTES)), FIRST_BYTES))
+        except OSError as error:
+            if error.errno not in calls.FULL:
+                raise
+            self._cut()
+            if self.is_mapped:
+                self._add_zeros(length)  # no more than is needed
 
     def _add_zeros(self, n: int) -> None:
-        """Write n or more zeros behind the end of the file, and sync them."""
-        at, zeros = self.capacity, bytes(FIRST_BYTES)
-        end = round_up(at + n, FIRST_BYTES)
-        for place in range(at, end, FIRST_BYTES):
+        """Write n zeros behind the end of the file, and sync them."""
+        end, zeros = self.capacity + n, bytes(FIRST_BYTES)
+        for place in range(self.capacity, end, FIRST_BYTES):
             calls.write_at(self._file, zeros[: end - place], place)
         self._sync()
         self._words[CAPACITY] = end
