@@ -6,6 +6,7 @@ kept: 512-byte sectors of a file, 64-byte lines of persistent memory.  JITSLAB_C
 """
 
 import errno
+import functools
 import os
 import random
 import signal
@@ -483,6 +484,71 @@ def test_interrupted_reset_ends_the_journal(folder, monkeypatch):
     assert 2 == it.append(random_commit(random.Random(0)).runs)
 
     it.close()
+
+
+def interrupted_at(n, call):
+    """Call a function, which a signal interrupts at the n-th line of the pool's code; returns how many lines ran."""
+    lines = 0
+
+    def trace(frame, event, arg):
+        nonlocal lines
+        if os.path.dirname(frame.f_code.co_filename) != os.path.dirname(journal.__file__):
+            return None
+        if event == "line":
+            lines += 1
+            if lines == n:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return lines
+
+
+@pytest.mark.parametrize("wish", ["off", "force"])
+@pytest.mark.parametrize("what", ["append", "append and grow", "reset"])
+def test_interrupt_at_each_line(folder, monkeypatch, what, wish):
+    """A signal between any two steps: the commit was done or not, in memory as in the file, and what comes then is kept."""
+    monkeypatch.setenv("JITSLAB_PMEM", wish)
+    rng, n, lines = random.Random(0), 0, 1
+    first, later = Commit((1, 1, 0, rng.randbytes(BLOCK))), Commit((1, 0, 0, rng.randbytes(BLOCK)))
+    entries = [(2, 1, 2 * k * BLOCK, rng.randbytes(BLOCK)) for k in range(300 if what == "append and grow" else 2)]
+    tried, seen = Commit(*entries), set()
+    while lines >= n:
+        n += 1
+        it = Journal.create(folder, POOL)
+        it.append(first.runs)
+        lines = interrupted_at(n, it.reset if what == "reset" else functools.partial(it.append, tried.runs))
+        model = [first.entries, tried.entries][: it.number]
+        seen.add((it.number, it.used == BLOCK, bool(it._failed)))
+        if not it._failed:
+            model = [] if it.used == BLOCK else model
+
+            assert image_of(model) == versions_of(it)
+
+            it.append(later.runs)
+            model.append(later.entries)
+        elif what != "reset":
+            model = [first.entries]
+        it.close()
+        it = Journal.open(folder, POOL, is_writable=True)
+        found = read_all(it)
+
+        assert found in ([model, []] if what == "reset" and len(model) == 1 else [model])
+
+        it.close()
+        os.unlink("journal", dir_fd=folder)
+
+    assert n > 10
+    assert (
+        {(1, False, False), (1, False, True), (1, True, False)} if what == "reset" else {(1, False, False), (2, False, False)}
+    ) <= seen
 
 
 @pytest.mark.parametrize("code", CODES, ids=lambda code: errno.errorcode[code])

@@ -80,6 +80,7 @@ WRITER = np.dtype(
         ("at", "i8"),  # where the next frame starts in the file
         ("map", "i8"),  # address of the mapped file, 0: it is not mapped
         ("capacity", "i8"),  # bytes of the file that may be written to without making it longer
+        ("n_runs", "i8"),  # of all frames
         ("run", "i8"),  # of the frame that is being made: how many runs are copied
         ("done", "i8"),  # bytes copied of the next run
         ("state", "i8", (STATE_WORDS,)),  # of its hash
@@ -209,6 +210,23 @@ def finish_frame(row: int, to: int, runs: int, n: int) -> int:
         words[RUN_WORDS * k + 3] = place
         place += words[RUN_WORDS * k + 4]
     return 0
+
+
+@kernel
+def pass_frame(writer: Writer, length: int, digest: int, n: int) -> int:
+    """Take the place behind a frame of n runs; returns its number."""
+    writer.number += 1
+    writer.previous = digest
+    writer.at += length
+    writer.capacity = max(writer.capacity, writer.at)
+    writer.n_runs += n
+    return writer.number  # type: ignore[no-any-return]  # a field has no type
+
+
+@Entry
+def take_place(row: int, length: int, digest: int, n: int) -> int:
+    """As `pass_frame`, for Python, which no signal interrupts here: all is done or nothing."""
+    return pass_frame(writer_at(row), length, digest, n)
 
 
 # --- Reading a frame ---

@@ -46,6 +46,7 @@ from .frames import (
     stage_data,
     start_frame,
     sum_runs,
+    take_place,
 )
 from .hashes import STATE_WORDS, hash_memory
 from .pmem import BAD_RUNS, NO_ROOM, append_mapped, map_journal
@@ -59,8 +60,8 @@ MOST_NUMBER = 1 << 62  # salts and numbers are below
 HASH_AT = FRAME_HEAD.fields["hash"][1]  # type: ignore[index]  # it has this field
 HEAD_HASH_AT = JOURNAL_HEAD.fields["hash"][1]  # type: ignore[index]  # it has this field
 WORD = {name: WRITER.fields[name][1] // 8 for name in WRITER.names or ()}  # type: ignore[index]  # they are its fields
-SALT, NUMBER, PREVIOUS, FLAGS, AT, MAP, CAPACITY, HASH = (
-    WORD[name] for name in ("salt", "number", "previous", "flags", "at", "map", "capacity", "hash")
+SALT, NUMBER, PREVIOUS, FLAGS, AT, MAP, CAPACITY, N_RUNS, HASH = (
+    WORD[name] for name in ("salt", "number", "previous", "flags", "at", "map", "capacity", "n_runs", "hash")
 )
 
 VERSION = np.dtype(
@@ -129,7 +130,6 @@ class Journal:
         "_failed",
         "_file",
         "_mapped",
-        "_n_runs",
         "_pool",
         "_row",
         "_runs",
@@ -162,8 +162,8 @@ class Journal:
         words = self._words
         words[SALT], words[PREVIOUS], words[AT] = salt, hash_, BLOCK
         words[FLAGS] = AFTER_SYNCED if self.sync else 0
+        words[N_RUNS] = 0
         self._seen_at = HEAD_STEP * self._slot + HEAD_HASH_AT
-        self._n_runs = 0
 
     # --- Opening ---
 
@@ -284,9 +284,9 @@ class Journal:
         ndarray of VERSION
             Runs of blocks that are neighbours in their file and in the journal, sorted by cache, file and offset.
         """
-        if self._n_runs == 0:
+        runs = self._runs[: self._words[N_RUNS]]
+        if not len(runs):
             return np.empty(0, VERSION)
-        runs = self._runs[: self._n_runs]
         sizes = runs[:, 4] // BLOCK
         within = np.arange(sizes.sum()) - np.repeat(places_of(sizes), sizes)  # number of a block in its run
         blocks = np.empty(len(within), VERSION)
@@ -379,11 +379,11 @@ class Journal:
         start, places = head_bytes(n), places_of(table["n_bytes"].astype(np.int64))
         if not is_kept.all():
             table, places = table[is_kept], places[is_kept]
-        first, self._n_runs = self._n_runs, self._need_runs(len(table))
+        first, end = words[N_RUNS], self._need_runs(len(table))
         for k, values in enumerate((table["cache"], table["file"], table["offset"], at + start + places, table["n_bytes"])):
-            self._runs[first : self._n_runs, k] = values
+            self._runs[first:end, k] = values
         self._seen_at = at + HASH_AT
-        self._advance(start + total, int(head["hash"]))
+        take_place(self._row, start + total, int(head["hash"]), len(table))
         return Frame(number, table, places, data[start:])
 
     def _frame_at(self, at: int) -> tuple[np.void, npt.NDArray[np.uint8]] | None:
@@ -471,7 +471,7 @@ class Journal:
         """
         if self._failed or not self.is_writable:
             self._refuse()
-        words, n, first = self._words, len(runs), self._n_runs
+        words, n, first = self._words, len(runs), self._words[N_RUNS]
         at, end = words[AT], first + n
         if end > len(self._runs):
             self._need_runs(n)
@@ -482,16 +482,15 @@ class Journal:
             number = self._append(address, n)
         if number == BAD_RUNS:
             raise PoolError("a commit of no blocks, or of parts of blocks")
-        self._n_runs = end
         self._seen_at = at + HASH_AT
         return number
 
     def _need_runs(self, n: int) -> int:
         """Have room for n more runs; returns how many there are then."""
-        end = self._n_runs + n
+        end = self._words[N_RUNS] + n
         if end > len(self._runs):
-            self._runs = np.resize(self._runs, (2 * end, RUN_WORDS))
-            self._runs_at = self._runs.ctypes.data
+            runs = np.resize(self._runs, (2 * end, RUN_WORDS))
+            self._runs, self._runs_at = runs, runs.ctypes.data
         return end
 
     def _append(self, runs: int, n: int) -> int:
@@ -513,16 +512,7 @@ class Journal:
         if self.sync:
             self._sync()
             words[FLAGS] = AFTER_SYNCED
-        self._advance(length, words[HASH])
-        return words[NUMBER]
-
-    def _advance(self, length: int, hash_: int) -> None:
-        """Take the place behind a frame."""
-        words = self._words
-        words[NUMBER] += 1
-        words[PREVIOUS] = hash_
-        words[AT] = end = words[AT] + length
-        words[CAPACITY] = max(words[CAPACITY], end)
+        return take_place(self._row, length, words[HASH], n)
 
     def _write(self, runs: int, n: int, total: int) -> None:
         """Write a frame at the journal's place: the data in pieces, the head last; a short one at once."""
@@ -565,8 +555,10 @@ class Journal:
         for place in range(self.capacity, end, FIRST_BYTES):
             calls.write_at(self._file, zeros[: end - place], place)
         self._sync()
+        was_mapped = self.is_mapped
+        self._unmap()
         self._words[CAPACITY] = end
-        if self.is_mapped:
+        if was_mapped:
             self._map()
 
     def _cut(self) -> None:
@@ -625,7 +617,8 @@ class Journal:
         self._unmap()
         mapped = map_journal(self._file, self.capacity, self.used) if self.sync else None
         if mapped is not None:
-            self._words[MAP], self._mapped = mapped
+            address, self._mapped = mapped
+            self._words[MAP] = address
 
     def _unmap(self) -> None:
         """End the mapping."""
