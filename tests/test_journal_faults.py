@@ -23,8 +23,9 @@ from jitslab.machine.compile import Entry, c_object, kernel, name_address
 from jitslab.machine.flush import CAN_FLUSH
 from jitslab.machine.pointers import i8s
 from jitslab.pool import calls, frames, journal, pmem
-from jitslab.pool.frames import AFTER_SYNCED, BLOCK, ENTRY, FRAME_HEAD, JOURNAL_HEAD, LINE, head_bytes
+from jitslab.pool.frames import AFTER_SYNCED, BLOCK, ENTRY, FRAME_HEAD, LINE, head_bytes
 from jitslab.pool.hashes import STATE_WORDS, hash_memory
+from jitslab.pool.heads import JOURNAL_HEAD
 from jitslab.pool.journal import Journal
 
 CUTS = int(os.environ.get("JITSLAB_CUTS", "240"))
@@ -617,6 +618,7 @@ def test_limit_of_file_sizes(tmp_path, form):
 import os, resource, sys
 import numpy as np
 from jitslab import errors
+from jitslab.pool.heads import JOURNAL_HEAD
 from jitslab.pool.journal import Journal
 folder = os.open({str(tmp_path)!r}, os.O_RDONLY)
 it = Journal.create(folder, {POOL}, sync={form != "not synced"})
@@ -651,6 +653,7 @@ def test_killed_process_leaves_the_last_commit_or_the_one_in_flight(tmp_path, fo
     program = f"""
 import os
 import numpy as np
+from jitslab.pool.heads import JOURNAL_HEAD
 from jitslab.pool.journal import Journal
 folder = os.open({str(tmp_path)!r}, os.O_RDONLY)
 it = Journal.open(folder, {POOL}, is_writable=True, sync={form != "not synced"})

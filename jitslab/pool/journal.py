@@ -1,5 +1,5 @@
 """
-The journal of a pool: a file of frames, one a commit, appended and synced; what stands in it is in `frames`.
+The journal of a pool: a file of frames, one a commit, appended and synced; what stands in it is in `heads` and `frames`.
 
 A commit is durable when `append` returns, and at no instant half durable: a frame counts if its hash does.  `read` yields the
 frames that count, in order, and takes the journal's place behind the last.  After a checkpoint has written the newest version of
@@ -19,19 +19,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CorruptPoolError, PoolError, PoolFailedError, PoolVersionError, ReadOnlyError
+from ..errors import CorruptPoolError, PoolError, PoolFailedError, ReadOnlyError
 from ..machine.addresses import round_up
 from . import calls
 from .frames import (
     AFTER_SYNCED,
     BLOCK,
     ENTRY,
-    FORMAT,
     FRAME_HEAD,
     FRAME_MAGIC,
-    HEAD_MAGIC,
-    HEAD_STEP,
-    JOURNAL_HEAD,
     LINE,
     MOST_BYTES,
     RUN_BYTES,
@@ -48,30 +44,20 @@ from .frames import (
     sum_runs,
     take_place,
 )
-from .hashes import STATE_WORDS, hash_memory
+from .hashes import STATE_WORDS
+from .heads import HEAD_BYTES, HEAD_HASH_AT, HEAD_STEP, MOST_NUMBER, find_head, make_head
 from .pmem import BAD_RUNS, NO_ROOM, append_mapped, map_journal
+from .versions import newest, places_of
 
 NAME = "journal"
 NOT_READ = "it was not read to its end"  # why a writer that has just opened it may not append: it would overwrite commits
 FIRST_BYTES = 1 << 20  # of a new journal
 GROWTH_BYTES = 16 << 20  # most zeros that are written ahead; a longer frame is written beyond the end
 PIECE_BYTES = 4 << 20  # of data copied, hashed and written at a time
-MOST_NUMBER = 1 << 62  # salts and numbers are below
 HASH_AT = FRAME_HEAD.fields["hash"][1]  # type: ignore[index]  # it has this field
-HEAD_HASH_AT = JOURNAL_HEAD.fields["hash"][1]  # type: ignore[index]  # it has this field
 WORD = {name: WRITER.fields[name][1] // 8 for name in WRITER.names or ()}  # type: ignore[index]  # they are its fields
 SALT, NUMBER, PREVIOUS, FLAGS, AT, MAP, CAPACITY, N_RUNS, HASH = (
     WORD[name] for name in ("salt", "number", "previous", "flags", "at", "map", "capacity", "n_runs", "hash")
-)
-
-VERSION = np.dtype(
-    [
-        ("cache", "i8"),  # id of the cache
-        ("file", "i8"),  # 0: words, 1: records
-        ("offset", "i8"),  # in the file
-        ("place", "i8"),  # in the journal
-        ("n_bytes", "i8"),
-    ]
 )
 
 
@@ -229,7 +215,7 @@ class Journal:
             raise calls.pool_error(error, "opening the journal") from error
         try:
             try:
-                size, start = calls.size_of(file), calls.read_at(file, HEAD_STEP + LINE, 0)
+                size, start = calls.size_of(file), calls.read_at(file, HEAD_STEP + HEAD_BYTES, 0)
             except OSError as error:
                 raise calls.pool_error(error, "reading the journal") from error
             if not BLOCK <= size <= MOST_BYTES:
@@ -281,30 +267,10 @@ class Journal:
 
         Returns
         -------
-        ndarray of VERSION
+        ndarray of versions.VERSION
             Runs of blocks that are neighbours in their file and in the journal, sorted by cache, file and offset.
         """
-        runs = self._runs[: self._words[N_RUNS]]
-        if not len(runs):
-            return np.empty(0, VERSION)
-        sizes = runs[:, 4] // BLOCK
-        within = np.arange(sizes.sum()) - np.repeat(places_of(sizes), sizes)  # number of a block in its run
-        blocks = np.empty(len(within), VERSION)
-        blocks["n_bytes"] = BLOCK
-        for name, values in (("cache", runs[:, 0]), ("file", runs[:, 1])):
-            blocks[name] = np.repeat(values, sizes)
-        for name, values in (("offset", runs[:, 2]), ("place", runs[:, 3])):
-            blocks[name] = np.repeat(values, sizes) + within * BLOCK
-        blocks = blocks[np.lexsort((blocks["place"], blocks["offset"], blocks["file"], blocks["cache"]))]
-        is_last = np.append((blocks["offset"][1:] != blocks["offset"][:-1]) | is_other_file(blocks), True)
-        blocks = blocks[is_last]
-        starts = np.ones(len(blocks), np.bool_)
-        gap = (np.diff(blocks["offset"]) != BLOCK) | (np.diff(blocks["place"]) != BLOCK)
-        starts[1:] = gap | is_other_file(blocks)
-        first = np.flatnonzero(starts)
-        versions: npt.NDArray[np.void] = blocks[first]
-        versions["n_bytes"] = np.diff(np.append(first, len(blocks))) * BLOCK
-        return versions
+        return newest(self._runs[: self._words[N_RUNS]])
 
     def read_into(self, buffer: Any, place: int) -> None:
         """
@@ -587,7 +553,7 @@ class Journal:
             calls.write_at(self._file, head, HEAD_STEP * slot)
         except OSError as error:
             with suppress(OSError):
-                if calls.read_at(self._file, LINE, HEAD_STEP * slot) != head:
+                if calls.read_at(self._file, HEAD_BYTES, HEAD_STEP * slot) != head:
                     self._failed = ""
             raise calls.pool_error(error, "resetting the journal") from error
         if self.sync:
@@ -625,51 +591,3 @@ class Journal:
         self._words[MAP], mapped, self._mapped = 0, self._mapped, None
         if mapped is not None:
             mapped.close()
-
-
-def make_head(pool: int, salt: int, number: int) -> tuple[bytes, int]:
-    """Return a JOURNAL_HEAD and its hash."""
-    head = np.zeros(1, JOURNAL_HEAD)
-    head["magic"], head["format"], head["pool"], head["salt"], head["number"] = HEAD_MAGIC, FORMAT, pool, salt, number
-    hash_ = head["hash"] = hash_memory(head.ctypes.data, LINE, 0)
-    return head.tobytes(), hash_
-
-
-def find_head(start: bytes, pool: int) -> tuple[int, int, int, int]:
-    """
-    Return the slot, the salt, the number and the hash of the head that counts, from the first bytes of a journal.
-
-    Raises
-    ------
-    CorruptPoolError
-        If neither head is whole, or the journal belongs to another pool.
-    PoolVersionError
-        If the head has a newer format.
-    """
-    found = []
-    for slot in (0, 1):
-        head = np.zeros(1, JOURNAL_HEAD)
-        head.view(np.uint8)[:] = np.frombuffer(start[HEAD_STEP * slot : HEAD_STEP * slot + LINE].ljust(LINE, b"\0"), np.uint8)
-        magic, format_, flags, owner, salt, number, hash_, _ = head[0].item()
-        head["hash"] = 0
-        is_whole = magic == HEAD_MAGIC and hash_memory(head.ctypes.data, LINE, 0) == hash_
-        if is_whole and 0 <= salt < MOST_NUMBER and 0 <= number < MOST_NUMBER:
-            found.append((salt, slot, number, hash_, format_, flags, owner))
-    if not found:
-        raise CorruptPoolError(f"journal: neither of the heads at byte 0 and {HEAD_STEP} is whole")
-    salt, slot, number, hash_, format_, flags, owner = max(found)
-    if format_ != FORMAT or flags != 0:
-        raise PoolVersionError(f"journal: format {format_} with flags {flags}; this version reads format {FORMAT} with flags 0")
-    if owner != pool:
-        raise CorruptPoolError(f"journal: it belongs to pool {owner:016x}, not to {pool:016x}")
-    return slot, salt, number, hash_
-
-
-def places_of(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return where each piece begins, if they lie one behind the other."""
-    return np.asarray(np.cumsum(sizes) - sizes, np.int64)
-
-
-def is_other_file(blocks: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
-    """Whether each block but the first is of another file than the one before."""
-    return np.asarray(np.diff(blocks["cache"] << 1 | blocks["file"]) != 0, np.bool_)
