@@ -8,6 +8,7 @@ told that was not written.
 import ctypes
 import mmap
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -258,6 +259,70 @@ def test_dropped_pages_are_as_the_file_and_told_when_they_are_written(mapping):
         assert mapping.commit() == [3, 9 + again]
         mapping.write(3)
         assert mapping.commit() == [3]
+
+
+# --- Exceptions ---
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_exception_during_a_search_loses_nothing(mapping, monkeypatch, when):
+    """KeyboardInterrupt comes when the kernel's notes are taken, and before they are returned; then some pages are forgotten."""
+    mapping.write(1, 2)
+    mapping.commit()
+    mapping.write(3, 4, 5)
+
+    def interrupted(self, find):
+        if when == "after":
+            search(self, find)
+        raise KeyboardInterrupt
+
+    search = Written._search
+    with monkeypatch.context() as patch:
+        patch.setattr(Written, "_search", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            mapping.take()
+    mapping.written.forget(mapping.part(5, 1))
+    mapping.image[5 * PAGE : 6 * PAGE] = mapping.bytes[5 * PAGE : 6 * PAGE]
+
+    assert {3, 4} <= set(mapping.commit()) <= {1, 2, 3, 4, 5}
+    assert mapping.commit() == []
+    mapping.write(4)
+    assert mapping.commit() == [4]
+    assert (mapping.image == mapping.bytes).all()
+
+
+def test_interrupts_at_any_time_lose_nothing(mapping):
+    """A signal raises an exception somewhere in `take`, `done` or `forget`, a hundred times."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        pytest.skip("the system has no timer")
+
+    class RingError(Exception):
+        """The timer rang."""
+
+    def ring(number, frame):
+        raise RingError
+
+    old = signal.signal(signal.SIGALRM, ring)
+    rung = 0
+    try:
+        for turn in range(100):
+            mapping.write(turn % 64, turn * 7 % 64)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-6 + turn * 2e-6)
+                mapping.take()
+                hashes = mapping.copy()
+                mapping.written.done(hashes)
+                mapping.written.forget(mapping.part(0, 0))
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except RingError:
+                rung += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            mapping.commit()
+            assert (mapping.image == mapping.bytes).all()
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    assert rung > 0
 
 
 # --- Threads ---
