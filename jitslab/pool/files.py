@@ -7,7 +7,6 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -224,6 +223,19 @@ class Folder:
     def open_data(self, kind: Kind, entry: CacheEntry, *, write: bool) -> int:
         """Open a data file of a cache."""
         return self.open(kind(entry.id), write=write)
+
+    @contextmanager
+    def data_files(self, entry: CacheEntry) -> Iterator[tuple[int, int]]:
+        """Open the generations and the records of a cache to read, for a block."""
+        words = self.open_data(words_name, entry, write=False)
+        try:
+            records = self.open_data(records_name, entry, write=False)
+            try:
+                yield words, records
+            finally:
+                calls.close(records)
+        finally:
+            calls.close(words)
 
     def read_words_head(self, file: int, pool: int, entry: CacheEntry) -> tuple[int, int]:
         """Return (n_slabs, first_generation) of a cache's file of generations, as the last checkpoint wrote it."""

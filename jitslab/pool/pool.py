@@ -45,12 +45,11 @@ from ..machine.addresses import CAN_GROW
 from . import calls
 from .cache import PoolCache, make_cache
 from .dirty import Written
-from .files import DATA, MODES, Folder, new_id, telling
+from .files import MODES, Folder, new_id, telling
 from .format import (
     BLOCK,
     MOST_BYTES,
     READER_LOCK,
-    RECORDS,
     WORDS,
     WRITER_LOCK,
     CacheEntry,
@@ -304,14 +303,10 @@ class Pool(Closable):
     def _map_cache(self, entry: CacheEntry) -> PoolCacheMemory:
         """Return the memory of a cache, as the data files have it."""
         folder = self._the_folder
-        files = [folder.open_data(name, entry, write=False) for name in DATA[:2]]
-        try:
-            n_slabs, first = folder.read_words_head(files[WORDS], self._meta.id, entry)
+        with folder.data_files(entry) as (words, records):
+            n_slabs, first = folder.read_words_head(words, self._meta.id, entry)
             memory = PoolCacheMemory(entry, first, not self._is_writer)
-            memory.map_files(files[WORDS], files[RECORDS], n_slabs)
-        finally:
-            for file in files:
-                calls.close(file)
+            memory.map_files(words, records, n_slabs)
         memory.make_slabs(n_slabs)
         return memory
 
@@ -431,6 +426,7 @@ class Pool(Closable):
 
     def _rollback(self) -> None:
         """Undo all changes."""
+        self._need_sound()
         for cache in self._caches.values():
             cache._need_rest("rollback")
         ranges = self._note_slabs()
@@ -442,12 +438,15 @@ class Pool(Closable):
         self._failure = "a rollback was cut short"
         versions = self._journal.last_versions()
         with telling(self.path):
-            for id_, cache in self._caches.items():
-                own = named[named[:, 0] == id_]
-                if len(own):
-                    restore(cache._memory, self._journal, versions, self._the_folder, own)
-                    raise_generations(cache._memory, before[id_])
-                    recover(cache._address)
+            try:
+                for id_, cache in self._caches.items():
+                    own = named[named[:, 0] == id_]
+                    if len(own):
+                        restore(cache._memory, self._journal, versions, self._the_folder, own)
+                        raise_generations(cache._memory, before[id_])
+                        recover(cache._address)
+            except (OSError, PoolError) as error:
+                raise PoolFailedError(f"{self.path}: a rollback was cut short: {error}; open the pool again") from error
         self._failure = ""
         self._written.forget(runs)
 
@@ -532,6 +531,8 @@ class Pool(Closable):
         """Write a long journal into the data files after a commit; if that fails, the commit holds, and the next one tries again."""
         try:
             self._checkpoint()
+        except PoolFailedError as error:
+            self._failure = str(error)
         except PoolError:
             self._postponed += 1
 
@@ -547,9 +548,6 @@ class Pool(Closable):
             try:
                 write_back(self._journal, self._the_folder, self._meta, self._shrunk)
                 self._journal.reset()
-            except PoolFailedError as error:
-                self._failure = str(error)
-                raise
             finally:
                 self._the_readers.admit(number)
         self._shrunk = {}
@@ -569,12 +567,8 @@ class Pool(Closable):
 
     def _map_again(self, memory: PoolCacheMemory) -> None:
         """Map the data files of a cache once more."""
-        files = [self._the_folder.open_data(name, memory.entry, write=False) for name in DATA[:2]]
-        try:
-            memory.map_files(files[WORDS], files[RECORDS], memory.n_slabs)
-        finally:
-            for file in files:
-                calls.close(file)
+        with self._the_folder.data_files(memory.entry) as (words, records):
+            memory.map_files(words, records, memory.n_slabs)
 
     def _renew_written(self) -> None:
         """Look for written pages of new mappings."""
@@ -693,10 +687,10 @@ class Pool(Closable):
                 self._the_folder.make_data(meta.id, entry, first)
                 memory = PoolCacheMemory(entry, first, is_reader=False)
                 memory.start_head(meta.id)
-                self._the_folder.write_meta(meta)
-            self._meta = meta
+                self._replace_meta(meta)
             cache = self._add_cache(memory)
             cache._declare(declared_class(plain(dtype)))
+            self._failure = ""
             return cache
 
     def require_cache(self, name: str, dtype: type[Any] | RecordLike, *, capacity: int, **options: Any) -> PoolCache[Any]:
@@ -747,14 +741,25 @@ class Pool(Closable):
                 raise PoolError("the root cannot be dropped")
             meta = replace(self._meta, caches=tuple(other for other in self._meta.caches if other.id != entry.id))
             with telling(self.path):
-                self._the_folder.write_meta(meta)
-                self._meta = meta
-                del self._caches[entry.id]
-                fault = cache._end_with_pool()
-                self._written.forget(cache._memory.ranges())
+                self._replace_meta(meta)
+            del self._caches[entry.id]
+            fault = cache._end_with_pool()
+            self._written.forget(cache._memory.ranges())
+            self._failure = ""
+            with suppress(OSError):  # what stays is removed when the pool is opened next
                 self._the_folder.remove_data(entry)
             if fault is not None:
                 raise fault
+
+    def _replace_meta(self, meta: Meta) -> None:
+        """Have other meta data, in the file and here; until the caller has followed, the pool counts as failed."""
+        self._failure = "a change of its caches was cut short"
+        try:
+            self._the_folder.write_meta(meta)
+        except (OSError, PoolError):
+            self._failure = ""
+            raise
+        self._meta = meta
 
     @property
     def caches(self) -> Names[PoolCache[Any]]:
@@ -915,16 +920,15 @@ class Pool(Closable):
     def _let_go(self) -> None:
         """Close the files, which gives the locks back."""
         self._is_closed = True
-        for name in ("_written", "_journal"):
-            if hasattr(self, name):
-                getattr(self, name).close()
+        for name in ("_written", "_journal", "_folder"):
+            if getattr(self, name, None) is not None:
+                with suppress(OSError):  # what was committed was synced
+                    getattr(self, name).close()
         for lock in (self._readers, self._writer):
             if lock is not None:
                 with suppress(OSError):  # of a descriptor that the program closed by its number
                     calls.close(lock.file)
         self._readers = self._writer = None
-        if self._folder is not None:
-            self._folder.close()
 
     def _leave_in_child(self) -> None:
         """Close in a child of fork: the pool is the parent's."""
@@ -977,6 +981,9 @@ class Pool(Closable):
         try:
             self._need_open()
             yield
+        except PoolFailedError as error:
+            self._failure = self._failure or str(error)
+            raise
         finally:
             self._lock.release()
 
