@@ -37,6 +37,7 @@ ALLOWED = {
         "machine/front.py": "what kernels do",
         "machine/library.py": "modules",
         "machine/memory.py": "intrinsics",
+        "machine/flush.py": "intrinsics",
         "machine/pointers.py": "fields and items",
         "core/vectors.py": "intrinsics",
         "core/calls.py": "calls through the table",
@@ -48,6 +49,7 @@ ALLOWED = {
     r"^@(literal_)?intrinsic": {
         "machine/compile.py": "addresses of objects and functions",
         "machine/memory.py": "loads, stores, copies",
+        "machine/flush.py": "instructions for persistent memory",
         "machine/pointers.py": "addresses, atomics",
         "core/vectors.py": "loads and stores of slots in a row",
         "core/calls.py": "calls through the table",
@@ -60,6 +62,7 @@ ALLOWED = {
     r"\bmmap\b(?!\.)|\bmmap\.mmap|mprotect|madvise": {
         "machine/addresses.py": "system calls",
         "machine/system.py": "system calls",
+        "pool/pmem.py": "pages of a mapping that are wanted at once",
     },
     r"\bpickle\b\.|\bmarshal\b": {
         "machine/disk.py": "machine code as Numba pickles it",

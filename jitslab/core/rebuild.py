@@ -8,6 +8,7 @@ that a thread is just taking or freeing is in no structure.
 from __future__ import annotations
 
 from ..machine.compile import Entry, int64, kernel
+from ..machine.memory import lowest_bit, popcount
 from ..machine.pointers import store_release
 from .grow import clear_bits
 from .heap_table import heap_at_index, next_heap, own_heap, wake
@@ -20,13 +21,16 @@ from .layout import (
     NIL,
     NOT_FREE,
     PARTIALLY_USED,
+    RETIRED,
     TORN,
     WORD_SHIFT,
+    WORD_SLOTS,
     Control,
     Heap,
     control_at,
 )
 from .slab import link, occupancy_quarter, slab_row
+from .vectors import lower_mask, matching_mask
 
 
 @kernel
@@ -38,35 +42,52 @@ def is_fresh(control: Control, i: int, at: int) -> bool:
 
 
 @kernel
-def rebuild_bits(control: Control, i: int) -> int:
-    """Set the free bits of slab `i` from its generations; returns how many of its slots are retired."""
-    slab, generations, bits = slab_row(control, i), control.generations, control.bits
-    slots = 1 << control.shift
-    first = i << control.shift
+def trust_fresh(control: Control, i: int) -> None:
+    """Take all slots of slab `i` for not fresh, unless its row can be right, and its fresh slots have low, even generations."""
+    slab, generations = slab_row(control, i), control.generations
+    slots, first = 1 << control.shift, i << control.shift
     if slab.n_fresh < 0 or slab.n_fresh > slots or slab.colour < 0 or slab.colour >= slots:
         slab.n_fresh = 0
         slab.colour = 0
+    if slab.n_fresh > 0:
+        for at in range(slots):
+            generation = generations[first + at]
+            if is_fresh(control, i, at) and (generation & 1 != 0 or generation > slab.min_generation):
+                slab.n_fresh = 0
+                break
+
+
+@kernel
+def own_mask(control: Control, i: int, base: int) -> int:
+    """Return the mask of the slots of slab `i` that are not fresh, among the 64 from slot `base` on."""
+    first, slots = i << control.shift, 1 << control.shift
+    mask = int64(-1) if slots >= WORD_SLOTS else ((int64(1) << slots) - 1) << (first & 63)
+    if slab_row(control, i).n_fresh > 0:
+        for k in range(max(base, first), min(base + WORD_SLOTS, first + slots)):
+            if is_fresh(control, i, k - first):
+                mask &= ~(int64(1) << (k & 63))
+    return mask
+
+
+@kernel
+def rebuild_bits(control: Control, i: int) -> int:
+    """Set the free bits of slab `i` from its generations, 64 at a time; returns how many of its slots are retired."""
+    slab, generations, bits = slab_row(control, i), control.generations, control.bits
     slab.min_generation = max(slab.min_generation, control.first_generation)
     slab.rover = 0
-    for at in range(slots):
-        generation = generations[first + at]
-        if is_fresh(control, i, at) and (generation & 1 != 0 or generation > slab.min_generation):
-            slab.n_fresh = 0  # not trusted: all slots are looked at
-            break
+    trust_fresh(control, i)
     clear_bits(control, i)
     n_free, retired = 0, 0
-    for at in range(slots):
-        if is_fresh(control, i, at):
-            continue
-        slot = first + at
-        generation = generations[slot]
-        if generation & NOT_FREE == 0:
-            if generation < slab.min_generation:
-                generations[slot] = slab.min_generation
-            bits[slot >> WORD_SHIFT] |= int64(1) << (slot & 63)
-            n_free += 1
-        elif generation & 1 == 0:
-            retired += 1
+    for base in range(i << control.shift & -WORD_SLOTS, (i + 1) << control.shift, WORD_SLOTS):
+        own = own_mask(control, i, base)
+        free = matching_mask(generations, base, NOT_FREE, 0) & own
+        low = lower_mask(generations, base, slab.min_generation) & free
+        while low != 0:
+            generations[base + lowest_bit(low)] = slab.min_generation
+            low &= low - 1
+        bits[base >> WORD_SHIFT] |= free
+        n_free += popcount(free)
+        retired += popcount(matching_mask(generations, base, NOT_FREE, RETIRED) & own)
     slab.n_free = n_free
     return retired
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -19,19 +20,46 @@ def live_mask(typing: Any, generations: Any, first: Any) -> Any:
     """Return a mask: bit i is set if generation i of the 64 from slot `first` on is odd."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        lanes = 16
-        vector = _lanes(builder, emit_item(builder, U4S, *args), 32, lanes)
-        mask = I64(0)
-        for k in range(64 // lanes):
-            each = builder.load(builder.gep(vector, [I64(k)]), align=4)
-            odd = builder.bitcast(builder.trunc(each, ir.VectorType(I1, lanes)), ir.IntType(lanes))
-            mask = builder.or_(mask, builder.shl(builder.zext(odd, I64), I64(lanes * k)))
-        return mask
+        return _mask_of(builder, *args, lambda each: builder.trunc(each, ir.VectorType(I1, LANES)))
 
     return types.int64(U4S, types.int64), emit
 
 
+@intrinsic
+def matching_mask(typing: Any, generations: Any, first: Any, bits: Any, value: Any) -> Any:
+    """Return a mask: bit i is set if generation i of the 64 from slot `first` on has a value in some of its bits."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits, value = (_splat(builder, builder.trunc(it, I32), LANES) for it in args[2:])
+        return _mask_of(builder, *args[:2], lambda each: builder.icmp_unsigned("==", builder.and_(each, bits), value))
+
+    return types.int64(U4S, types.int64, types.int64, types.int64), emit
+
+
+@intrinsic
+def lower_mask(typing: Any, generations: Any, first: Any, bound: Any) -> Any:
+    """Return a mask: bit i is set if generation i of the 64 from slot `first` on is lower than a bound."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bound = _splat(builder, builder.trunc(args[2], I32), LANES)
+        return _mask_of(builder, *args[:2], lambda each: builder.icmp_unsigned("<", each, bound))
+
+    return types.int64(U4S, types.int64, types.int64), emit
+
+
 # --- Parts ---
+
+LANES = 16  # generations of one line: one register, or two or four
+
+
+def _mask_of(builder: Any, generations: Any, first: Any, is_set: Callable[[Any], Any]) -> Any:
+    """Emit the mask of a condition on each of 64 generations."""
+    vector = _lanes(builder, emit_item(builder, U4S, generations, first), 32, LANES)
+    mask = I64(0)
+    for k in range(64 // LANES):
+        bits = builder.bitcast(is_set(builder.load(builder.gep(vector, [I64(k)]), align=4)), ir.IntType(LANES))
+        mask = builder.or_(mask, builder.shl(builder.zext(bits, I64), I64(LANES * k)))
+    return mask
 
 
 def _lanes(builder: Any, address: Any, bits: int, n: int) -> Any:

@@ -116,6 +116,11 @@ def size_of(file: int) -> int:
     return int(system.fstat(file).st_size)
 
 
+def has_holes(file: int, n: int) -> bool:
+    """Whether some of the first n bytes of a file have no space on the medium, so that a store to them may find it full."""
+    return int(system.lseek(file, 0, os.SEEK_HOLE)) < n
+
+
 def read_into(file: int, buffer: Bytes, at: int) -> int:
     """Read from a place in a file until the buffer is full or the file ends; returns how many bytes were read."""
     view, done = memoryview(buffer).cast("B"), 0

@@ -312,7 +312,8 @@ def checked_body(data: bytes, path: str) -> bytes:
         raise PoolVersionError(f"{path}: it was written in the byte order {start[2].decode()}-endian, pools are little-endian")
     rest = REST.match(data, start.end())
     if rest is None:
-        raise CorruptPoolError(f"{path}: its first line must end with a checksum and a length, got {shown(data[:64])}")
+        got = shown(data[start.end() : start.end() + 20])
+        raise CorruptPoolError(f"{path}: its first line must end with a checksum and a length, got {got}")
     body = data[rest.end() :]
     if len(body) != int(rest[2]):
         raise CorruptPoolError(f"{path}: {int(rest[2])} bytes should follow its first line, {len(body)} do")
@@ -466,9 +467,11 @@ def describe(dtype: npt.DTypeLike) -> Descriptor:
     described = description(given, 1, iter(range(MOST_FIELDS)))
     given = check_dtype(given)
     made = rebuild_dtype(described)
-    if made != given or made.alignment != given.alignment:
+    if made != given:
+        raise LayoutError(f"{shown(given)} would come back from a file as {shown(made)}")
+    if made.alignment != given.alignment:
         raise LayoutError(
-            f"a dtype of alignment {given.alignment} would come back as one of {made.alignment} from a file;"
+            f"a dtype of alignment {given.alignment} would come back from a file as one of {made.alignment};"
             " write all of its fields anew, as numpy.lib.recfunctions.repack_fields does"
         )
     return described
@@ -514,14 +517,9 @@ def description(dtype: np.dtype[Any], level: int, numbers: Iterator[int]) -> Des
         check_number(numbers)
         field, offset, title = (*all_fields[name], None)[:3]
         base = field.base
+        link = None if base.names is not None else (base.metadata or {}).get(LINK)
         try:
-            check_text("its name", name)
-            if title is not None:
-                check_text("its title", title)
-            link = None if base.names is not None else (base.metadata or {}).get(LINK)
             content = plain_text(base) if base.names is None else description(base, level + 1, numbers)
-            check_link(link, content)
-            check_shape(field.shape, base.itemsize)
         except LayoutError as error:
             raise LayoutError(f"field {shown(name)}: {error}") from None
         fields.append([name, title, offset, list(field.shape), link, content])
@@ -584,6 +582,8 @@ def sub_array(base: np.dtype[Any], shape: list[int]) -> np.dtype[Any]:
 
 def plain_text(dtype: np.dtype[Any]) -> str:
     """Return the text of a dtype without fields."""
+    if dtype.subdtype is not None:
+        raise LayoutError(f"it is a sub-array of sub-arrays of shape {dtype.shape}; write all dimensions as one shape")
     if not is_own(dtype) or dtype.kind not in KINDS or (dtype.kind == "V" and dtype.type is not np.void):
         raise LayoutError(f"{shown(dtype)} has no form in a file; numbers, dates, text of fixed length and plain bytes have one")
     return f"{dtype.str}/{mantissa_bits()}" if is_long_double(dtype) else dtype.str

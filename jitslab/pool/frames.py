@@ -34,7 +34,8 @@ MOST_BYTES = 1 << 43  # of a journal
 HEAD_MAGIC = int.from_bytes(b"jitslabj", "little")
 FRAME_MAGIC = int.from_bytes(b"jitslabf", "little")
 AFTER_SYNCED = 1  # flag of a frame: the frame before was on the medium when this one was written
-RUN_WORDS = 5  # int64 of a run in memory: cache id, file, offset, address, bytes
+RUN_WORDS = 5  # int64 of a run: cache id, file, offset, address in memory (once it is in the journal: place there), bytes
+RUN_BYTES = 8 * RUN_WORDS
 WORDS_FILE, RECORDS_FILE = 0, 1  # `file` of an entry
 
 JOURNAL_HEAD = np.dtype(
@@ -166,6 +167,13 @@ def begin_frame(writer: Writer, to: int, runs: int, n: int, total: int) -> None:
     writer.done = 0
 
 
+@kernel
+def end_frame(writer: Writer, to: int) -> None:
+    """Write the hash into the head."""
+    writer.hash = end_hash(address_in(writer, "state"))
+    frame_at(to).hash = writer.hash
+
+
 @Entry
 def start_frame(row: int, to: int, runs: int, n: int, total: int) -> int:
     """Write the head and the table of a frame to memory, padded to a block; returns the bytes."""
@@ -192,11 +200,14 @@ def stage_data(row: int, to: int, runs: int, n: int, room: int) -> int:
 
 
 @Entry
-def finish_frame(row: int, to: int) -> int:
-    """Write the hash into the head."""
-    writer = writer_at(row)
-    writer.hash = end_hash(address_in(writer, "state"))
-    frame_at(to).hash = writer.hash
+def finish_frame(row: int, to: int, runs: int, n: int) -> int:
+    """Write the hash into the head, and into each run its place in the journal."""
+    writer, words = writer_at(row), i8s(runs)
+    end_frame(writer, to)
+    place = writer.at + data_at(n)
+    for k in range(n):
+        words[RUN_WORDS * k + 3] = place
+        place += words[RUN_WORDS * k + 4]
     return 0
 
 

@@ -34,6 +34,7 @@ from .frames import (
     JOURNAL_HEAD,
     LINE,
     MOST_BYTES,
+    RUN_BYTES,
     RUN_WORDS,
     WRITER,
     Bounds,
@@ -47,8 +48,10 @@ from .frames import (
     sum_runs,
 )
 from .hashes import STATE_WORDS, hash_memory
+from .pmem import BAD_RUNS, NO_ROOM, append_mapped, map_journal
 
 NAME = "journal"
+NOT_READ = "it was not read to its end"  # why a writer that has just opened it may not append: it would overwrite commits
 FIRST_BYTES = 1 << 20  # of a new journal
 GROWTH_BYTES = 16 << 20  # most zeros that are written ahead; a longer frame is written beyond the end
 PIECE_BYTES = 4 << 20  # of data copied, hashed and written at a time
@@ -125,9 +128,12 @@ class Journal:
         "_buffer",
         "_failed",
         "_file",
-        "_index",
+        "_mapped",
+        "_n_runs",
         "_pool",
         "_row",
+        "_runs",
+        "_runs_at",
         "_seen_at",
         "_slot",
         "_staging",
@@ -143,6 +149,9 @@ class Journal:
         row = np.zeros(WRITER.itemsize // 8, np.int64)
         self._row, self._words = row.ctypes.data, row.data
         self._words[NUMBER] = number
+        self._runs = np.zeros((64, RUN_WORDS), np.int64)  # of all frames; the place in the file stands for the address in memory
+        self._runs_at = self._runs.ctypes.data
+        self._mapped: Any = None  # it ends with the mapping
         self._failed = ""  # why nothing can be appended any more
         self._staging: npt.NDArray[np.uint8] | None = None
         self._buffer = np.empty(0, np.uint8)
@@ -154,8 +163,7 @@ class Journal:
         words[SALT], words[PREVIOUS], words[AT] = salt, hash_, BLOCK
         words[FLAGS] = AFTER_SYNCED if self.sync else 0
         self._seen_at = HEAD_STEP * self._slot + HEAD_HASH_AT
-        # Of each frame: its runs, and where their data begin in the file; 0: the places stand in the runs instead of addresses.
-        self._index: list[tuple[npt.NDArray[np.int64], int]] = []
+        self._n_runs = 0
 
     # --- Opening ---
 
@@ -204,7 +212,7 @@ class Journal:
     @classmethod
     def open(cls, folder: int, pool: int, *, is_writable: bool = False, sync: bool = True) -> Journal:
         """
-        Open the journal of a pool.  It stands before the first frame: `read` comes first, also before `append`.
+        Open the journal of a pool.  It stands before the first frame: a writer reads it to its end before it appends.
 
         Raises
         ------
@@ -228,6 +236,7 @@ class Journal:
                 raise CorruptPoolError(f"journal: {size} bytes, not {BLOCK} to {MOST_BYTES}")
             journal = cls(file, pool, find_head(start, pool), is_writable=is_writable, sync=sync)
             journal._words[CAPACITY] = size & -BLOCK
+            journal._failed = NOT_READ
             if is_writable and sync:
                 journal._sync()  # what was read is on the medium, before a commit says so
             if is_writable:
@@ -275,17 +284,16 @@ class Journal:
         ndarray of VERSION
             Runs of blocks that are neighbours in their file and in the journal, sorted by cache, file and offset.
         """
-        if not self._index:
+        if self._n_runs == 0:
             return np.empty(0, VERSION)
-        runs = np.concatenate([each for each, _ in self._index])
+        runs = self._runs[: self._n_runs]
         sizes = runs[:, 4] // BLOCK
-        places = np.concatenate([start + places_of(each[:, 4]) if start else each[:, 3] for each, start in self._index])
         within = np.arange(sizes.sum()) - np.repeat(places_of(sizes), sizes)  # number of a block in its run
         blocks = np.empty(len(within), VERSION)
         blocks["n_bytes"] = BLOCK
         for name, values in (("cache", runs[:, 0]), ("file", runs[:, 1])):
             blocks[name] = np.repeat(values, sizes)
-        for name, values in (("offset", runs[:, 2]), ("place", places)):
+        for name, values in (("offset", runs[:, 2]), ("place", runs[:, 3])):
             blocks[name] = np.repeat(values, sizes) + within * BLOCK
         blocks = blocks[np.lexsort((blocks["place"], blocks["offset"], blocks["file"], blocks["cache"]))]
         is_last = np.append((blocks["offset"][1:] != blocks["offset"][:-1]) | is_other_file(blocks), True)
@@ -339,8 +347,10 @@ class Journal:
             while True:
                 frame = self._next(bounds)
                 if frame is None:
-                    return
+                    break
                 yield frame
+            if self._failed == NOT_READ:
+                self._failed = ""
         except OSError as error:
             raise calls.pool_error(error, "reading the journal") from error
 
@@ -398,10 +408,11 @@ class Journal:
         start, places = head_bytes(n), places_of(table["n_bytes"].astype(np.int64))
         if not is_kept.all():
             table, places = table[is_kept], places[is_kept]
-        runs = np.empty((len(table), RUN_WORDS), np.int64)
+        first, self._n_runs = self._n_runs, self._need_runs(len(table))
         for k, values in enumerate((table["cache"], table["file"], table["offset"], at + start + places, table["n_bytes"])):
-            runs[:, k] = values
-        self._advance(start + total, int(head["hash"]), runs, 0)
+            self._runs[first : self._n_runs, k] = values
+        self._seen_at = at + HASH_AT
+        self._advance(start + total, int(head["hash"]))
         return Frame(number, table, places, data[start:])
 
     def _frame_at(self, at: int) -> tuple[np.void, npt.NDArray[np.uint8]] | None:
@@ -487,35 +498,59 @@ class Journal:
             If a sync fails, or has failed before: whether the last commit is on the medium is known when the pool is opened
             again.
         """
-        words = self._words
         if self._failed or not self.is_writable:
             self._refuse()
-        n, address = len(runs), runs.ctypes.data
-        total = sum_runs(address, n)
-        if n == 0 or total < 0:
+        words, n, first = self._words, len(runs), self._n_runs
+        at, end = words[AT], first + n
+        if end > len(self._runs):
+            self._need_runs(n)
+        self._runs[first:end] = runs
+        address = self._runs_at + RUN_BYTES * first
+        number = append_mapped(self._row, address, n) if words[MAP] else NO_ROOM
+        if number == NO_ROOM:
+            number = self._append(address, n)
+        if number == BAD_RUNS:
             raise PoolError("a commit of no blocks, or of parts of blocks")
+        self._n_runs = end
+        self._seen_at = at + HASH_AT
+        return number
+
+    def _need_runs(self, n: int) -> int:
+        """Have room for n more runs; returns how many there are then."""
+        end = self._n_runs + n
+        if end > len(self._runs):
+            self._runs = np.resize(self._runs, (2 * end, RUN_WORDS))
+            self._runs_at = self._runs.ctypes.data
+        return end
+
+    def _append(self, runs: int, n: int) -> int:
+        """Append a commit by system calls, or, if it finds room then, as `append_mapped`; returns the same."""
+        words = self._words
+        total = sum_runs(runs, n)
+        if total <= 0:
+            return BAD_RUNS
         length = head_bytes(n) + total
         try:
             if words[AT] + length > words[CAPACITY]:
                 self._make_room(length)
-            self._write(address, n, total)
+            if words[MAP]:
+                return append_mapped(self._row, runs, n)
+            self._write(runs, n, total)
         except OSError as error:
             self._cut()
             raise calls.pool_error(error, f"writing commit {words[NUMBER] + 1} to the journal") from error
         if self.sync:
             self._sync()
-        self._advance(length, words[HASH], runs.copy(), words[AT] + head_bytes(n))
-        words[FLAGS] = AFTER_SYNCED if self.sync else 0
+            words[FLAGS] = AFTER_SYNCED
+        self._advance(length, words[HASH])
         return words[NUMBER]
 
-    def _advance(self, length: int, hash_: int, runs: npt.NDArray[np.int64], start: int) -> None:
+    def _advance(self, length: int, hash_: int) -> None:
         """Take the place behind a frame."""
-        words, at = self._words, self._words[AT]
-        self._index.append((runs, start))
-        self._seen_at = at + HASH_AT
+        words = self._words
         words[NUMBER] += 1
         words[PREVIOUS] = hash_
-        words[AT] = end = at + length
+        words[AT] = end = words[AT] + length
         words[CAPACITY] = max(words[CAPACITY], end)
 
     def _write(self, runs: int, n: int, total: int) -> None:
@@ -528,7 +563,7 @@ class Journal:
         if first + total <= PIECE_BYTES:
             start_frame(row, to, runs, n, total)
             stage_data(row, to + first, runs, n, total)
-            finish_frame(row, to)
+            finish_frame(row, to, runs, n)
             calls.write_at(self._file, staging[: first + total], at)
             return
         head = np.empty(first, np.uint8)
@@ -537,12 +572,12 @@ class Journal:
         while (staged := stage_data(row, to, runs, n, PIECE_BYTES)) > 0:
             calls.write_at(self._file, staging[:staged], place)
             place += staged
-        finish_frame(row, head.ctypes.data)
+        finish_frame(row, head.ctypes.data, runs, n)
         calls.write_at(self._file, head, at)
 
     def _make_room(self, length: int) -> None:
-        """Lengthen the file by zeros for a frame, if they are worth it."""
-        if self.sync and length <= GROWTH_BYTES:
+        """Lengthen the file by zeros for a frame, if they are worth it; what is mapped must be there."""
+        if self.is_mapped or (self.sync and length <= GROWTH_BYTES):
             self._add_zeros(max(length, min(self.capacity, GROWTH_BYTES)))
 
     def _add_zeros(self, n: int) -> None:
@@ -553,6 +588,8 @@ class Journal:
             calls.write_at(self._file, zeros[: end - place], place)
         self._sync()
         self._words[CAPACITY] = end
+        if self.is_mapped:
+            self._map()
 
     def _cut(self) -> None:
         """Give back what a write that failed took."""
@@ -601,15 +638,22 @@ class Journal:
         """Raise: nothing can be written."""
         if not self.is_writable:
             raise ReadOnlyError("the journal was opened to read")
-        raise PoolFailedError(f"journal: {self._failed}; open the pool again")
+        raise PoolFailedError(f"journal: {self._failed}" + ("" if self._failed == NOT_READ else "; open the pool again"))
 
     # --- Persistent memory ---
 
     def _map(self) -> None:
-        """Map the file, if it is on persistent memory."""
+        """Map the file, if it is on persistent memory and commits are to outlive the machine."""
+        self._unmap()
+        mapped = map_journal(self._file, self.capacity, self.used) if self.sync else None
+        if mapped is not None:
+            self._words[MAP], self._mapped = mapped
 
     def _unmap(self) -> None:
         """End the mapping."""
+        self._words[MAP], mapped, self._mapped = 0, self._mapped, None
+        if mapped is not None:
+            mapped.close()
 
 
 def make_head(pool: int, salt: int, number: int) -> tuple[bytes, int]:

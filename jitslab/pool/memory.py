@@ -24,7 +24,8 @@ from ..core.region import AnonymousRegion
 from ..errors import CacheFullError, PoolError
 from ..machine import numa
 from ..machine.addresses import PROT_RW, map_file, page_bytes, refuse_huge_pages, round_up
-from ..machine.compile import fill_table
+from ..machine.compile import Entry, fill_table
+from ..machine.pointers import i8s
 from .format import BLOCK, WORDS, WORDS_HEAD, WORDS_OFFSET, CacheEntry, words_bytes, words_head
 
 NEVER = 1 << 62  # ticks: slabs of a pool are given back by `shrink` alone
@@ -189,3 +190,24 @@ class PoolCacheMemory(NewCacheMemory):
     def tear(self) -> None:
         """Have the index rebuilt from the generations when it is needed next."""
         self.set_field("torn", TORN)
+
+
+@Entry
+def name_runs(runs: int, n: int, ranges: int, files: int, out: int) -> int:
+    """
+    Write the cache, the file, the offset, the address and the bytes of n runs of memory.
+
+    `ranges` are address and bytes of the files in memory, and `files` id and number of each; runs and ranges are by address.
+    """
+    run, known, file, named = i8s(runs), i8s(ranges), i8s(files), i8s(out)
+    at = 0
+    for k in range(n):
+        address = run[2 * k]
+        while address >= known[2 * at] + known[2 * at + 1]:
+            at += 1
+        named[5 * k] = file[2 * at]
+        named[5 * k + 1] = file[2 * at + 1]
+        named[5 * k + 2] = address - known[2 * at]
+        named[5 * k + 3] = address
+        named[5 * k + 4] = run[2 * k + 1]
+    return 0

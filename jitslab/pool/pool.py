@@ -25,7 +25,7 @@ from .._names import Names, check_name
 from .._validate import as_count, check_dtype
 from ..cache import RecordLike
 from ..core.geometry import slab_shape
-from ..core.layout import HEAPS, MAX_SLOTS, SPARE_SLOTS
+from ..core.layout import HEAPS, MAX_SLOTS, NODE_WORDS, SPARE_SLOTS
 from ..core.memory import first_cycle, serials
 from ..core.rebuild import recover
 from ..declare import declared_class, plain, template_of
@@ -59,13 +59,14 @@ from .format import (
     words_bytes,
     words_name,
 )
-from .frames import copy_entries
+from .frames import RUN_WORDS, copy_entries
 from .journal import Journal
 from .locks import ReaderLock, WriterLock
-from .memory import PoolCacheMemory
+from .memory import PoolCacheMemory, name_runs
 from .pagemap import hash_blocks
 from .restore import apply_frame, raise_generations, restore, write_back
 
+N_SLABS = NODE_WORDS["n_slabs"]
 ROOT = "root"  # name of the cache that holds the root
 LEAST_JOURNAL = 64 << 20  # bytes of a journal that a commit leaves as they are
 KEPT_SHARE = 4  # a quarter of the machine's memory may be pages of pools that a checkpoint keeps
@@ -178,21 +179,23 @@ class Pool(Closable):
     __slots__ = (
         "__weakref__",
         "_caches",
-        "_changes",
         "_checkpoints",
         "_commits",
         "_failure",
+        "_files",
         "_folder",
         "_in_transaction",
         "_is_closed",
         "_journal",
         "_keep",
         "_lock",
+        "_made",
         "_meta",
         "_mode",
         "_pages",
         "_pid",
         "_postponed",
+        "_ranges",
         "_readers",
         "_shrunk",
         "_sync",
@@ -217,7 +220,8 @@ class Pool(Closable):
         """Set what an error on the way needs."""
         self.path, self._mode, self._sync, self._keep = path, "r" if mode == "r" else "r+", sync, keep
         self._pid, self._is_closed, self._failure, self._in_transaction = os.getpid(), False, "", False
-        self._lock, self._caches, self._shrunk = threading.Lock(), {}, {}
+        self._lock, self._caches, self._shrunk, self._made = threading.Lock(), {}, {}, []
+        self._ranges = self._files = np.empty((0, 2), np.int64)
         self._commits = self._checkpoints = self._postponed = self._pages = 0
         self._folder: Folder | None = None
         self._writer: WriterLock | None = None
@@ -317,6 +321,7 @@ class Pool(Closable):
             self._written.forget(memory.ranges())
         memory.enter()
         cache = self._caches[memory.entry.id] = make_cache(self, memory, not self._is_writer)
+        self._made = []
         return cache
 
     # --- Commit ---
@@ -365,10 +370,9 @@ class Pool(Closable):
     def _commit(self) -> int:
         """Make all changes last."""
         self._need_sound()
-        ranges = self._note_slabs()
-        runs = self._written.take(ranges)
+        runs = self._written.take(self._note_slabs())
         if len(runs):
-            named = self._named(runs, ranges)
+            named = self._named(runs)
             staged = stage(named) if self._written.needs_hashes else None
             self._journal.append(named)
             self._written.done(None if staged is None else hashes_of(staged, self._written.seed))
@@ -380,20 +384,21 @@ class Pool(Closable):
 
     def _note_slabs(self) -> npt.NDArray[np.int64]:
         """Write into the head of each file of generations how many slabs were made; returns the memory of all caches."""
-        ranges = np.empty((2 * len(self._caches), 2), np.int64)
-        for number, cache in enumerate(self._caches.values()):
-            ranges[2 * number : 2 * number + 2] = cache._memory.note_slabs()
-        return ranges
+        made = [cache._c[N_SLABS] for cache in self._caches.values()]
+        if made != self._made:
+            memories = [cache._memory for cache in self._caches.values()]
+            ranges = np.array([row for memory in memories for row in memory.note_slabs()], np.int64).reshape(-1, 2)
+            files = np.array([(id_, which) for id_ in self._caches for which in (WORDS, RECORDS)], np.int64).reshape(-1, 2)
+            order = np.argsort(ranges[:, 0])
+            self._ranges = np.ascontiguousarray(ranges[order])
+            self._files = np.ascontiguousarray(files[order])
+            self._made = made
+        return self._ranges
 
-    def _named(self, runs: npt.NDArray[np.int64], ranges: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return runs of memory with the cache, the file and the offset of each."""
-        order = np.argsort(ranges[:, 0], kind="stable")
-        which = order[np.searchsorted(ranges[order, 0], runs[:, 0], "right") - 1]
-        ids = np.fromiter(self._caches, np.int64, len(self._caches))
-        named = np.empty((len(runs), 5), np.int64)
-        named[:, 0], named[:, 1] = ids[which >> 1], which & 1
-        named[:, 2] = runs[:, 0] - ranges[which, 0]
-        named[:, 3:] = runs
+    def _named(self, runs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return runs of memory with the cache, the file and the offset of each, as of `Journal.append`."""
+        named = np.empty((len(runs), RUN_WORDS), np.int64)
+        name_runs(runs.ctypes.data, len(runs), self._ranges.ctypes.data, self._files.ctypes.data, named.ctypes.data)
         return named
 
     def _most_journal(self) -> int:
@@ -429,13 +434,12 @@ class Pool(Closable):
         self._need_sound()
         for cache in self._caches.values():
             cache._need_rest("rollback")
-        ranges = self._note_slabs()
-        runs = self._written.take(ranges)
+        runs = self._written.take(self._note_slabs())
         if not len(runs):
             return
-        named = self._named(runs, ranges)
+        named = self._named(runs)
         before = {id_: cache._memory.copy_of(WORDS, named[named[:, 0] == id_]) for id_, cache in self._caches.items()}
-        self._failure = "a rollback was cut short"
+        self._failure, self._made = "a rollback was cut short", []
         versions = self._journal.last_versions()
         with telling(self.path):
             try:
@@ -743,6 +747,7 @@ class Pool(Closable):
             with telling(self.path):
                 self._replace_meta(meta)
             del self._caches[entry.id]
+            self._made = []
             fault = cache._end_with_pool()
             self._written.forget(cache._memory.ranges())
             self._failure = ""
