@@ -50,6 +50,7 @@ from .format import (
     BLOCK,
     MOST_BYTES,
     READER_LOCK,
+    RECORDS,
     WORDS,
     WRITER_LOCK,
     CacheEntry,
