@@ -30,6 +30,7 @@ ERRORS = {  # of each system call, the errors that it can have
     "rename": (errno.ENOSPC, errno.EIO),
     "unlink": (errno.EIO,),
     "close": (errno.EIO, errno.EDQUOT),
+    "lseek": (errno.EIO,),
     "flock": (errno.ENOLCK, errno.EINTR),
     "fcntl": (errno.ENOLCK, errno.EINTR),
     "punch": (errno.EIO,),
@@ -219,3 +220,147 @@ def test_each_call_of_a_writer_fails_once(folder, name):
         shutil.rmtree(path)
 
     assert failures(run) > 5
+
+
+# --- Opening, and readers ---
+
+
+def copy_sparse(source, target):
+    """Copy a file without its holes."""
+    with open(source, "rb") as file, open(target, "wb") as to:
+        size, at = os.fstat(file.fileno()).st_size, 0
+        while at < size:
+            try:
+                at = os.lseek(file.fileno(), at, os.SEEK_DATA)
+            except OSError:  # there is no data behind
+                break
+            end = os.lseek(file.fileno(), at, os.SEEK_HOLE)
+            os.pwrite(to.fileno(), os.pread(file.fileno(), end - at, at), at)
+            at = end
+        to.truncate(size)
+
+
+@pytest.fixture
+def copy(folder):
+    """Return a function that makes a copy of one pool, and a function of its state: all is committed, some of it in the journal."""
+    pool, before, _ = make(f"{folder}/original")
+    pool.close(commit=False)
+    paths = iter(range(10**6))
+
+    def made():
+        path = f"{folder}/{next(paths)}"
+        os.mkdir(path, 0o700)
+        for name in os.listdir(f"{folder}/original"):
+            copy_sparse(f"{folder}/original/{name}", f"{path}/{name}")
+            os.chmod(f"{path}/{name}", 0o600)
+        return path
+
+    made.state = before
+    return made
+
+
+OPENINGS = {
+    "r": lambda path: jitslab.open_pool(path, "r"),
+    "r+": lambda path: jitslab.open_pool(path, "r+"),
+    "c": lambda path: jitslab.open_pool(path, root=ROOT),
+    "raise": lambda path: jitslab.open_pool(path, "r+", capacity={"nodes": 1_000_000}),
+}
+
+
+@pytest.mark.parametrize("name", OPENINGS)
+def test_each_call_of_opening_fails_once(copy, name):
+    """All is closed again; the pool is as it was, and opens when the fault is gone."""
+    opened = OPENINGS[name]
+
+    def run(faulty):
+        calls.system = SYSTEM
+        path, files = copy(), n_files()
+        calls.system = faulty
+        try:
+            pool = opened(path)
+        except jitslab.PoolError as error:
+            calls.system = SYSTEM
+            if faulty.failed in SYNCS:
+                assert isinstance(error, jitslab.PoolFailedError), faulty.failed
+            assert n_files() == files, (faulty.failed, faulty.at)
+            jitslab.open_pool(path, "r").close()
+            pool = opened(path)
+        calls.system = SYSTEM
+        assert image(pool) == copy.state
+        if name != "r":
+            pool.root["n"] = 7
+            pool.commit()
+        pool.close()
+        assert n_files() == files
+        shutil.rmtree(path)
+
+    assert failures(run) > 50
+
+
+def test_each_call_of_making_a_pool_fails_once(folder):
+    """What was half made is made again, by mode 'c'."""
+    paths = iter(range(10**6))
+
+    def run(faulty):
+        path, files = f"{folder}/{next(paths)}", n_files()
+        calls.system = faulty
+        try:
+            jitslab.open_pool(path, "x", root=ROOT).close()
+        except jitslab.PoolError:
+            assert n_files() == files, (faulty.failed, faulty.at)
+        calls.system = SYSTEM
+        with jitslab.open_pool(path, "c", root=ROOT) as pool:
+            assert pool.number <= 1
+            assert pool.root["n"] == 0
+        assert n_files() == files
+        shutil.rmtree(path)
+
+    assert failures(run) > 100
+
+
+def grow_and_make_and_drop(pool):
+    """Commit, drop a cache, make another, and commit again."""
+    pool["nodes"].alloc_many(700, value=3.0)
+    pool.commit()
+    pool.drop_cache("old")
+    pool.create_cache("more", NODE, capacity=10).alloc(value=5.0)
+    pool.root["n"] = 9
+    pool.commit()
+
+
+CHANGES = {
+    "a commit": lambda pool: grow_and_make_and_drop(pool),
+    "a checkpoint": lambda pool: (pool.checkpoint(), grow_and_make_and_drop(pool)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_each_call_of_refresh_fails_once(copy, name):
+    """The reader sees the last commit when the fault is gone."""
+
+    def run(faulty):
+        calls.system = SYSTEM
+        path, files = copy(), n_files()
+        writer = jitslab.open_pool(path, "r+")
+        writer.create_cache("old", NODE, capacity=10)
+        reader = jitslab.open_pool(path, "r")
+        CHANGES[name](writer)
+        known = n_files()
+        calls.system = faulty
+        try:
+            reader.refresh()
+        except jitslab.PoolError:
+            calls.system = SYSTEM
+            assert n_files() == known, (faulty.failed, faulty.at)
+            assert reader.refresh() == writer.number
+        calls.system = SYSTEM
+        assert image(reader) == image(writer), (faulty.failed, faulty.at, faulty.error)
+        for cache in reader.caches.values():
+            cache.check()
+        assert writer.checkpoint(), (faulty.failed, faulty.at)  # no lock of a commit before is left
+        reader.close()
+        writer.close()
+        assert n_files() == files
+        shutil.rmtree(path)
+
+    assert failures(run) > 20
