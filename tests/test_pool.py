@@ -319,6 +319,19 @@ class TestReader:
             reader.refresh()
             assert walk(reader["nodes"]) == (2 * sum(range(3000)), 6000)
 
+    def test_python_finds_all_records_first_thing(self, path, made):
+        push_many(made["nodes"], made.root, 3000)
+        made.commit()
+        expected = made["nodes"].live().tolist()
+        for ask in (
+            lambda cache: cache.live(),
+            lambda cache: [h for h, _ in cache.items()],
+            lambda cache: list(cache),
+            lambda cache: np.array(expected)[cache.is_live(expected)],
+        ):
+            with jitslab.open_pool(path, "r") as reader:
+                assert [int(h) for h in ask(reader["nodes"])] == expected
+
 
 class TestPath:
     """What is no pool is refused, and stays as it is."""

@@ -14,6 +14,7 @@ from .batch import note_refused
 from .claim import open_heap
 from .dispatch import TABLE
 from .faults import note_fault
+from .heap_table import wake
 from .layout import FIRST_NODE_HEAP, NULL, PARTIALLY_USED, READ_ONLY, SHARED_HEAP, WORD_SLOTS, control_at
 from .slab import slab_row
 from .vectors import live_mask
@@ -98,8 +99,9 @@ def nothing_of_two(c: int, a: int, b: int) -> int:
 
 @Entry
 def count_live(c: int) -> int:
-    """Count the live records by their generations."""
+    """Count the live records by their generations; a scan, which asks for this first, then finds all slabs marked."""
     control = control_at(c)
+    wake(control)
     n = 0
     for base in range(0, control.state.limit, WORD_SLOTS):
         n += popcount(live_mask(control.generations, base))

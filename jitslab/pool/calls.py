@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import CorruptPoolError, PoolError, PoolFullError, PoolPathError
+from ..errors import CorruptPoolError, PoolError, PoolFailedError, PoolFullError, PoolPathError
 from ..machine.addresses import punch_hole
 
 if sys.platform != "win32":
@@ -187,14 +187,24 @@ def punch(file: int, at: int, n: int) -> bool:
 # --- Lasting ---
 
 
+class SyncError(OSError):
+    """A sync failed; it must not be tried again: the system forgot the data, and would say nothing."""
+
+
 def sync(file: int) -> None:
-    """Write a file's data, and its length, to the medium; a failed call must not be tried again: the system forgot the data."""
-    system.fdatasync(file)
+    """Write a file's data, and its length, to the medium; raises SyncError."""
+    try:
+        system.fdatasync(file)
+    except OSError as error:
+        raise SyncError(error.errno, error.strerror) from error
 
 
 def sync_folder(folder: int) -> None:
-    """Write the names in a folder to the medium."""
-    system.fsync(folder)
+    """Write the names in a folder to the medium; raises SyncError."""
+    try:
+        system.fsync(folder)
+    except OSError as error:
+        raise SyncError(error.errno, error.strerror) from error
 
 
 def rename(folder: int, old: str, new: str) -> None:
@@ -247,6 +257,8 @@ def pool_error(error: OSError, doing: str) -> PoolError:
     PoolFullError('writing the journal: no space left on device; free some, and commit again')
     """
     reason = (error.strerror or str(error)).lower()
+    if isinstance(error, SyncError):
+        return PoolFailedError(f"{doing}: a sync failed: {reason}; open the pool again")
     if error.errno in FULL:
         return PoolFullError(f"{doing}: {reason}; free some, and commit again")
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST):

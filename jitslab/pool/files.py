@@ -76,7 +76,7 @@ class Folder:
                 self._make(mode)
             self._open()
             try:
-                self._look(mode)
+                self.look(mode)
             except BaseException:
                 self.close()
                 raise
@@ -105,8 +105,8 @@ class Folder:
             what = "a symbolic link" if os.path.islink(self.path) else "no directory"
             raise PoolPathError(f"{self.path} is {what}; a pool is a directory of its own") from None
 
-    def _look(self, mode: str) -> None:
-        """See whether the directory holds a pool, and may be used."""
+    def look(self, mode: str) -> None:
+        """See whether the directory holds a pool, and may be used; a writer looks again when it has the lock."""
         names = set(calls.names_in(self.file))
         self.is_new = META not in names
         if not self.is_new:
@@ -224,11 +224,24 @@ class Folder:
         """Open a data file of a cache."""
         return self.open(kind(entry.id), write=write)
 
+    @contextmanager
+    def data_files(self, entry: CacheEntry) -> Iterator[tuple[int, int]]:
+        """Open the generations and the records of a cache to read, for a block."""
+        words = self.open_data(words_name, entry, write=False)
+        try:
+            records = self.open_data(records_name, entry, write=False)
+            try:
+                yield words, records
+            finally:
+                calls.close(records)
+        finally:
+            calls.close(words)
+
     def read_words_head(self, file: int, pool: int, entry: CacheEntry) -> tuple[int, int]:
         """Return (n_slabs, first_generation) of a cache's file of generations, as the last checkpoint wrote it."""
         path = f"{self.path}/{words_name(entry.id)}"
         size = calls.size_of(file)
-        if size != words_bytes(entry.slots):
+        if size < words_bytes(entry.slots):  # it is longer if the raise of a capacity was cut short
             raise CorruptPoolError(f"{path} has {size} bytes instead of {words_bytes(entry.slots)}")
         return check_words_head(calls.read_at(file, WORDS_OFFSET, 0), pool, entry, path)
 

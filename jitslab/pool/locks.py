@@ -61,8 +61,10 @@ class ReaderLock:
         self._held = 0  # the byte that is locked
 
     def begin(self) -> None:
-        """Lock before the journal is read, and wait while a checkpoint runs."""
+        """Lock before the journal is read from its start, and wait while a checkpoint runs."""
         self._lock(SHARED, 0, wait=True)
+        if self._held:
+            self._lock(NOT_AT_ALL, self._held)
         self._held = 0
 
     def move(self, number: int) -> None:

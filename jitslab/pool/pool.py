@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -45,7 +45,7 @@ from ..machine.addresses import CAN_GROW
 from . import calls
 from .cache import PoolCache, make_cache
 from .dirty import Written
-from .files import DATA, MODES, Folder, new_id, telling
+from .files import MODES, Folder, new_id, telling
 from .format import (
     BLOCK,
     MOST_BYTES,
@@ -207,6 +207,7 @@ class Pool(Closable):
         "_folder",
         "_in_transaction",
         "_is_closed",
+        "_is_cut",
         "_journal",
         "_keep",
         "_lock",
@@ -227,6 +228,7 @@ class Pool(Closable):
     )
     path: str
     _caches: dict[int, PoolCache[Any]]  # by id
+    _is_cut: bool  # whether a reader was interrupted while it read: it reads all anew
     _made: list[int]  # slabs of each cache, when `_ranges` were made
     _shrunk: set[PoolCache[Any]]  # caches that gave memory of empty slabs back
     _meta: Meta
@@ -244,6 +246,7 @@ class Pool(Closable):
         """Set what an error on the way needs."""
         self.path, self._mode, self._sync, self._keep = path, "r" if mode == "r" else "r+", sync, keep
         self._pid, self._is_closed, self._failure, self._in_transaction = os.getpid(), False, "", False
+        self._is_cut = False
         self._lock, self._caches, self._shrunk, self._made = threading.Lock(), {}, set(), []
         self._ranges = self._files = np.empty((0, 2), np.int64)
         self._commits = self._checkpoints = self._postponed = self._pages = 0
@@ -259,20 +262,22 @@ class Pool(Closable):
                 self._writer = WriterLock(folder.open(WRITER_LOCK, write=True, create=folder.is_new))
                 self._writer.take(self.path)
                 if folder.is_new:
+                    folder.look(mode)  # another process may have made it since
+                if folder.is_new:
                     self._make(root)
             self._readers = ReaderLock(folder.open(READER_LOCK, write=self._is_writer))
-            if not self._is_writer:
-                self._readers.begin()
             self._meta = folder.read_meta()
-            self._journal = Journal.open(folder.file, self._meta.id, is_writable=self._is_writer, sync=self._sync)
+            if not self._is_writer:
+                self._keep_trying(self._read_anew)
+                if capacity:
+                    raise ReadOnlyError("a capacity is raised by a writer: open the pool with mode 'r+'")
+                return self._need_root(root)
+            self._journal = Journal.open(folder.file, self._meta.id, is_writable=True, sync=self._sync)
             self._written = Written(is_dax=self._journal.is_mapped)
-            if self._is_writer:
-                folder.remove_orphans(self._meta)
-                self._raise_capacities(capacity)
-            elif capacity:
-                raise ReadOnlyError("a capacity is raised by a writer: open the pool with mode 'r+'")
+            folder.remove_orphans(self._meta)
+            self._raise_capacities(capacity)
             self._read_all()
-        self._need_root(root)
+        return self._need_root(root)
 
     def _make(self, root: Any) -> None:
         """Make an empty pool in the directory; its meta data come last."""
@@ -314,12 +319,10 @@ class Pool(Closable):
         memories = {entry.id: self._map_cache(entry) for entry in self._meta.caches}
         for frame in self._journal.read(self._bounds):
             apply_frame(frame, memories, self._meta.id, self.path)
-        if self._is_writer and (lost := self._journal.find_damage()):
+        if lost := self._journal.find_damage():
             raise CorruptPoolError(f"{self.path}: commit {lost} is damaged in the journal, and a later one follows it")
         for memory in memories.values():
             self._add_cache(memory)
-        if not self._is_writer:
-            self._the_readers.move(self._journal.number)
 
     def _bounds(self, cache: int, which: int) -> int:
         """Return how many bytes a file of a cache can have, as the meta data say; -1 of a cache that was dropped."""
@@ -331,14 +334,10 @@ class Pool(Closable):
     def _map_cache(self, entry: CacheEntry) -> PoolCacheMemory:
         """Return the memory of a cache, as the data files have it."""
         folder = self._the_folder
-        files = [folder.open_data(name, entry, write=False) for name in DATA[:2]]
-        try:
-            n_slabs, first = folder.read_words_head(files[WORDS], self._meta.id, entry)
+        with folder.data_files(entry) as (words, records):
+            n_slabs, first = folder.read_words_head(words, self._meta.id, entry)
             memory = PoolCacheMemory(entry, first, not self._is_writer)
-            memory.map_files(files[WORDS], files[RECORDS], n_slabs)
-        finally:
-            for file in files:
-                calls.close(file)
+            memory.map_files(words, records, n_slabs)
         memory.make_slabs(n_slabs)
         return memory
 
@@ -460,6 +459,7 @@ class Pool(Closable):
 
     def _rollback(self) -> None:
         """Undo all changes."""
+        self._need_sound()
         for cache in self._caches.values():
             cache._need_rest("rollback")
         runs = self._written.take(self._note_slabs())
@@ -470,12 +470,15 @@ class Pool(Closable):
         self._failure, self._made = "a rollback was cut short", []
         versions = self._journal.last_versions()
         with telling(self.path):
-            for id_, cache in self._caches.items():
-                own = named[named[:, 0] == id_]
-                if len(own):
-                    restore(cache._memory, self._journal, versions, self._the_folder, own)
-                    raise_generations(cache._memory, before[id_])
-                    recover(cache._address)
+            try:
+                for id_, cache in self._caches.items():
+                    own = named[named[:, 0] == id_]
+                    if len(own):
+                        restore(cache._memory, self._journal, versions, self._the_folder, own)
+                        raise_generations(cache._memory, before[id_])
+                        recover(cache._address)
+            except (OSError, PoolError) as error:
+                raise PoolFailedError(f"{self.path}: a rollback was cut short: {error}; open the pool again") from error
         self._failure = ""
         self._written.forget(runs)
 
@@ -561,6 +564,8 @@ class Pool(Closable):
         """Write a long journal into the data files after a commit: if that fails, the commit holds, and the next tries again."""
         try:
             self._checkpoint()
+        except PoolFailedError as error:
+            self._failure = str(error)
         except PoolError:
             self._postponed += 1
 
@@ -577,9 +582,6 @@ class Pool(Closable):
                 write_back(self._journal, self._the_folder, self._meta)
                 self._journal.reset()
                 self._shrunk = {cache for cache in self._shrunk if not self._punch(cache._memory)}
-            except PoolFailedError as error:
-                self._failure = str(error)
-                raise
             finally:
                 self._the_readers.admit(number)
         self._checkpoints += 1
@@ -603,12 +605,10 @@ class Pool(Closable):
 
     def _map_again(self, memory: PoolCacheMemory) -> None:
         """Map the data files of a cache once more."""
-        files = [self._the_folder.open_data(name, memory.entry, write=False) for name in DATA[:2]]
-        try:
-            memory.map_files(files[WORDS], files[RECORDS], memory.n_slabs)
-        finally:
-            for file in files:
-                calls.close(file)
+        with self._the_folder.data_files(memory.entry) as (words, records):
+            n_slabs, _ = self._the_folder.read_words_head(words, self._meta.id, memory.entry)
+            memory.make_slabs(n_slabs)  # a writer has more than the file, perhaps
+            memory.map_files(words, records, memory.n_slabs)
 
     def _renew_written(self) -> None:
         """Look for written pages of new mappings."""
@@ -633,48 +633,92 @@ class Pool(Closable):
         Raises
         ------
         CorruptPoolError
-            If a file is damaged; the pool stays at the commit before.
+            If a file is damaged.
+        PoolError
+            If the system refuses to read.
         ClosedError, BusyError
             As `commit`.
 
         Notes
         -----
-        O(pages changed): some 1 µs each.
+        O(pages changed): some 1 µs each.  If an exception ends it, the records may be of no commit, until it is called again and
+        succeeds.
         """
         with self._alone("refresh"):
             if not self._is_writer:
                 with telling(self.path):
-                    self._refresh()
+                    self._keep_trying(self._refresh)
             return self._journal.number
 
-    def _refresh(self) -> None:
-        """Read what the journal has more."""
-        journal = self._journal
-        self._read_caches()
-        if journal.follow_reset():  # all that was read before is in the data files now
-            for cache in self._caches.values():
-                self._map_again(cache._memory)
-        memories = {id_: cache._memory for id_, cache in self._caches.items()}
-        for frame in journal.read(self._bounds):
-            apply_frame(frame, memories, self._meta.id, self.path)
-            for id_ in np.unique(frame.entries["cache"]).tolist():
-                memories[id_].tear()
-        self._the_readers.move(journal.number)
+    def _keep_trying(self, read: Callable[[], None]) -> None:
+        """Read the pool; if a writer made or dropped caches meanwhile, read it anew."""
+        for _ in range(OPEN_TRIES):
+            meta = self._meta
+            try:
+                return read()
+            except CorruptPoolError:
+                if self._the_folder.read_meta() == meta:
+                    raise
+                read = self._read_anew
+        return read()
 
-    def _read_caches(self) -> None:
-        """Follow a writer that made or dropped caches."""
+    def _refresh(self) -> None:
+        """Read what the journal has more; if that was cut short before, read all."""
         meta = self._the_folder.read_meta()
-        if meta == self._meta:
-            return
+        if self._is_cut or not self._has_room(meta):
+            return self._read_anew()
+        journal, self._is_cut = self._journal, True
+        self._follow_caches(meta)
+        if journal.follow_reset():  # all that was read before is in the data files now
+            self._map_all()
+        self._read_journal()
+        self._is_cut = False
+        return None
+
+    def _read_anew(self) -> None:
+        """Read the data files and the whole journal; the writer makes no checkpoint meanwhile."""
+        self._is_cut = True
+        self._the_readers.begin()
+        if hasattr(self, "_journal"):
+            self._journal.close()
+        meta = self._the_folder.read_meta()
+        self._journal = Journal.open(self._the_folder.file, meta.id)
+        if not hasattr(self, "_written"):
+            self._written = Written(is_dax=self._journal.is_mapped)
+        self._follow_caches(meta)
+        self._map_all()
+        self._read_journal()
+        self._is_cut = False
+
+    def _has_room(self, meta: Meta) -> bool:
+        """Whether no cache has another capacity than before."""
+        return all(self._caches[entry.id]._memory.entry == entry for entry in meta.caches if entry.id in self._caches)
+
+    def _follow_caches(self, meta: Meta) -> None:
+        """Follow a writer that made or dropped caches, or raised a capacity."""
         if meta.id != self._meta.id:
             raise CorruptPoolError(f"{self.path} is another pool now")
-        self._meta = meta
-        known = {entry.id for entry in meta.caches}
-        for id_ in [id_ for id_ in self._caches if id_ not in known]:
+        self._meta, entries = meta, {entry.id: entry for entry in meta.caches}
+        for id_ in [id_ for id_, cache in self._caches.items() if entries.get(id_) != cache._memory.entry]:
             self._caches.pop(id_)._end_with_pool()
         for entry in meta.caches:
             if entry.id not in self._caches:
                 self._add_cache(self._map_cache(entry))
+
+    def _map_all(self) -> None:
+        """Have the memory of all caches be as the data files are."""
+        for cache in self._caches.values():
+            self._map_again(cache._memory)
+            cache._memory.tear()
+
+    def _read_journal(self) -> None:
+        """Copy what the journal has more over memory."""
+        memories = {id_: cache._memory for id_, cache in self._caches.items()}
+        for frame in self._journal.read(self._bounds):
+            apply_frame(frame, memories, self._meta.id, self.path)
+            for id_ in np.unique(frame.entries["cache"]).tolist():
+                memories[id_].tear()
+        self._the_readers.move(self._journal.number)
 
     # --- Caches ---
 
@@ -728,10 +772,10 @@ class Pool(Closable):
                 self._the_folder.make_data(meta.id, entry, first)
                 memory = PoolCacheMemory(entry, first, is_reader=False)
                 memory.start_head(meta.id)
-                self._the_folder.write_meta(meta)
-            self._meta = meta
+                self._replace_meta(meta)
             cache = self._add_cache(memory)
             cache._declare(declared_class(plain(dtype)))
+            self._failure = ""
             return cache
 
     def require_cache(self, name: str, dtype: type[Any] | RecordLike, *, capacity: int, **options: Any) -> PoolCache[Any]:
@@ -782,16 +826,27 @@ class Pool(Closable):
                 raise PoolError("the root cannot be dropped")
             meta = replace(self._meta, caches=tuple(other for other in self._meta.caches if other.id != entry.id))
             with telling(self.path):
-                self._the_folder.write_meta(meta)
-                self._meta = meta
-                del self._caches[entry.id]
-                self._shrunk.discard(cache)
-                self._made = []
-                fault = cache._end_with_pool()
-                self._written.forget(cache._memory.ranges())
+                self._replace_meta(meta)
+            del self._caches[entry.id]
+            self._shrunk.discard(cache)
+            self._made = []
+            fault = cache._end_with_pool()
+            self._written.forget(cache._memory.ranges())
+            self._failure = ""
+            with suppress(OSError):  # what stays is removed when the pool is opened next
                 self._the_folder.remove_data(entry)
             if fault is not None:
                 raise fault
+
+    def _replace_meta(self, meta: Meta) -> None:
+        """Have other meta data, in the file and here; until the caller has followed, the pool counts as failed."""
+        self._failure = "a change of its caches was cut short"
+        try:
+            self._the_folder.write_meta(meta)
+        except (OSError, PoolError):
+            self._failure = ""
+            raise
+        self._meta = meta
 
     @property
     def caches(self) -> Names[PoolCache[Any]]:
@@ -956,16 +1011,15 @@ class Pool(Closable):
     def _let_go(self) -> None:
         """Close the files, which gives the locks back."""
         self._is_closed = True
-        for name in ("_written", "_journal"):
-            if hasattr(self, name):
-                getattr(self, name).close()
+        for name in ("_written", "_journal", "_folder"):
+            if getattr(self, name, None) is not None:
+                with suppress(OSError):  # what was committed was synced
+                    getattr(self, name).close()
         for lock in (self._readers, self._writer):
             if lock is not None:
                 with suppress(OSError):  # of a descriptor that the program closed by its number
                     calls.close(lock.file)
         self._readers = self._writer = None
-        if self._folder is not None:
-            self._folder.close()
 
     def _leave_in_child(self) -> None:
         """Close in a child of fork: the pool is the parent's."""
@@ -1018,6 +1072,9 @@ class Pool(Closable):
         try:
             self._need_open()
             yield
+        except PoolFailedError as error:
+            self._failure = self._failure or str(error)
+            raise
         finally:
             self._lock.release()
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CorruptPoolError, PoolFailedError
+from ..errors import CorruptPoolError
 from ..machine.addresses import round_up
 from ..machine.compile import Entry
 from ..machine.pointers import u4s
@@ -186,12 +186,7 @@ def with_file(folder: Folder, kind: Any, entry: CacheEntry, write: Any) -> None:
     file = folder.open_data(kind, entry, write=True)
     try:
         write(file)
-        try:
-            calls.sync(file)
-        except OSError as error:
-            raise PoolFailedError(
-                f"{folder.path}/{kind(entry.id)}: a sync failed: {error.strerror}; open the pool again"
-            ) from error
+        calls.sync(file)
     finally:
         calls.close(file)
 

@@ -1,0 +1,366 @@
+"""Each system call on the files of a pool fails once, each way it can; real disks are full, or read-only."""
+
+import errno
+import os
+import shutil
+import tempfile
+
+import numpy as np
+import pytest
+
+import jitslab
+from jitslab.pool import calls
+
+NODE = np.dtype([("value", "f8"), ("next", jitslab.link("nodes"))])
+ROOT = np.dtype([("head", jitslab.link("nodes")), ("n", "i8")])
+
+FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+ERRORS = {  # of each system call, the errors that it can have
+    "open": (errno.EMFILE, errno.ENOSPC, errno.EIO),
+    "fstat": (errno.EIO,),
+    "listdir": (errno.EMFILE, errno.EIO),
+    "mkdir": (errno.ENOSPC, errno.EDQUOT),
+    "pread": (errno.EIO, errno.EINTR),
+    "preadv": (errno.EIO, errno.EINTR),
+    "pwrite": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EINTR),
+    "pwritev": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EINTR),
+    "ftruncate": (errno.EFBIG, errno.EIO, errno.EINTR),
+    "fdatasync": (errno.EIO, errno.ENOSPC, errno.EDQUOT),
+    "fsync": (errno.EIO, errno.ENOSPC),
+    "rename": (errno.ENOSPC, errno.EIO),
+    "unlink": (errno.EIO,),
+    "close": (errno.EIO, errno.EDQUOT),
+    "lseek": (errno.EIO,),
+    "flock": (errno.ENOLCK, errno.EINTR),
+    "fcntl": (errno.ENOLCK, errno.EINTR),
+    "punch": (errno.EIO,),
+}
+SYNCS = "fdatasync", "fsync"
+
+
+class Faulty:
+    """The system, of which one call fails: that with a number, or none."""
+
+    def __init__(self, at=-1, error=0):
+        self.at, self.error, self.names = at, error, []
+
+    def __getattr__(self, name):
+        def call(*arguments, **options):
+            self.names.append(name)
+            if len(self.names) - 1 != self.at:
+                return getattr(SYSTEM, name)(*arguments, **options)
+            if name == "close":  # Linux has closed the file when it tells of an error
+                SYSTEM.close(*arguments)
+            raise OSError(self.error, os.strerror(self.error))
+
+        return call
+
+    @property
+    def failed(self):
+        """The name of the call that failed."""
+        return self.names[self.at]
+
+
+SYSTEM = calls.system
+
+
+@pytest.fixture
+def folder():
+    """Return a folder in memory, since each case makes a pool."""
+    path = tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(autouse=True)
+def system():
+    """Have the system as it is again after each test."""
+    yield
+    calls.system = SYSTEM
+
+
+def n_files():
+    """Return how many descriptors are open."""
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+
+def image(pool):
+    """Return all that a pool holds: of each cache the live handles and their records, and the root."""
+    caches = {name: {h: cache[h].tobytes() for h in cache.live().tolist()} for name, cache in pool.caches.items()}
+    return caches, pool.root.tobytes()
+
+
+def make(path):
+    """Return a new pool with a checkpoint, a commit in the journal, and changes that are not committed; and both states."""
+    pool = jitslab.open_pool(path, "x", root=ROOT)
+    nodes = pool.create_cache("nodes", NODE, capacity=1000)
+    handles = nodes.alloc_many(300, value=1.0)
+    pool.root["head"] = handles[0]
+    pool.commit()
+    pool.checkpoint()
+    nodes.free_many(handles[:100])
+    pool.root["n"] = 1
+    pool.commit()
+    before = image(pool)
+    nodes.free_many(handles[100:150])
+    pool.root["head"] = nodes.alloc(value=2.0)
+    pool.root["n"] = 2
+    return pool, before, image(pool)
+
+
+def refused(pool, act):
+    """Run an act of which a call fails; returns the error, whose class is one of pools, or None."""
+    try:
+        act(pool)
+    except jitslab.PoolError as error:
+        return error
+    return None
+
+
+def add_cache(pool):
+    """Make a cache."""
+    pool.create_cache("more", NODE, capacity=10)
+
+
+def transact(pool):
+    """Change the root in a transaction."""
+    with pool.transaction():
+        pool.root["n"] = 3
+
+
+def checkpoint_and_drop(pool):
+    """Commit and checkpoint, so that memory is as the files are."""
+    pool._keep = 0
+    pool.commit()
+    assert pool.checkpoint()
+
+
+ACTS = {
+    "commit": lambda pool: pool.commit(),
+    "checkpoint": lambda pool: pool.checkpoint(),
+    "checkpoint and drop": checkpoint_and_drop,
+    "rollback": lambda pool: pool.rollback(),
+    "transaction": transact,
+    "create_cache": add_cache,
+    "drop_cache": lambda pool: pool.drop_cache("nodes"),
+    "close": lambda pool: pool.close(),
+}
+
+
+def failures(run):
+    """Call ``run(system)`` for each call on the files and each error of it."""
+    calls.system = whole = Faulty()
+    run(whole)
+    calls.system = SYSTEM
+    n = 0
+    for at, name in enumerate(whole.names):
+        for error in ERRORS[name]:
+            n += 1
+            calls.system = Faulty(at, error)
+            run(calls.system)
+            calls.system = SYSTEM
+    return n
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_each_call_of_a_writer_fails_once(folder, name):
+    """The error is of the class that says so; memory is as before; the act succeeds again, unless a sync failed."""
+    act, paths = ACTS[name], iter(range(10**6))
+
+    def run(faulty):
+        calls.system = SYSTEM
+        path = f"{folder}/{next(paths)}"
+        files = n_files()
+        pool, before, now = make(path)
+        open_files = n_files()
+        calls.system = faulty
+        error = refused(pool, act)
+        calls.system = SYSTEM
+        what = (name, faulty.at, faulty.at >= 0 and faulty.failed, faulty.error, error)
+        if faulty.at < 0:
+            assert error is None
+        elif faulty.failed in SYNCS and error is not None:
+            assert isinstance(error, jitslab.PoolFailedError), what
+        elif faulty.failed == "pwrite" and faulty.error in FULL and error is not None:
+            assert isinstance(error, jitslab.PoolFullError), what
+        if not pool.closed:
+            assert n_files() == open_files, what
+        states = [before, now]
+        if error is not None and not pool.closed:
+            memory = image(pool) if name != "rollback" else now
+            if name == "transaction":
+                states.append(memory)
+            else:
+                assert memory == now, what
+            if isinstance(error, jitslab.PoolFailedError):
+                for refuse in (*list(ACTS.values())[:-1], lambda pool: pool.close()):
+                    with pytest.raises(jitslab.PoolFailedError):
+                        refuse(pool)
+            else:
+                if name != "drop_cache" or "nodes" in pool:
+                    act(pool)
+                if not pool.closed:
+                    states = [image(pool)]
+                    pool.commit()
+                    assert pool.checkpoint(), what
+        if not pool.closed:
+            if not pool._failure:
+                states = [image(pool)]
+                pool.commit()
+            pool.close(commit=False)
+        assert n_files() == files, what
+        with jitslab.open_pool(path, "r+") as pool:
+            for cache in pool.caches.values():
+                cache.check()
+            if name == "drop_cache":
+                states = [({}, states[0][1]), *states]
+            if name == "create_cache":
+                states += [({"more": {}, **caches}, root) for caches, root in states]
+            assert image(pool) in states, what
+        shutil.rmtree(path)
+
+    assert failures(run) > 5
+
+
+# --- Opening, and readers ---
+
+
+def copy_sparse(source, target):
+    """Copy a file without its holes."""
+    with open(source, "rb") as file, open(target, "wb") as to:
+        size, at = os.fstat(file.fileno()).st_size, 0
+        while at < size:
+            try:
+                at = os.lseek(file.fileno(), at, os.SEEK_DATA)
+            except OSError:  # there is no data behind
+                break
+            end = os.lseek(file.fileno(), at, os.SEEK_HOLE)
+            os.pwrite(to.fileno(), os.pread(file.fileno(), end - at, at), at)
+            at = end
+        to.truncate(size)
+
+
+@pytest.fixture
+def copy(folder):
+    """Return a function that makes a copy of one pool, and a function of its state: all is committed, some of it in the journal."""
+    pool, before, _ = make(f"{folder}/original")
+    pool.close(commit=False)
+    paths = iter(range(10**6))
+
+    def made():
+        path = f"{folder}/{next(paths)}"
+        os.mkdir(path, 0o700)
+        for name in os.listdir(f"{folder}/original"):
+            copy_sparse(f"{folder}/original/{name}", f"{path}/{name}")
+            os.chmod(f"{path}/{name}", 0o600)
+        return path
+
+    made.state = before
+    return made
+
+
+OPENINGS = {
+    "r": lambda path: jitslab.open_pool(path, "r"),
+    "r+": lambda path: jitslab.open_pool(path, "r+"),
+    "c": lambda path: jitslab.open_pool(path, root=ROOT),
+    "raise": lambda path: jitslab.open_pool(path, "r+", capacity={"nodes": 1_000_000}),
+}
+
+
+@pytest.mark.parametrize("name", OPENINGS)
+def test_each_call_of_opening_fails_once(copy, name):
+    """All is closed again; the pool is as it was, and opens when the fault is gone."""
+    opened = OPENINGS[name]
+
+    def run(faulty):
+        calls.system = SYSTEM
+        path, files = copy(), n_files()
+        calls.system = faulty
+        try:
+            pool = opened(path)
+        except jitslab.PoolError as error:
+            calls.system = SYSTEM
+            if faulty.failed in SYNCS:
+                assert isinstance(error, jitslab.PoolFailedError), faulty.failed
+            assert n_files() == files, (faulty.failed, faulty.at)
+            jitslab.open_pool(path, "r").close()
+            pool = opened(path)
+        calls.system = SYSTEM
+        assert image(pool) == copy.state
+        if name != "r":
+            pool.root["n"] = 7
+            pool.commit()
+        pool.close()
+        assert n_files() == files
+        shutil.rmtree(path)
+
+    assert failures(run) > 50
+
+
+def test_each_call_of_making_a_pool_fails_once(folder):
+    """What was half made is made again, by mode 'c'."""
+    paths = iter(range(10**6))
+
+    def run(faulty):
+        path, files = f"{folder}/{next(paths)}", n_files()
+        calls.system = faulty
+        try:
+            jitslab.open_pool(path, "x", root=ROOT).close()
+        except jitslab.PoolError:
+            assert n_files() == files, (faulty.failed, faulty.at)
+        calls.system = SYSTEM
+        with jitslab.open_pool(path, "c", root=ROOT) as pool:
+            assert pool.number <= 1
+            assert pool.root["n"] == 0
+        assert n_files() == files
+        shutil.rmtree(path)
+
+    assert failures(run) > 100
+
+
+def grow_and_make_and_drop(pool):
+    """Commit, drop a cache, make another, and commit again."""
+    pool["nodes"].alloc_many(700, value=3.0)
+    pool.commit()
+    pool.drop_cache("old")
+    pool.create_cache("more", NODE, capacity=10).alloc(value=5.0)
+    pool.root["n"] = 9
+    pool.commit()
+
+
+CHANGES = {
+    "a commit": lambda pool: grow_and_make_and_drop(pool),
+    "a checkpoint": lambda pool: (pool.checkpoint(), grow_and_make_and_drop(pool)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_each_call_of_refresh_fails_once(copy, name):
+    """The reader sees the last commit when the fault is gone."""
+
+    def run(faulty):
+        calls.system = SYSTEM
+        path, files = copy(), n_files()
+        writer = jitslab.open_pool(path, "r+")
+        writer.create_cache("old", NODE, capacity=10)
+        reader = jitslab.open_pool(path, "r")
+        CHANGES[name](writer)
+        known = n_files()
+        calls.system = faulty
+        try:
+            reader.refresh()
+        except jitslab.PoolError:
+            calls.system = SYSTEM
+            assert n_files() == known, (faulty.failed, faulty.at)
+            assert reader.refresh() == writer.number
+        calls.system = SYSTEM
+        assert image(reader) == image(writer), (faulty.failed, faulty.at, faulty.error)
+        for cache in reader.caches.values():
+            cache.check()
+        assert writer.checkpoint(), (faulty.failed, faulty.at)  # no lock of a commit before is left
+        reader.close()
+        writer.close()
+        assert n_files() == files
+        shutil.rmtree(path)
+
+    assert failures(run) > 20
