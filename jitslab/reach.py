@@ -189,7 +189,8 @@ class Graph:
         for key, handles in roots.items():
             cache = names.get(key) if isinstance(key, str) else key
             if cache not in self._numbers:
-                raise UnknownNameError(f"there is no cache {shown(key)} among those that are searched")
+                what = key.name if is_object(CacheType, key) else key
+                raise UnknownNameError(f"there is no cache {shown(what)} among those that are searched")
             yield cache, handles
 
     def _cache_of(self, handles: Handles) -> SlabCache | None:
