@@ -4,7 +4,8 @@ Links between records, followed and judged: which records they lead to, and whic
 A *graph* is some caches and the links between their records; a *part* is one of these caches.  `walk` reaches records: it has
 one bit a slot, set when a link names the slot's record, and a queue of the records whose own links come next.  The queue has a
 fixed size.  If it is full, a second bit of the slot says that its record waits: cycles, long lists and wide trees need no more
-memory than small ones.  A link is dangling if it is neither NULL nor the handle of a live record of its cache.
+memory than small ones.  A record is *lost* if it is live and not reached.  A link is *dangling* if it is neither NULL nor the
+handle of a live record of its cache.
 """
 
 from __future__ import annotations
@@ -95,10 +96,16 @@ def record_at(control: Control, slot: int) -> int:
 
 
 @inlined
-def handle_in(link: Link, record: int, position: int) -> int:
-    """Return the handle at a position of a link of the record at an address."""
-    at = record + link.offset
-    at += position * link.step if link.n_levels == 0 else place_in_levels(link, position)
+def place_of(link: Link, position: int) -> int:
+    """Return where in a record the handle at a position of a link is."""
+    if link.n_levels == 0:
+        return link.offset + position * link.step
+    return link.offset + place_in_levels(link, position)
+
+
+@inlined
+def handle_at(link: Link, at: int) -> int:
+    """Return the handle at an address, a place of a link in a record."""
     handle = peek(at, "i8")
     return swapped(handle) if unlikely(link.is_swapped != 0) else handle
 
@@ -127,8 +134,9 @@ def swapped(x: int) -> int:
 @inlined
 def names_live(part: Part, handle: int) -> bool:
     """Whether a handle is that of a live record of a part."""
-    slot = handle & SLOT_MASK
-    return slot < part.limit and part.control.generations[slot] == shift_right(handle, 31) | 1
+    slot, limit = handle & SLOT_MASK, part.limit
+    generation = part.control.generations[min(slot, limit)]  # without a branch: it can be read
+    return (generation == shift_right(handle, 31) | 1) & (slot < limit)
 
 
 @Entry
@@ -162,7 +170,7 @@ def enqueue(graph: Graph, number: int, part: Part, slot: int) -> None:
     tail = graph.tail
     graph.queue[tail & (graph.queue_size - 1)] = number << 32 | slot
     graph.tail = tail + 1
-    if tail - graph.head < AHEAD:
+    if 0 < tail - graph.head < AHEAD:
         prefetch_links(part, slot)
 
 
@@ -181,12 +189,11 @@ def follow(graph: Graph, number: int, slot: int) -> None:
         link = link_of(part, k)
         target = part_of(graph, link.target)
         for position in range(link.count):
-            handle = handle_in(link, record, position)
-            if handle != NULL:
-                if unlikely(not names_live(target, handle)):
-                    graph.dangling += 1
-                else:
-                    reach(graph, link.target, target, handle)
+            handle = handle_at(link, record + place_of(link, position))
+            if names_live(target, handle):
+                reach(graph, link.target, target, handle)
+            elif unlikely(handle != NULL):
+                graph.dangling += 1
 
 
 @kernel
@@ -315,40 +322,66 @@ def free_lost(g: int, n_parts: int, out: int, room: int) -> int:
 # --- Dangling links ---
 
 
+@inlined
+def count_dangling(graph: Graph, part: Part, base: int, mask: int) -> int:
+    """Return how many links are dangling in the records of the slots of a mask, in the word at `base`."""
+    n, records, stride = 0, record_at(part.control, base), part.control.stride
+    for k in range(part.n_links):
+        link = link_of(part, k)
+        target = part_of(graph, link.target)
+        for position in range(link.count):
+            at, rest = records + place_of(link, position), mask
+            while rest != 0:  # short, so that the CPU waits for many generations at a time
+                handle = handle_at(link, at + lowest_bit(rest) * stride)
+                rest &= rest - 1
+                n += (handle != NULL) & (not names_live(target, handle))
+    return n
+
+
+@kernel
+def write_dangling(graph: Graph, part: Part, slot: int, out: int, room: int) -> int:
+    """Write a FOUND row for each of the first `room` dangling links of a live record; returns how many."""
+    control, n = part.control, 0
+    record = record_at(control, slot)
+    for k in range(part.n_links):
+        link = link_of(part, k)
+        target = part_of(graph, link.target)
+        for position in range(link.count):
+            handle = handle_at(link, record + place_of(link, position))
+            if handle != NULL and not names_live(target, handle) and n < room:
+                found = found_at(out + n * FOUND_BYTES)
+                found.handle = control.generations[slot] >> 1 << 32 | slot
+                found.link = k
+                found.position = position
+                found.value = handle
+                n += 1
+    return n
+
+
 @Entry
-def find_dangling(g: int, start: int, end: int, out: int, most: int) -> int:
+def find_dangling(g: int, start: int, end: int, out: int, room: int) -> int:
     """
     Find the dangling links in the live records of part 0 from slot `start` to `end`, both multiples of 64.
 
     out   int64   address of FOUND rows
-    most  int64   how many there are
+    room  int64   how many there are
 
-    Returns how many were found; those beyond `most` are not written.
+    Returns how many were found; those beyond `room` are not written.
     """
     graph = graph_at(g)
     part = part_of(graph, 0)
-    control, generations, stop = part.control, part.control.generations, min(end, part.limit)
-    n, base = 0, start
+    control, stop = part.control, min(end, part.limit)
+    n, written, base = 0, 0, start
     while base < stop:
-        mask = live_mask(generations, base)
+        mask = live_mask(control.generations, base)
         if mask == 0:
             base = skip_free(control, base)
-        while mask != 0:
-            slot = base + lowest_bit(mask)
-            mask &= mask - 1
-            record = record_at(control, slot)
-            for k in range(part.n_links):
-                link = link_of(part, k)
-                target = part_of(graph, link.target)
-                for position in range(link.count):
-                    handle = handle_in(link, record, position)
-                    if handle != NULL and not names_live(target, handle):
-                        if n < most:
-                            found = found_at(out + n * FOUND_BYTES)
-                            found.handle = generations[slot] >> 1 << 32 | slot
-                            found.link = k
-                            found.position = position
-                            found.value = handle
-                        n += 1
+        else:
+            found = count_dangling(graph, part, base, mask)
+            while found > 0 and written < room and mask != 0:
+                slot = base + lowest_bit(mask)
+                mask &= mask - 1
+                written += write_dangling(graph, part, slot, out + written * FOUND_BYTES, room - written)
+            n += found
         base += WORD_SLOTS
     return n
