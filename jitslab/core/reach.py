@@ -135,7 +135,7 @@ def swapped(x: int) -> int:
 def names_live(part: Part, handle: int) -> bool:
     """Whether a handle is that of a live record of a part."""
     slot, limit = handle & SLOT_MASK, part.limit
-    generation = part.control.generations[min(slot, limit)]  # without a branch: it can be read
+    generation = part.control.generations[min(slot, max(limit - 1, 0))]  # no branch: the CPU would mispredict NULL
     return (generation == shift_right(handle, 31) | 1) & (slot < limit)
 
 
