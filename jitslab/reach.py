@@ -210,18 +210,18 @@ class Graph:
         """Dangling links that were met so far."""
         return int(self._graph["dangling"][0])
 
-    def lost(self, number: int) -> Handles:
-        """Return the handles of the live records of a part that were not reached."""
-        part, out = self._parts[number:].ctypes.data, np.empty(0, np.int64)
+    def lost(self, cache: SlabCache) -> Handles:
+        """Return the handles of the live records of a cache that were not reached."""
+        part, out = self._parts[self._numbers[cache] :].ctypes.data, np.empty(0, np.int64)
         while (n := kernels.lost_handles(part, out.ctypes.data, out.size)) > out.size:
             out = np.empty(n, np.int64)
         return out[:n]
 
-    def free_lost(self, n_parts: int) -> list[int]:
-        """Free the live records that were not reached, of the first parts: all, whatever happens; returns how many of each."""
+    def free_lost(self, caches: Caches) -> dict[str, int]:
+        """Free the live records that were not reached, of the first parts: all, whatever happens; returns how many, by name."""
         handles = np.empty(FREED_AT_ONCE, np.int64)
-        kernels.free_lost(self.address, n_parts, handles.ctypes.data, handles.size)
-        return self._parts["freed"][:n_parts].tolist()  # type: ignore[no-any-return]  # integers
+        kernels.free_lost(self.address, len(set(caches.values())), handles.ctypes.data, handles.size)
+        return {name: int(self._parts["freed"][self._numbers[cache]]) for name, cache in caches.items()}
 
     def find_dangling(self) -> npt.NDArray[np.void]:
         """Return FOUND rows of the dangling links of the first part."""
@@ -330,7 +330,7 @@ def unreachable(caches: Caches, roots: Any, links: Caches | None = None) -> ByCa
     True
     """
     graph = walked("unreachable", caches, roots, links)
-    found = ByCache({name: graph.lost(number) for number, name in enumerate(caches)})
+    found = ByCache({name: graph.lost(cache) for name, cache in caches.items()})
     found.dangling = graph.dangling
     return found
 
@@ -355,6 +355,6 @@ def collect(caches: Caches, roots: Any, links: Caches | None = None) -> ByCache[
     graph = walked("collect", caches, roots, links)
     for cache in graph.caches:  # a thread that came meanwhile may have moved links
         cache._need_rest("collect")
-    freed = ByCache(zip(caches, graph.free_lost(len(caches)), strict=True))
+    freed = ByCache(graph.free_lost(caches))
     freed.dangling = graph.dangling
     return freed

@@ -356,6 +356,16 @@ def test_given_caches_are_passed_through_and_kept(allocator, nodes):
         assert 2 == len(hubs)
 
 
+def test_cache_may_have_two_names(nodes):
+    """It is one part of the graph; both names say the same of it."""
+    first, lost = nodes.alloc_many(2).tolist()
+    caches = {"nodes": nodes, "again": nodes}
+
+    assert {"nodes": [lost], "again": [lost]} == as_lists(reach.unreachable(caches, first))
+    assert {"nodes": 1, "again": 1} == reach.collect(caches, {"again": first})
+    assert [first] == nodes.live().tolist()
+
+
 def test_link_to_no_known_cache_is_refused(allocator, nodes):
     """With the field, the cache, and what to do; nothing is freed."""
     cache = allocator.create_cache("trees", [("in", np.dtype([("kid", link("nodes"))]))], init="zero")
