@@ -75,7 +75,7 @@ from .errors import (
     WrongSizeError as WrongSizeError,
 )
 from .guard import SlabObjectGuard as SlabObjectGuard, SlabRecordView as SlabRecordView
-from .links import link as link, links_of as links_of
+from .links import link as link, links_of as links_of, plain as plain
 from .machine.numa import NumaNode as NumaNode, nodes as nodes
 from .manager import (
     SlabAllocatorManager as SlabAllocatorManager,

@@ -12,7 +12,7 @@ import itertools
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache as cached
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, overload
 
@@ -20,7 +20,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from . import guard_class
+from . import guard_class, reach
 from ._closable import Closable
 from ._convert import pack
 from ._faults import fault_of, joined, shown_count, warn_of_lost
@@ -185,6 +185,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         "_columns",
         "_declared",
         "_dtype",
+        "_family",
         "_generations",
         "_is_owned",
         "_memory",
@@ -236,6 +237,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     def _open(self, name: str, dtype: np.dtype[Any], declared: Any, memory: CacheMemory) -> None:
         """Become the cache of some memory."""
         self._name, self._dtype, self._declared, self._is_owned = name, dtype, declared, False
+        self._family: Any = None  # returns the allocator or pool that it is of, while that lives
         self._memory = memory
         self._address = memory.address
         self._records, self._generations = memory.records, memory.generations
@@ -1250,6 +1252,64 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         self._need_rest("recover")
         for address in self._node_states():
             recover(address)
+
+    def dangling(self, links: Mapping[str, SlabCache] | None = None) -> Records:
+        """
+        Find the links of live records that are neither NULL nor the handle of a live record of their cache, at rest.
+
+        Links are the fields that `links_of` lists, at every depth.  One with this cache's name leads to this cache; others lead
+        to caches of the same allocator or pool.
+
+        Parameters
+        ----------
+        links : mapping of str to SlabCache, optional
+            Caches that links lead to, by name; those that are not among them are looked for as above.
+
+        Returns
+        -------
+        ndarray of records
+            One for each such link, by slot: ``handle`` of the record, ``field`` as its names joined by dots, ``position`` of the
+            value in the field, counted in C order over all its sub-arrays, and the ``value``.
+
+        Raises
+        ------
+        UnknownNameError
+            If a link's cache is not found.
+        CacheTypeError
+            If `links` has something else than caches.
+        LayoutError
+            If a link is no int64.
+        BusyError
+            If other threads are using the cache, or one that it links to.
+        FaultError
+            As `raise_faults`.
+
+        Notes
+        -----
+        O(slots and links).
+
+        Examples
+        --------
+        >>> import numpy as np, jitslab
+        >>> node = np.dtype([("value", "f8"), ("kids", jitslab.link("nodes"), (2,))])
+        >>> with jitslab.SlabCache("nodes", node, capacity=10, init="zero") as nodes:
+        ...     kid = nodes.alloc()
+        ...     parent = nodes.alloc(kids=[jitslab.NULL, kid])
+        ...     nodes.free(kid)
+        ...     found = nodes.dangling()
+        ...     len(found), found["field"][0].item(), found["position"][0].item()
+        ...     (found["handle"][0], found["value"][0]) == (parent, kid)
+        True
+        (1, 'kids', 1)
+        True
+        """
+        self._need_open()
+        return reach.dangling(self, self._relatives(), links)
+
+    def _relatives(self) -> Mapping[str, SlabCache]:
+        """Return the caches of the same allocator or pool by name."""
+        owner = None if self._family is None else self._family()
+        return {} if owner is None else owner._by_name()
 
     @property
     def parked(self) -> int:

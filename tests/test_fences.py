@@ -25,6 +25,7 @@ ALLOWED = {
         "core/region.py": "the address of the RANGE row",
         "sizes/kernels.py": "the address of the table of entry points",
         "cache.py": "addresses of a caller's arrays",
+        "reach.py": "addresses of its own arrays",
         "replay/peak.py": "malloc_trim of the C library, measured beside",
         "core/process.py": "the address of the process's own memory",
         "njit/cache.py": "addresses of arrays that compiled code passes",

@@ -14,7 +14,7 @@ LAYERS = (  # from the lowest; a folder's name stands for its modules
     ("core",),  # one cache, as kernels: knows no object of Python that is ours
     ("_faults", "_closable", "_names", "_validate", "_convert", "links", "views"),
     ("njit",),
-    ("guard", "owning", "batch_guard", "guard_class", "declare", "record_class", "cache", "ptr"),  # the typed face
+    ("guard", "owning", "batch_guard", "guard_class", "declare", "record_class", "reach", "cache", "ptr"),  # the typed face
     ("sizes",),
     ("pool",),
     ("allocator", "manager"),

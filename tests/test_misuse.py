@@ -672,6 +672,7 @@ USES = {
     "records": lambda c: c.records,
     "pages": lambda c: c.pages,
     "check": lambda c: c.check(),
+    "dangling": lambda c: c.dangling(),
     "recover": lambda c: c.recover(),
     "shrink": lambda c: c.shrink(),
     "flush": lambda c: c.flush(),

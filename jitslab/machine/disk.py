@@ -43,7 +43,7 @@ SOURCES = tuple(
     for folder, names in {
         "machine": "addresses disk front library build compile memory pointers system owner cpython holder",
         "core": "layout vectors calls slab grow faults heap_table claim heap batch scan rebuild check process dispatch"
-        " cache_calls guard_calls",
+        " cache_calls guard_calls reach",
         "njit": "lowering birth cache",
         "sizes": "layout large opening kernels njit",
         "replay": "loops",
