@@ -168,6 +168,7 @@ QUARTERS = 4  # lists of partially used slabs, by occupancy
 EMPTY, FRESH = QUARTERS, QUARTERS + 1  # lists of FREE slabs: with memory behind them; never used, or released
 LISTS = QUARTERS + 2
 INTERVAL = 512  # least refills and flushes of one interval of the working set
+NEVER = 1 << 62  # refills and flushes: the end of an interval that does not end
 TURNOVERS = 4  # times that all slots of the cache could come and go in one interval
 HUGE_BYTES = 4 << 20  # of a node's records; those beyond are in huge pages if the system has them: a small cache would waste them
 RELEASE_BYTES = 1 << 20  # least that is given back to the system at a time
