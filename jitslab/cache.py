@@ -11,7 +11,6 @@ import atexit
 import copy
 import itertools
 import os
-import pickle
 import sys
 import time
 import weakref
@@ -1133,9 +1132,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def _row(self, i: int) -> Any:
         """Row of slab i."""
-        node = i << self._memory.geometry.shift >> self._memory.geometry.node_shift
-        at = self._memory.field("slabs", node) - int(self._memory.bytes.ctypes.data) - i * layout.SLAB.itemsize
-        return self._memory.bytes[at : at + layout.SLAB.itemsize].view(layout.SLAB)[0]
+        return self._memory.rows(i, i + 1)[0]
 
     def _node_states(self) -> list[int]:
         """Return the addresses of the CONTROL rows of all nodes."""
@@ -1335,8 +1332,8 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """
         Write the cache as a file, at rest; `jitslab.load` makes the same cache of it.
 
-        Its handles stay what they are: live ones name the same records, stale ones are refused, links lead where they led.  An old
-        file is replaced when the new one is whole and on the disk; whatever fails, it stays as it was.
+        Its handles stay what they are: live ones name the same records, stale ones are refused, links lead where they led.  A
+        file that was there is replaced when the new one is whole and on the disk; whatever fails, it stays as it was.
 
         Parameters
         ----------
@@ -1386,25 +1383,17 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         self._need_own(what)
         self._need_rest("a cache that is to be " + what)
         len(self)  # the index of a torn cache is rebuilt
-        template = None
-        if self._memory.field("init") == layout.TEMPLATE:
-            at = self._memory.field("template") - int(self._memory.bytes.ctypes.data)
-            template = self._memory.bytes[at : at + self._dtype.itemsize].tobytes()
-        return image.facts_of(self._memory, self._name, template)
+        return image.facts_of(self._memory, self._name)
 
     def _need_own(self, what: str) -> None:
         """Raise if the memory of the cache is a part of something else."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:  # type: ignore[override]  # the base refuses
-        """Return the image of the cache, by value; with protocol 5 generations and records are buffers outside the pickle."""
+        """Return the image of the cache; from protocol 5 on generations and records can be buffers outside the pickle."""
         facts = self._facts("pickled")
-        pack = pickle.PickleBuffer if protocol >= 5 else bytes
-        groups = [
-            (pack(lowest), pack(words), [pack(run) for run in runs])
-            for lowest, words, runs in image.groups_of(self._memory, facts)
-        ]
-        cls = type(self)
-        return cls._from_image, (image.as_plain(facts), self._dtype, self._declared, groups), getattr(self, "__dict__", None)
+        groups = image.as_buffers(image.groups_of(self._memory, facts), protocol)
+        arguments = image.as_plain(facts), self._dtype, self._declared, groups
+        return type(self)._from_image, arguments, getattr(self, "__dict__", None)
 
     @classmethod
     def _from_image(cls, plain: Any, dtype: Any, declared: Any, groups: Any) -> Any:

@@ -27,6 +27,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
+from pickle import PickleBuffer
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -37,7 +38,6 @@ from .core.geometry import Shape
 from .core.grow import grow
 from .core.layout import (
     HUGE_BYTES,
-    LINE,
     MAX_SLAB_SHIFT,
     MAX_SLOTS,
     NEVER,
@@ -45,7 +45,6 @@ from .core.layout import (
     NODE_BYTES,
     NODE_SHIFT,
     RETIRED,
-    SLAB,
     START_BITS,
 )
 from .core.memory import CacheMemory, NewCacheMemory, Origin
@@ -117,9 +116,7 @@ class Slabs:
         sizes, n, slots = memory.geometry, stop - first, 1 << memory.geometry.shift
         self.first, self.slots = first, slots
         self.generations = np.frombuffer(memory.generations, np.uint32, n * slots, 4 * first * slots).reshape(n, slots)
-        node = first * slots >> sizes.node_shift
-        at = memory.field("slabs", node) - int(memory.bytes.ctypes.data) - (stop - 1) * LINE
-        self.rows = memory.bytes[at : at + n * LINE].view(SLAB)[::-1]  # they lie by falling addresses
+        self.rows = memory.rows(first, stop)
         slab_bytes = sizes.stride * slots
         start = sizes.offset["records"] + first * slab_bytes
         self.records = memory.bytes[start : start + n * slab_bytes].reshape(n, slab_bytes)
@@ -160,7 +157,7 @@ class Slabs:
 # --- A cache as an image ---
 
 
-def facts_of(memory: CacheMemory, name: str, template: bytes | None) -> Facts:
+def facts_of(memory: CacheMemory, name: str) -> Facts:
     """Return the facts of a cache at rest."""
     sizes, nodes = memory.geometry, range(memory.geometry.nodes)
     return Facts(
@@ -168,7 +165,7 @@ def facts_of(memory: CacheMemory, name: str, template: bytes | None) -> Facts:
         sizes.capacity if memory.has_capacity else None,
         memory.field("is_coloured") != 0,
         memory.field("interval_end") >= NEVER,
-        template,
+        None if memory.template is None else memory.template.tobytes(),
         sizes.stride,
         sizes.shift,
         sizes.node_shift if sizes.nodes > 1 else 0,
@@ -190,6 +187,12 @@ def groups_of(memory: CacheMemory, facts: Facts) -> list[Group]:
         lowest, words = slabs.look(facts.first_generation)
         groups.append(Group(lowest, words, slabs.runs(lowest, words)))
     return groups
+
+
+def as_buffers(groups: list[Group], protocol: int) -> list[tuple[Any, Any, list[Any]]]:
+    """Return groups as a pickle has them: from protocol 5 on as buffers that can stay outside of it, without a copy."""
+    pack: Any = PickleBuffer if protocol >= 5 else bytes
+    return [(pack(lowest), pack(words), [pack(run) for run in runs]) for lowest, words, runs in groups]
 
 
 # --- An image as a cache ---
@@ -320,9 +323,8 @@ def _as_array(buffer: Any, n: int, dtype: Any, where: str) -> npt.NDArray[Any]:
         raise CorruptImageError(f"{where}: {type(buffer).__name__} in the place of a buffer of {wanted} bytes") from error
     if array.size != wanted:
         raise CorruptImageError(f"{where}: a buffer of {array.size} bytes in the place of one of {wanted}")
-    if array.ctypes.data % np.dtype(dtype).alignment:
-        array = array.copy()
-    return array.view(dtype)
+    numbers: npt.NDArray[Any] = array.view(dtype)
+    return numbers if numbers.flags.aligned else numbers.copy()
 
 
 def finish(memory: CacheMemory, facts: Facts) -> None:

@@ -39,6 +39,7 @@ from .layout import (
     NODE,
     NODE_BYTES,
     NODE_WORDS,
+    SLAB,
     SPARE_SLOTS,
     STAGGERS,
     START_BITS,
@@ -241,6 +242,20 @@ class CacheMemory:
     def set_field(self, name: str, value: int, node: int = 0) -> None:
         """Write a field of a CONTROL or STATE row."""
         self.node_words[node * (NODE_BYTES // 8) + NODE_WORDS[name]] = value
+
+    def rows(self, first: int, stop: int) -> npt.NDArray[np.void]:
+        """Return the rows of some slabs of one node, by slab."""
+        node = first << self.geometry.shift >> self.geometry.node_shift
+        at = self.field("slabs", node) - self._base - (stop - 1) * LINE
+        return self.bytes[at : at + (stop - first) * LINE].view(SLAB)[::-1]  # they lie by falling addresses
+
+    @property
+    def template(self) -> npt.NDArray[np.uint8] | None:
+        """The bytes that new records begin with; None: they begin with what happens to be there."""
+        if self.field("init") == NO_INIT:
+            return None
+        at = self.field("template") - self._base
+        return self.bytes[at : at + self.geometry.itemsize]
 
     @property
     def first_cycle(self) -> int:
