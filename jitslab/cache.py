@@ -1373,7 +1373,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         ...     cache[cache[first]["next"]]["value"].item()
         2.0
         """
-        facts = self._facts("saved")
+        facts = self._facts("save")
         name = None if self._declared is None else self._declared.__qualname__
         image.write_file(path, self._memory, facts, self._dtype, name)
 
@@ -1381,7 +1381,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         """Return the facts of the cache's image, at rest."""
         self._need_told()
         self._need_own(what)
-        self._need_rest("a cache that is to be " + what)
+        self._need_rest(what)
         len(self)  # the index of a torn cache is rebuilt
         return image.facts_of(self._memory, self._name)
 
@@ -1390,7 +1390,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:  # type: ignore[override]  # the base refuses
         """Return the image of the cache; from protocol 5 on generations and records can be buffers outside the pickle."""
-        facts = self._facts("pickled")
+        facts = self._facts("pickle")
         groups = image.as_buffers(image.groups_of(self._memory, facts), protocol)
         arguments = image.as_plain(facts), self._dtype, self._declared, groups
         return type(self)._from_image, arguments, getattr(self, "__dict__", None)
@@ -1417,15 +1417,15 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def __copy__(self) -> SlabCache[R]:
         """Return a cache with the same records under the same handles, and from then on with a life of its own."""
-        return self._copied("copied", getattr(self, "__dict__", None))
+        return self._copied(getattr(self, "__dict__", None))
 
     def __deepcopy__(self, memo: Any) -> SlabCache[R]:
         """Return the same, also what a subclass adds."""
-        return self._copied("copied", copy.deepcopy(getattr(self, "__dict__", None), memo))
+        return self._copied(copy.deepcopy(getattr(self, "__dict__", None), memo))
 
-    def _copied(self, what: str, attributes: dict[str, Any] | None) -> SlabCache[R]:
+    def _copied(self, attributes: dict[str, Any] | None) -> SlabCache[R]:
         """Return a copy, with attributes of a subclass."""
-        facts = self._facts(what)
+        facts = self._facts("copy")
         memory = image.memory_for(facts, self._dtype, repr(self))
         image.fill(memory, facts, image.groups_of(self._memory, facts), repr(self))
         made: SlabCache[R] = self._of(self._name, self._dtype, self._declared, memory)
@@ -1623,7 +1623,7 @@ def load(path: str | os.PathLike[str], dtype: type[R] | RecordLike | None = None
         wanted, declared = check_dtype(given), declared_class(given)
         if wanted != own:
             kind = "" if class_name is None else f" (class {class_name})"
-            raise LayoutError(f"the file has records of {shown(own)}{kind}, not of {shown(wanted)}")
+            raise LayoutError(f"the file has records of {own}{kind}, not of {wanted}")
     made: SlabCache[R] = SlabCache._of(facts.name, own, declared, memory)
     return made
 

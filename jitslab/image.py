@@ -59,6 +59,7 @@ from .errors import (
     ImagePathError,
     ImageVersionError,
     LayoutError,
+    PoolVersionError,
     shown,
 )
 from .machine import numa
@@ -66,8 +67,9 @@ from .machine import numa
 FORMAT = 1
 MOST_BYTES = 1 << 46  # of the records of a cache
 MOST_HEAD = 16 << 20  # bytes of the JSON in a file
+MOST_DIGITS = 20  # of an integer in it
 GROUP_SLOTS = 1 << 18  # least slots of a group in a file: so 1 MiB of generations is in memory at a time
-PIECE = 1 << 20  # bytes that are written to a file at a time
+PIECE = 1 << 18  # bytes that are written to a file at a time
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 HEAD = re.compile(rb"jitslab-image ([0-9]{1,9}) ([a-z]{1,9}) ([0-9a-f]{8}) ([0-9]{1,9})\n")
 LONGEST_LINE = 64  # bytes of the first line, at most
@@ -492,20 +494,29 @@ def read_head(file: IO[bytes], where: str) -> tuple[Any, np.dtype[Any], str | No
     if len(text) != size or zlib.crc32(text) != int(match[3], 16):
         raise CorruptImageError(f"{where}: the facts have not the checksum that they were written with")
     try:
-        plain = json.loads(text)
+        plain = json.loads(text, parse_int=_bounded)
     except (ValueError, RecursionError) as error:
         raise CorruptImageError(f"{where}: the facts are no JSON: {error}") from error
     if not isinstance(plain, dict) or not {"dtype", "class"} <= plain.keys():
         raise CorruptImageError(f"{where}: the facts have no dtype")
     try:
         dtype = rebuild_dtype(plain.pop("dtype"))
-    except (CorruptImageError, LayoutError) as error:
+    except PoolVersionError as error:
+        raise ImageVersionError(f"{where}: {error}") from error
+    except LayoutError as error:
         raise CorruptImageError(f"{where}: {error}") from error
     class_name = plain.pop("class")
     if isinstance(plain.get("template"), str):
         with suppress(ValueError):
             plain["template"] = bytes.fromhex(plain["template"])
     return plain, checked_dtype(dtype, where), class_name if isinstance(class_name, str) else None
+
+
+def _bounded(digits: str) -> int:
+    """Return an integer of JSON, of which no fact has more than 20 digits: thousands take Python long."""
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
 
 
 def read_group(file: IO[bytes], slabs: Slabs, facts: Facts, where: str) -> None:

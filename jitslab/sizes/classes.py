@@ -141,7 +141,7 @@ class ClassCache(SlabCache[Any]):
 
     def _need_own(self, what: str) -> NoReturn:
         """Refuse: a size class is a part of an allocator."""
-        raise CopyError(f"{self!r} is a part of an allocator, so it cannot be {what}; `gather` copies its records")
+        raise CopyError(f"{what} is not for {self!r}: it is a part of an allocator; gather(handles) copies its records")
 
 
 class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython
