@@ -1634,9 +1634,7 @@ def same_record(declared: Any, dtype: np.dtype[Any], what: str) -> Any:
     if cls is None and declared is not None:
         raise CorruptImageError(f"{what} has {shown(declared)} in the place of a class of records")
     if cls is not None and cls.dtype != dtype:
-        raise LayoutError(
-            f"{what} has records of {shown(dtype)}, and class {cls.__qualname__} declares {shown(cls.dtype)} by now"
-        )
+        raise LayoutError(f"{what} has records of {dtype}, and class {cls.__qualname__} declares {cls.dtype} by now")
     return cls
 
 

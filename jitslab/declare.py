@@ -211,18 +211,27 @@ _whole: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # cla
 
 def whole(cls: Any) -> Any:
     """
-    Return a declared class; if it came by value, as cloudpickle sends one of a notebook, the class made anew, once.
+    Return a declared class, or a base of one; if it came by value, as cloudpickle sends one of a notebook, made anew, once.
 
     Such a class has a __dict__, which guards have no room for.
     """
     if not cls.__dictoffset__ and not cls.__weakrefoffset__:
         return cls
     if cls not in _whole:
-        bases = tuple(whole(base) if _is_declared(base) else base for base in cls.__bases__)
-        nested = {name: whole(of) for name, of in cls.__jitslab_nested__.items()}
-        made = _remade(cls, bases, check_dtype(cls.dtype), nested, cls.__jitslab_template__)
+        bases = tuple(map(whole, cls.__bases__))
+        if _is_declared(cls):
+            nested = {name: whole(of) for name, of in cls.__jitslab_nested__.items()}
+            made = _remade(cls, bases, check_dtype(cls.dtype), nested, cls.__jitslab_template__)
+        else:
+            namespace = _namespace(cls) | {"__slots__": ()}
+            made = types.new_class(cls.__name__, bases, {"metaclass": type(cls)}, lambda names: names.update(namespace))
         _whole.setdefault(cls, made)
     return _whole[cls]
+
+
+def _namespace(cls: type) -> dict[str, Any]:
+    """Return what a class has, but for what Python makes of its slots."""
+    return {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__", "__slots__")}
 
 
 def _inherited(cls: type) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -334,9 +343,8 @@ def _remade(
     cls: type[T], bases: tuple[type, ...], dtype: np.dtype[Any], nested: dict[str, Any], template: bytes | None
 ) -> type[T]:
     """Return the class made anew, without room for attributes that are no fields."""
-    namespace = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__", "__slots__")}
     namespace = {
-        name: value for name, value in namespace.items() if name not in (dtype.names or ())
+        name: it for name, it in _namespace(cls).items() if name not in (dtype.names or ())
     }  # defaults would hide fields
     if vars(cls).get("__slots__"):
         raise LayoutError(f"{cls.__name__} has __slots__; fields are what it annotates")
