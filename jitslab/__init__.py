@@ -98,6 +98,7 @@ from .manager import (
     shutdown as shutdown,
     view as view,
 )
+from .pool.pool import Pool as Pool, open_pool as open_pool
 from .ptr import SlabPtr as SlabPtr
 from .views import (
     LiveCache as LiveCache,

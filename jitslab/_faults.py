@@ -19,6 +19,7 @@ TEXTS = {
     layout.EXHAUSTED: "NULL handle {:#x} (NULL from a full cache?)",
     layout.DOUBLE_FREE: "record {:#x}, freed by two threads at the same instant",
     layout.AFTER_CLOSE: "handle {:#x} after the cache was closed",
+    layout.READ_ONLY: "handle {:#x} allocated or freed though the pool was opened to read",
 }
 
 

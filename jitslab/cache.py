@@ -1393,7 +1393,11 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         facts = self._facts("pickle")
         groups = image.as_buffers(image.groups_of(self._memory, facts), protocol)
         arguments = image.as_plain(facts), self._dtype, self._declared, groups
-        return type(self)._from_image, arguments, getattr(self, "__dict__", None)
+        return self._private_class()._from_image, arguments, getattr(self, "__dict__", None)
+
+    def _private_class(self) -> type[SlabCache[R]]:
+        """Return the class of a copy: what an allocator or a pool owns becomes a plain cache."""
+        return SlabCache if self._is_owned else type(self)
 
     @classmethod
     def _from_image(cls, plain: Any, dtype: Any, declared: Any, groups: Any) -> Any:
@@ -1428,7 +1432,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         facts = self._facts("copy")
         memory = image.memory_for(facts, self._dtype, repr(self))
         image.fill(memory, facts, image.groups_of(self._memory, facts), repr(self))
-        made: SlabCache[R] = self._of(self._name, self._dtype, self._declared, memory)
+        made: SlabCache[R] = self._private_class()._of(self._name, self._dtype, self._declared, memory)
         if attributes:
             vars(made).update(attributes)
         return made

@@ -62,7 +62,7 @@ def test_offsets_of_control():
     assert [at[name] for name in ("heaps", "generations", "records")] == [0, 8, 16]
     assert all(offset % 8 == 0 for offset in at.values())
     assert at["local"] % 64 == 0
-    assert len(frozen) == 33
+    assert len(frozen) == 34
     assert at["local"] > max(frozen)
     assert set(layout.names_of(layout.LOCAL)).isdisjoint(ControlPointer.frozen)
 

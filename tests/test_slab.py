@@ -108,6 +108,7 @@ def test_records_lie_where_the_layout_says():
             assert it.slot == cache.records["a"][it.slot]
 
 
+@pytest.mark.anonymous
 @pytest.mark.parametrize("capacity", [10, 100_000, 50_000_000])
 def test_first_rows_and_generations_share_the_page_of_control(capacity):
     """Rows before it, the later ones on pages before; generations behind it."""

@@ -85,11 +85,11 @@ def slab_shape(itemsize: int, align: int, colouring: bool) -> tuple[int, int, in
     """Return (stride, shift, magazine_size) of a dtype by its size and alignment: a slab has ``1 << shift`` slots."""
     stride = stride_of(itemsize, align, colouring)
     shift = min(max(round(np.log2(SLAB_BYTES / stride)), 0), MAX_SLAB_SHIFT)
-    return stride, shift, magazine_size_of(stride)
+    return stride, shift, magazine_slots(stride)
 
 
-def magazine_size_of(stride: int) -> int:
-    """Return how many slots a magazine holds."""
+def magazine_slots(stride: int) -> int:
+    """Return how many slots a magazine may hold."""
     return min(max(MAGAZINE_BYTES // stride, 1), MAGAZINE_SLOTS)
 
 
@@ -131,7 +131,7 @@ def lay_out(
     """
     stride, shift, magazine_size = slab_shape(itemsize, align, colouring)
     if shape is not None:
-        stride, shift, magazine_size = shape.stride, shape.shift, magazine_size_of(shape.stride)
+        stride, shift, magazine_size = shape.stride, shape.shift, magazine_slots(shape.stride)
     slots = min(slots or capacity + HEAPS * magazine_size, MAX_SLOTS)
     max_slabs = -(-slots // (1 << shift))
     node_shift, n_slots, where = MAX_SLOTS.bit_length(), max_slabs << shift, ""
@@ -147,21 +147,73 @@ def lay_out(
         raise CapacityError(f"{capacity} records of {stride} bytes{where} are more than the address space holds")
     if n_slots > MAX_SLOTS:
         raise CapacityError(f"{capacity} records{where} are more than the 2**32 slots of a cache")
-    scratch = round_up(stride, LINE)
-    scratch_step = scratch if scratch <= PAGE else 0
-    offset, at = {}, 0
     n_heaps = (int(has_heaps) + (0 if nodes == 1 else nodes)) * HEAP_ROWS
-    for name, size in (
-        ("heaps", n_heaps * HEAP_BYTES + page if n_heaps else 0),
-        ("template", scratch),
-        ("scratch", HEAP_ROWS * scratch_step if scratch_step else scratch),
-        ("cpus", 0 if nodes == 1 else CPUS),
-        ("bits", nodes * round_up(-(-(max_slabs << shift) // WORD_SLOTS) * 8, page)),
-        ("slabs", nodes * round_up(max_slabs * SLAB.itemsize, page)),
-        ("control", 0 if nodes == 1 else STAGGER + nodes * NODE_BYTES),  # with one node: on the first page of the generations
-        ("generations", n_slots * 4 + WORD_SLOTS * 4 + page),
-        ("records", n_slots * stride),
-    ):
+    parts = {
+        "heaps": n_heaps * HEAP_BYTES + page if n_heaps else 0,
+        **scratch_parts(stride),
+        "cpus": 0 if nodes == 1 else CPUS,
+        "bits": nodes * bits_bytes(max_slabs << shift, page),
+        "slabs": nodes * round_up(max_slabs * SLAB.itemsize, page),
+        "control": 0 if nodes == 1 else STAGGER + nodes * NODE_BYTES,  # with one node: on the first page of the generations
+        "generations": n_slots * 4 + WORD_SLOTS * 4 + page,
+        "records": n_slots * stride,
+    }
+    return Geometry(
+        itemsize, stride, shift, capacity, max_slabs, magazine_size, nodes, node_shift, scratch_step(stride), *placed(parts, page)
+    )
+
+
+def lay_out_file(itemsize: int, stride: int, shift: int, capacity: int, slots: int, words: int, page: int) -> Geometry:
+    """
+    Lay out a cache whose generations and records are in files: its other parts are in memory, before those two.
+
+    `words` is the length of the file of the generations.  CONTROL comes first, so that everything behind it is replaced by
+    zeros when the range ends (`process.end_range`).
+    """
+    parts = {
+        "control": STAGGER + NODE_BYTES,
+        "heaps": HEAP_ROWS * HEAP_BYTES + page,
+        **scratch_parts(stride),
+        "bits": bits_bytes(slots, page),
+        "slabs": round_up((slots >> shift) * SLAB.itemsize, page),
+        "generations": words,
+        "records": slots * stride,
+    }
+    one_node = MAX_SLOTS.bit_length()
+    return Geometry(
+        itemsize,
+        stride,
+        shift,
+        capacity,
+        slots >> shift,
+        magazine_slots(stride),
+        1,
+        one_node,
+        scratch_step(stride),
+        *placed(parts, page),
+    )
+
+
+def bits_bytes(slots: int, page: int) -> int:
+    """Return the bytes of the free bits of one node."""
+    return round_up(-(-slots // WORD_SLOTS) * 8, page)
+
+
+def scratch_step(stride: int) -> int:
+    """Return the bytes from one heap's scratch record to the next, 0: all share one."""
+    scratch = round_up(stride, LINE)
+    return scratch if scratch <= PAGE else 0
+
+
+def scratch_parts(stride: int) -> dict[str, int]:
+    """Return the bytes of the template and of the scratch records."""
+    return {"template": round_up(stride, LINE), "scratch": HEAP_ROWS * scratch_step(stride) or round_up(stride, LINE)}
+
+
+def placed(parts: dict[str, int], page: int) -> tuple[dict[str, int], int]:
+    """Return the offset of each part, from a page's border on, and the end of the last, by the bytes of the parts in order."""
+    offset, at = {}, 0
+    for name, size in parts.items():
         offset[name] = at
         at = round_up(at + size, page)
-    return Geometry(itemsize, stride, shift, capacity, max_slabs, magazine_size, nodes, node_shift, scratch_step, offset, at)
+    return offset, at

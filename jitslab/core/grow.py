@@ -73,7 +73,7 @@ def grow(c: int, n_slabs: int) -> int:
         granted = commit_slabs(control, new)
     if not granted:
         return 0
-    if old * slab_bytes >= HUGE_BYTES:
+    if old * slab_bytes >= HUGE_BYTES and control.is_file == 0:
         start = (control.records + old * slab_bytes) & -page_bytes
         prefer_huge_pages(start, control.records + new * slab_bytes - start)
     lock(control)
@@ -211,7 +211,8 @@ def give_back_run(control: Control, first: int) -> None:
     """
     Give back the pages of the records and generations of the run of slabs being released that starts with `first`.
 
-    Does nothing if the slab before belongs to the same run.  A page that the run shares with another slab is kept.
+    Does nothing if the slab before belongs to the same run.  A page that the run shares with another slab is kept.  So are
+    generations in a file: their pages would come back with the generations of the last checkpoint.
     """
     if first > control.first_slab and slab_row(control, first - 1).state == RELEASING:
         return
@@ -220,8 +221,9 @@ def give_back_run(control: Control, first: int) -> None:
         end += 1
     first_slot, end_slot = first << control.shift, end << control.shift
     give_back_pages(control.records + first_slot * control.stride, control.records + end_slot * control.stride)
-    generations = address_of(control.generations)
-    give_back_pages(generations + first_slot * 4, generations + end_slot * 4)
+    if control.is_file == 0:
+        generations = address_of(control.generations)
+        give_back_pages(generations + first_slot * 4, generations + end_slot * 4)
 
 
 @kernel

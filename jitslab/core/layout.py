@@ -188,7 +188,8 @@ FREE, PARTIALLY_USED, FULL = 0, 1, 2  # states of a slab
 RELEASING = 3  # state of a slab on no list, while its memory is given back
 SOUND, TORN, MENDED = 0, 1, 2  # of a node: not torn; torn, and the index not rebuilt yet; rebuilt
 NO_INIT, TEMPLATE = 0, 1  # alloc leaves the record as it is, or copies the template into it
-STALE, EXHAUSTED, DOUBLE_FREE, AFTER_CLOSE = 1, 2, 3, 4  # kinds of fault: refused; NULL; freed twice in a race; after `close`
+# Kinds of fault: refused; NULL; freed twice in a race; after `close`; changed though it was opened to read.
+STALE, EXHAUSTED, DOUBLE_FREE, AFTER_CLOSE, READ_ONLY = 1, 2, 3, 4, 5
 
 
 def row(*fields: tuple[Any, ...]) -> np.dtype[Any]:
@@ -253,6 +254,7 @@ GEOMETRY = row(
     ("heap_step", "i8"),  # bytes from one thread's heap to the next: of a size class the heaps of other classes lie in between
     ("node_heap_step", "i8"),  # bytes from one of `node_heaps` to the next
     ("ptr_base", "i8"),  # of a size class: ptr - handle, the number of its first slot
+    ("is_file", "i8"),  # 1: a pool's cache, whose generations and records are mapped from files
 )
 LOCAL = row(
     # Changed, and valid in this process only.
@@ -273,7 +275,7 @@ LOCAL = row(
 CONTROL = row(
     ("addresses", ADDRESSES),
     ("geometry", GEOMETRY),
-    ("pad_geometry", "i8", (7,)),  # frozen and changed fields are on different lines
+    ("pad_geometry", "i8", (6,)),  # frozen and changed fields are on different lines
     ("local", LOCAL),
     ("pad_local", "i8", (4,)),
 )

@@ -20,7 +20,7 @@ from ..machine import addresses, numa
 from ..machine.addresses import round_up
 from ..machine.compile import fill_table
 from .dispatch import TABLE
-from .geometry import Geometry, Shape, geometry, magazine_size_of, record_stride
+from .geometry import Geometry, Shape, bits_bytes, geometry, magazine_slots, record_stride
 from .grow import grow
 from .layout import (
     CONTROL,
@@ -103,7 +103,7 @@ def reserve(
     """Lay a cache out and reserve its addresses: its capacity, with spare slots if wanted; without a capacity its share."""
     stride, needed = (record_stride(dtype, colouring), 1) if shape is None else (shape.stride, shape.slots)
     has_heaps, kept = place is None, () if place is None else (place.memory,)
-    parked, page = HEAPS * magazine_size_of(stride), addresses.page_bytes
+    parked, page = HEAPS * magazine_slots(stride), addresses.page_bytes
     if capacity is not None:
         spare = spare_slots(stride, nodes) if has_spare else 0
         slots = max(capacity + max(parked, spare), needed)
@@ -274,6 +274,7 @@ class NewCacheMemory(CacheMemory):
     """The memory of a new cache, in a region of its own: laid out, filled in, and entered in the registry."""
 
     __slots__ = ("_origin",)
+    _is_file = False  # whether generations and records are in files: then the slab rows have pages of their own
 
     def __init__(
         self,
@@ -291,8 +292,8 @@ class NewCacheMemory(CacheMemory):
         offset, stagger = self.geometry.offset, staggered(serial)
         at_control, at_heaps, at_generations = (offset[part] + n for part, n in zip(STAGGERED, stagger, strict=True))
         self._view(dtype, at_control, at_generations)
-        region.range["head"] = self._base + offset["control"]
-        region.range["head_bytes"] = (at_generations if self.geometry.nodes == 1 else offset["generations"]) - offset["control"]
+        head_end = at_generations if self.geometry.nodes == 1 else offset["generations"]
+        self._set_head(region, head_end)
         own = HeapPlace(self.bytes, 0, self._base + at_heaps, HEAP_BYTES, 0)
         self._place_memory(region, at_generations)
         first = 2 * first_cycle(serial) if origin is None else origin.first_generation
@@ -306,6 +307,11 @@ class NewCacheMemory(CacheMemory):
         this_process().enter(self.address, region.range)  # last: from here on other threads find it
 
     # --- Its region ---
+
+    def _set_head(self, region: Region, end: int) -> None:
+        """Note which part of the region keeps its content at the end: from CONTROL to an offset."""
+        region.range["head"] = self._base + self.geometry.offset["control"]
+        region.range["head_bytes"] = end - self.geometry.offset["control"]
 
     def _reserve(self, dtype: np.dtype[Any], capacity: int | None, colouring: bool, placement: numa.Placement) -> AnonymousRegion:
         """Reserve the addresses for each node of the placement; if refused, without spare slots, then with one node."""
@@ -362,7 +368,7 @@ class NewCacheMemory(CacheMemory):
         """Return (offset, bytes) of the slab rows and of the free bits of a node."""
         sizes, page = self.geometry, addresses.page_bytes
         n_rows = round_up(sizes.max_slabs * LINE, page)
-        n_bits = round_up(-(-(sizes.max_slabs << sizes.shift) // WORD_SLOTS) * 8, page)
+        n_bits = bits_bytes(sizes.max_slabs << sizes.shift, page)
         return (sizes.offset["slabs"] + number * n_rows, n_rows), (sizes.offset["bits"] + number * n_bits, n_bits)
 
     def _place_memory(self, region: Region, generations: int) -> None:
@@ -411,6 +417,7 @@ class NewCacheMemory(CacheMemory):
             "magazine_size": sizes.magazine_size,
             "first_generation": first,
             "is_coloured": int(colouring),
+            "is_file": int(self._is_file),
             "init": NO_INIT if template is None else TEMPLATE,
             "scratch_step": sizes.scratch_step,
         }
@@ -426,14 +433,14 @@ class NewCacheMemory(CacheMemory):
         """Fill in the fields that differ between nodes."""
         sizes = self.geometry
         everything_usable = sizes.nodes > 1 or not addresses.CAN_GROW
-        at_cpus = sizes.offset["cpus"]
+        at_cpus = sizes.offset.get("cpus", 0)
         if sizes.nodes > 1:
             self.bytes[at_cpus : at_cpus + numa.CPUS] = np.frombuffer(self.placement.cpu_nodes, np.uint8)
         for number in range(sizes.nodes):
             first_slot = number << sizes.node_shift if number else 0
             first = first_slot >> sizes.shift
             (rows, n_rows), (bits, _) = self._parts_of(number)
-            end_rows = self._base + rows + n_rows if sizes.nodes > 1 else self.address
+            end_rows = self._base + rows + n_rows if sizes.nodes > 1 or self._is_file else self.address
             control = self.address + number * NODE_BYTES
             values = {
                 "state": control + CONTROL.itemsize,

@@ -237,10 +237,10 @@ def give_all_back(control: Control, has_others: bool) -> None:
             yield_core()
             retire_magazines(control)
         start = generations + (state.n_slabs << control.shift << 2)
-    zero_pages(start, end)
+    zero_pages(control, start, end)
     slab_bytes = control.stride << control.shift
     records = control.records + control.first_slab * slab_bytes
-    system.give_back(records, whole_pages((control.committed - control.first_slab) * slab_bytes))
+    make_zeros(control, records, whole_pages((control.committed - control.first_slab) * slab_bytes))
     state.n_slabs = 0
     control.committed = 0
 
@@ -270,10 +270,22 @@ def retire_magazines(control: Control) -> None:
 
 
 @kernel
-def zero_pages(start: int, end: int) -> None:
+def make_zeros(control: Control, start: int, n: int) -> bool:
+    """
+    Give the memory of n bytes, whole pages, back; returns whether they read as zeros now.
+
+    Pages of a file are replaced: given back, they would read as the file.
+    """
+    if control.is_file != 0:
+        return map_zeros(start, n, 0)
+    return system.give_back(start, n)
+
+
+@kernel
+def zero_pages(control: Control, start: int, end: int) -> None:
     """Zero the bytes between two addresses; the memory of whole pages is given back."""
     first, last = whole_pages(start), end & -page_bytes
-    if first < last and system.give_back(first, last - first):
+    if first < last and make_zeros(control, first, last - first):
         zero_bytes(start, first - start)
         zero_bytes(last, end - last)
     else:

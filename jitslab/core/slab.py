@@ -199,9 +199,23 @@ def make_slab(control: Control) -> int:
     slab.reserved_by = NIL
     slab.state = FREE
     link(control, i, FRESH)
+    if control.is_file != 0:
+        start_generations(control, i)
     state.n_slabs = i + 1
     store_release(state, "limit", (i + 1) << control.shift)
     return i
+
+
+@kernel
+def start_generations(control: Control, i: int) -> None:
+    """
+    Write the first generation to every slot of a new slab, so that none of them is lower when the file is opened again.
+
+    A generation that is higher already stays: the slab was made before, and that was rolled back.
+    """
+    generations = u4s(address_of(control.generations) + (i << control.shift) * 4)
+    for j in range(1 << control.shift):
+        generations[j] = max(generations[j], control.first_generation)
 
 
 @kernel

@@ -28,6 +28,7 @@ POSIX = sys.platform != "win32"
 PROT_NONE, PROT_READ, PROT_RW = 0, 1, 3
 MAP_PRIVATE, MAP_ANONYMOUS = 2, 0x20 if LINUX else 0x1000
 MAP_NORESERVE = 0x4000 if LINUX else 0x40
+MAP_FIXED = 0x10
 MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE = 4, 5, 14, 15
 
 mapped_page_bytes = mmap.PAGESIZE
@@ -163,6 +164,19 @@ def _libc(name: str) -> Callable[[int, int, int], int]:
     return function  # type: ignore[no-any-return]  # ctypes has no types
 
 
+def map_file(address: int, n: int, file: int, prot: int) -> int:
+    """
+    Map the first n bytes of a file over n bytes of pages: private, so that stores stay in memory.
+
+    Returns 0, or the errno of the refusal.
+    """
+    function = ctypes.CDLL(None, use_errno=True).mmap
+    function.restype = ctypes.c_void_p
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    flags = MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED
+    return 0 if function(address, n, prot, flags, file, 0) == address else ctypes.get_errno()
+
+
 def advise_huge_pages(address: int, n: int) -> None:
     """Ask for huge pages in n bytes from a page-aligned address; only Linux has them."""
     if LINUX and n > 0:
@@ -173,6 +187,36 @@ def refuse_huge_pages(address: int, n: int) -> None:
     """Ask for no huge pages in n bytes from a page-aligned address, whatever the system's default is."""
     if LINUX:
         _libc("madvise")(address, n, MADV_NOHUGEPAGE)
+
+
+# --- Files ---
+
+MAP_SHARED, MAP_SHARED_VALIDATE, MAP_SYNC = 1, 3, 0x80000
+PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+
+
+def map_shared(file: int, n: int, *, is_synced: bool) -> tuple[int, Any]:
+    """
+    Map the first n bytes of a file: stores go to the file.  Returns the address, and an object: it ends with the mapping.
+
+    With `is_synced` the file system promises that a store lasts once its line is flushed from the CPU's caches.
+
+    Raises
+    ------
+    OSError
+        If the file system does not promise that, or cannot map.
+    """
+    flags = MAP_SHARED_VALIDATE | MAP_SYNC if is_synced else MAP_SHARED
+    memory = mmap.mmap(file, n, flags=flags, prot=PROT_RW)
+    return int(np.frombuffer(memory, np.uint8).ctypes.data), memory
+
+
+def punch_hole(file: int, at: int, n: int) -> bool:
+    """Give the space of n bytes of a file back: they read as zeros; whether the system did it."""
+    if not LINUX:
+        return False
+    fallocate = ctypes.CDLL(None).fallocate
+    return bool(fallocate(ctypes.c_int(file), ctypes.c_int(PUNCH), ctypes.c_int64(at), ctypes.c_int64(n)) == 0)
 
 
 # --- NUMA: the system calls of mbind(2), get_mempolicy(2) and move_pages(2), which the C library does not have ---

@@ -16,6 +16,7 @@ from .addresses import (
     MADV_FREE,
     MADV_HUGEPAGE,
     MAP_ANONYMOUS,
+    MAP_FIXED,
     MAP_NORESERVE,
     MAP_PRIVATE,
     MASK_BITS,
@@ -225,7 +226,7 @@ else:
 
 
 MREMAP_MAYMOVE = 1
-MAP_FIXED, MAP_FIXED_NOREPLACE = 0x10, 0x100000
+MAP_FIXED_NOREPLACE = 0x100000
 CAN_MAP = has_symbol("mmap") and has_symbol("munmap")
 CAN_MOVE = LINUX and CAN_MAP and has_symbol("mremap")
 

@@ -1,0 +1,660 @@
+"""
+The journal of a pool: a file of frames, one a commit, appended and synced; what stands in it is in `frames`.
+
+A commit is durable when `append` returns, and at no instant half durable: a frame counts if its hash does.  `read` yields the
+frames that count, in order, and takes the journal's place behind the last.  After a checkpoint has written the newest version of
+every block (`last_versions`) into the pool's files, `reset` begins the journal anew.
+
+Overwriting zeros is two to eight times faster than making a file longer, so the file grows ahead, by zeros that are synced before
+they are used.  On persistent memory a frame is stored into the mapped file without a system call: `pmem`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import CorruptPoolError, PoolError, PoolFailedError, PoolVersionError, ReadOnlyError
+from ..machine.addresses import round_up
+from . import calls
+from .frames import (
+    AFTER_SYNCED,
+    BLOCK,
+    ENTRY,
+    FORMAT,
+    FRAME_HEAD,
+    FRAME_MAGIC,
+    HEAD_MAGIC,
+    HEAD_STEP,
+    JOURNAL_HEAD,
+    LINE,
+    MOST_BYTES,
+    RUN_WORDS,
+    WRITER,
+    Bounds,
+    copy_entries,
+    finish_frame,
+    hash_frame,
+    head_bytes,
+    refusal,
+    stage_data,
+    start_frame,
+    sum_runs,
+)
+from .hashes import STATE_WORDS, hash_memory
+
+NAME = "journal"
+FIRST_BYTES = 1 << 20  # of a new journal
+GROWTH_BYTES = 16 << 20  # most zeros that are written ahead; a longer frame is written beyond the end
+PIECE_BYTES = 4 << 20  # of data copied, hashed and written at a time
+MOST_NUMBER = 1 << 62  # salts and numbers are below
+HASH_AT = FRAME_HEAD.fields["hash"][1]  # type: ignore[index]  # it has this field
+HEAD_HASH_AT = JOURNAL_HEAD.fields["hash"][1]  # type: ignore[index]  # it has this field
+WORD = {name: WRITER.fields[name][1] // 8 for name in WRITER.names or ()}  # type: ignore[index]  # they are its fields
+SALT, NUMBER, PREVIOUS, FLAGS, AT, MAP, CAPACITY, HASH = (
+    WORD[name] for name in ("salt", "number", "previous", "flags", "at", "map", "capacity", "hash")
+)
+
+VERSION = np.dtype(
+    [
+        ("cache", "i8"),  # id of the cache
+        ("file", "i8"),  # 0: words, 1: records
+        ("offset", "i8"),  # in the file
+        ("place", "i8"),  # in the journal
+        ("n_bytes", "i8"),
+    ]
+)
+
+
+class Frame(NamedTuple):
+    """
+    A commit, as it was read.
+
+    Attributes
+    ----------
+    number : int
+        Of the commit.
+    entries : ndarray of ENTRY
+        Without those of caches that were dropped.
+    places : ndarray of int64
+        Where the data of each entry begin in `data`.
+    data : ndarray of uint8
+        It holds until the next frame is read.
+    """
+
+    number: int
+    entries: npt.NDArray[np.void]
+    places: npt.NDArray[np.int64]
+    data: npt.NDArray[np.uint8]
+
+    def copy_to(self, addresses: npt.NDArray[np.int64]) -> None:
+        """Copy the data of each entry to an address, which must have room for it."""
+        sizes = self.entries["n_bytes"].astype(np.int64)
+        copy_entries(self.data.ctypes.data, self.places.ctypes.data, addresses.ctypes.data, sizes.ctypes.data, len(sizes))
+
+
+class Journal:
+    """
+    The journal of an open pool.  One thread uses it at a time.
+
+    It is made by `create` or `open`.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> folder = os.open(tempfile.mkdtemp(), os.O_RDONLY)
+    >>> journal = Journal.create(folder, 7, sync=False)
+    >>> page = np.full(4096, 5, np.uint8)
+    >>> journal.append(np.array([[1, 0, 8192, page.ctypes.data, 4096]]))  # page 2 of the words of cache 1
+    1
+    >>> journal.close()
+    >>> journal = Journal.open(folder, 7)
+    >>> for frame in journal.read(lambda cache, file: 1 << 20):
+    ...     print(frame.number, frame.entries, frame.data[:3])
+    1 [(1, 0, 8192, 4096)] [5 5 5]
+    >>> journal.close()
+    >>> os.close(folder)
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_failed",
+        "_file",
+        "_index",
+        "_pool",
+        "_row",
+        "_seen_at",
+        "_slot",
+        "_staging",
+        "_words",
+        "is_writable",
+        "sync",
+    )
+
+    def __init__(self, file: int, pool: int, head: tuple[int, int, int, int], *, is_writable: bool, sync: bool) -> None:
+        slot, salt, number, hash_ = head
+        self._file, self._pool, self._slot = file, pool, slot
+        self.is_writable, self.sync = is_writable, sync
+        row = np.zeros(WRITER.itemsize // 8, np.int64)
+        self._row, self._words = row.ctypes.data, row.data
+        self._words[NUMBER] = number
+        self._failed = ""  # why nothing can be appended any more
+        self._staging: npt.NDArray[np.uint8] | None = None
+        self._buffer = np.empty(0, np.uint8)
+        self._start(salt, hash_)
+
+    def _start(self, salt: int, hash_: int) -> None:
+        """Stand behind the head, before the first frame."""
+        words = self._words
+        words[SALT], words[PREVIOUS], words[AT] = salt, hash_, BLOCK
+        words[FLAGS] = AFTER_SYNCED if self.sync else 0
+        self._seen_at = HEAD_STEP * self._slot + HEAD_HASH_AT
+        # Of each frame: its runs, and where their data begin in the file; 0: the places stand in the runs instead of addresses.
+        self._index: list[tuple[npt.NDArray[np.int64], int]] = []
+
+    # --- Opening ---
+
+    @classmethod
+    def create(cls, folder: int, pool: int, number: int = 0, *, sync: bool = True) -> Journal:
+        """
+        Make the journal of a new pool, and open it to write.  The caller syncs the folder.
+
+        Parameters
+        ----------
+        folder : int
+            Descriptor of the pool's folder.
+        pool : int
+            Id of the pool, 64 bits.
+        number : int
+            Of the last commit before the journal.
+        sync : bool
+            Whether commits outlive the machine, or the process only.
+
+        Raises
+        ------
+        PoolFullError, PoolPathError, PoolError
+            If the system refuses.
+        """
+        try:
+            file = calls.open_file(folder, NAME, create=True)
+        except OSError as error:
+            raise calls.pool_error(error, "making the journal") from error
+        try:
+            slot, salt = 0, secrets.randbelow(MOST_NUMBER >> 1)
+            head, hash_ = make_head(pool, salt, number)
+            journal = cls(file, pool, (slot, salt, number, hash_), is_writable=True, sync=sync)
+            try:
+                calls.write_at(file, head.ljust(BLOCK, b"\0"), 0)
+                journal._words[CAPACITY] = BLOCK
+                if sync:
+                    journal._add_zeros(FIRST_BYTES)
+            except OSError as error:
+                raise calls.pool_error(error, "making the journal") from error
+            journal._map()
+        except BaseException:
+            calls.close(file)
+            raise
+        return journal
+
+    @classmethod
+    def open(cls, folder: int, pool: int, *, is_writable: bool = False, sync: bool = True) -> Journal:
+        """
+        Open the journal of a pool.  It stands before the first frame: `read` comes first, also before `append`.
+
+        Raises
+        ------
+        CorruptPoolError
+            If the file is no journal of this pool.
+        PoolVersionError
+            If a newer format stands in it.
+        PoolPathError, PoolError
+            If the system refuses.
+        """
+        try:
+            file = calls.open_file(folder, NAME, write=is_writable)
+        except OSError as error:
+            raise calls.pool_error(error, "opening the journal") from error
+        try:
+            try:
+                size, start = calls.size_of(file), calls.read_at(file, HEAD_STEP + LINE, 0)
+            except OSError as error:
+                raise calls.pool_error(error, "reading the journal") from error
+            if not BLOCK <= size <= MOST_BYTES:
+                raise CorruptPoolError(f"journal: {size} bytes, not {BLOCK} to {MOST_BYTES}")
+            journal = cls(file, pool, find_head(start, pool), is_writable=is_writable, sync=sync)
+            journal._words[CAPACITY] = size & -BLOCK
+            if is_writable and sync:
+                journal._sync()  # what was read is on the medium, before a commit says so
+            if is_writable:
+                journal._map()
+        except BaseException:
+            calls.close(file)
+            raise
+        return journal
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        self._unmap()
+        file, self._file = self._file, -1
+        if file >= 0:
+            calls.close(file)
+
+    # --- What it holds ---
+
+    @property
+    def number(self) -> int:
+        """Number of the last commit that was read or appended."""
+        return self._words[NUMBER]
+
+    @property
+    def used(self) -> int:
+        """Bytes of the file that are in use."""
+        return self._words[AT]
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of the file."""
+        return self._words[CAPACITY]
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether commits are stored to persistent memory, without a system call."""
+        return self._words[MAP] != 0
+
+    def last_versions(self) -> npt.NDArray[np.void]:
+        """
+        Return where in the journal the newest version of every block stands.
+
+        Returns
+        -------
+        ndarray of VERSION
+            Runs of blocks that are neighbours in their file and in the journal, sorted by cache, file and offset.
+        """
+        if not self._index:
+            return np.empty(0, VERSION)
+        runs = np.concatenate([each for each, _ in self._index])
+        sizes = runs[:, 4] // BLOCK
+        places = np.concatenate([start + places_of(each[:, 4]) if start else each[:, 3] for each, start in self._index])
+        within = np.arange(sizes.sum()) - np.repeat(places_of(sizes), sizes)  # number of a block in its run
+        blocks = np.empty(len(within), VERSION)
+        blocks["n_bytes"] = BLOCK
+        for name, values in (("cache", runs[:, 0]), ("file", runs[:, 1])):
+            blocks[name] = np.repeat(values, sizes)
+        for name, values in (("offset", runs[:, 2]), ("place", places)):
+            blocks[name] = np.repeat(values, sizes) + within * BLOCK
+        blocks = blocks[np.lexsort((blocks["place"], blocks["offset"], blocks["file"], blocks["cache"]))]
+        is_last = np.append((blocks["offset"][1:] != blocks["offset"][:-1]) | is_other_file(blocks), True)
+        blocks = blocks[is_last]
+        starts = np.ones(len(blocks), np.bool_)
+        gap = (np.diff(blocks["offset"]) != BLOCK) | (np.diff(blocks["place"]) != BLOCK)
+        starts[1:] = gap | is_other_file(blocks)
+        first = np.flatnonzero(starts)
+        versions: npt.NDArray[np.void] = blocks[first]
+        versions["n_bytes"] = np.diff(np.append(first, len(blocks))) * BLOCK
+        return versions
+
+    def read_into(self, buffer: Any, place: int) -> None:
+        """
+        Read data that `last_versions` names.
+
+        Raises
+        ------
+        PoolError
+            If the system refuses, or the file was cut.
+        """
+        try:
+            n = calls.read_into(self._file, buffer, place)
+        except OSError as error:
+            raise calls.pool_error(error, "reading the journal") from error
+        if n < memoryview(buffer).nbytes:
+            raise CorruptPoolError(f"journal: it ends at byte {place + n}, within commits that were read before")
+
+    # --- Reading ---
+
+    def read(self, bounds: Bounds) -> Iterator[Frame]:
+        """
+        Yield the frames from where the journal stands to its end, each once.
+
+        Parameters
+        ----------
+        bounds : callable
+            Called with the id of a cache and a file (0: words, 1: records); returns the bytes that the file can have; negative:
+            the cache was dropped, and its entries are left out; 0: there never was such a cache or file.
+
+        Raises
+        ------
+        CorruptPoolError
+            If a whole frame has entries out of these bounds, or two for one block.
+        PoolError
+            If the system refuses, or if the last frame that was read is no longer there.
+        """
+        try:
+            if not self.is_writable:
+                self._see_size()
+            while True:
+                frame = self._next(bounds)
+                if frame is None:
+                    return
+                yield frame
+        except OSError as error:
+            raise calls.pool_error(error, "reading the journal") from error
+
+    def follow_reset(self) -> bool:
+        """
+        Stand before the first frame again, if the writer began the journal anew, with the last commit that was read here.
+
+        Returns
+        -------
+        bool
+            Whether it did.  Then all commits that were read are in the pool's files.
+
+        Raises
+        ------
+        PoolError
+            If the journal began anew with a later commit, or the system refuses.
+        CorruptPoolError
+            If it is no journal of this pool any more.
+        """
+        try:
+            start = calls.read_at(self._file, HEAD_STEP + LINE, 0)
+        except OSError as error:
+            raise calls.pool_error(error, "reading the journal") from error
+        slot, salt, number, hash_ = find_head(start, self._pool)
+        if salt == self._words[SALT]:
+            return False
+        if number != self.number:
+            raise PoolError(f"journal: it begins behind commit {number}, and {self.number} was read; open the pool again")
+        self._slot = slot
+        self._start(salt, hash_)
+        return True
+
+    def _see_size(self) -> None:
+        """Take note of the file's length, and that the last frame is still the one that was read."""
+        seen = calls.read_at(self._file, 8, self._seen_at)
+        if int.from_bytes(seen, "little", signed=True) != self._words[PREVIOUS]:
+            raise PoolError(f"journal: commit {self.number} was taken back by its writer; open the pool again")
+        self._words[CAPACITY] = min(calls.size_of(self._file), MOST_BYTES) & -BLOCK
+
+    def _next(self, bounds: Bounds) -> Frame | None:
+        """Read the frame at the journal's place, and take the place behind it; None: none counts there."""
+        words = self._words
+        at, number = words[AT], words[NUMBER] + 1
+        found = self._frame_at(at)
+        if found is None:
+            return None
+        head, data = found
+        if int(head["number"]) != number or int(head["previous"]) != words[PREVIOUS]:
+            return None
+        n, total = int(head["n_entries"]), int(head["n_bytes"])
+        table = data[LINE : LINE + n * ENTRY.itemsize].view(ENTRY)
+        reason, is_kept = refusal(table, total, bounds)
+        if reason:
+            raise CorruptPoolError(f"journal: commit {number} at byte {at} has {reason}")
+        start, places = head_bytes(n), places_of(table["n_bytes"].astype(np.int64))
+        if not is_kept.all():
+            table, places = table[is_kept], places[is_kept]
+        runs = np.empty((len(table), RUN_WORDS), np.int64)
+        for k, values in enumerate((table["cache"], table["file"], table["offset"], at + start + places, table["n_bytes"])):
+            runs[:, k] = values
+        self._advance(start + total, int(head["hash"]), runs, 0)
+        return Frame(number, table, places, data[start:])
+
+    def _frame_at(self, at: int) -> tuple[np.void, npt.NDArray[np.uint8]] | None:
+        """Return the head and the bytes of a frame of this life of the journal, if a whole one stands at a place."""
+        raw = calls.read_at(self._file, LINE, at) if at + BLOCK <= self._words[CAPACITY] else b""
+        length = self._length(raw, at)
+        if length == 0:
+            return None
+        if len(self._buffer) < length:
+            self._buffer = np.empty(max(length, 2 * len(self._buffer)), np.uint8)
+        data = self._buffer[:length]
+        if calls.read_into(self._file, data, at) < length or self._length(data[:LINE].tobytes(), at) != length:
+            return None
+        head = data[:LINE].view(FRAME_HEAD)[0]
+        state = np.empty(STATE_WORDS, np.int64)
+        if hash_frame(state.ctypes.data, data.ctypes.data, int(head["n_entries"]), int(head["n_bytes"])) != int(head["hash"]):
+            return None
+        return head.copy(), data
+
+    def _length(self, raw: bytes, at: int) -> int:
+        """Return the bytes of the frame whose head was read at a place; 0: it is none of this life, or ends beyond the file."""
+        if len(raw) < LINE:
+            return 0
+        head = np.frombuffer(raw, FRAME_HEAD)[0]
+        n, total = int(head["n_entries"]), int(head["n_bytes"])
+        if int(head["magic"]) != FRAME_MAGIC or int(head["salt"]) != self._words[SALT]:
+            return 0
+        if n == 0 or total % BLOCK or total < n * BLOCK:
+            return 0
+        length = head_bytes(n) + total
+        return length if length <= self._words[CAPACITY] - at else 0
+
+    def find_damage(self) -> int:
+        """
+        Return the number of a commit that was on the medium and is none any more; 0: none is known to be lost.
+
+        That is known if a later frame stands behind the last one that counts, and says that the frame before it was synced.  It
+        is asked before the journal is written to.
+        """
+        at, end, budget = self.used, self.capacity, 2 * self.capacity
+        try:
+            while at < end:
+                piece = np.frombuffer(calls.read_at(self._file, min(PIECE_BYTES, end - at), at), np.uint8)
+                heads = piece[: len(piece) // BLOCK * BLOCK].reshape(-1, BLOCK)[:, :LINE].copy().view(FRAME_HEAD)[:, 0]
+                later = (heads["magic"] == FRAME_MAGIC) & (heads["salt"] == self._words[SALT])
+                later &= (heads["flags"] & AFTER_SYNCED != 0) & (heads["number"] > self.number + 1)
+                for k in np.flatnonzero(later).tolist():
+                    length = self._length(heads[k].tobytes(), at + k * BLOCK)
+                    budget -= length  # heads that were made up, each of a frame as long as the file, would take for ever
+                    if budget < 0 or (length and self._frame_at(at + k * BLOCK) is not None):
+                        return self.number + 1
+                if not len(heads):
+                    break
+                at += len(heads) * BLOCK
+        except OSError as error:
+            raise calls.pool_error(error, "reading the journal") from error
+        return 0
+
+    # --- Writing ---
+
+    def append(self, runs: npt.NDArray[np.int64]) -> int:
+        """
+        Append a commit; when this returns it lasts, if the journal syncs.
+
+        Parameters
+        ----------
+        runs : ndarray of int64, shape (n, 5)
+            Of each run of blocks the cache's id, the file (0: words, 1: records), the offset in the file, the address in memory
+            and the bytes.  Offset and bytes are multiples of BLOCK, the address of 8.
+
+        Returns
+        -------
+        int
+            The number of the commit.
+
+        Raises
+        ------
+        PoolFullError
+            If there is no space.  The journal is as before.
+        PoolError
+            If the system refuses to write.  The journal is as before.
+        PoolFailedError
+            If a sync fails, or has failed before: whether the last commit is on the medium is known when the pool is opened
+            again.
+        """
+        words = self._words
+        if self._failed or not self.is_writable:
+            self._refuse()
+        n, address = len(runs), runs.ctypes.data
+        total = sum_runs(address, n)
+        if n == 0 or total < 0:
+            raise PoolError("a commit of no blocks, or of parts of blocks")
+        length = head_bytes(n) + total
+        try:
+            if words[AT] + length > words[CAPACITY]:
+                self._make_room(length)
+            self._write(address, n, total)
+        except OSError as error:
+            self._cut()
+            raise calls.pool_error(error, f"writing commit {words[NUMBER] + 1} to the journal") from error
+        if self.sync:
+            self._sync()
+        self._advance(length, words[HASH], runs.copy(), words[AT] + head_bytes(n))
+        words[FLAGS] = AFTER_SYNCED if self.sync else 0
+        return words[NUMBER]
+
+    def _advance(self, length: int, hash_: int, runs: npt.NDArray[np.int64], start: int) -> None:
+        """Take the place behind a frame."""
+        words, at = self._words, self._words[AT]
+        self._index.append((runs, start))
+        self._seen_at = at + HASH_AT
+        words[NUMBER] += 1
+        words[PREVIOUS] = hash_
+        words[AT] = end = at + length
+        words[CAPACITY] = max(words[CAPACITY], end)
+
+    def _write(self, runs: int, n: int, total: int) -> None:
+        """Write a frame at the journal's place: the data in pieces, the head last; a short one at once."""
+        staging = self._staging
+        if staging is None:
+            staging = self._staging = np.empty(PIECE_BYTES, np.uint8)
+        row, at, first = self._row, self._words[AT], head_bytes(n)
+        to = staging.ctypes.data
+        if first + total <= PIECE_BYTES:
+            start_frame(row, to, runs, n, total)
+            stage_data(row, to + first, runs, n, total)
+            finish_frame(row, to)
+            calls.write_at(self._file, staging[: first + total], at)
+            return
+        head = np.empty(first, np.uint8)
+        start_frame(row, head.ctypes.data, runs, n, total)
+        place = at + first
+        while (staged := stage_data(row, to, runs, n, PIECE_BYTES)) > 0:
+            calls.write_at(self._file, staging[:staged], place)
+            place += staged
+        finish_frame(row, head.ctypes.data)
+        calls.write_at(self._file, head, at)
+
+    def _make_room(self, length: int) -> None:
+        """Lengthen the file by zeros for a frame, if they are worth it."""
+        if self.sync and length <= GROWTH_BYTES:
+            self._add_zeros(max(length, min(self.capacity, GROWTH_BYTES)))
+
+    def _add_zeros(self, n: int) -> None:
+        """Write n or more zeros behind the end of the file, and sync them."""
+        at, zeros = self.capacity, bytes(FIRST_BYTES)
+        end = round_up(at + n, FIRST_BYTES)
+        for place in range(at, end, FIRST_BYTES):
+            calls.write_at(self._file, zeros[: end - place], place)
+        self._sync()
+        self._words[CAPACITY] = end
+
+    def _cut(self) -> None:
+        """Give back what a write that failed took."""
+        with suppress(OSError):
+            if calls.size_of(self._file) > self.capacity:
+                calls.system.ftruncate(self._file, self.capacity)
+
+    def reset(self) -> None:
+        """
+        Begin anew, without frames: after the newest version of every block was written to the pool's files and synced.
+
+        Raises
+        ------
+        PoolFullError, PoolError
+            If the system refuses to write.  The journal is as before.
+        PoolFailedError
+            If a sync fails, or has failed before.
+        """
+        if self._failed or not self.is_writable:
+            self._refuse()
+        slot, salt = 1 - self._slot, self._words[SALT] + 1
+        head, hash_ = make_head(self._pool, salt, self.number)
+        self._failed = "its reset was interrupted"  # an append under the old salt would be lost if the new head is there
+        try:
+            calls.write_at(self._file, head, HEAD_STEP * slot)
+        except OSError as error:
+            with suppress(OSError):
+                if calls.read_at(self._file, LINE, HEAD_STEP * slot) != head:
+                    self._failed = ""
+            raise calls.pool_error(error, "resetting the journal") from error
+        if self.sync:
+            self._sync()
+        self._slot = slot
+        self._start(salt, hash_)
+        self._failed = ""
+
+    def _sync(self) -> None:
+        """Sync the file, or fail for good: the system forgets what it could not write, so a second call would say nothing."""
+        try:
+            calls.sync(self._file)
+        except OSError as error:
+            self._failed = f"a sync failed: {(error.strerror or str(error)).lower()}"
+            raise PoolFailedError(f"journal: {self._failed}; open the pool again") from error
+
+    def _refuse(self) -> None:
+        """Raise: nothing can be written."""
+        if not self.is_writable:
+            raise ReadOnlyError("the journal was opened to read")
+        raise PoolFailedError(f"journal: {self._failed}; open the pool again")
+
+    # --- Persistent memory ---
+
+    def _map(self) -> None:
+        """Map the file, if it is on persistent memory."""
+
+    def _unmap(self) -> None:
+        """End the mapping."""
+
+
+def make_head(pool: int, salt: int, number: int) -> tuple[bytes, int]:
+    """Return a JOURNAL_HEAD and its hash."""
+    head = np.zeros(1, JOURNAL_HEAD)
+    head["magic"], head["format"], head["pool"], head["salt"], head["number"] = HEAD_MAGIC, FORMAT, pool, salt, number
+    hash_ = head["hash"] = hash_memory(head.ctypes.data, LINE, 0)
+    return head.tobytes(), hash_
+
+
+def find_head(start: bytes, pool: int) -> tuple[int, int, int, int]:
+    """
+    Return the slot, the salt, the number and the hash of the head that counts, from the first bytes of a journal.
+
+    Raises
+    ------
+    CorruptPoolError
+        If neither head is whole, or the journal belongs to another pool.
+    PoolVersionError
+        If the head has a newer format.
+    """
+    found = []
+    for slot in (0, 1):
+        head = np.zeros(1, JOURNAL_HEAD)
+        head.view(np.uint8)[:] = np.frombuffer(start[HEAD_STEP * slot : HEAD_STEP * slot + LINE].ljust(LINE, b"\0"), np.uint8)
+        magic, format_, flags, owner, salt, number, hash_, _ = head[0].item()
+        head["hash"] = 0
+        is_whole = magic == HEAD_MAGIC and hash_memory(head.ctypes.data, LINE, 0) == hash_
+        if is_whole and 0 <= salt < MOST_NUMBER and 0 <= number < MOST_NUMBER:
+            found.append((salt, slot, number, hash_, format_, flags, owner))
+    if not found:
+        raise CorruptPoolError(f"journal: neither of the heads at byte 0 and {HEAD_STEP} is whole")
+    salt, slot, number, hash_, format_, flags, owner = max(found)
+    if format_ != FORMAT or flags != 0:
+        raise PoolVersionError(f"journal: format {format_} with flags {flags}; this version reads format {FORMAT} with flags 0")
+    if owner != pool:
+        raise CorruptPoolError(f"journal: it belongs to pool {owner:016x}, not to {pool:016x}")
+    return slot, salt, number, hash_
+
+
+def places_of(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return where each piece begins, if they lie one behind the other."""
+    return np.asarray(np.cumsum(sizes) - sizes, np.int64)
+
+
+def is_other_file(blocks: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
+    """Whether each block but the first is of another file than the one before."""
+    return np.asarray(np.diff(blocks["cache"] << 1 | blocks["file"]) != 0, np.bool_)

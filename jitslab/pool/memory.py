@@ -1,0 +1,189 @@
+"""
+The memory of a pool's cache: generations and records as two files have them, and beside them an index that is in no file.
+
+The files are mapped privately: stores stay in this process, until a commit copies the pages that were written into the journal.
+Slabs that were made since the files were written last have memory of this process alone: so a file has no holes to be read
+past its end, and grows by checkpoints alone.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.geometry import lay_out_file
+from ..core.grow import grow
+from ..core.layout import EAGER_BYTES, ENTRIES, HEAP_BYTES, NEVER, NODE_BYTES, TORN
+from ..core.memory import HeapPlace, NewCacheMemory, serials, staggered
+from ..core.process import this_process
+from ..core.reader import READER_TABLE
+from ..core.region import AnonymousRegion
+from ..errors import CacheFullError, PoolError
+from ..machine import numa
+from ..machine.addresses import PROT_RW, map_file, page_bytes, refuse_huge_pages, round_up
+from ..machine.compile import fill_table
+from .format import BLOCK, WORDS, WORDS_HEAD, WORDS_OFFSET, CacheEntry, words_bytes, words_head
+
+_reader_entries: list[Any] = []  # the ENTRIES row of caches that are read only, one a process
+
+
+def reader_entries() -> int:
+    """Return the address of the table of entry points of a cache that is read only."""
+    if not _reader_entries:
+        row = np.zeros(1, ENTRIES)
+        fill_table(row, READER_TABLE)
+        _reader_entries.append(row)
+    return int(_reader_entries[0].ctypes.data)
+
+
+class PoolCacheMemory(NewCacheMemory):
+    """
+    The memory of a pool's cache, as the files have it.
+
+    Parameters
+    ----------
+    entry : CacheEntry
+        Its sizes, as the pool has them.
+    first_generation : int
+        That every slot started with.
+    is_reader : bool
+        Whether the cache can be read only.
+
+    Attributes
+    ----------
+    at : tuple of int
+        Addresses of the first bytes of both files: generations and records.
+    """
+
+    __slots__ = ("_region", "at", "entry")
+    _is_file = True
+
+    def __init__(self, entry: CacheEntry, first_generation: int, is_reader: bool) -> None:
+        self.entry = entry
+        self._place, self.has_capacity = None, True
+        self.placement = numa.resolve("local", False, None).undivided()
+        self.geometry = sizes = lay_out_file(
+            entry.dtype.itemsize, entry.stride, entry.shift, entry.capacity, entry.slots, words_bytes(entry.slots), page_bytes
+        )
+        self._region = region = AnonymousRegion(sizes.total)
+        self.bytes = np.asarray(region)
+        self._base = region.address
+        offset = sizes.offset
+        at_words, at_records = offset["generations"], offset["records"]
+        self.at = self._base + at_words, self._base + at_records
+        self._make_usable(at_words if at_words <= EAGER_BYTES else offset["bits"])
+        at_control, at_heaps, _ = staggered(next(serials))
+        self._view(entry.dtype, offset["control"] + at_control, at_words + WORDS_OFFSET)
+        self._set_head(region, offset["control"] + at_control + NODE_BYTES)
+        own = HeapPlace(self.bytes, 0, self._base + offset["heaps"] + at_heaps, HEAP_BYTES, 0)
+        self._fill(own, self.at[WORDS] + WORDS_OFFSET, first_generation, entry.colouring, entry.template)
+        self._fill_nodes(own)
+        if is_reader:
+            self.set_field("entries", reader_entries())
+        self.set_field("interval_end", NEVER)  # slabs of a pool are given back by `shrink` alone
+
+    def _make_usable(self, end: int) -> None:
+        """Make the metadata before an offset usable, and let all generations be read."""
+        at, n = self.geometry.offset["generations"], words_bytes(self.entry.slots)
+        if not self._region.commit(0, end):
+            raise CacheFullError(f"the system gives no {end} bytes for the metadata of a cache")
+        if not self._region.let_read(at, n):
+            raise CacheFullError(f"the system lets {n} bytes of generations not be read")
+        refuse_huge_pages(self._base + at, self.geometry.total - at)  # a page is the unit of a commit
+
+    def enter(self) -> None:
+        """Enter the cache in the registry: from here on other threads find it."""
+        this_process().enter(self.address, self._region.range)
+
+    # --- Files ---
+
+    def map_files(self, words: int, records: int, n_slabs: int) -> None:
+        """
+        Have the generations and records of the first n slabs as two files have them, by the numbers of their descriptors.
+
+        What a file is too short for is zeros: it is in the journal, or was never written.
+        """
+        for which, (file, used) in enumerate(zip((words, records), self.made_bytes(n_slabs), strict=True)):
+            n = min(used, round_up(os.fstat(file).st_size, page_bytes))
+            error = map_file(self.at[which], n, file, PROT_RW) if n else 0
+            if error:
+                raise PoolError(f"the system does not map {n} bytes of a file: {os.strerror(error)}")
+        self._grow(n_slabs)
+        behind = self.words_behind(n_slabs)
+        if behind.any():
+            behind[:] = 0
+
+    def made_bytes(self, n_slabs: int) -> tuple[int, int]:
+        """Return how many bytes of the generations' and of the records' file n slabs use, in whole pages."""
+        slots, page = n_slabs << self.geometry.shift, max(page_bytes, BLOCK)
+        return round_up(WORDS_OFFSET + 4 * slots, page), round_up(slots * self.geometry.stride, page)
+
+    def words_behind(self, n_slabs: int) -> npt.NDArray[np.uint32]:
+        """
+        Return the generations behind those of n slabs, on the same page of the file.
+
+        They are 0 in a file that a pool wrote.  If they were not, a handle could name a slot without memory.
+        """
+        slots, start = n_slabs << self.geometry.shift, self.geometry.offset["generations"]
+        return self.bytes[start + WORDS_OFFSET + 4 * slots : start + self.made_bytes(n_slabs)[WORDS]].view(np.uint32)
+
+    def ranges(self) -> npt.NDArray[np.int64]:
+        """Return the address and the bytes of both files, as far as slabs were made; shape (2, 2)."""
+        return np.array(list(zip(self.at, self.made_bytes(self.n_slabs), strict=True)), np.int64)
+
+    def note_slabs(self) -> npt.NDArray[np.int64]:
+        """Write how many slabs were made into the head of the generations' file; returns `ranges` of that many."""
+        n = self.n_slabs
+        head = self._head()
+        if head["n_slabs"][0] < n:
+            head["n_slabs"] = n
+        return np.array(list(zip(self.at, self.made_bytes(n), strict=True)), np.int64)
+
+    def start_head(self, pool: int) -> None:
+        """Write the head of a new file of generations into memory, as the file has it."""
+        data = words_head(pool, self.entry, 0, self.field("first_generation"))
+        self._grow(0)
+        self.view(WORDS)[: len(data)] = np.frombuffer(data, np.uint8)
+
+    def _head(self) -> npt.NDArray[np.void]:
+        """Return the head of the file of generations."""
+        return self.view(WORDS)[: WORDS_HEAD.itemsize].view(WORDS_HEAD)
+
+    def copy_of(self, which: int, runs: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.uint8]]]:
+        """Return copies of the runs of one file, each with its offset; runs are as of `Journal.append`, all of this cache."""
+        view = self.view(which)
+        return [(offset, view[offset : offset + n].copy()) for _, of, offset, _, n in runs.tolist() if of == which]
+
+    def view(self, which: int) -> npt.NDArray[np.uint8]:
+        """Return the bytes of a file as this process has them; only those of slabs that were made may be touched."""
+        offset = self.geometry.offset
+        return self.bytes[offset["generations"] : offset["records"]] if which == WORDS else self.bytes[offset["records"] :]
+
+    # --- Slabs ---
+
+    @property
+    def n_slabs(self) -> int:
+        """Slabs made so far."""
+        return self.field("n_slabs")
+
+    def _grow(self, n_slabs: int) -> None:
+        """Make memory for n slabs usable; page 0 of the generations' file, with its head, always is."""
+        if not self._region.commit(self.geometry.offset["generations"], max(page_bytes, BLOCK)):
+            raise CacheFullError("the system gives no memory for the generations of a cache")
+        missing = n_slabs - self.field("committed")
+        if missing > 0 and grow(self.address, missing) == 0:
+            raise CacheFullError(f"the system gives no memory for {n_slabs} slabs of a cache")
+
+    def make_slabs(self, n_slabs: int) -> None:
+        """Have at least n slabs made, with memory behind them; `tear` comes when their generations are in place."""
+        if n_slabs > self.n_slabs:
+            self._grow(n_slabs)
+            self.set_field("limit", n_slabs << self.geometry.shift)
+            self.set_field("n_slabs", n_slabs)
+
+    def tear(self) -> None:
+        """Have the index rebuilt from the generations when it is needed next."""
+        self.set_field("torn", TORN)

@@ -1,0 +1,1075 @@
+"""
+`Pool`: named caches whose records are in files, and the operations that make their changes last.
+
+A commit copies the pages that were written since the last one into the journal.  A checkpoint copies the journal into the data files.
+To open a pool, its data files are mapped, and the journal is copied over them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._closable import Closable
+from .._faults import joined
+from .._names import Names, check_name
+from .._validate import as_count, check_dtype
+from ..cache import RecordLike
+from ..core.geometry import slab_shape
+from ..core.layout import HEAPS, MAX_SLOTS, SPARE_SLOTS
+from ..core.memory import first_cycle, serials
+from ..core.rebuild import recover
+from ..declare import declared_class, plain, template_of
+from ..errors import (
+    BusyError,
+    CapacityError,
+    ConflictError,
+    CorruptPoolError,
+    FaultError,
+    PoolError,
+    PoolFailedError,
+    ReadOnlyError,
+    TransactionError,
+    shown,
+)
+from ..machine.addresses import CAN_GROW
+from . import calls
+from .cache import PoolCache, make_cache
+from .dirty import Written
+from .files import DATA, MODES, Folder, new_id, telling
+from .format import (
+    BLOCK,
+    MOST_BYTES,
+    READER_LOCK,
+    RECORDS,
+    WORDS,
+    WRITER_LOCK,
+    CacheEntry,
+    Meta,
+    describe,
+    records_bytes,
+    words_bytes,
+    words_name,
+)
+from .frames import copy_entries
+from .journal import Journal
+from .locks import ReaderLock, WriterLock
+from .memory import PoolCacheMemory
+from .pagemap import hash_blocks
+from .restore import apply_frame, raise_generations, restore, write_back
+
+ROOT = "root"  # name of the cache that holds the root
+LEAST_JOURNAL = 64 << 20  # bytes of a journal that a commit leaves as they are
+KEPT_SHARE = 4  # a quarter of the machine's memory may be pages of pools that a checkpoint keeps
+OPEN_TRIES = 5  # times that a reader looks again if the writer makes or drops caches meanwhile
+
+
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()  # those that are open
+
+
+def open_pool(
+    path: str | os.PathLike[str],
+    mode: str = "c",
+    *,
+    root: type[Any] | RecordLike | None = None,
+    capacity: Mapping[str, int] | None = None,
+    sync: bool = True,
+    keep: int | None = None,
+) -> Pool:
+    """
+    Open a pool: a directory with named caches, whose records are as the last commit left them.
+
+    Parameters
+    ----------
+    path : str or path
+        The directory.
+    mode : {"c", "r", "r+", "x"}, default "c"
+        ``"r"``: read the last commit, beside a writer and other readers.  The others write: ``"r+"`` a pool that exists, ``"x"``
+        a new one, ``"c"`` one or the other.  One process at a time can write.
+    root : numpy.dtype or class, optional
+        Dtype of `Pool.root`, one record by which a program finds its data: needed when the pool is made, checked later.
+    capacity : mapping of str to int, optional
+        Higher capacities of caches that exist.
+    sync : bool, default True
+        Have commits outlast a loss of power.  Otherwise they outlast the death of the process, at a tenth of the time or less.
+    keep : int, optional
+        Bytes of memory that `Pool.checkpoint` leaves to pages that were written: a quarter of the machine's memory; 0 on
+        persistent memory.
+
+    Returns
+    -------
+    Pool
+
+    Raises
+    ------
+    PoolPathError
+        If there is no pool, one already, or something else at the path; if it belongs to another user, or may not be used.
+    PoolBusyError
+        If another process writes to it.
+    PoolVersionError, CorruptPoolError
+        If it has a newer format, or a file of it is damaged.
+    ConflictError
+        If the root has another dtype.
+    CapacityError
+        If a mode is none of these, or a capacity is lower than it was.
+
+    Notes
+    -----
+    Takes some milliseconds, whatever the pool holds.  The first alloc, free or count of a cache takes 3 to 7 ns a slot once.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, jitslab
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> node = np.dtype([("value", "f8"), ("next", jitslab.link("nodes"))])
+    >>> with jitslab.open_pool(f"{folder.name}/list", root=np.dtype([("head", jitslab.link("nodes"))])) as pool:
+    ...     nodes = pool.create_cache("nodes", node, capacity=1000)
+    ...     for value in (1.0, 2.0):
+    ...         pool.root["head"] = nodes.alloc(value=value, next=pool.root["head"])
+    >>> with jitslab.open_pool(f"{folder.name}/list", "r") as pool:
+    ...     pool["nodes"][pool.root["head"]]["value"].item()
+    2.0
+    """
+    if mode not in MODES:
+        raise CapacityError(f"mode is one of {', '.join(map(repr, MODES))}, got {shown(mode)}")
+    for option, value in (("sync", sync),):
+        if not isinstance(value, bool):
+            raise CapacityError(f"{option} is True or False, got {shown(value)}")
+    if not CAN_GROW or sys.platform == "win32":
+        raise PoolError("pools need mmap and mprotect, which this system does not have")
+    where = os.path.abspath(os.fsdecode(os.fspath(path)))
+    raised = {name: as_count(n, f"capacity of {name!r}", 1) for name, n in (capacity or {}).items()}
+    most = memory_bytes() // KEPT_SHARE if keep is None else as_count_of_bytes(keep)
+    pool = Pool.__new__(Pool)
+    pool._start(where, mode, sync, most, keep is None)
+    try:
+        pool._load(mode, root, raised)
+    except BaseException:
+        pool._let_go()
+        raise
+    _pools.add(pool)
+    return pool
+
+
+class Pool(Closable):
+    """
+    Named caches whose records are in files, atomic at every commit.  Made by `open_pool`.
+
+    Everything in it, allocs, frees and plain stores of compiled code, is made to last by `commit`: all since the last commit,
+    or nothing.  If the process or the machine ends at any instant, the pool is as the last commit left it when it is opened next.
+
+    Leaving a `with` block commits and closes; an exception that ends the block closes without a commit.
+
+    Notes
+    -----
+    A commit that runs beside stores of other threads has some of these, and the next commit has the others: commit between
+    kernels.  A cache of the pool must fit the address space; pages that were written since the last checkpoint must fit memory.
+    Not for network file systems.  A child of `fork` finds the pool closed.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_caches",
+        "_changes",
+        "_checkpoints",
+        "_commits",
+        "_failure",
+        "_folder",
+        "_in_transaction",
+        "_is_closed",
+        "_journal",
+        "_keep",
+        "_lock",
+        "_meta",
+        "_mode",
+        "_pages",
+        "_pid",
+        "_postponed",
+        "_readers",
+        "_shrunk",
+        "_sync",
+        "_written",
+        "_writer",
+        "path",
+    )
+    path: str
+    _caches: dict[int, PoolCache[Any]]  # by id
+    _shrunk: dict[int, bool]  # ids of caches that gave memory of empty slabs back
+    _meta: Meta
+    _journal: Journal
+    _written: Written
+    _not_copied = "; open it again to read, with mode 'r'"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise PoolError("a pool is made by jitslab.open_pool(path)")
+
+    # --- Open ---
+
+    def _start(self, path: str, mode: str, sync: bool, keep: int, keep_is_default: bool) -> None:
+        """Set what an error on the way needs."""
+        self.path, self._mode, self._sync, self._keep = path, "r" if mode == "r" else "r+", sync, keep
+        self._pid, self._is_closed, self._failure, self._in_transaction = os.getpid(), False, "", False
+        self._lock, self._caches, self._shrunk = threading.Lock(), {}, {}
+        self._commits = self._checkpoints = self._postponed = self._pages = 0
+        self._folder: Folder | None = None
+        self._writer: WriterLock | None = None
+        self._readers: ReaderLock | None = None
+
+    def _load(self, mode: str, root: Any, capacity: dict[str, int]) -> None:
+        """Open the files, take the locks, and make the caches."""
+        self._folder = folder = Folder(self.path, mode)
+        with telling(self.path):
+            if self._is_writer:
+                self._writer = WriterLock(folder.open(WRITER_LOCK, write=True, create=folder.is_new))
+                self._writer.take(self.path)
+                if folder.is_new:
+                    self._make(root)
+            self._readers = ReaderLock(folder.open(READER_LOCK, write=self._is_writer))
+            if not self._is_writer:
+                self._readers.begin()
+            self._meta = folder.read_meta()
+            self._journal = Journal.open(folder.file, self._meta.id, is_writable=self._is_writer, sync=self._sync)
+            self._written = Written(is_dax=self._journal.is_mapped)
+            if self._is_writer:
+                folder.remove_orphans(self._meta)
+                self._raise_capacities(capacity)
+            elif capacity:
+                raise ReadOnlyError("a capacity is raised by a writer: open the pool with mode 'r+'")
+            self._read_all()
+        self._need_root(root)
+
+    def _make(self, root: Any) -> None:
+        """Make an empty pool in the directory; its meta data come last."""
+        folder = self._the_folder
+        folder.remove_half_made()
+        calls.close(folder.open(READER_LOCK, write=True, create=True))
+        meta = Meta(new_id(), 0, None, ())
+        Journal.create(folder.file, meta.id, 0, sync=self._sync).close()
+        if root is not None:
+            entry = new_entry(0, ROOT, root, 1, True, "zero")
+            folder.make_data(meta.id, entry, 2 * first_cycle(next(serials)))
+            meta = replace(meta, next=1, root=0, caches=(entry,))
+        folder.write_meta(meta)
+        folder.is_new = False
+
+    def _raise_capacities(self, capacity: dict[str, int]) -> None:
+        """Give caches room for more records."""
+        entries = {entry.name: entry for entry in self._meta.caches}
+        for name, n in capacity.items():
+            if name not in entries:
+                raise CapacityError(f"capacity: there is no cache {name!r} in {self.path}")
+            entry = entries[name]
+            if n < entry.capacity:
+                raise CapacityError(f"cache {name!r} has a capacity of {entry.capacity}, which cannot be lowered to {n}")
+            slots = max(slots_of(entry.stride, entry.shift, n), entry.slots)
+            entries[name] = replace(entry, capacity=n, slots=slots)
+            file = self._the_folder.open_data(words_name, entry, write=True)
+            try:
+                calls.lengthen(file, words_bytes(slots))
+                calls.sync(file)
+            finally:
+                calls.close(file)
+        if capacity:
+            self._meta = replace(self._meta, caches=tuple(entries[entry.name] for entry in self._meta.caches))
+            self._the_folder.write_meta(self._meta)
+
+    def _read_all(self) -> None:
+        """Map the data files, and copy what the journal has over them."""
+        memories = {entry.id: self._map_cache(entry) for entry in self._meta.caches}
+        for frame in self._journal.read(self._bounds):
+            apply_frame(frame, memories, self._meta.id, self.path)
+        if self._is_writer and (lost := self._journal.find_damage()):
+            raise CorruptPoolError(f"{self.path}: commit {lost} is damaged in the journal, and a later one follows it")
+        for memory in memories.values():
+            self._add_cache(memory)
+        if not self._is_writer:
+            self._the_readers.move(self._journal.number)
+
+    def _bounds(self, cache: int, which: int) -> int:
+        """Return how many bytes a file of a cache can have, as the meta data say; -1 of a cache that was dropped."""
+        for entry in self._meta.caches:
+            if entry.id == cache:
+                return words_bytes(entry.slots) if which == WORDS else records_bytes(entry.slots, entry.stride)
+        return -1 if cache < self._meta.next else 0
+
+    def _map_cache(self, entry: CacheEntry) -> PoolCacheMemory:
+        """Return the memory of a cache, as the data files have it."""
+        folder = self._the_folder
+        files = [folder.open_data(name, entry, write=False) for name in DATA[:2]]
+        try:
+            n_slabs, first = folder.read_words_head(files[WORDS], self._meta.id, entry)
+            memory = PoolCacheMemory(entry, first, not self._is_writer)
+            memory.map_files(files[WORDS], files[RECORDS], n_slabs)
+        finally:
+            for file in files:
+                calls.close(file)
+        memory.make_slabs(n_slabs)
+        return memory
+
+    def _add_cache(self, memory: PoolCacheMemory) -> PoolCache[Any]:
+        """Return the cache of some memory, which is as the last commit left it."""
+        memory.tear()
+        if self._is_writer:
+            self._written.forget(memory.ranges())
+        memory.enter()
+        cache = self._caches[memory.entry.id] = make_cache(self, memory, not self._is_writer)
+        return cache
+
+    # --- Commit ---
+
+    def commit(self) -> int:
+        """
+        Make all changes since the last commit last, at once: allocs, frees and stores, in all caches.
+
+        Returns
+        -------
+        int
+            Number of the last commit; if nothing was written since, there is no new one.
+
+        Raises
+        ------
+        PoolFullError
+            If the disk, a quota or the limit of file sizes is full.  Memory and the pool are as before: free some, and commit again.
+        PoolFailedError
+            If the system could not sync, now or before.  The pool holds the last commit or this one; open it again.
+        ReadOnlyError, ClosedError
+            If the pool was opened to read, or is closed.
+        TransactionError
+            Within a transaction, whose end commits.
+        BusyError
+            If another thread is in a call of the pool.
+
+        Notes
+        -----
+        Some 10 µs, 1 ns for each page of 4 KiB in memory, 0.5 µs for each page that was written, and the sync of the medium.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, jitslab
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> with jitslab.open_pool(f"{folder.name}/pool") as pool:
+        ...     cache = pool.create_cache("points", np.dtype([("x", "f8")]), capacity=10)
+        ...     h = cache.alloc(x=1.0)
+        ...     pool.commit(), pool.commit()
+        (1, 1)
+        """
+        with self._alone("commit"):
+            self._need_writer()
+            self._need_outside("commit")
+            return self._commit()
+
+    def _commit(self) -> int:
+        """Make all changes last."""
+        self._need_sound()
+        ranges = self._note_slabs()
+        runs = self._written.take(ranges)
+        if len(runs):
+            named = self._named(runs, ranges)
+            staged = stage(named) if self._written.needs_hashes else None
+            self._journal.append(named)
+            self._written.done(None if staged is None else hashes_of(staged, self._written.seed))
+            self._commits += 1
+            self._pages += int(runs[:, 1].sum()) // BLOCK
+            if self._journal.used > self._most_journal():
+                self._try_checkpoint()
+        return self._journal.number
+
+    def _note_slabs(self) -> npt.NDArray[np.int64]:
+        """Write into the head of each file of generations how many slabs were made; returns the memory of all caches."""
+        ranges = np.empty((2 * len(self._caches), 2), np.int64)
+        for number, cache in enumerate(self._caches.values()):
+            ranges[2 * number : 2 * number + 2] = cache._memory.note_slabs()
+        return ranges
+
+    def _named(self, runs: npt.NDArray[np.int64], ranges: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return runs of memory with the cache, the file and the offset of each."""
+        order = np.argsort(ranges[:, 0], kind="stable")
+        which = order[np.searchsorted(ranges[order, 0], runs[:, 0], "right") - 1]
+        ids = np.fromiter(self._caches, np.int64, len(self._caches))
+        named = np.empty((len(runs), 5), np.int64)
+        named[:, 0], named[:, 1] = ids[which >> 1], which & 1
+        named[:, 2] = runs[:, 0] - ranges[which, 0]
+        named[:, 3:] = runs
+        return named
+
+    def _most_journal(self) -> int:
+        """Return how many bytes of the journal a commit leaves: a quarter of the data, at least 64 MiB."""
+        return max(
+            LEAST_JOURNAL, sum(sum(cache._memory.made_bytes(cache._memory.n_slabs)) for cache in self._caches.values()) // 4
+        )
+
+    # --- Rollback and transactions ---
+
+    def rollback(self) -> None:
+        """
+        Undo all changes since the last commit.
+
+        Needs that no other thread uses the caches.  Handles of records that are gone are refused, and so are their guards, with
+        one exception: if a slot was live at the last commit, then freed and taken again, a handle from after that may name a
+        later record of the slot.
+
+        Raises
+        ------
+        BusyError
+            If other threads are using a cache, or are in a call of the pool; nothing is undone.
+        ReadOnlyError, ClosedError, PoolFailedError, TransactionError
+            As `commit`.
+        """
+        with self._alone("rollback"):
+            self._need_writer()
+            self._need_outside("rollback")
+            self._rollback()
+
+    def _rollback(self) -> None:
+        """Undo all changes."""
+        for cache in self._caches.values():
+            cache._need_rest("rollback")
+        ranges = self._note_slabs()
+        runs = self._written.take(ranges)
+        if not len(runs):
+            return
+        named = self._named(runs, ranges)
+        before = {id_: cache._memory.copy_of(WORDS, named[named[:, 0] == id_]) for id_, cache in self._caches.items()}
+        self._failure = "a rollback was cut short"
+        versions = self._journal.last_versions()
+        with telling(self.path):
+            for id_, cache in self._caches.items():
+                own = named[named[:, 0] == id_]
+                if len(own):
+                    restore(cache._memory, self._journal, versions, self._the_folder, own)
+                    raise_generations(cache._memory, before[id_])
+                    recover(cache._address)
+        self._failure = ""
+        self._written.forget(runs)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Pool]:
+        """
+        Make the changes of a block last together: it ends with a commit, or by an exception with a rollback.
+
+        What was written before the block is committed first.
+
+        Raises
+        ------
+        TransactionError
+            Within another transaction.
+        BusyError, PoolFullError, PoolFailedError, ReadOnlyError, ClosedError
+            As `commit` and `rollback`.  If the commit at the end finds no room, the changes stay, not yet committed.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, jitslab
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> with jitslab.open_pool(f"{folder.name}/pool") as pool:
+        ...     cache = pool.create_cache("points", np.dtype([("x", "f8")]), capacity=10)
+        ...     try:
+        ...         with pool.transaction():
+        ...             h = cache.alloc(x=1.0)
+        ...             raise ValueError("no")
+        ...     except ValueError:
+        ...         len(cache), h in cache
+        (0, False)
+        """
+        with self._alone("transaction"):
+            self._need_writer()
+            self._need_outside("transaction")
+            self._commit()
+            self._in_transaction = True
+        try:
+            yield self
+        except BaseException:
+            with self._alone("rollback"):
+                self._in_transaction = False
+                if not self._is_closed:
+                    self._rollback()
+            raise
+        with self._alone("commit"):
+            self._in_transaction = False
+            self._need_writer()
+            self._commit()
+
+    # --- Checkpoint ---
+
+    def checkpoint(self) -> bool:
+        """
+        Write what is committed from the journal into the data files, so that the journal is empty again.
+
+        Commits do that by themselves when the journal is long.  This call also gives memory back: if more pages than `keep`
+        allows are in memory because they were written, and nothing was written since the last commit.  For that no other
+        thread may write to records meanwhile.
+
+        Returns
+        -------
+        bool
+            False if a reader still sees an earlier commit: until it calls `refresh` or ends, the journal stays.
+
+        Raises
+        ------
+        PoolFullError
+            If the disk or a quota is full; nothing is lost, and the journal stays.
+        PoolFailedError, ReadOnlyError, ClosedError, TransactionError, BusyError
+            As `commit`.
+        """
+        with self._alone("checkpoint"):
+            self._need_writer()
+            self._need_outside("checkpoint")
+            self._need_sound()
+            is_done = self._checkpoint()
+            if is_done:
+                self._drop_memory()
+            return is_done
+
+    def _try_checkpoint(self) -> None:
+        """Write a long journal into the data files after a commit; if that fails, the commit holds, and the next one tries again."""
+        try:
+            self._checkpoint()
+        except PoolError:
+            self._postponed += 1
+
+    def _checkpoint(self) -> bool:
+        """Write the journal into the data files, unless a reader is behind."""
+        if self._journal.used == BLOCK:  # it has no frames
+            return True
+        number = self._journal.number
+        with telling(self.path):
+            if not self._the_readers.exclude(number):
+                self._postponed += 1
+                return False
+            try:
+                write_back(self._journal, self._the_folder, self._meta, self._shrunk)
+                self._journal.reset()
+            except PoolFailedError as error:
+                self._failure = str(error)
+                raise
+            finally:
+                self._the_readers.admit(number)
+        self._shrunk = {}
+        self._checkpoints += 1
+        return True
+
+    def _drop_memory(self) -> None:
+        """Have memory be as the files are, if too many pages were written and all are committed."""
+        if self._private_bytes() <= self._keep or len(self._written.take(self._note_slabs())):
+            return
+        with telling(self.path):
+            for cache in self._caches.values():
+                cache._need_rest("checkpoint")
+            for cache in self._caches.values():
+                self._map_again(cache._memory)
+        self._renew_written()
+
+    def _map_again(self, memory: PoolCacheMemory) -> None:
+        """Map the data files of a cache once more."""
+        files = [self._the_folder.open_data(name, memory.entry, write=False) for name in DATA[:2]]
+        try:
+            memory.map_files(files[WORDS], files[RECORDS], memory.n_slabs)
+        finally:
+            for file in files:
+                calls.close(file)
+
+    def _renew_written(self) -> None:
+        """Look for written pages of new mappings."""
+        self._written.close()
+        self._written = Written(is_dax=self._journal.is_mapped)
+        self._written.forget(self._note_slabs())
+
+    def _note_shrunk(self, cache: PoolCache[Any]) -> None:
+        """Note that a cache gives memory of empty slabs back: the next checkpoint gives back that of the file."""
+        self._shrunk[cache._memory.entry.id] = True
+
+    # --- Readers ---
+
+    def refresh(self) -> int:
+        """
+        See the last commit, as a reader; returns its number.
+
+        Handles of records that were freed since are refused from now on.  Kernels that run meanwhile in other threads may see
+        parts of both commits: refresh between kernels.  A writer sees its own changes always.
+
+        Raises
+        ------
+        CorruptPoolError
+            If a file is damaged; the pool stays at the commit before.
+        ClosedError, BusyError
+            As `commit`.
+
+        Notes
+        -----
+        O(pages changed): some 1 µs each.
+        """
+        with self._alone("refresh"):
+            if not self._is_writer:
+                with telling(self.path):
+                    self._refresh()
+            return self._journal.number
+
+    def _refresh(self) -> None:
+        """Read what the journal has more."""
+        journal = self._journal
+        self._read_caches()
+        if journal.follow_reset():  # all that was read before is in the data files now
+            for cache in self._caches.values():
+                self._map_again(cache._memory)
+        memories = {id_: cache._memory for id_, cache in self._caches.items()}
+        for frame in journal.read(self._bounds):
+            apply_frame(frame, memories, self._meta.id, self.path)
+            for id_ in np.unique(frame.entries["cache"]).tolist():
+                memories[id_].tear()
+        self._the_readers.move(journal.number)
+
+    def _read_caches(self) -> None:
+        """Follow a writer that made or dropped caches."""
+        meta = self._the_folder.read_meta()
+        if meta == self._meta:
+            return
+        if meta.id != self._meta.id:
+            raise CorruptPoolError(f"{self.path} is another pool now")
+        self._meta = meta
+        known = {entry.id for entry in meta.caches}
+        for id_ in [id_ for id_ in self._caches if id_ not in known]:
+            self._caches.pop(id_)._end_with_pool()
+        for entry in meta.caches:
+            if entry.id not in self._caches:
+                self._add_cache(self._map_cache(entry))
+
+    # --- Caches ---
+
+    def create_cache(
+        self,
+        name: str,
+        dtype: type[Any] | RecordLike,
+        *,
+        capacity: int,
+        colouring: bool = True,
+        init: Any = None,
+    ) -> PoolCache[Any]:
+        """
+        Make a cache in the pool; it lasts at once, empty.
+
+        Parameters
+        ----------
+        name : str
+            1 to 255 printable characters, without ``#``.
+        dtype : numpy.dtype or class
+            As of `SlabCache`; of the dtypes NumPy's own, with at most 4,096 fields in at most 16 levels.
+        capacity : int
+            Records that can be live at once, up to 2**32; no space is taken before it is used.  Opening the pool can raise it.
+        colouring, init
+            As of `SlabCache`.
+
+        Returns
+        -------
+        PoolCache
+
+        Raises
+        ------
+        DuplicateNameError
+            If the pool has a cache of that name; `require_cache` returns it.
+        LayoutError
+            If the dtype cannot be the record of a cache in a pool, or `init` is no record of it.
+        CapacityError
+            If the name or the capacity is out of bounds, or the file system does not hold files of that length.
+        ReadOnlyError, ClosedError, PoolFullError, PoolFailedError, TransactionError, BusyError
+            As `commit`.
+        """
+        with self._alone("create_cache"):
+            self._need_writer()
+            self._need_outside("create_cache")
+            self._need_sound()
+            check_name("a cache", name, {cache.name: cache for cache in self._caches.values()})
+            entry = new_entry(self._meta.next, name, dtype, as_count(capacity, "capacity", 1), bool(colouring), init)
+            meta = replace(self._meta, next=entry.id + 1, caches=(*self._meta.caches, entry))
+            first = 2 * first_cycle(next(serials))
+            with telling(f"{self.path}: the files of cache {name!r}"):
+                self._the_folder.make_data(meta.id, entry, first)
+                memory = PoolCacheMemory(entry, first, is_reader=False)
+                memory.start_head(meta.id)
+                self._the_folder.write_meta(meta)
+            self._meta = meta
+            cache = self._add_cache(memory)
+            cache._declare(declared_class(plain(dtype)))
+            return cache
+
+    def require_cache(self, name: str, dtype: type[Any] | RecordLike, *, capacity: int, **options: Any) -> PoolCache[Any]:
+        """
+        Return the cache of a name, made if there is none; guards are of the class, if `dtype` is one.
+
+        Raises
+        ------
+        ConflictError
+            If there is one of another dtype.
+        LayoutError, CapacityError, ReadOnlyError, ClosedError, PoolFullError, PoolFailedError, TransactionError, BusyError
+            As `create_cache`.
+        """
+        self._need_open()
+        cache = self._find(name)
+        if cache is None:
+            return self.create_cache(name, dtype, capacity=capacity, **options)
+        self._need_dtype(cache, dtype)
+        cache._declare(declared_class(plain(dtype)))
+        return cache
+
+    def _need_dtype(self, cache: PoolCache[Any], dtype: Any) -> None:
+        """Raise unless a cache has a dtype."""
+        wanted = check_dtype(plain(dtype))
+        if describe(wanted) != describe(cache.dtype):
+            raise ConflictError(f"cache {cache.name!r} of {self.path} has records of {cache.dtype}, not of {wanted}")
+
+    def drop_cache(self, name: str) -> None:
+        """
+        Remove a cache and its records from the pool, at once and for good; its object is closed, and so are its guards.
+
+        Raises
+        ------
+        UnknownNameError
+            If there is none of that name.
+        FaultError
+            If compiled code used a refused handle of it, and nobody was told; it is dropped.
+        ReadOnlyError, ClosedError, PoolFullError, PoolFailedError, TransactionError, BusyError
+            As `commit`.
+        """
+        with self._alone("drop_cache"):
+            self._need_writer()
+            self._need_outside("drop_cache")
+            self._need_sound()
+            cache = self.caches[name]
+            entry = cache._memory.entry
+            if entry.id == self._meta.root:
+                raise PoolError("the root cannot be dropped")
+            meta = replace(self._meta, caches=tuple(other for other in self._meta.caches if other.id != entry.id))
+            with telling(self.path):
+                self._the_folder.write_meta(meta)
+                self._meta = meta
+                del self._caches[entry.id]
+                fault = cache._end_with_pool()
+                self._written.forget(cache._memory.ranges())
+                self._the_folder.remove_data(entry)
+            if fault is not None:
+                raise fault
+
+    @property
+    def caches(self) -> Names[PoolCache[Any]]:
+        """The caches by name, without the root's: a read-only mapping."""
+        return Names("cache", self._find, lambda: {cache.name: cache for cache in self._own_caches()})
+
+    def _own_caches(self) -> list[PoolCache[Any]]:
+        """Return the caches, without the root's."""
+        return [cache for id_, cache in self._caches.items() if id_ != self._meta.root]
+
+    def _find(self, name: str) -> PoolCache[Any] | None:
+        """Return the cache of a name, or None."""
+        return next((cache for cache in self._own_caches() if cache.name == name), None)
+
+    def __getitem__(self, name: str) -> PoolCache[Any]:
+        """Return the cache of a name; raises UnknownNameError, which proposes names near it."""
+        self._need_open()
+        return self.caches[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a cache of a name."""
+        return isinstance(name, str) and self._find(name) is not None
+
+    @property
+    def root(self) -> Any:
+        """
+        The root: one record, by reference, as ``cache[h]`` is; a reader's cannot be written to.
+
+        Raises
+        ------
+        PoolError
+            If the pool was made without a root.
+        """
+        self._need_open()
+        if self._meta.root is None:
+            raise PoolError(f"{self.path} was made without a root: give open_pool the dtype of one when the pool is made")
+        return self._caches[self._meta.root]._views[0]
+
+    def _need_root(self, root: Any) -> None:
+        """Take the slot of a new root; raise if the root has another dtype than it should have."""
+        if root is not None and self._meta.root is None:
+            raise ConflictError(f"{self.path} was made without a root")
+        if self._meta.root is None:
+            return
+        cache = self._caches[self._meta.root]
+        if root is not None:
+            self._need_dtype(cache, root)
+        if self._is_writer and len(cache) == 0:
+            cache.alloc()
+            self._commit()
+
+    def _reduced(self, name: str) -> tuple[Any, ...]:
+        """Return how a cache is pickled."""
+        return open_cache, (self.path, name)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle as the path: the copy is a reader."""
+        self._need_open()
+        return reader_of, (self.path,)
+
+    # --- What it is ---
+
+    @property
+    def number(self) -> int:
+        """Number of the last commit that this process sees: 0 of a new pool."""
+        self._need_open()
+        return self._journal.number
+
+    @property
+    def mode(self) -> str:
+        """``"r"`` or ``"r+"``."""
+        return self._mode
+
+    @property
+    def _is_writer(self) -> bool:
+        return self._mode != "r"
+
+    def stats(self) -> dict[str, Any]:
+        """
+        Count what the pool did since it was opened.
+
+        Returns
+        -------
+        dict
+            ``number``: of the last commit; ``commits``, ``pages`` (of 4 KiB in them), ``checkpoints``, ``postponed`` (by readers or
+            failures); ``journal_bytes`` in use; ``private_bytes``: memory of pages that were written; ``dirty``: how written
+            pages are found, ``"userfaultfd"``, ``"pagemap"`` or ``"hashes"``; ``journal``: ``"file"`` or ``"mapped"``.
+        """
+        self._need_open()
+        return {
+            "number": self._journal.number,
+            "commits": self._commits,
+            "pages": self._pages,
+            "checkpoints": self._checkpoints,
+            "postponed": self._postponed,
+            "journal_bytes": self._journal.used,
+            "private_bytes": self._private_bytes(),
+            "dirty": self._written.mechanism,
+            "journal": "mapped" if self._journal.is_mapped else "file",
+        }
+
+    def _private_bytes(self) -> int:
+        """Return how much memory this process has for pages that were written."""
+        memories = [cache._memory for cache in self._caches.values()]
+        return self._written.private_bytes(np.concatenate([memory.ranges() for memory in memories])) if memories else 0
+
+    # --- The end ---
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed."""
+        return self._is_closed
+
+    def close(self, *, commit: bool = True) -> None:
+        """
+        Commit, and close: the caches refuse everything from now on.  A second `close` does nothing.
+
+        Parameters
+        ----------
+        commit : bool, default True
+            False drops what was written since the last commit.
+
+        Raises
+        ------
+        PoolFullError, PoolFailedError
+            If it cannot commit; the pool stays open.
+        FaultError
+            If compiled code used refused handles of a cache, and nobody was told; the pool is closed.
+        TransactionError
+            Within a transaction.
+        BusyError
+            If another thread is in a call of the pool.
+        """
+        if self._is_closed:
+            return
+        with self._alone("close"):
+            self._need_outside("close")
+            if commit and self._is_writer:
+                self._commit()
+            fault = self._end()
+        if fault is not None:
+            raise fault
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        """Commit and close, or, if an exception ends the block, close alone."""
+        if error is None:
+            self.close()
+        else:
+            super().__exit__(kind, error, trace)
+
+    def _end(self) -> FaultError | None:
+        """Close the caches and the files; returns the faults that nobody was told of."""
+        self._is_closed = True
+        faults = [fault for cache in self._caches.values() if (fault := cache._end_with_pool()) is not None]
+        self._let_go()
+        return joined(faults)
+
+    def _let_go(self) -> None:
+        """Close the files, which gives the locks back."""
+        self._is_closed = True
+        for name in ("_written", "_journal"):
+            if hasattr(self, name):
+                getattr(self, name).close()
+        for lock in (self._readers, self._writer):
+            if lock is not None:
+                with suppress(OSError):  # of a descriptor that the program closed by its number
+                    calls.close(lock.file)
+        self._readers = self._writer = None
+        if self._folder is not None:
+            self._folder.close()
+
+    def _leave_in_child(self) -> None:
+        """Close in a child of fork: the pool is the parent's."""
+        self._lock = threading.Lock()
+        for cache in self._caches.values():
+            cache._end_with_pool()
+        self._let_go()
+
+    def __repr__(self) -> str:
+        """Short, whatever the size."""
+        if self._is_closed:
+            return f"<Pool {self.path!r}: closed>"
+        names = ", ".join(repr(cache.name) for cache in self._own_caches()) or "no caches"
+        return f"<Pool {self.path!r}, mode {self._mode!r}, commit {self._journal.number}: {names}>"
+
+    # --- Checks ---
+
+    def _closed_text(self) -> str:
+        if self._pid != os.getpid():
+            return f"pool {self.path!r} is its parent's: a child of fork opens it again"
+        return f"pool {self.path!r} is closed"
+
+    def _need_open(self) -> None:
+        if self._pid != os.getpid():  # of a fork that Python did not see
+            self._is_closed = True
+        super()._need_open()
+
+    def _need_writer(self) -> None:
+        """Raise unless the pool is open to write."""
+        self._need_open()
+        if not self._is_writer:
+            raise ReadOnlyError(f"pool {self.path!r} was opened to read; mode 'r+' can write")
+
+    def _need_outside(self, what: str) -> None:
+        """Raise within a transaction."""
+        if self._in_transaction:
+            raise TransactionError(f"{what} within a transaction of pool {self.path!r}: leave its block first")
+
+    def _need_sound(self) -> None:
+        """Raise if the pool failed before."""
+        if self._failure:
+            raise PoolFailedError(f"pool {self.path!r} failed before, open it again: {self._failure}")
+
+    @contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        """Keep other threads out of the pool's calls; raise if one is in."""
+        self._need_open()
+        if not self._lock.acquire(blocking=False):
+            raise BusyError(f"{what}: another thread is in a call of pool {self.path!r}")
+        try:
+            self._need_open()
+            yield
+        finally:
+            self._lock.release()
+
+    @property
+    def _the_folder(self) -> Folder:
+        assert self._folder is not None
+        return self._folder
+
+    @property
+    def _the_readers(self) -> ReaderLock:
+        assert self._readers is not None
+        return self._readers
+
+
+# --- Copies of what is committed ---
+
+
+def stage(runs: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Copy runs of memory, as of `Journal.append`, have them name the copy, and return that."""
+    staged = np.empty(int(runs[:, 4].sum()), np.uint8)
+    sizes, source = np.ascontiguousarray(runs[:, 4]), np.ascontiguousarray(runs[:, 3])
+    to = int(staged.ctypes.data) + np.cumsum(sizes) - sizes
+    copy_entries(0, source.ctypes.data, to.ctypes.data, sizes.ctypes.data, len(runs))
+    runs[:, 3] = to
+    return staged
+
+
+def hashes_of(staged: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.int64]:
+    """Return the hash of each block."""
+    hashes = np.empty(len(staged) // BLOCK, np.int64)
+    hash_blocks(staged.ctypes.data, len(staged), seed, hashes.ctypes.data)
+    return hashes
+
+
+# --- Entries ---
+
+
+def new_entry(id_: int, name: str, dtype: Any, capacity: int, colouring: bool, init: Any) -> CacheEntry:
+    """Return the entry of a new cache."""
+    own, declared = check_dtype(plain(dtype)), declared_class(plain(dtype))
+    describe(own)
+    stride, shift, _ = slab_shape(own.itemsize, max(1, own.alignment), colouring)
+    slots = slots_of(stride, shift, capacity)
+    class_name = None if declared is None else declared.__qualname__
+    return CacheEntry(id_, name, stride, shift, capacity, slots, colouring, template_of(init, own, declared), class_name, own)
+
+
+def slots_of(stride: int, shift: int, capacity: int) -> int:
+    """Return how many slots a cache has: its capacity, those parked in magazines, and those that will be retired."""
+    most = min(MAX_SLOTS, MOST_BYTES // stride) >> shift << shift
+    if capacity > most:
+        raise CapacityError(f"a cache of records of {stride} bytes has a capacity of at most {most}, got {capacity}")
+    spare = max(HEAPS * 512, SPARE_SLOTS)
+    return min(-(-(capacity + spare) >> shift << shift), most)
+
+
+def memory_bytes() -> int:
+    """Return the bytes of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def as_count_of_bytes(n: Any) -> int:
+    """Return a number of bytes as an int."""
+    if not isinstance(n, int) or isinstance(n, bool) or n < 0:
+        raise CapacityError(f"keep is a number of bytes, 0 or more, got {shown(n)}")
+    return n
+
+
+# --- Readers that are unpickled ---
+
+
+def reader_of(path: str) -> Pool:
+    """Return a reader of a pool: the one that this process has open, or a new one."""
+    for pool in list(_pools):
+        if pool.path == path and pool._mode == "r" and not pool.closed:
+            return pool
+    return open_pool(path, "r")
+
+
+def open_cache(path: str, name: str) -> PoolCache[Any]:
+    """Return a cache of a pool that is opened to read."""
+    return reader_of(path)[name]
+
+
+# --- Fork ---
+
+
+def _leave_all() -> None:
+    """Close the pools of the parent in a child of fork."""
+    for pool in list(_pools):
+        if not pool.closed:
+            pool._leave_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_all)
