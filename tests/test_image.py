@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import zlib
+from importlib.util import find_spec
 from typing import Annotated
 
 import numba
@@ -608,9 +609,13 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.skipif(find_spec("distributed") is None, reason="dask.distributed is not installed")
 def test_dask_gets_the_records(tmp_path):
-    """Workers of dask.distributed; also records of a class that a script declares, which cloudpickle sends by value."""
-    pytest.importorskip("distributed")
+    """
+    Workers of dask.distributed; also records of a class that a script declares, which cloudpickle sends by value.
+
+    In a process of its own: as it is imported, distributed changes how all errors of the process are pickled.
+    """
     program = tmp_path / "program.py"
     program.write_text(DASK)
     path = os.pathsep.join([os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])])
