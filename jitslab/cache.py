@@ -165,6 +165,10 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     that, or as many as 1/512 of the address space holds: of records of up to 32 KiB there are 10**15 allocs, of 256 KiB
     10**14, even if one is live at a time.
 
+    `copy.copy`, `copy.deepcopy` and `pickle` make another cache with the same records under the same handles, if no other thread
+    is using this one; so workers of multiprocessing, joblib and dask get caches as arguments and as results.  From then on each
+    has a life of its own: a handle that one of them gives later may name another record of the other.  `save` writes a file.
+
     Examples
     --------
     >>> import numpy as np, jitslab

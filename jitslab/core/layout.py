@@ -54,6 +54,7 @@ into slabs of equal slots, and each thread keeps some free slots at hand: so mos
      registry    the list of a process's open caches
      range       addresses with an end: when the last array of them ends, their memory goes back
      kept        of a range: ended, but its addresses stay mapped and read as zeros
+     image       of a cache: what makes the same cache somewhere else, with the same handles (image)
      torn        of a cache in a child of `fork`: copied in the middle of a change
      size class  a cache of an allocator by size; its *ptr* is a handle with slots counted over all classes (sizes.layout)
 
