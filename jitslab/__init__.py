@@ -9,7 +9,7 @@ from types import ModuleType as _ModuleType
 
 from .allocator import SlabAllocator as SlabAllocator, warmup as warmup
 from .batch_guard import SlabBatchGuard as SlabBatchGuard
-from .cache import SlabCache as SlabCache
+from .cache import SlabCache as SlabCache, load as load
 from .core.layout import NULL as NULL
 from .declare import (
     b1 as b1,
@@ -37,6 +37,7 @@ from .errors import (
     ClosedError as ClosedError,
     ConflictError as ConflictError,
     CopyError as CopyError,
+    CorruptImageError as CorruptImageError,
     CorruptPoolError as CorruptPoolError,
     DuplicateNameError as DuplicateNameError,
     FaultError as FaultError,
@@ -49,6 +50,10 @@ from .errors import (
     GuardError as GuardError,
     HandleError as HandleError,
     HandleTypeError as HandleTypeError,
+    ImageError as ImageError,
+    ImageFullError as ImageFullError,
+    ImagePathError as ImagePathError,
+    ImageVersionError as ImageVersionError,
     KernelCacheWarning as KernelCacheWarning,
     LawError as LawError,
     LayoutError as LayoutError,

@@ -99,7 +99,7 @@ def test_module_says_its_job(path):
     assert path.read_text().startswith(('"""', "#!"))
 
 
-BASES = {"SlabError", "FieldError"}  # of errors of several kinds
+BASES = {"SlabError", "FieldError", "ImageError"}  # of errors of several kinds
 ALIASES = {name for name in jitslab.__all__ if typing.get_origin(getattr(jitslab, name)) is typing.Annotated}  # jitslab.f8
 
 

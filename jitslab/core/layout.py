@@ -54,6 +54,7 @@ into slabs of equal slots, and each thread keeps some free slots at hand: so mos
      registry    the list of a process's open caches
      range       addresses with an end: when the last array of them ends, their memory goes back
      kept        of a range: ended, but its addresses stay mapped and read as zeros
+     image       of a cache: what makes the same cache somewhere else, with the same handles (image)
      torn        of a cache in a child of `fork`: copied in the middle of a change
      size class  a cache of an allocator by size; its *ptr* is a handle with slots counted over all classes (sizes.layout)
 
@@ -168,6 +169,7 @@ QUARTERS = 4  # lists of partially used slabs, by occupancy
 EMPTY, FRESH = QUARTERS, QUARTERS + 1  # lists of FREE slabs: with memory behind them; never used, or released
 LISTS = QUARTERS + 2
 INTERVAL = 512  # least refills and flushes of one interval of the working set
+NEVER = 1 << 62  # refills and flushes: the end of an interval that does not end
 TURNOVERS = 4  # times that all slots of the cache could come and go in one interval
 HUGE_BYTES = 4 << 20  # of a node's records; those beyond are in huge pages if the system has them: a small cache would waste them
 RELEASE_BYTES = 1 << 20  # least that is given back to the system at a time

@@ -29,6 +29,7 @@ from ..core.layout import HEAPS, MAX_SLOTS, NODE_WORDS, SPARE_SLOTS
 from ..core.memory import first_cycle, serials
 from ..core.rebuild import recover
 from ..declare import declared_class, plain, template_of
+from ..descriptor import describe
 from ..errors import (
     BusyError,
     CapacityError,
@@ -55,7 +56,6 @@ from .format import (
     WRITER_LOCK,
     CacheEntry,
     Meta,
-    describe,
     records_bytes,
     words_bytes,
     words_name,
