@@ -160,7 +160,6 @@ class Written:
         self._need_open()
         is_noting, had_lost = self.mechanism == "userfaultfd" and self._is_noting, self._has_lost
         self._set_ranges(ranges)
-        self._given = None  # the next `take` sets its own
         if len(self._pending):
             left = np.setdiff1d(_blocks_of(self._pending), _blocks_of(self._ranges), assume_unique=True)
             self._pending = _runs_of(left, self._pending)
@@ -184,7 +183,6 @@ class Written:
         self._need_open()
         if self.is_dax and self._is_noting:
             self._set_ranges(ranges)
-            self._given = None
             pagemap.unprotect_ranges(self._row)
 
     def close(self) -> None:
