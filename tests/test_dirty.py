@@ -42,7 +42,7 @@ def best():
 
 
 HERE = MECHANISMS[MECHANISMS.index(best()) :]  # those that this machine has
-DAX = "/mnt/pmem"  # of the machine in tests/vm: python tests/vm/run.py python -m pytest tests/test_dirty.py
+DAX = "/mnt/pmem"  # of the machine in tests/vm: python tests/vm/run.py python -m pytest tests/test_dirty.py -k mnt
 FOLDERS = [each for each in ("/dev/shm", DAX) if os.path.ismount(each)] + [None]
 
 
@@ -409,6 +409,7 @@ def test_no_store_is_lost_that_comes_once(folder, mechanism):
         mapping.commit()
         assert (mapping.image == mapping.bytes).all()
         assert (mapping.image[::BLOCK] == turn).all()
+    assert mapping.written.mechanism == mechanism
     mapping.close()
 
 

@@ -4,7 +4,7 @@ Which pages of private mappings of files were written since the last commit.
 Three mechanisms, the best that the system grants.  JITSLAB_DIRTY names another one:
 
     userfaultfd  Linux 6.7: notes of stores, exact.  A search costs 0.6 ns a page in memory, the first store to a page 1 to 3 us
-    pagemap      Linux: the pages that are private, 10 ns a page, and a hash of each private page, 350 ns
+    pagemap      Linux: the pages that are private, 10 to 70 ns a page, and a hash of each private page, 350 ns
     hashes       anywhere: a hash of every page
 
 The first registers the pages at the first `take`, no earlier: in registered mappings Linux maps no neighbours of a page that is
