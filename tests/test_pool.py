@@ -572,3 +572,28 @@ def test_shrink_gives_space_of_the_file_back(path, made):
         assert (cache[again, "x"] == 2.0).all()
         assert not cache.is_live(handles[1000:]).any()
         cache.check()
+
+
+def test_links_of_a_pool(path, made):
+    nodes = made["nodes"]
+    push_many(nodes, made.root, 100)
+    lost = nodes.alloc_many(5, next=jitslab.NULL)
+    nodes[lost[0]]["next"] = lost[1]
+    assert made.unreachable()["nodes"].tolist() == sorted(lost.tolist())
+    assert made.unreachable(lost[:1])["nodes"].tolist() == sorted(lost[2:].tolist())
+    assert made.unreachable({"nodes": lost})["nodes"].tolist() == []
+    gone = nodes.alloc()
+    nodes[lost[2]]["next"] = gone
+    nodes.free(gone)
+    assert nodes.dangling()["handle"].tolist() == [lost[2]]
+    made.commit()
+
+    with jitslab.open_pool(path, "r") as reader:
+        assert reader.unreachable()["nodes"].tolist() == sorted(lost.tolist())
+        assert reader["nodes"].dangling()["value"].tolist() == [gone]
+        with pytest.raises(jitslab.ReadOnlyError):
+            reader.collect()
+    assert made.collect() == {"nodes": 5}
+    assert len(nodes) == 100
+    made.rollback()
+    assert len(nodes) == 105

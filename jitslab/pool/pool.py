@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import reach
 from .._closable import Closable
 from .._faults import joined
 from .._names import Names, check_name
 from .._validate import as_count, check_dtype
-from ..cache import RecordLike
+from ..cache import RecordLike, SlabCache
 from ..core.geometry import slab_shape
 from ..core.layout import HEAPS, MAX_SLOTS, NODE_WORDS, SPARE_SLOTS
 from ..core.memory import first_cycle, serials
@@ -43,6 +44,7 @@ from ..errors import (
     shown,
 )
 from ..machine.addresses import CAN_GROW
+from ..reach import ByCache
 from . import calls
 from .cache import PoolCache, make_cache
 from .dirty import Written
@@ -910,6 +912,77 @@ class Pool(Closable):
         """Pickle as the path: the copy is a reader."""
         self._need_open()
         return reader_of, (self.path,)
+
+    # --- Links ---
+
+    def unreachable(self, roots: Any = (), links: Mapping[str, SlabCache[Any]] | None = None) -> ByCache[npt.NDArray[np.int64]]:
+        """
+        Return the live records that no path of links from the pool's root, or from other roots, leads to.
+
+        Parameters
+        ----------
+        roots : int, array_like of int, or mapping, optional
+            More roots than the pool's: handles of one cache; or of several, as ``{cache or name: handles}``.
+        links : mapping of str to SlabCache, optional
+            Caches that links lead to and that are not of this pool.
+
+        Returns
+        -------
+        ByCache
+            A dict: for each cache, by its name, an array of handles, by slot.  Its attribute `dangling` says how many links of
+            reached records are dangling: these are passed over.
+
+        Raises
+        ------
+        HandleError, HandleTypeError, RecordTypeError, UnknownNameError, CacheTypeError, LayoutError, BusyError, FaultError
+            As `SlabAllocator.unreachable`.
+        ClosedError
+            After `close`.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, jitslab
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> node = np.dtype([("value", "f8"), ("next", jitslab.link("nodes"))])
+        >>> root = np.dtype([("head", jitslab.link("nodes"))])
+        >>> with jitslab.open_pool(f"{folder.name}/pool", root=root) as pool:
+        ...     nodes = pool.create_cache("nodes", node, capacity=10, init="zero")
+        ...     pool.root["head"], lost = nodes.alloc(), nodes.alloc()
+        ...     pool.unreachable()["nodes"].tolist() == [lost], pool.collect()
+        (True, {'nodes': 1})
+        >>> folder.cleanup()
+        """
+        with self._alone("unreachable"):
+            found = reach.unreachable(self._by_name(), roots, links, self._always())
+            found.pop(ROOT, None)
+            return found
+
+    def collect(self, roots: Any = (), links: Mapping[str, SlabCache[Any]] | None = None) -> ByCache[int]:
+        """
+        Free the live records that `unreachable` returns; returns how many of each cache.
+
+        It is not committed: `rollback` undoes it.
+
+        Raises
+        ------
+        ReadOnlyError
+            If the pool was opened to read.
+        Exception
+            As `unreachable`; nothing is freed.
+        """
+        with self._alone("collect"):
+            self._need_writer()
+            freed = reach.collect(self._by_name(), roots, links, self._always())
+            freed.pop(ROOT, None)
+            return freed
+
+    def _by_name(self) -> dict[str, SlabCache[Any]]:
+        """Return all caches by name, the root's among them."""
+        return {cache.name: cache for cache in self._caches.values()}
+
+    def _always(self) -> dict[SlabCache[Any], list[int]]:
+        """Return the root as a root of links."""
+        return {} if self._meta.root is None else {self._caches[self._meta.root]: [self._root]}
 
     # --- What it is ---
 
