@@ -71,7 +71,7 @@ from .restore import apply_frame, punch_empty, raise_generations, restore, write
 
 N_SLABS = NODE_WORDS["n_slabs"]
 ROOT = "root"  # name of the cache that holds the root
-LEAST_JOURNAL = 64 << 20  # bytes of a journal that a commit leaves as they are
+LEAST_JOURNAL = 64 << 20  # bytes of a journal that a commit leaves as they are; more if that is less than a quarter of the data
 KEPT_SHARE = 4  # a quarter of the machine's memory may be pages of pools that a checkpoint keeps
 OPEN_TRIES = 5  # times that a reader looks again if the writer makes or drops caches meanwhile
 
@@ -216,8 +216,9 @@ class Pool(Closable):
         "_made",
         "_meta",
         "_mode",
-        "_pages",
+        "_most_journal",
         "_pid",
+        "_places",
         "_postponed",
         "_ranges",
         "_readers",
@@ -231,6 +232,7 @@ class Pool(Closable):
     path: str
     _caches: dict[int, PoolCache[Any]]  # by id
     _is_cut: bool  # whether a reader was interrupted while it read: it reads all anew
+    _places: tuple[int, int]  # addresses of `_ranges` and `_files`
     _made: list[int]  # slabs of each cache, when `_ranges` were made
     _shrunk: set[PoolCache[Any]]  # caches that gave memory of empty slabs back
     _meta: Meta
@@ -251,7 +253,8 @@ class Pool(Closable):
         self._is_cut = False
         self._lock, self._caches, self._shrunk, self._made = threading.Lock(), {}, set(), []
         self._ranges = self._files = np.empty((0, 2), np.int64)
-        self._commits = self._checkpoints = self._postponed = self._pages = 0
+        self._commits = self._checkpoints = self._postponed = self._most_journal = 0
+        self._places = 0, 0
         self._folder: Folder | None = None
         self._writer: WriterLock | None = None
         self._readers: ReaderLock | None = None
@@ -407,8 +410,7 @@ class Pool(Closable):
             self._journal.append(named)
             self._written.done(None if staged is None else hashes_of(staged, self._written.seed))
             self._commits += 1
-            self._pages += int(runs[:, 1].sum()) // BLOCK
-            if self._journal.used > self._most_journal():
+            if self._journal.used > self._most_journal:
                 self._try_checkpoint()
         return self._journal.number
 
@@ -422,20 +424,16 @@ class Pool(Closable):
             order = np.argsort(ranges[:, 0])
             self._ranges = np.ascontiguousarray(ranges[order])
             self._files = np.ascontiguousarray(files[order])
+            self._places = self._ranges.ctypes.data, self._files.ctypes.data
+            self._most_journal = max(LEAST_JOURNAL, int(ranges[:, 1].sum()) // 4)
             self._made = made
         return self._ranges
 
     def _named(self, runs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return runs of memory with the cache, the file and the offset of each, as of `Journal.append`."""
         named = np.empty((len(runs), RUN_WORDS), np.int64)
-        name_runs(runs.ctypes.data, len(runs), self._ranges.ctypes.data, self._files.ctypes.data, named.ctypes.data)
+        name_runs(runs.ctypes.data, len(runs), *self._places, named.ctypes.data)
         return named
-
-    def _most_journal(self) -> int:
-        """Return how many bytes of the journal a commit leaves: a quarter of the data, at least 64 MiB."""
-        return max(
-            LEAST_JOURNAL, sum(sum(cache._memory.made_bytes(cache._memory.n_slabs)) for cache in self._caches.values()) // 4
-        )
 
     # --- Rollback and transactions ---
 
@@ -1008,7 +1006,7 @@ class Pool(Closable):
         Returns
         -------
         dict
-            ``number``: of the last commit; ``commits``, ``pages`` (of 4 KiB in them), ``checkpoints``, ``postponed`` (by readers
+            ``number``: of the last commit; ``commits``, ``checkpoints``, ``postponed`` (by readers
             or failures); ``journal_bytes`` in use; ``private_bytes``: memory of pages that were written; ``dirty``: how written
             pages are found, ``"userfaultfd"``, ``"pagemap"`` or ``"hashes"``; ``journal``: ``"file"`` or ``"mapped"``.
         """
@@ -1016,7 +1014,6 @@ class Pool(Closable):
         return {
             "number": self._journal.number,
             "commits": self._commits,
-            "pages": self._pages,
             "checkpoints": self._checkpoints,
             "postponed": self._postponed,
             "journal_bytes": self._journal.used,
