@@ -307,8 +307,8 @@ class Journal:
             If the system refuses, or if the last frame that was read is no longer there.
         """
         try:
-            if not self.is_writable:
-                self._see_size()
+            if not self.is_writable and not self._see_size():
+                return
             while True:
                 frame = self._next(bounds)
                 if frame is None:
@@ -348,12 +348,15 @@ class Journal:
         self._start(salt, hash_)
         return True
 
-    def _see_size(self) -> None:
-        """Take note of the file's length, and that the last frame is still the one that was read."""
+    def _see_size(self) -> bool:
+        """Take note of the file's length; False if the writer began the journal anew since `follow_reset`."""
         seen = calls.read_at(self._file, 8, self._words[SEEN])
         if int.from_bytes(seen, "little", signed=True) != self._words[PREVIOUS]:
+            if find_head(calls.read_at(self._file, HEAD_STEP + LINE, 0), self._pool)[1] != self._words[SALT]:
+                return False
             raise PoolError(f"journal: commit {self.number} was taken back by its writer; open the pool again")
         self._words[CAPACITY] = min(calls.size_of(self._file), MOST_BYTES) & -BLOCK
+        return True
 
     def _next(self, bounds: Bounds) -> Frame | None:
         """Read the frame at the journal's place, and take the place behind it; None: none counts there."""
