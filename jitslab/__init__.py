@@ -65,6 +65,7 @@ from .errors import (
     PoolError as PoolError,
     PoolFailedError as PoolFailedError,
     PoolFullError as PoolFullError,
+    PoolLawError as PoolLawError,
     PoolPathError as PoolPathError,
     PoolVersionError as PoolVersionError,
     ReadOnlyError as ReadOnlyError,

@@ -39,6 +39,7 @@ from ..errors import (
     FaultError,
     PoolError,
     PoolFailedError,
+    PoolLawError,
     ReadOnlyError,
     TransactionError,
     shown,
@@ -47,6 +48,7 @@ from ..machine.addresses import CAN_GROW
 from ..reach import ByCache
 from . import calls
 from .cache import PoolCache, make_cache
+from .check import broken_caches, broken_files
 from .dirty import Written
 from .files import MODES, Folder, new_id, telling
 from .format import (
@@ -983,6 +985,54 @@ class Pool(Closable):
         return {} if self._meta.root is None else {self._caches[self._meta.root]: [self._root]}
 
     # --- What it is ---
+
+    def check(self, links: bool = False) -> None:
+        """
+        Look at everything again: all that the last commit left in the files, and the caches as they are.
+
+        Parameters
+        ----------
+        links : bool, default False
+            Follow links, too: each is NULL or the handle of a live record.
+
+        Raises
+        ------
+        PoolLawError
+            If a law of `jitslab.pool.check` is broken; its `broken` names each, with file, page and slot.
+        BusyError
+            If other threads are using a cache, or are in a call of the pool.
+        FaultError
+            If compiled code used a refused handle, and nobody was told.
+        ClosedError
+            If the pool is closed.
+
+        Notes
+        -----
+        Reads each page that was ever written, some 0.4 ns a byte; 3 ns a slot.  Other processes read and commit meanwhile, but
+        make no checkpoint.  ``jitslab check --repair`` does what can be done.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, jitslab
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> with jitslab.open_pool(f"{folder.name}/pool") as pool:
+        ...     cache = pool.create_cache("nodes", np.dtype([("next", jitslab.link("nodes"))]), capacity=10)
+        ...     h = cache.alloc(next=12345)
+        ...     pool.check()
+        ...     try:
+        ...         pool.check(links=True)
+        ...     except jitslab.PoolLawError as error:
+        ...         print(error.broken[0].partition(",")[0])
+        0.records
+        >>> folder.cleanup()
+        """
+        with self._alone("check"):
+            with telling(self.path):
+                found = broken_files(self._the_folder)
+            found += broken_caches(list(self._caches.values()), self._meta.root, links)
+        if found:
+            more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
+            raise PoolLawError(f"{self.path}: {found[0]}{more}", tuple(map(str, found)))
 
     @property
     def number(self) -> int:
