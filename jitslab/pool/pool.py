@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -521,12 +522,12 @@ class Pool(Closable):
         try:
             yield self
         except BaseException:
-            with self._alone("rollback"):
+            with self._alone("rollback", waits=True):
                 self._in_transaction = False
                 if not self._is_closed:
                     self._rollback()
             raise
-        with self._alone("commit"):
+        with self._alone("commit", waits=True):
             self._in_transaction = False
             self._need_writer()
             self._commit()
@@ -1128,6 +1129,16 @@ class Pool(Closable):
         self._let_go()
         return joined(faults)
 
+    def __del__(self, is_finalizing: Any = sys.is_finalizing) -> None:
+        """Close the files, and warn that the pool was not closed."""
+        if is_finalizing() or getattr(self, "_is_closed", True):
+            return
+        number = self._journal.number
+        self._let_go()
+        if self._pid == os.getpid() and self._is_writer:
+            text = f"never closed: pool {self.path!r}; what was written since commit {number} is dropped"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
+
     def _let_go(self) -> None:
         """Close the files, which gives the locks back."""
         self._is_closed = True
@@ -1184,10 +1195,10 @@ class Pool(Closable):
             raise PoolFailedError(f"pool {self.path!r} failed before, open it again: {self._failure}")
 
     @contextmanager
-    def _alone(self, what: str) -> Iterator[None]:
-        """Keep other threads out of the pool's calls; raise if one is in."""
+    def _alone(self, what: str, *, waits: bool = False) -> Iterator[None]:
+        """Keep other threads out of the pool's calls; if one is in, wait for it or raise."""
         self._need_open()
-        if not self._lock.acquire(blocking=False):
+        if not self._lock.acquire(blocking=waits):
             raise BusyError(f"{what}: another thread is in a call of pool {self.path!r}")
         try:
             self._need_open()
