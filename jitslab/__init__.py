@@ -100,6 +100,7 @@ from .manager import (
     view as view,
 )
 from .pool.pool import Pool as Pool, open_pool as open_pool
+from .pool.repair import check_pool as check_pool, repair_pool as repair_pool
 from .ptr import SlabPtr as SlabPtr
 from .views import (
     LiveCache as LiveCache,

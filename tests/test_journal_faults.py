@@ -1070,7 +1070,7 @@ def test_what_is_no_file_is_refused(folder, tmp_path):
             with pytest.raises(errors.CorruptPoolError, match="^journal of the pool is no regular file"):
                 Journal.open(folder, POOL, is_writable=is_writable)
         os.rename(tmp_path / "journal", tmp_path / f"gone-{make.__name__}-{id(make)}")
-    with pytest.raises(errors.PoolPathError, match="^opening the journal: no such file or directory$"):
+    with pytest.raises(errors.CorruptPoolError, match="^journal: it is missing$"):
         Journal.open(folder, POOL)
 
 

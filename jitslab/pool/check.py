@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.layout import SLOT_MASK
-from ..errors import CorruptPoolError, LawError, PoolPathError, UnknownNameError
+from ..errors import CorruptPoolError, LawError, UnknownNameError
 from ..links import links_of
 from ..machine.addresses import page_bytes, round_up
 from ..reach import dangling
@@ -189,11 +189,9 @@ class Disk:
         """Yield what is wrong with the journal; note which pages it has."""
         try:
             self.journal = Journal.open(self.folder.file, self.meta.id)
-        except PoolPathError as error:
-            yield Broken(2, JOURNAL, str(error))
-            return
         except CorruptPoolError as error:
-            yield Broken(5, JOURNAL, str(error))
+            is_missing = JOURNAL not in calls.names_in(self.folder.file)
+            yield Broken(2 if is_missing else 5, JOURNAL, str(error))
             return
         self.stack.callback(self.journal.close)
         try:
@@ -218,12 +216,13 @@ class Disk:
         entries = {entry.id: entry for entry in self.meta.caches}
         at = self.journal.used
         for frame in self.journal.read(self.bounds):
-            for id_, n_slabs, _ in heads_of(frame, entries, self.meta.id, self.folder.path):
-                self.n_slabs[id_] = n_slabs
+            for id_, n, _ in heads_of(frame, entries, self.meta.id, self.folder.path):
+                self.n_slabs[id_] = n
             for id_ in np.unique(frame.entries["cache"]).tolist():
                 entry = entries[id_]
-                made = made_bytes(entry, self.slabs_of(entry))
-                need_in_use(frame, id_, made, self.folder.path)
+                n_slabs = self.slabs_of(entry)
+                most = made_bytes(entry, entry.slots >> entry.shift if n_slabs is None else n_slabs)
+                need_in_use(frame, id_, most, self.folder.path)
             yield frame
             self.sound_end = self.journal.used
             self.tick(self.sound_end - at)
@@ -236,13 +235,13 @@ class Disk:
                 return words_bytes(entry.slots) if which == WORDS else records_bytes(entry.slots, entry.stride)
         return -1 if cache < self.meta.next else 0
 
-    def slabs_of(self, entry: CacheEntry) -> int:
-        """Return how many slabs a cache has, as the journal or the head of its file says; 0: neither can be read."""
+    def slabs_of(self, entry: CacheEntry) -> int | None:
+        """Return how many slabs a cache has, as the journal or the head of its file says; None: neither can be read."""
         if entry.id not in self.n_slabs:
             with ExitStack() as stack, suppress(CorruptPoolError):
                 head = calls.read_at(self.open(words_name(entry.id), stack), WORDS_OFFSET, 0)
                 self.n_slabs[entry.id] = check_words_head(head, self.meta.id, entry, words_name(entry.id))[0]
-        return self.n_slabs.get(entry.id, 0)
+        return self.n_slabs.get(entry.id)
 
     # --- A cache ---
 
@@ -305,20 +304,27 @@ class Disk:
 
     def odd_words(self, entry: CacheEntry, file: int) -> Iterator[Broken]:
         """Yield the generations that are not 0 and behind the slabs that were made."""
-        newest, start = self.versions_of(entry, WORDS), WORDS_OFFSET + 4 * (self.slabs_of(entry) << entry.shift)
-        end = words_bytes(entry.slots)
-        for at, stop in committed_parts(file, start, end, newest):
-            data = np.zeros(round_up(stop - at, 4), np.uint8)
-            calls.read_into(file, data, at)
-            for version in newest[is_touching(newest, at, stop)]:
-                begin, finish = max(int(version["offset"]), at), min(int(version["offset"] + version["n_bytes"]), stop)
-                self.journal.read_into(data[begin - at : finish - at], int(version["place"]) + begin - int(version["offset"]))
-            for first, last in runs_of(np.flatnonzero(data.view(np.uint32))):
+        n_slabs = self.slabs_of(entry)
+        if n_slabs is None:
+            return
+        for at, words in self.committed_words(entry, file, WORDS_OFFSET + 4 * (n_slabs << entry.shift)):
+            for first, last in runs_of(np.flatnonzero(words)):
                 offset = at + 4 * first
                 pages = range(offset // BLOCK, (at + 4 * last - 1) // BLOCK + 1)
                 slot = (offset - WORDS_OFFSET) // 4
                 yield Broken(7, words_name(entry.id), "they are not 0", pages, range(slot, slot + last - first))
-            self.tick(stop - at)
+            self.tick(words.nbytes)
+
+    def committed_words(self, entry: CacheEntry, file: int, start: int) -> Iterator[tuple[int, npt.NDArray[np.uint32]]]:
+        """Yield, with its offset, what the last commit has in a file of generations from a byte on; zeros are left out."""
+        newest = self.versions_of(entry, WORDS)
+        for at, stop in committed_parts(file, start, words_bytes(entry.slots), newest):
+            data = np.zeros(round_up(stop - at, 4), np.uint8)
+            calls.read_into(file, data, at)
+            for version in newest[is_touching(newest, at, stop)]:
+                begin, end = max(int(version["offset"]), at), min(int(version["offset"] + version["n_bytes"]), stop)
+                self.journal.read_into(data[begin - at : end - at], int(version["place"]) + begin - int(version["offset"]))
+            yield at, data.view(np.uint32)
 
 
 # --- Pages ---
@@ -392,10 +398,8 @@ def is_touching(versions: npt.NDArray[Any], start: int, end: int) -> npt.NDArray
 
 def committed_parts(file: int, start: int, end: int, versions: npt.NDArray[Any]) -> Iterator[tuple[int, int]]:
     """Yield parts of a file, of a few MiB at most, that the file or the journal has data of."""
-    ranges = [
-        *calls.data_ranges(file, end),
-        *zip(versions["offset"].tolist(), (versions["offset"] + versions["n_bytes"]).tolist()),
-    ]
+    runs = np.stack([versions["offset"], versions["offset"] + versions["n_bytes"]], axis=1)
+    ranges = [*calls.data_ranges(file, end), *map(tuple, runs.tolist())]
     at = start
     for first, stop in sorted(ranges):
         first, stop = max(first, at), min(stop, end)

@@ -210,6 +210,8 @@ class Journal:
         """
         try:
             file = calls.open_file(folder, NAME, write=is_writable)
+        except FileNotFoundError:
+            raise CorruptPoolError("journal: it is missing") from None
         except OSError as error:
             raise calls.pool_error(error, "opening the journal") from error
         try:
