@@ -243,7 +243,7 @@ def load(place: str, name: str, sizes: Sizes) -> Case:
         return taken, is_right
 
     shared(place, name, sizes.batch)  # what this machine does not have is skipped here
-    return Case(run, measures=True, scale=1)
+    return Case(run, n, measures=True)
 
 
 def written(n: int, name: str, sizes: Sizes) -> Case:
@@ -466,7 +466,7 @@ def commits(sizes: Sizes) -> Table:
             setups = {name: partial(load, place, name) for name in others}
             least = {"LMDB": 2.0, "LMDB, mapped": 1.0, "SQLite": 15.0, "PMDK": 3.0}
             found = (*(speed_ratio("pool", name, least[name]) for name in others[1:-1]), ratio("pool", others[0]))
-            rows[f"load of {sizes.batch:,} {place}"] = Row(setups, found, unit="s", most=3)
+            rows[f"load of {sizes.batch:,} {place}"] = Row(setups, found, most=3)
     return rows
 
 

@@ -222,6 +222,7 @@ class Pmemobj(Store):
         self.peer = native.Peer(native.pmemobj(), folder / "pmemobj", mib, **environment)
         self.count, flushes = self.peer.ask("count")
         if flushes != is_flushed:
+            self.peer.close()
             raise WrongAnswerError("PMDK flushes lines" if flushes else "PMDK calls msync")
 
     def insert(self, n: int, turns: int = 1) -> float:

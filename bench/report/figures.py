@@ -31,6 +31,7 @@ TITLES = {
     "access": "Access and iteration",
     "bulk": "Bulks",
     "containers": "Containers of Rust and C++",
+    "pool": "Pools",
     "start": "Start",
 }  # of the suites, in the order in which a reader meets them
 GROUPS = {
@@ -39,6 +40,7 @@ GROUPS = {
     "What Python has": ("python", "guard"),
     "Bulks: DPDK": ("bulk",),
     "Containers of Rust and C++": ("containers",),
+    "Stores on disk and in persistent memory": ("pool",),
     "Stacks and arrays made by hand": ("alloc", "access", "nodes"),
 }  # of the summary; a suite that no group has is one of its own
 HEADLINES = (
