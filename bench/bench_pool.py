@@ -251,10 +251,12 @@ def written(n: int, name: str, sizes: Sizes) -> Case:
     store = shared("on disk", name, sizes.batch)
     if name == "pool":
         assert isinstance(store, Pool)
-        handles, records = store.handles[: sizes.batch : PER_PAGE][:n], stores.records_of(range(n))
+        handles, rng = store.handles[: sizes.batch : PER_PAGE][:n], sizes.rng()
 
         def run() -> tuple[float, bool]:
-            store.records.scatter(handles, records)
+            store.records.scatter(
+                handles, stores.records_of(rng.integers(1 << 60, size=n))
+            )  # what is the same again is not written
             start, before = time.perf_counter(), store.pool.number
             store.pool.commit()
             return time.perf_counter() - start, store.pool.number == before + 1
@@ -275,7 +277,8 @@ def scan(turns: int, sizes: Sizes) -> Case:
     """A commit that finds nothing written: what it takes for each page that is there."""
     folder, n = stores.memory(), sizes.batch * 16
     store: Pool = in_new_folder(folder, lambda: Pool(folder, n, sync=False))
-    store.insert(n)
+    for _ in range(0, n, sizes.batch):
+        store.insert(sizes.batch)
     pages = n * (RECORD.itemsize + 4) // 4096
     number = store.pool.number
 
@@ -385,6 +388,7 @@ def refresh(name: str, n: int, sizes: Sizes) -> Case:
     last = int(store.handles[numbers[-1]]) if isinstance(store, Pool) else int(numbers[-1])
     reader = native.Peer(Path(sys.executable), Path(__file__), name, store.path, last)
     rng = sizes.rng()
+    reader.ask("refresh")  # it is open
 
     def run() -> tuple[float, bool]:
         values = rng.integers(1 << 60, size=numbers.size)

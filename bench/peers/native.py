@@ -42,7 +42,8 @@ class Peer:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.process.args!r} ended with {self.process.wait()}")
+            self.close()
+            raise RuntimeError(f"{self.process.args!r} ended with {self.process.returncode}")
         return [int(word) for word in line.split()]
 
     def close(self) -> None:
