@@ -71,6 +71,7 @@ class Folder:
 
     def __init__(self, path: str, mode: str) -> None:
         self.path, self.file, self.is_new = path, -1, False
+        self._read: tuple[bytes, Meta] | None = None  # what was read last, and what it says
         with telling(path):
             if mode in ("c", "x"):
                 self._make(mode)
@@ -166,10 +167,12 @@ class Folder:
         """Return what the pool says of its caches."""
         file = self.open(META, write=False)
         try:
-            data = calls.read_at(file, MOST_META_BYTES + 256, 0)
+            data = calls.read_at(file, min(calls.size_of(file), MOST_META_BYTES) + 256, 0)
         finally:
             calls.close(file)
-        return decode(data, f"{self.path}/{META}")
+        if self._read is None or self._read[0] != data:
+            self._read = data, decode(data, f"{self.path}/{META}")
+        return self._read[1]
 
     def write_meta(self, meta: Meta) -> None:
         """Replace it: at any instant there is the old one or the new one, whole."""

@@ -1057,9 +1057,9 @@ class Pool(Closable):
         Returns
         -------
         dict
-            ``number``: of the last commit; ``commits``, ``checkpoints``, ``postponed`` (by readers
-            or failures); ``journal_bytes`` in use; ``private_bytes``: memory of pages that were written; ``dirty``: how written
-            pages are found, ``"userfaultfd"``, ``"pagemap"`` or ``"hashes"``; ``journal``: ``"file"`` or ``"mapped"``.
+            ``number``: of the last commit; ``commits``, ``checkpoints``, ``postponed`` (by readers or failures);
+            ``journal_bytes`` in use; ``private_bytes``: memory of pages that were written; ``dirty``: how written pages are found,
+            ``"userfaultfd"``, ``"pagemap"`` or ``"hashes"``; ``journal``: ``"file"`` or ``"mapped"``.
         """
         self._need_open()
         return {
