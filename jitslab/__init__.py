@@ -65,6 +65,7 @@ from .errors import (
     PoolError as PoolError,
     PoolFailedError as PoolFailedError,
     PoolFullError as PoolFullError,
+    PoolLawError as PoolLawError,
     PoolPathError as PoolPathError,
     PoolVersionError as PoolVersionError,
     ReadOnlyError as ReadOnlyError,
@@ -99,6 +100,7 @@ from .manager import (
     view as view,
 )
 from .pool.pool import Pool as Pool, open_pool as open_pool
+from .pool.repair import check_pool as check_pool, repair_pool as repair_pool
 from .ptr import SlabPtr as SlabPtr
 from .views import (
     LiveCache as LiveCache,

@@ -41,6 +41,7 @@ Every class is a `SlabError` and also the builtin that a user would expect::
     │   ├── PoolVersionError                     a newer format, or another byte order
     │   ├── CorruptPoolError                     a damaged file, or one that no pool wrote
     │   ├── PoolFullError(MemoryError)           the disk or a quota is full; nothing was committed
+    │   ├── PoolLawError(LawError)               `Pool.check()` found broken laws
     │   ├── PoolFailedError                      a sync failed: no more commits until the pool is opened again
     │   ├── ReadOnlyError(TypeError)             a change of a pool that was opened to read
     │   └── TransactionError                     a transaction in another, or a call that none may contain
@@ -335,6 +336,21 @@ class PoolFullError(PoolError, MemoryError):
 
 class PoolFailedError(PoolError):
     """A sync of the pool failed before: what it holds is the last commit or the one after; open it again to see."""
+
+
+class PoolLawError(PoolError, LawError):
+    """
+    `Pool.check` found broken laws.
+
+    Attributes
+    ----------
+    broken : tuple of str
+        For each, at most 1,000, the file, the page and the slot, and what is wrong.
+    """
+
+    def __init__(self, message: str = "", broken: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.broken = broken
 
 
 class ReadOnlyError(PoolError, TypeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -55,32 +56,42 @@ def apply_frame(frame: Frame, memories: dict[int, PoolCacheMemory], pool: int, p
     path : str
         Of the pool, for messages.
     """
-    entries, places = frame.entries, frame.places
-    is_head = (entries["file"] == WORDS) & (entries["offset"] == 0)
-    for k in np.flatnonzero(is_head).tolist():
-        memory = memories[int(entries["cache"][k])]
-        data = frame.data[places[k] : places[k] + WORDS_OFFSET].tobytes()
-        n_slabs, first = check_words_head(
-            data, pool, memory.entry, f"{path}/{words_name(memory.entry.id)} in commit {frame.number}"
-        )
-        if first != memory.field("first_generation"):
-            raise CorruptPoolError(f"{path}: commit {frame.number} changes the first generation of cache {memory.entry.name!r}")
-        memory.make_slabs(n_slabs)
+    for id_, n_slabs, first in heads_of(frame, {id_: memory.entry for id_, memory in memories.items()}, pool, path):
+        if first != memories[id_].field("first_generation"):
+            name = memories[id_].entry.name
+            raise CorruptPoolError(f"{path}: commit {frame.number} changes the first generation of cache {name!r}")
+        memories[id_].make_slabs(n_slabs)
+    entries = frame.entries
     addresses = np.empty(len(entries), np.int64)
     for id_ in np.unique(entries["cache"]).tolist():
         memory = memories[id_]
         made = memory.made_bytes(memory.n_slabs)
+        need_in_use(frame, id_, made, path)
         for which in (WORDS, RECORDS):
             own = (entries["cache"] == id_) & (entries["file"] == which)
-            offsets = entries["offset"][own].astype(np.int64)
-            ends = offsets + entries["n_bytes"][own].astype(np.int64)
-            if len(ends) and ends.max() > made[which]:
-                name = DATA[which](id_)
-                raise CorruptPoolError(
-                    f"{path}: commit {frame.number} has byte {ends.max() - 1} of {name}, of which {made[which]} are in use"
-                )
-            addresses[own] = memory.at[which] + offsets
+            addresses[own] = memory.at[which] + entries["offset"][own].astype(np.int64)
     frame.copy_to(addresses)
+
+
+def heads_of(frame: Frame, entries: dict[int, CacheEntry], pool: int, path: str) -> Iterator[tuple[int, int, int]]:
+    """Yield the cache, n_slabs and first_generation of each head of a file of generations that a commit has."""
+    is_head = (frame.entries["file"] == WORDS) & (frame.entries["offset"] == 0)
+    for k in np.flatnonzero(is_head).tolist():
+        id_ = int(frame.entries["cache"][k])
+        data = frame.data[frame.places[k] : frame.places[k] + WORDS_OFFSET].tobytes()
+        yield id_, *check_words_head(data, pool, entries[id_], f"{path}/{words_name(id_)} in commit {frame.number}")
+
+
+def need_in_use(frame: Frame, id_: int, made: tuple[int, int], path: str) -> None:
+    """Raise if a commit has bytes of a cache's files behind those that its slabs use."""
+    for which in (WORDS, RECORDS):
+        own = frame.entries[(frame.entries["cache"] == id_) & (frame.entries["file"] == which)]
+        end = int((own["offset"] + own["n_bytes"]).max(initial=0))
+        if end > made[which]:
+            name = DATA[which](id_)
+            raise CorruptPoolError(
+                f"{path}: commit {frame.number} has byte {end - 1} of {name}, of which {made[which]} are in use"
+            )
 
 
 # --- The last commit back over memory ---
