@@ -12,7 +12,7 @@ or punch holes; caches are made and dropped; the pool is closed and opened again
 The proof: before each commit its number, and of each cache the count and a XOR over handles and all bytes of its live records,
 are written into the root.  A process says by a pipe what it is about to do, and when it is done.  So a pool that is opened again
 must be as the last operation that was reported left it, or as the one in flight would have: its caches with their capacities, the
-number of the commit, each count and each XOR; `check` passes; and no file is there but those of its caches.
+number of the commit, each count and each XOR; `Pool.check` passes; and no file is there but those of its caches.
 """
 
 import argparse
@@ -145,6 +145,7 @@ def prove(it, known):
     assert found in known.states(), f"the pool is {found}, not one of {known.states()}; in flight: {known.flight}"
     assert it.number > found[0], f"commit {it.number} of the pool is {found[0]} of the workload"  # the first made the root
     prove_records(it)
+    it.check()
     if it.mode == "r+":
         ids = [0, *(cache._memory.entry.id for cache in it.caches.values())]
         files = {"pool.json", "journal", "writer.lock", "reader.lock"}
