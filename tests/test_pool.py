@@ -544,6 +544,15 @@ class TestArguments:
 class TestProcesses:
     """One writer, any number of readers, and children."""
 
+    def test_the_name_of_the_writer_takes_no_more_room_each_time(self, path):
+        """The name of the writer takes no more room each time."""
+        sizes = set()
+        for _ in range(3):
+            jitslab.open_pool(path).close()
+            sizes.add(os.path.getsize(f"{path}/writer.lock"))
+
+        assert 1 == len(sizes)
+
     def test_a_second_writer_is_told_of_the_first(self, path, made):
         """A second writer is told of the first."""
         with pytest.raises(jitslab.PoolBusyError, match="this process"):

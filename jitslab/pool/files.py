@@ -74,25 +74,14 @@ class Folder:
         self._read: tuple[bytes, Meta] | None = None  # what was read last, and what it says
         with telling(path):
             if mode in ("c", "x"):
-                self._make(mode)
+                with suppress(FileExistsError):
+                    calls.make_folder(path)
             self._open()
             try:
                 self.look(mode)
             except BaseException:
                 self.close()
                 raise
-
-    def _make(self, mode: str) -> None:
-        """Make the directory, if there is none."""
-        try:
-            calls.make_folder(self.path)
-        except FileExistsError:
-            return
-        parent = calls.open_folder(os.path.dirname(self.path))
-        try:
-            calls.sync_folder(parent)
-        finally:
-            calls.close(parent)
 
     def _open(self) -> None:
         """Open the directory."""
@@ -132,6 +121,14 @@ class Folder:
                 raise CorruptPoolError(f"{self.path}: {META} is missing, and the journal has commits")
         finally:
             calls.close(file)
+
+    def sync_name(self) -> None:
+        """Have the name of the directory last, which this process made, or one that was killed."""
+        parent = calls.open_folder(os.path.dirname(self.path))
+        try:
+            calls.sync_folder(parent)
+        finally:
+            calls.close(parent)
 
     def remove_half_made(self) -> None:
         """Remove what is left of a pool whose making was cut short."""

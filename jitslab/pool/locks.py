@@ -40,7 +40,7 @@ class WriterLock:
         if not calls.lock(self.file):
             raise PoolBusyError(f"{path} is open to write, {self._holder()}; with mode 'r' it can be read meanwhile")
         line = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "program": " ".join(sys.argv)[:MOST_PROGRAM]})
-        calls.write_at(self.file, line.encode("ascii").ljust(calls.size_of(self.file)) + b"\n", 0)
+        calls.write_at(self.file, line.encode("ascii").ljust(calls.size_of(self.file) - 1) + b"\n", 0)
 
     def _holder(self) -> str:
         """Return the name of the holder, as far as its line can be read."""

@@ -282,6 +282,8 @@ class Pool(Closable):
                 return self._need_root(root)
             self._journal = Journal.open(folder.file, self._meta.id, is_writable=True, sync=self._sync)
             self._written = Written(is_dax=self._journal.is_mapped)
+            if self._sync:
+                calls.sync_folder(folder.file)  # a process that was killed may have renamed the meta data that were read
             folder.remove_orphans(self._meta)
             self._raise_capacities(capacity)
             self._read_all()
@@ -290,6 +292,7 @@ class Pool(Closable):
     def _make(self, root: Any) -> None:
         """Make an empty pool in the directory; its meta data come last."""
         folder = self._the_folder
+        folder.sync_name()
         folder.remove_half_made()
         calls.close(folder.open(READER_LOCK, write=True, create=True))
         meta = Meta(new_id(), 0, None, ())
@@ -298,6 +301,7 @@ class Pool(Closable):
             entry = new_entry(0, ROOT, root, 1, False, "zero")
             folder.make_data(meta.id, entry, 2 * first_cycle(next(serials)))
             meta = replace(meta, next=1, root=0, caches=(entry,))
+        calls.sync_folder(folder.file)  # the meta data's name never lasts without the others
         folder.write_meta(meta)
         folder.is_new = False
 
