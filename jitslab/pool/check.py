@@ -95,8 +95,9 @@ class Broken:
 
     def __str__(self) -> str:
         """In one line."""
+        text = self.text.rpartition(f"{self.file}: ")[2]
         places = [named(kind, of) for kind, of in (("page", self.pages), ("slot", self.slots)) if of]
-        return f"{', '.join([self.file, *places])}: {self.text} (law P{self.law}: {LAWS[self.law]})"
+        return f"{', '.join([self.file, *places])}: {text} (law P{self.law}: {LAWS[self.law]})"
 
 
 def named(kind: str, of: range) -> str:

@@ -63,6 +63,7 @@ from .format import (
     words_name,
 )
 from .frames import RUN_WORDS, copy_entries
+from .info import PoolInfo, pool_info
 from .journal import Journal
 from .locks import ReaderLock, WriterLock
 from .memory import PoolCacheMemory, name_runs
@@ -977,6 +978,35 @@ class Pool(Closable):
     @property
     def _is_writer(self) -> bool:
         return self._mode != "r"
+
+    def info(self) -> PoolInfo:
+        """
+        Say what the pool is: its caches, their live records and their space on disk, the journal, the file system, the writer.
+
+        Returns
+        -------
+        PoolInfo
+            A frozen dataclass: ``path``, ``format``, ``number``, ``caches``, ``root``, ``journal_bytes``, ``journal_disk_bytes``,
+            ``file_system``, ``is_dax``, ``block_bytes``, ``writer``.
+
+        Notes
+        -----
+        Counts live records: 4 bytes a slot are read.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, jitslab
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> with jitslab.open_pool(f"{folder.name}/book") as pool:
+        ...     h = pool.create_cache("orders", np.dtype([("price", "f8")]), capacity=10**6).alloc(price=9.5)
+        ...     info = pool.info()
+        >>> info.number, info.caches[0].name, info.caches[0].dtype, info.caches[0].live
+        (0, 'orders', 'price f8', 1)
+        >>> folder.cleanup()
+        """
+        with self._alone("info"), telling(self.path):
+            journal, caches = self._journal, list(self._caches.values())
+            return pool_info(self._the_folder, journal.number, journal.used - BLOCK, caches, self._meta.root)
 
     def stats(self) -> dict[str, Any]:
         """
