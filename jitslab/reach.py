@@ -287,15 +287,16 @@ def dangling(cache: SlabCache, family: Caches, links: Caches | None = None) -> n
     return rows
 
 
-def walked(what: str, caches: Caches, roots: Any, links: Caches | None) -> Graph:
-    """Return the graph of some caches, with all reached that roots lead to."""
+def walked(what: str, caches: Caches, roots: Any, links: Caches | None, always: Any) -> Graph:
+    """Return the graph of some caches, with all reached that roots lead to, and those that are roots always."""
     given = checked_links(links)
     graph = Graph(what, list(caches.values()), caches, given, is_walked=True)
+    graph.reach(always, {})
     graph.reach(roots, {**given, **caches})
     return graph
 
 
-def unreachable(caches: Caches, roots: Any, links: Caches | None = None) -> ByCache[Handles]:
+def unreachable(caches: Caches, roots: Any, links: Caches | None = None, always: Any = ()) -> ByCache[Handles]:
     """
     Return the handles of the live records that no path of links from the roots leads to.
 
@@ -307,6 +308,8 @@ def unreachable(caches: Caches, roots: Any, links: Caches | None = None) -> ByCa
         Handles of one cache; or of several, as ``{cache or name: handles}``.
     links : mapping of str to SlabCache, optional
         Caches that links lead to and that are not among `caches`.  Paths lead through their records, which are not reported.
+    always : mapping of SlabCache to array_like of int, optional
+        More roots.
 
     Raises
     ------
@@ -329,13 +332,13 @@ def unreachable(caches: Caches, roots: Any, links: Caches | None = None) -> ByCa
     ...     unreachable({"nodes": nodes}, first)["nodes"].tolist() == [lost]
     True
     """
-    graph = walked("unreachable", caches, roots, links)
+    graph = walked("unreachable", caches, roots, links, always)
     found = ByCache({name: graph.lost(cache) for name, cache in caches.items()})
     found.dangling = graph.dangling
     return found
 
 
-def collect(caches: Caches, roots: Any, links: Caches | None = None) -> ByCache[int]:
+def collect(caches: Caches, roots: Any, links: Caches | None = None, always: Any = ()) -> ByCache[int]:
     """
     Free the records that `unreachable` returns, all or none; returns how many of each cache.
 
@@ -352,7 +355,7 @@ def collect(caches: Caches, roots: Any, links: Caches | None = None) -> ByCache[
     ...     collect({"nodes": nodes}, handles[0]), len(nodes)
     ({'nodes': 3}, 2)
     """
-    graph = walked("collect", caches, roots, links)
+    graph = walked("collect", caches, roots, links, always)
     for cache in graph.caches:  # a thread that came meanwhile may have moved links
         cache._need_rest("collect")
     freed = ByCache(graph.free_lost(caches))

@@ -32,6 +32,7 @@ LAYERS = (  # from the lowest; a folder's name stands for its modules
     ("replay",),
     ("cli",),
     ("__init__", "__main__"),
+    ("examples",),  # a user's programs
 )
 
 

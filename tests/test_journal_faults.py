@@ -794,6 +794,24 @@ def test_head_of_another_format_or_pool_is_refused(folder):
             Journal.open(folder, POOL)
 
 
+@pytest.mark.parametrize("field", ["salt", "number"])
+def test_reset_beyond_the_highest_number_is_refused(folder, field):
+    """Its head would not count, and the old one would, without the commits since."""
+    a_journal(folder, 0)
+    put(folder, with_head(content(folder), **{field: (1 << 62) - 1}))
+    it = Journal.open(folder, POOL, is_writable=True)
+    read_all(it)
+    it.append(random_commit(random.Random(0)).runs)
+    with pytest.raises(errors.PoolError, match="is beyond what a head can have$"):
+        it.reset()
+    it.close()
+    it = Journal.open(folder, POOL)
+
+    assert 1 == len(read_all(it))
+
+    it.close()
+
+
 def with_frame(data, places, k, table=None, **fields):
     """Return a journal whose frame k has another table or head, and the hash that goes with them, as far as there are data."""
     data = bytearray(data)

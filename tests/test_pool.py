@@ -1,9 +1,11 @@
 """Pools: what a commit keeps, what a rollback undoes, what a reader sees, and what is refused."""
 
+import gc
 import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numba
@@ -572,3 +574,54 @@ def test_shrink_gives_space_of_the_file_back(path, made):
         assert (cache[again, "x"] == 2.0).all()
         assert not cache.is_live(handles[1000:]).any()
         cache.check()
+
+
+def test_links_of_a_pool(path, made):
+    nodes = made["nodes"]
+    push_many(nodes, made.root, 100)
+    lost = nodes.alloc_many(5, next=jitslab.NULL)
+    nodes[lost[0]]["next"] = lost[1]
+    assert made.unreachable()["nodes"].tolist() == sorted(lost.tolist())
+    assert made.unreachable(lost[:1])["nodes"].tolist() == sorted(lost[2:].tolist())
+    assert made.unreachable({"nodes": lost})["nodes"].tolist() == []
+    gone = nodes.alloc()
+    nodes[lost[2]]["next"] = gone
+    nodes.free(gone)
+    assert nodes.dangling()["handle"].tolist() == [lost[2]]
+    made.commit()
+
+    with jitslab.open_pool(path, "r") as reader:
+        assert reader.unreachable()["nodes"].tolist() == sorted(lost.tolist())
+        assert reader["nodes"].dangling()["value"].tolist() == [gone]
+        with pytest.raises(jitslab.ReadOnlyError):
+            reader.collect()
+    assert made.collect() == {"nodes": 5}
+    assert len(nodes) == 100
+    made.rollback()
+    assert len(nodes) == 105
+
+
+def test_a_pool_that_is_dropped_gives_its_lock_back_and_says_so(path, made):
+    made.close()
+    pool = jitslab.open_pool(path)
+    number, files = pool.number, len(os.listdir("/proc/self/fd"))
+    pool["nodes"].alloc()
+    with pytest.warns(ResourceWarning, match=f"never closed: pool .* since commit {number} is dropped"):
+        del pool
+        gc.collect()
+    assert len(os.listdir("/proc/self/fd")) < files
+    with jitslab.open_pool(path) as again:
+        assert len(again["nodes"]) == 0
+
+
+def test_the_end_of_a_transaction_waits_for_a_call_of_another_thread(made):
+    class Slow(ValueError):
+        pass
+
+    with pytest.raises(Slow), made.transaction():
+        made["nodes"].alloc()
+        made._lock.acquire()
+        threading.Timer(0.2, made._lock.release).start()
+        raise Slow
+    assert len(made["nodes"]) == 0
+    made.commit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
 from ..cache import SlabCache, prepare
@@ -144,5 +145,5 @@ def make_cache(pool: Pool, memory: PoolCacheMemory, is_reader: bool) -> PoolCach
     cache: PoolCache[Any] = cls.__new__(cls)
     cache._pool, cache._is_ending = pool, False
     cache._open(memory.entry.name, memory.entry.dtype, None, memory)
-    cache._is_owned = True
+    cache._is_owned, cache._family = True, weakref.ref(pool)
     return cache

@@ -4,7 +4,7 @@ Which pages of private mappings of files were written since the last commit.
 Three mechanisms, the best that the system grants.  JITSLAB_DIRTY names another one:
 
     userfaultfd  Linux 6.7: notes of stores, exact.  A search costs 0.6 ns a page in memory, the first store to a page 1 to 3 us
-    pagemap      Linux: the pages that are private, 10 ns a page, and a hash of each private page, 350 ns
+    pagemap      Linux: the pages that are private, 10 to 70 ns a page, and a hash of each private page, 350 ns
     hashes       anywhere: a hash of every page
 
 The first registers the pages at the first `take`, no earlier: in registered mappings Linux maps no neighbours of a page that is
@@ -83,7 +83,7 @@ class Written:
         self._given: bytes | None = None  # the ranges, as they were given last
         self._ranges = self._pending
         self._tables: list[Runs] = []  # the last one has the hashes of blocks; others are about to be given up
-        self._runs = np.empty((FIRST_RUNS, 2), np.int64)
+        self._room = _room_for(FIRST_RUNS)
         self._words = np.zeros(SCAN.itemsize // 8, np.int64)
         self._row = self._words.ctypes.data
         self._new_table()
@@ -160,7 +160,6 @@ class Written:
         self._need_open()
         is_noting, had_lost = self.mechanism == "userfaultfd" and self._is_noting, self._has_lost
         self._set_ranges(ranges)
-        self._given = None  # the next `take` sets its own
         if len(self._pending):
             left = np.setdiff1d(_blocks_of(self._pending), _blocks_of(self._ranges), assume_unique=True)
             self._pending = _runs_of(left, self._pending)
@@ -184,7 +183,6 @@ class Written:
         self._need_open()
         if self.is_dax and self._is_noting:
             self._set_ranges(ranges)
-            self._given = None
             pagemap.unprotect_ranges(self._row)
 
     def private_bytes(self, ranges: Runs) -> int:
@@ -265,18 +263,18 @@ class Written:
 
     def _search(self, find: Callable[[int, int], int]) -> Runs | None:
         """Return the runs that a search finds; None: the system refused."""
-        self._use_runs()
-        n = find(self._row, 1)
+        n = find(self._use_room(), 1)
         while n == MORE:
-            self._runs = np.concatenate([self._runs, np.empty_like(self._runs)])
-            self._use_runs()
-            n = find(self._row, 0)
-        return None if n == FAILED else self._runs[:n].copy()
+            self._room = _room_for(2 * len(self._room[0]), self._room[0])
+            n = find(self._use_room(), 0)
+        return None if n == FAILED else self._room[0][:n].copy()
 
-    def _use_runs(self) -> None:
-        """Have the searches write there."""
-        self._set("runs", self._runs.ctypes.data)
-        self._set("most", len(self._runs))
+    def _use_room(self) -> int:
+        """Have the searches write to the room for runs; returns the address of their row."""
+        runs, address = self._room
+        self._set("runs", address)
+        self._set("most", len(runs))
+        return self._row
 
     def _set_ranges(self, ranges: Runs) -> None:
         """Search these ranges from now on."""
@@ -383,8 +381,7 @@ class Written:
         part = whole[whole[:, 1] > 0][:DAX_RANGES].copy()
         np.minimum(part[:, 1], DAX_PAGES * mapped_page_bytes, out=part[:, 1])
         self._set_ranges(part)
-        self._use_runs()
-        is_right = pagemap.try_dax(self._row, DAX_MILLISECONDS)
+        is_right = pagemap.try_dax(self._use_room(), DAX_MILLISECONDS)
         self._set_ranges(whole)
         return not is_right
 
@@ -397,7 +394,15 @@ class Written:
         self._words[_PLACE[name]] = value
 
 
-# --- Runs as numbers of blocks ---
+# --- Runs ---
+
+
+def _room_for(n: int, runs: Runs | None = None) -> tuple[Runs, int]:
+    """Return room for n runs, of which some may be there, and its address."""
+    room = np.empty((n, 2), np.int64)
+    if runs is not None:
+        room[: len(runs)] = runs
+    return room, room.ctypes.data
 
 
 def _blocks_of(runs: Runs) -> npt.NDArray[np.int64]:

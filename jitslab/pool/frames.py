@@ -3,9 +3,9 @@ The journal's frames: what stands where, and the kernels that make and check the
 
 A *frame* is one commit.  It begins at the border of a block, behind the block of the heads or behind the frame before:
 FRAME_HEAD, then a table of its entries, then, from the border of a block, the data of all entries.  An *entry* is a run of
-neighbouring blocks of one file of one cache.  The hash of a frame is XXH64 with seed 0 of the head, in which the hash is 0, of the
-table up to the border of a line, padded by zeros, and of the data.  What pads the table to the border of a block is not hashed, and
-not written to a mapped journal.
+neighbouring blocks of one file of one cache.  The hash of a frame is XXH64 with seed 0 of the head, in which the hash is 0, of
+the table up to the border of a line, padded by zeros, and of the data.  What pads the table to the border of a block is not
+hashed, and not written to a mapped journal.
 
 Frames are numbered, and each names the hash of the one before, the first that of the journal's head.  So a frame of an earlier
 life of the journal, or one that a lost frame was before, never follows another.
@@ -64,12 +64,14 @@ WRITER = np.dtype(
         ("map", "i8"),  # address of the mapped file, 0: it is not mapped
         ("capacity", "i8"),  # bytes of the file that may be written to without making it longer
         ("n_runs", "i8"),  # of all frames
+        ("seen", "i8"),  # where in the file `previous` stands
         ("run", "i8"),  # of the frame that is being made: how many runs are copied
         ("done", "i8"),  # bytes copied of the next run
         ("state", "i8", (STATE_WORDS,)),  # of its hash
         ("hash", "i8"),  # of the frame that was made last
     ]
 )
+HASH_AT = FRAME_HEAD.fields["hash"][1]  # type: ignore[index]  # it has this field
 frame_at = make_cast(StructPointer("FrameHead", FRAME_HEAD))
 WriterPointer = StructPointer("JournalWriter", WRITER)
 writer_at = make_cast(WriterPointer)
@@ -200,6 +202,7 @@ def pass_frame(writer: Writer, length: int, digest: int, n: int) -> int:
     """Take the place behind a frame of n runs; returns its number."""
     writer.number += 1
     writer.previous = digest
+    writer.seen = writer.at + HASH_AT
     writer.at += length
     writer.capacity = max(writer.capacity, writer.at)
     writer.n_runs += n

@@ -23,7 +23,7 @@ JOURNAL_HEAD = np.dtype(
         ("format", "<u4"),
         ("flags", "<u4"),  # 0
         ("pool", "<u8"),  # id of the pool
-        ("salt", "<i8"),  # one more at each reset, from a random number on; of the two heads the higher one counts
+        ("salt", "<i8"),  # higher at each reset, from a random number on; of the two heads the higher one counts
         ("number", "<i8"),  # of the last commit before the first frame
         ("hash", "<i8"),  # XXH64 with seed 0 of the head with 0 here
         ("zeros", "<i8", (2,)),

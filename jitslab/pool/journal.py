@@ -50,14 +50,14 @@ from .pmem import BAD_RUNS, NO_ROOM, append_mapped, map_journal
 from .versions import newest, places_of
 
 NAME = "journal"
+SALT_STEP = 1 << 20  # a salt rises by as much at most, at random: it is new even if the head of a later reset was lost
 NOT_READ = "it was not read to its end"  # why a writer that has just opened it may not append: it would overwrite commits
 FIRST_BYTES = 1 << 20  # of a new journal
 GROWTH_BYTES = 16 << 20  # most zeros that are written ahead; a longer frame is written beyond the end
 PIECE_BYTES = 4 << 20  # of data copied, hashed and written at a time
-HASH_AT = FRAME_HEAD.fields["hash"][1]  # type: ignore[index]  # it has this field
 WORD = {name: WRITER.fields[name][1] // 8 for name in WRITER.names or ()}  # type: ignore[index]  # they are its fields
-SALT, NUMBER, PREVIOUS, FLAGS, AT, MAP, CAPACITY, N_RUNS, HASH = (
-    WORD[name] for name in ("salt", "number", "previous", "flags", "at", "map", "capacity", "n_runs", "hash")
+SALT, NUMBER, PREVIOUS, FLAGS, AT, MAP, CAPACITY, N_RUNS, SEEN, HASH = (
+    WORD[name] for name in ("salt", "number", "previous", "flags", "at", "map", "capacity", "n_runs", "seen", "hash")
 )
 
 
@@ -74,7 +74,7 @@ class Frame(NamedTuple):
     places : ndarray of int64
         Where the data of each entry begin in `data`.
     data : ndarray of uint8
-        It holds until the next frame is read.
+        It holds until the next frame is read, as `entries` does.
     """
 
     number: int
@@ -120,7 +120,6 @@ class Journal:
         "_row",
         "_runs",
         "_runs_at",
-        "_seen_at",
         "_slot",
         "_staging",
         "_words",
@@ -149,7 +148,7 @@ class Journal:
         words[SALT], words[PREVIOUS], words[AT] = salt, hash_, BLOCK
         words[FLAGS] = AFTER_SYNCED if self.sync else 0
         words[N_RUNS] = 0
-        self._seen_at = HEAD_STEP * self._slot + HEAD_HASH_AT
+        words[SEEN] = HEAD_STEP * self._slot + HEAD_HASH_AT
 
     # --- Opening ---
 
@@ -310,8 +309,8 @@ class Journal:
             If the system refuses, or if the last frame that was read is no longer there.
         """
         try:
-            if not self.is_writable:
-                self._see_size()
+            if not self.is_writable and not self._see_size():
+                return
             while True:
                 frame = self._next(bounds)
                 if frame is None:
@@ -351,12 +350,15 @@ class Journal:
         self._start(salt, hash_)
         return True
 
-    def _see_size(self) -> None:
-        """Take note of the file's length, and that the last frame is still the one that was read."""
-        seen = calls.read_at(self._file, 8, self._seen_at)
+    def _see_size(self) -> bool:
+        """Take note of the file's length; False if the writer began the journal anew since `follow_reset`."""
+        seen = calls.read_at(self._file, 8, self._words[SEEN])
         if int.from_bytes(seen, "little", signed=True) != self._words[PREVIOUS]:
+            if find_head(calls.read_at(self._file, HEAD_STEP + LINE, 0), self._pool)[1] != self._words[SALT]:
+                return False
             raise PoolError(f"journal: commit {self.number} was taken back by its writer; open the pool again")
         self._words[CAPACITY] = min(calls.size_of(self._file), MOST_BYTES) & -BLOCK
+        return True
 
     def _next(self, bounds: Bounds) -> Frame | None:
         """Read the frame at the journal's place, and take the place behind it; None: none counts there."""
@@ -379,7 +381,6 @@ class Journal:
         first, end = words[N_RUNS], self._need_runs(len(table))
         for k, values in enumerate((table["cache"], table["file"], table["offset"], at + start + places, table["n_bytes"])):
             self._runs[first:end, k] = values
-        self._seen_at = at + HASH_AT
         take_place(self._row, start + total, int(head["hash"]), len(table))
         return Frame(number, table, places, data[start:])
 
@@ -469,7 +470,7 @@ class Journal:
         if self._failed or not self.is_writable:
             self._refuse()
         words, n, first = self._words, len(runs), self._words[N_RUNS]
-        at, end = words[AT], first + n
+        end = first + n
         if end > len(self._runs):
             self._need_runs(n)
         self._runs[first:end] = runs
@@ -479,7 +480,6 @@ class Journal:
             number = self._append(address, n)
         if number == BAD_RUNS:
             raise PoolError("a commit of no blocks, or of parts of blocks")
-        self._seen_at = at + HASH_AT
         return number
 
     def _need_runs(self, n: int) -> int:
@@ -577,7 +577,9 @@ class Journal:
         """
         if self._failed or not self.is_writable:
             self._refuse()
-        slot, salt = 1 - self._slot, self._words[SALT] + 1
+        slot, salt = 1 - self._slot, self._words[SALT] + 1 + secrets.randbelow(SALT_STEP)
+        if max(salt, self.number) >= MOST_NUMBER:
+            raise PoolError(f"journal: salt {salt} or commit {self.number} is beyond what a head can have")
         head, hash_ = make_head(self._pool, salt, self.number)
         self._failed = "its reset was interrupted"  # an append under the old salt would be lost if the new head is there
         try:
@@ -598,7 +600,8 @@ class Journal:
         try:
             calls.sync(self._file)
         except OSError as error:
-            self._failed = f"a sync failed: {(error.strerror or str(error)).lower()}"
+            self._failed = "a sync failed"  # before any call: a signal could interrupt that
+            self._failed += f": {(error.strerror or str(error)).lower()}"
             raise PoolFailedError(f"journal: {self._failed}; open the pool again") from error
 
     def _refuse(self) -> None:

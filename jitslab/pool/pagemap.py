@@ -8,10 +8,10 @@ file makes one.
 A search runs over some ranges and finds *runs*, pairs of an address and a number of bytes.  It returns how many.  If the room for
 runs ends, it returns MORE, and goes on where it stopped when it is called again; the first call of a search is told so.
 
-`find_written` asks two questions.  PAGEMAP_SCAN for WRITTEN alone is a loop of its own in the kernel, 0.6 ns a page; it tells
-pages that are not there, too.  Where it tells any, PAGEMAP_SCAN for pages that are there protects them, and says of each whether
-it is the file's: one step under the lock of the page table, 9 ns a page.  A store before that step is told now.  A store after it
-faults, and is told the next time.
+`find_written` asks three questions.  PAGEMAP_SCAN for WRITTEN alone is a loop of its own in the kernel, 0.6 ns a page; it tells
+pages that are not there, too.  Where it tells any, PAGEMAP_SCAN for pages that are there protects them: one step under the lock
+of the page table, 2 ns a page.  Of those that it tells, /proc/self/pagemap says which are private.  A store before the second
+step is told now; a store after it faults, and is told the next time.
 
 On DAX, files on persistent memory that are mapped directly, two things differ.  The kernel does not say which pages are the
 file's, so a page is private if `move_pages` knows its NUMA node.  And where a protected page is taken away, a mark stays: with
@@ -39,7 +39,7 @@ BLOCK = 4096
 BLOCK_SHIFT = 12
 SPANS = 512  # regions that one system call tells
 ENTRIES = 512  # pages whose entries of /proc/self/pagemap one system call reads
-NEAR = 24  # pages between two regions that are asked about by one call: the call costs as much as 30 pages
+NEAR = 512  # pages between two spans that are protected by one call: the call costs as much as 700 pages
 DONE, MORE, FAILED = 0, -1, -2  # answers of a search, if not the number of runs
 UNKNOWN = 0  # hash of a block that has none
 
@@ -262,31 +262,42 @@ if HAS_PAGEMAP:
                     judge(row, at + k * page, at + (k + 1) * page)
             at += n * page
 
+    @kernel
+    def judge_private(row: int, start: int, end: int) -> int:
+        """Judge the pages that are there and private, by /proc/self/pagemap; there is room for all."""
+        scan = scan_at(row)
+        entries, at, page = scan.entries, start, scan.page_bytes
+        while at < end:
+            n = min(ENTRIES, (end - at) // page)
+            if _pread(scan.pagemap, address_in(scan, "entries"), 8 * n, at // page * 8) != 8 * n:
+                return FAILED
+            first = 0
+            for k in range(n):  # bit 63: in memory; 62: swapped; 61: the file's
+                if entries[k] >= 0 or (entries[k] >> 61) & 1 != 0:
+                    judge_there(row, at + first * page, at + k * page)
+                    first = k + 1
+                    if (entries[k] >> 61) == 2:
+                        judge(row, at + k * page, at + first * page)
+            judge_there(row, at + first * page, at + n * page)
+            at += n * page
+        return DONE
+
     @Entry
     def find_private(row: int, is_first: int) -> int:
-        """Judge the pages that are there and private, by /proc/self/pagemap."""
+        """Judge the pages that are there and private."""
         begin(row, is_first)
         scan = scan_at(row)
-        entries = scan.entries
         while scan.range < scan.n_ranges:
             pair = i8s(scan.ranges + 16 * scan.range)
-            at, end, page = max(scan.at, pair[0]), pair[0] + pair[1], scan.page_bytes
+            at, end = max(scan.at, pair[0]), pair[0] + pair[1]
             while at < end:
-                n = min(ENTRIES, (end - at) // page, room(row))
-                if n == 0:
+                stop = min(end, at + scan.page_bytes * room(row))
+                if stop == at:
                     scan.at = at
                     return MORE
-                if _pread(scan.pagemap, address_in(scan, "entries"), 8 * n, at // page * 8) != 8 * n:
+                if judge_private(row, at, stop) != DONE:
                     return FAILED
-                first = 0
-                for k in range(n):  # bit 63: in memory; 62: swapped; 61: the file's
-                    if entries[k] >= 0 or (entries[k] >> 61) & 1 != 0:
-                        judge_there(row, at + first * page, at + k * page)
-                        first = k + 1
-                        if (entries[k] >> 61) == 2:
-                            judge(row, at + k * page, at + first * page)
-                judge_there(row, at + first * page, at + n * page)
-                at += n * page
+                at = stop
             scan.range += 1
             scan.at = 0
         return scan.n
@@ -305,7 +316,7 @@ if CAN_SCAN:
     _MODE_WP = 2
     _PAGEMAP_SCAN = 0xC0606610
     _WP_MATCHING, _CHECK_WPASYNC = 1, 2  # protect what is told; refuse ranges that are not registered
-    _WRITTEN, _FILE, _PRESENT, _SWAPPED, _ZEROS = 2, 4, 8, 16, 32  # categories of pages
+    _WRITTEN, _PRESENT, _SWAPPED, _ZEROS = 2, 8, 16, 32  # categories of pages
     _WALK_END = 4  # the place in `scan` where the kernel says how far it came
 
     @kernel
@@ -375,16 +386,14 @@ if CAN_SCAN:
             if most == 0:
                 scan.at = at
                 return MORE
-            flags, told = _WP_MATCHING | _CHECK_WPASYNC, _FILE | _ZEROS | _SWAPPED
-            n = ask(row, at, end, flags, _PRESENT | _SWAPPED, without, told, address_in(scan, "regions"), most)
+            flags, there = _WP_MATCHING | _CHECK_WPASYNC, _PRESENT | _SWAPPED
+            n = ask(row, at, end, flags, there, without, _WRITTEN, address_in(scan, "regions"), most)
             if n < 0:
                 return FAILED
-            for k in range(n):
-                if regions[3 * k + 2] == 0:
-                    judge_there(row, regions[3 * k], regions[3 * k + 1])
-                elif regions[3 * k + 2] == _SWAPPED:
-                    judge(row, regions[3 * k], regions[3 * k + 1])
             at = scan.scan[_WALK_END]
+            for k in range(n):
+                if judge_private(row, regions[3 * k], regions[3 * k + 1]) != DONE:
+                    return FAILED
         return DONE
 
     @kernel

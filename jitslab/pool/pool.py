@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,11 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import reach
 from .._closable import Closable
 from .._faults import joined
 from .._names import Names, check_name
 from .._validate import as_count, check_dtype
-from ..cache import RecordLike
+from ..cache import RecordLike, SlabCache
 from ..core.geometry import slab_shape
 from ..core.layout import HEAPS, MAX_SLOTS, NODE_WORDS, SPARE_SLOTS
 from ..core.memory import first_cycle, serials
@@ -44,6 +46,7 @@ from ..errors import (
     shown,
 )
 from ..machine.addresses import CAN_GROW
+from ..reach import ByCache
 from . import calls
 from .cache import PoolCache, make_cache
 from .check import broken_caches, broken_files
@@ -72,7 +75,7 @@ from .restore import apply_frame, punch_empty, raise_generations, restore, write
 
 N_SLABS = NODE_WORDS["n_slabs"]
 ROOT = "root"  # name of the cache that holds the root
-LEAST_JOURNAL = 64 << 20  # bytes of a journal that a commit leaves as they are
+LEAST_JOURNAL = 64 << 20  # bytes of a journal that a commit leaves as they are; more if that is less than a quarter of the data
 KEPT_SHARE = 4  # a quarter of the machine's memory may be pages of pools that a checkpoint keeps
 OPEN_TRIES = 5  # times that a reader looks again if the writer makes or drops caches meanwhile
 
@@ -217,8 +220,9 @@ class Pool(Closable):
         "_made",
         "_meta",
         "_mode",
-        "_pages",
+        "_most_journal",
         "_pid",
+        "_places",
         "_postponed",
         "_ranges",
         "_readers",
@@ -232,6 +236,7 @@ class Pool(Closable):
     path: str
     _caches: dict[int, PoolCache[Any]]  # by id
     _is_cut: bool  # whether a reader was interrupted while it read: it reads all anew
+    _places: tuple[int, int]  # addresses of `_ranges` and `_files`
     _made: list[int]  # slabs of each cache, when `_ranges` were made
     _shrunk: set[PoolCache[Any]]  # caches that gave memory of empty slabs back
     _meta: Meta
@@ -252,7 +257,8 @@ class Pool(Closable):
         self._is_cut = False
         self._lock, self._caches, self._shrunk, self._made = threading.Lock(), {}, set(), []
         self._ranges = self._files = np.empty((0, 2), np.int64)
-        self._commits = self._checkpoints = self._postponed = self._pages = 0
+        self._commits = self._checkpoints = self._postponed = self._most_journal = 0
+        self._places = 0, 0
         self._folder: Folder | None = None
         self._writer: WriterLock | None = None
         self._readers: ReaderLock | None = None
@@ -408,8 +414,7 @@ class Pool(Closable):
             self._journal.append(named)
             self._written.done(None if staged is None else hashes_of(staged, self._written.seed))
             self._commits += 1
-            self._pages += int(runs[:, 1].sum()) // BLOCK
-            if self._journal.used > self._most_journal():
+            if self._journal.used > self._most_journal:
                 self._try_checkpoint()
         return self._journal.number
 
@@ -423,20 +428,16 @@ class Pool(Closable):
             order = np.argsort(ranges[:, 0])
             self._ranges = np.ascontiguousarray(ranges[order])
             self._files = np.ascontiguousarray(files[order])
+            self._places = self._ranges.ctypes.data, self._files.ctypes.data
+            self._most_journal = max(LEAST_JOURNAL, int(ranges[:, 1].sum()) // 4)
             self._made = made
         return self._ranges
 
     def _named(self, runs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return runs of memory with the cache, the file and the offset of each, as of `Journal.append`."""
         named = np.empty((len(runs), RUN_WORDS), np.int64)
-        name_runs(runs.ctypes.data, len(runs), self._ranges.ctypes.data, self._files.ctypes.data, named.ctypes.data)
+        name_runs(runs.ctypes.data, len(runs), *self._places, named.ctypes.data)
         return named
-
-    def _most_journal(self) -> int:
-        """Return how many bytes of the journal a commit leaves: a quarter of the data, at least 64 MiB."""
-        return max(
-            LEAST_JOURNAL, sum(sum(cache._memory.made_bytes(cache._memory.n_slabs)) for cache in self._caches.values()) // 4
-        )
 
     # --- Rollback and transactions ---
 
@@ -522,12 +523,12 @@ class Pool(Closable):
         try:
             yield self
         except BaseException:
-            with self._alone("rollback"):
+            with self._alone("rollback", waits=True):
                 self._in_transaction = False
                 if not self._is_closed:
                     self._rollback()
             raise
-        with self._alone("commit"):
+        with self._alone("commit", waits=True):
             self._in_transaction = False
             self._need_writer()
             self._commit()
@@ -914,6 +915,77 @@ class Pool(Closable):
         self._need_open()
         return reader_of, (self.path,)
 
+    # --- Links ---
+
+    def unreachable(self, roots: Any = (), links: Mapping[str, SlabCache[Any]] | None = None) -> ByCache[npt.NDArray[np.int64]]:
+        """
+        Return the live records that no path of links from the pool's root, or from other roots, leads to.
+
+        Parameters
+        ----------
+        roots : int, array_like of int, or mapping, optional
+            More roots than the pool's: handles of one cache; or of several, as ``{cache or name: handles}``.
+        links : mapping of str to SlabCache, optional
+            Caches that links lead to and that are not of this pool.
+
+        Returns
+        -------
+        ByCache
+            A dict: for each cache, by its name, an array of handles, by slot.  Its attribute `dangling` says how many links of
+            reached records are dangling: these are passed over.
+
+        Raises
+        ------
+        HandleError, HandleTypeError, RecordTypeError, UnknownNameError, CacheTypeError, LayoutError, BusyError, FaultError
+            As `SlabAllocator.unreachable`.
+        ClosedError
+            After `close`.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, jitslab
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> node = np.dtype([("value", "f8"), ("next", jitslab.link("nodes"))])
+        >>> root = np.dtype([("head", jitslab.link("nodes"))])
+        >>> with jitslab.open_pool(f"{folder.name}/pool", root=root) as pool:
+        ...     nodes = pool.create_cache("nodes", node, capacity=10, init="zero")
+        ...     pool.root["head"], lost = nodes.alloc(), nodes.alloc()
+        ...     pool.unreachable()["nodes"].tolist() == [lost], pool.collect()
+        (True, {'nodes': 1})
+        >>> folder.cleanup()
+        """
+        with self._alone("unreachable"):
+            found = reach.unreachable(self._by_name(), roots, links, self._always())
+            found.pop(ROOT, None)
+            return found
+
+    def collect(self, roots: Any = (), links: Mapping[str, SlabCache[Any]] | None = None) -> ByCache[int]:
+        """
+        Free the live records that `unreachable` returns; returns how many of each cache.
+
+        It is not committed: `rollback` undoes it.
+
+        Raises
+        ------
+        ReadOnlyError
+            If the pool was opened to read.
+        Exception
+            As `unreachable`; nothing is freed.
+        """
+        with self._alone("collect"):
+            self._need_writer()
+            freed = reach.collect(self._by_name(), roots, links, self._always())
+            freed.pop(ROOT, None)
+            return freed
+
+    def _by_name(self) -> dict[str, SlabCache[Any]]:
+        """Return all caches by name, the root's among them."""
+        return {cache.name: cache for cache in self._caches.values()}
+
+    def _always(self) -> dict[SlabCache[Any], list[int]]:
+        """Return the root as a root of links."""
+        return {} if self._meta.root is None else {self._caches[self._meta.root]: [self._root]}
+
     # --- What it is ---
 
     def check(self, links: bool = False) -> None:
@@ -1015,7 +1087,7 @@ class Pool(Closable):
         Returns
         -------
         dict
-            ``number``: of the last commit; ``commits``, ``pages`` (of 4 KiB in them), ``checkpoints``, ``postponed`` (by readers
+            ``number``: of the last commit; ``commits``, ``checkpoints``, ``postponed`` (by readers
             or failures); ``journal_bytes`` in use; ``private_bytes``: memory of pages that were written; ``dirty``: how written
             pages are found, ``"userfaultfd"``, ``"pagemap"`` or ``"hashes"``; ``journal``: ``"file"`` or ``"mapped"``.
         """
@@ -1023,7 +1095,6 @@ class Pool(Closable):
         return {
             "number": self._journal.number,
             "commits": self._commits,
-            "pages": self._pages,
             "checkpoints": self._checkpoints,
             "postponed": self._postponed,
             "journal_bytes": self._journal.used,
@@ -1088,6 +1159,16 @@ class Pool(Closable):
         self._let_go()
         return joined(faults)
 
+    def __del__(self, is_finalizing: Any = sys.is_finalizing) -> None:
+        """Close the files, and warn that the pool was not closed."""
+        if is_finalizing() or getattr(self, "_is_closed", True):
+            return
+        number = self._journal.number
+        self._let_go()
+        if self._pid == os.getpid() and self._is_writer:
+            text = f"never closed: pool {self.path!r}; what was written since commit {number} is dropped"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
+
     def _let_go(self) -> None:
         """Close the files, which gives the locks back."""
         self._is_closed = True
@@ -1144,10 +1225,10 @@ class Pool(Closable):
             raise PoolFailedError(f"pool {self.path!r} failed before, open it again: {self._failure}")
 
     @contextmanager
-    def _alone(self, what: str) -> Iterator[None]:
-        """Keep other threads out of the pool's calls; raise if one is in."""
+    def _alone(self, what: str, *, waits: bool = False) -> Iterator[None]:
+        """Keep other threads out of the pool's calls; if one is in, wait for it or raise."""
         self._need_open()
-        if not self._lock.acquire(blocking=False):
+        if not self._lock.acquire(blocking=waits):
             raise BusyError(f"{what}: another thread is in a call of pool {self.path!r}")
         try:
             self._need_open()
