@@ -140,9 +140,9 @@ def has_holes(file: int, n: int) -> bool:
     return int(system.lseek(file, 0, os.SEEK_HOLE)) < n
 
 
-def data_ranges(file: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the parts of a file up to an offset that have space on the medium: the others read as zeros."""
-    at, end = 0, min(end, size_of(file))
+def data_ranges(file: int, end: int, start: int = 0) -> Iterator[tuple[int, int]]:
+    """Yield the parts of a file from one offset to another that have space on the medium: the others read as zeros."""
+    at, end = start, min(end, size_of(file))
     while at < end:
         try:
             at = int(system.lseek(file, at, os.SEEK_DATA))

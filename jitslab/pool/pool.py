@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ from . import calls
 from .cache import PoolCache, make_cache
 from .check import broken_caches, broken_files
 from .dirty import Written
-from .files import MODES, Folder, new_id, telling
+from .files import MODES, Folder, new_id, odd_generations, telling
 from .format import (
     BLOCK,
     MOST_BYTES,
@@ -61,7 +62,8 @@ from .format import (
     WRITER_LOCK,
     CacheEntry,
     Meta,
-    records_bytes,
+    most_bytes,
+    sums_name,
     words_bytes,
     words_name,
 )
@@ -326,23 +328,30 @@ class Pool(Closable):
     def _read_all(self) -> None:
         """Map the data files, and copy what the journal has over them."""
         memories = {entry.id: self._map_cache(entry) for entry in self._meta.caches}
-        for frame in self._journal.read(self._bounds):
+        for frame in self._journal.read(partial(most_bytes, self._meta)):
             apply_frame(frame, memories, self._meta.id, self.path)
         if lost := self._journal.find_damage():
             raise CorruptPoolError(f"{self.path}: commit {lost} is damaged in the journal, and a later one follows it")
         for memory in memories.values():
+            self._need_zeros_behind(memory)
             self._add_cache(memory)
 
-    def _bounds(self, cache: int, which: int) -> int:
-        """Return how many bytes a file of a cache can have, as the meta data say; -1 of a cache that was dropped."""
-        for entry in self._meta.caches:
-            if entry.id == cache:
-                return words_bytes(entry.slots) if which == WORDS else records_bytes(entry.slots, entry.stride)
-        return -1 if cache < self._meta.next else 0
+    def _need_zeros_behind(self, memory: PoolCacheMemory) -> None:
+        """Raise if generations behind those of the slabs made are not 0; a reader does without them."""
+        behind, entry = memory.words_behind(), memory.entry
+        if self._is_writer:
+            end = memory.made_bytes(memory.n_slabs)[WORDS]
+            if behind.any():
+                raise odd_generations(self.path, entry, end - behind.nbytes)
+            self._the_folder.need_zeros_behind(entry, end)
+        elif behind.any():
+            behind[:] = 0
 
     def _map_cache(self, entry: CacheEntry) -> PoolCacheMemory:
         """Return the memory of a cache, as the data files have it."""
         folder = self._the_folder
+        if self._is_writer:
+            calls.close(folder.open_data(sums_name, entry, write=True))  # or the first checkpoint would miss it
         with folder.data_files(entry) as (words, records):
             n_slabs, first = folder.read_words_head(words, self._meta.id, entry)
             memory = PoolCacheMemory(entry, first, not self._is_writer)
@@ -718,10 +727,12 @@ class Pool(Closable):
     def _read_journal(self) -> None:
         """Copy what the journal has more over memory."""
         memories = {id_: cache._memory for id_, cache in self._caches.items()}
-        for frame in self._journal.read(self._bounds):
+        for frame in self._journal.read(partial(most_bytes, self._meta)):
             apply_frame(frame, memories, self._meta.id, self.path)
             for id_ in np.unique(frame.entries["cache"]).tolist():
                 memories[id_].tear()
+        for memory in memories.values():
+            self._need_zeros_behind(memory)
         self._the_readers.move(self._journal.number)
 
     # --- Caches ---
