@@ -15,6 +15,7 @@ import os
 import socket
 import struct
 import sys
+from typing import Any
 
 from ..errors import PoolBusyError
 from . import calls
@@ -38,19 +39,46 @@ class WriterLock:
     def take(self, path: str) -> None:
         """Take the lock, or raise with the name of its holder."""
         if not calls.lock(self.file):
-            raise PoolBusyError(f"{path} is open to write, {self._holder()}; with mode 'r' it can be read meanwhile")
+            raise PoolBusyError(
+                f"{path} is open to write, by {holder_line(self.file)[1]}; with mode 'r' it can be read meanwhile"
+            )
         line = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "program": " ".join(sys.argv)[:MOST_PROGRAM]})
         calls.write_at(self.file, line.encode("ascii").ljust(calls.size_of(self.file) - 1) + b"\n", 0)
 
-    def _holder(self) -> str:
-        """Return the name of the holder, as far as its line can be read."""
-        try:
-            line = json.loads(calls.read_at(self.file, MOST_HOLDER, 0))
-            pid, host, program = (line[name] for name in ("pid", "host", "program"))
-        except (ValueError, KeyError, TypeError):
-            return "by a process that has not written its name yet"
-        where = "this process" if pid == os.getpid() and host == socket.gethostname() else f"process {pid} on {host}"
-        return f"by {where} ({program})"
+
+def holder_line(file: int) -> tuple[Any, str]:
+    """Return the number and the name of the process that took the writer's lock last, as far as its line can be read."""
+    try:
+        line = json.loads(calls.read_at(file, MOST_HOLDER, 0))
+        pid, host, program = (line[name] for name in ("pid", "host", "program"))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None, "a process that has not written its name yet"
+    where = "this process" if pid == os.getpid() and host == socket.gethostname() else f"process {pid} on {host}"
+    return pid, "".join(c if c.isprintable() else "?" for c in f"{where} ({program})")
+
+
+def holder_of(file: int) -> str | None:
+    """
+    Return the name of the process that holds the writer's lock; None: nobody does.
+
+    The lock is not tried: a writer that came meanwhile would be refused.  Linux lists all locks; elsewhere the last holder is
+    named.
+    """
+    pid, name = holder_line(file)
+    try:
+        with open("/proc/locks", encoding="ascii") as lines:
+            return name if any(is_lock_of(line.split(), file, pid) for line in lines) else None
+    except OSError:
+        return name if calls.size_of(file) else None
+
+
+def is_lock_of(fields: list[str], file: int, pid: Any) -> bool:
+    """Whether a line of Linux's list of locks is of a file; some file systems have another number of the device there."""
+    if len(fields) < 6 or fields[1] != "FLOCK":
+        return False
+    device, inode = calls.identity_of(file)
+    where, _, number = fields[5].rpartition(":")
+    return number == str(inode) and (where == f"{os.major(device):02x}:{os.minor(device):02x}" or fields[4] == str(pid))
 
 
 class ReaderLock:

@@ -113,23 +113,20 @@ class PoolCacheMemory(NewCacheMemory):
             if error:
                 raise PoolError(f"the system does not map {n} bytes of a file: {os.strerror(error)}")
         self._grow(n_slabs)
-        behind = self.words_behind(n_slabs)
-        if behind.any():
-            behind[:] = 0
 
     def made_bytes(self, n_slabs: int) -> tuple[int, int]:
         """Return how many bytes of the generations' and of the records' file n slabs use, in whole pages."""
         slots, page = n_slabs << self.geometry.shift, max(page_bytes, BLOCK)
         return round_up(WORDS_OFFSET + 4 * slots, page), round_up(slots * self.geometry.stride, page)
 
-    def words_behind(self, n_slabs: int) -> npt.NDArray[np.uint32]:
+    def words_behind(self) -> npt.NDArray[np.uint32]:
         """
-        Return the generations behind those of n slabs, on the same page of the file.
+        Return the generations behind those of the slabs made, on the same page of the file.
 
         They are 0 in a file that a pool wrote.  If they were not, a handle could name a slot without memory.
         """
-        slots, start = n_slabs << self.geometry.shift, self.geometry.offset["generations"]
-        return self.bytes[start + WORDS_OFFSET + 4 * slots : start + self.made_bytes(n_slabs)[WORDS]].view(np.uint32)
+        slots, start = self.n_slabs << self.geometry.shift, self.geometry.offset["generations"]
+        return self.bytes[start + WORDS_OFFSET + 4 * slots : start + self.made_bytes(self.n_slabs)[WORDS]].view(np.uint32)
 
     def ranges(self) -> npt.NDArray[np.int64]:
         """Return the address and the bytes of both files, as far as slabs were made; shape (2, 2)."""

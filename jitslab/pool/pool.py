@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ from . import calls
 from .cache import PoolCache, make_cache
 from .check import broken_caches, broken_files
 from .dirty import Written
-from .files import MODES, Folder, new_id, telling
+from .files import MODES, Folder, new_id, odd_generations, telling
 from .format import (
     BLOCK,
     MOST_BYTES,
@@ -61,11 +62,13 @@ from .format import (
     WRITER_LOCK,
     CacheEntry,
     Meta,
-    records_bytes,
+    most_bytes,
+    sums_name,
     words_bytes,
     words_name,
 )
 from .frames import RUN_WORDS, copy_entries
+from .info import PoolInfo, pool_info
 from .journal import Journal
 from .locks import ReaderLock, WriterLock
 from .memory import PoolCacheMemory, name_runs
@@ -329,23 +332,30 @@ class Pool(Closable):
     def _read_all(self) -> None:
         """Map the data files, and copy what the journal has over them."""
         memories = {entry.id: self._map_cache(entry) for entry in self._meta.caches}
-        for frame in self._journal.read(self._bounds):
+        for frame in self._journal.read(partial(most_bytes, self._meta)):
             apply_frame(frame, memories, self._meta.id, self.path)
         if lost := self._journal.find_damage():
             raise CorruptPoolError(f"{self.path}: commit {lost} is damaged in the journal, and a later one follows it")
         for memory in memories.values():
+            self._need_zeros_behind(memory)
             self._add_cache(memory)
 
-    def _bounds(self, cache: int, which: int) -> int:
-        """Return how many bytes a file of a cache can have, as the meta data say; -1 of a cache that was dropped."""
-        for entry in self._meta.caches:
-            if entry.id == cache:
-                return words_bytes(entry.slots) if which == WORDS else records_bytes(entry.slots, entry.stride)
-        return -1 if cache < self._meta.next else 0
+    def _need_zeros_behind(self, memory: PoolCacheMemory) -> None:
+        """Raise if generations behind those of the slabs made are not 0; a reader does without them."""
+        behind, entry = memory.words_behind(), memory.entry
+        if self._is_writer:
+            end = memory.made_bytes(memory.n_slabs)[WORDS]
+            if behind.any():
+                raise odd_generations(self.path, entry, end - behind.nbytes)
+            self._the_folder.need_zeros_behind(entry, end)
+        elif behind.any():
+            behind[:] = 0
 
     def _map_cache(self, entry: CacheEntry) -> PoolCacheMemory:
         """Return the memory of a cache, as the data files have it."""
         folder = self._the_folder
+        if self._is_writer:
+            calls.close(folder.open_data(sums_name, entry, write=True))  # or the first checkpoint would miss it
         with folder.data_files(entry) as (words, records):
             n_slabs, first = folder.read_words_head(words, self._meta.id, entry)
             memory = PoolCacheMemory(entry, first, not self._is_writer)
@@ -721,10 +731,12 @@ class Pool(Closable):
     def _read_journal(self) -> None:
         """Copy what the journal has more over memory."""
         memories = {id_: cache._memory for id_, cache in self._caches.items()}
-        for frame in self._journal.read(self._bounds):
+        for frame in self._journal.read(partial(most_bytes, self._meta)):
             apply_frame(frame, memories, self._meta.id, self.path)
             for id_ in np.unique(frame.entries["cache"]).tolist():
                 memories[id_].tear()
+        for memory in memories.values():
+            self._need_zeros_behind(memory)
         self._the_readers.move(self._journal.number)
 
     # --- Caches ---
@@ -1053,6 +1065,35 @@ class Pool(Closable):
     @property
     def _is_writer(self) -> bool:
         return self._mode != "r"
+
+    def info(self) -> PoolInfo:
+        """
+        Say what the pool is: its caches, their live records and their space on disk, the journal, the file system, the writer.
+
+        Returns
+        -------
+        PoolInfo
+            A frozen dataclass: ``path``, ``format``, ``number``, ``caches``, ``root``, ``journal_bytes``, ``journal_disk_bytes``,
+            ``file_system``, ``is_dax``, ``block_bytes``, ``writer``.
+
+        Notes
+        -----
+        Counts live records: 4 bytes a slot are read.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, jitslab
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> with jitslab.open_pool(f"{folder.name}/book") as pool:
+        ...     h = pool.create_cache("orders", np.dtype([("price", "f8")]), capacity=10**6).alloc(price=9.5)
+        ...     info = pool.info()
+        >>> info.number, info.caches[0].name, info.caches[0].dtype, info.caches[0].live
+        (0, 'orders', 'price f8', 1)
+        >>> folder.cleanup()
+        """
+        with self._alone("info"), telling(self.path):
+            journal, caches = self._journal, list(self._caches.values())
+            return pool_info(self._the_folder, journal.number, journal.used - BLOCK, caches, self._meta.root)
 
     def stats(self) -> dict[str, Any]:
         """
