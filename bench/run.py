@@ -42,6 +42,7 @@ SUITES = (
     "numba",
     "guard",
     "access",
+    "links",
     "start",
     "replay",
     "memory",

@@ -9,7 +9,7 @@ from types import ModuleType as _ModuleType
 
 from .allocator import SlabAllocator as SlabAllocator, warmup as warmup
 from .batch_guard import SlabBatchGuard as SlabBatchGuard
-from .cache import SlabCache as SlabCache
+from .cache import SlabCache as SlabCache, load as load
 from .core.layout import NULL as NULL
 from .declare import (
     b1 as b1,
@@ -37,6 +37,7 @@ from .errors import (
     ClosedError as ClosedError,
     ConflictError as ConflictError,
     CopyError as CopyError,
+    CorruptImageError as CorruptImageError,
     CorruptPoolError as CorruptPoolError,
     DuplicateNameError as DuplicateNameError,
     FaultError as FaultError,
@@ -49,6 +50,10 @@ from .errors import (
     GuardError as GuardError,
     HandleError as HandleError,
     HandleTypeError as HandleTypeError,
+    ImageError as ImageError,
+    ImageFullError as ImageFullError,
+    ImagePathError as ImagePathError,
+    ImageVersionError as ImageVersionError,
     KernelCacheWarning as KernelCacheWarning,
     LawError as LawError,
     LayoutError as LayoutError,
@@ -60,6 +65,7 @@ from .errors import (
     PoolError as PoolError,
     PoolFailedError as PoolFailedError,
     PoolFullError as PoolFullError,
+    PoolLawError as PoolLawError,
     PoolPathError as PoolPathError,
     PoolVersionError as PoolVersionError,
     ReadOnlyError as ReadOnlyError,
@@ -75,7 +81,7 @@ from .errors import (
     WrongSizeError as WrongSizeError,
 )
 from .guard import SlabObjectGuard as SlabObjectGuard, SlabRecordView as SlabRecordView
-from .links import link as link, links_of as links_of
+from .links import link as link, links_of as links_of, plain as plain
 from .machine.numa import NumaNode as NumaNode, nodes as nodes
 from .manager import (
     SlabAllocatorManager as SlabAllocatorManager,
@@ -94,6 +100,7 @@ from .manager import (
     view as view,
 )
 from .pool.pool import Pool as Pool, open_pool as open_pool
+from .pool.repair import check_pool as check_pool, repair_pool as repair_pool
 from .ptr import SlabPtr as SlabPtr
 from .views import (
     LiveCache as LiveCache,

@@ -10,6 +10,7 @@ import atexit
 import inspect
 import itertools
 import weakref
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from .errors import ClosedError, ConflictError, FaultError, ForeignHandleError, 
 from .machine import numa
 from .njit import cache as compiled
 from .ptr import SlabPtr, bind
+from .reach import ByCache, collect, unreachable
 from .sizes.classes import SizeClasses
 from .views import LiveCache, LiveReport, make_report
 
@@ -472,7 +474,7 @@ class SlabAllocator(SizeClasses):
         check_names(options)
         dtype = plain(dtype)
         cache = SlabCache(name, dtype, **self._options | options)
-        cache._is_owned = True
+        cache._is_owned, cache._family = True, weakref.ref(self)
         self._creations += 1
         if self._creations * CLOSED_SHARE > len(self._own):
             self._forget_closed()
@@ -547,6 +549,112 @@ class SlabAllocator(SizeClasses):
         super().check()
         for cache in self._record_caches():
             cache.check()
+
+    def unreachable(self, roots: Any, links: Mapping[str, SlabCache] | None = None) -> ByCache[npt.NDArray[np.int64]]:
+        """
+        Return the live records that no path of links from some roots leads to, at rest.
+
+        Links are the fields that `links_of` lists; they lead to the caches of this allocator by name.
+
+        Parameters
+        ----------
+        roots : int, array_like of int, or mapping
+            Handles of one cache; or of several, as ``{cache or name: handles}``.
+        links : mapping of str to SlabCache, optional
+            Caches that links lead to and that are not of this allocator.  Paths lead through their records, which are not
+            reported.
+
+        Returns
+        -------
+        ByCache
+            A dict: for each cache of records, by its name, an array of handles, by slot.  Of typed caches with one name each
+            has its number behind ``#``.  Its attribute `dangling` says how many links of reached records are dangling: these
+            are passed over.
+
+        Raises
+        ------
+        HandleError
+            If a root is refused.
+        HandleTypeError
+            If it is no integer.
+        RecordTypeError
+            If roots are live in several caches, and nobody says which is meant.
+        UnknownNameError
+            If a root's cache, or a link's, is not found.
+        CacheTypeError
+            If `links` has something else than caches.
+        LayoutError
+            If a link is no int64.
+        BusyError
+            If other threads are using one of the caches.
+        FaultError
+            As `raise_faults`.
+
+        Notes
+        -----
+        Needs two bits a slot.  Records of typed caches are reached by links and roots, as all others; raw memory has no links.
+
+        Examples
+        --------
+        >>> import numpy as np, jitslab
+        >>> node = np.dtype([("value", "f8"), ("next", jitslab.link("nodes"))])
+        >>> with jitslab.SlabAllocator("doc-unreachable") as allocator:
+        ...     nodes = allocator.create_cache("nodes", node, init="zero")
+        ...     handles = nodes.alloc_many(4)
+        ...     nodes[handles[0]]["next"] = handles[2]
+        ...     lost = allocator.unreachable({"nodes": handles[:1]})
+        ...     bool((lost["nodes"] == handles[[1, 3]]).all()), lost.dangling
+        (True, 0)
+        """
+        self._need_open()
+        return unreachable(self._by_name(), roots, links)
+
+    def collect(self, roots: Any, links: Mapping[str, SlabCache] | None = None) -> ByCache[int]:
+        """
+        Free the records that `unreachable` returns: all or, if an exception comes, none.
+
+        Guards and handles of these records are refused from then on.
+
+        Parameters
+        ----------
+        roots, links
+            As of `unreachable`.
+
+        Returns
+        -------
+        ByCache
+            A dict: for each cache of records, by its name, how many were freed; with the attribute `dangling`.
+
+        Raises
+        ------
+        HandleError, HandleTypeError, RecordTypeError, UnknownNameError, CacheTypeError, LayoutError, BusyError, FaultError
+            As `unreachable`; nothing is freed.
+
+        Examples
+        --------
+        >>> import numpy as np, jitslab
+        >>> node = np.dtype([("value", "f8"), ("next", jitslab.link("nodes"))])
+        >>> with jitslab.SlabAllocator("doc-collect") as allocator:
+        ...     nodes = allocator.create_cache("nodes", node, init="zero")
+        ...     handles = nodes.alloc_many(4)
+        ...     nodes[handles[0]]["next"] = handles[2]
+        ...     allocator.collect(handles[0]), len(nodes)
+        ({'nodes': 2}, 2)
+        """
+        self._need_open()
+        return collect(self._by_name(), roots, links)
+
+    def _by_name(self) -> dict[str, SlabCache]:
+        """Return all open caches of records by name; a typed one has a number, too, if its name is not its alone."""
+        listing = self._list_named()
+        typed = [cache for cache in self._record_caches() if cache not in set(listing.values())]
+        taken = Counter([*listing, *(cache.name for cache in typed)])
+        for cache in typed:
+            name, numbers = cache.name, itertools.count(1)
+            while name in listing or (name == cache.name and taken[name] > 1):
+                name = f"{cache.name}#{next(numbers)}"
+            listing[name] = cache
+        return listing
 
     def clear(self) -> int:
         """Free all records and raw memory, with no other thread using it; returns how many pieces.  FaultError: none is freed."""

@@ -8,11 +8,13 @@ cache is made, `alloc` and `free` are replaced by C methods (core/cache_calls.py
 from __future__ import annotations
 
 import atexit
+import copy
 import itertools
+import os
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache as cached
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, overload
 
@@ -20,7 +22,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from . import guard_class
+from . import guard_class, image, reach
 from ._closable import Closable
 from ._convert import pack
 from ._faults import fault_of, joined, shown_count, warn_of_lost
@@ -34,7 +36,7 @@ from .core.faults import take_faults
 from .core.geometry import record_stride
 from .core.grow import release
 from .core.heap_table import count, count_in_node, is_active
-from .core.layout import LAWS, NODE_WORDS, NULL, SLOT_MASK
+from .core.layout import LAWS, NEVER, NODE_WORDS, NULL, SLOT_MASK
 from .core.memory import CacheMemory, NewCacheMemory
 from .core.process import close_cache, let_kept_go
 from .core.rebuild import recover
@@ -45,12 +47,14 @@ from .errors import (
     CacheFullError,
     CapacityError,
     CopyError,
+    CorruptImageError,
     FaultError,
     FieldNameError,
     ForeignHandleError,
     HandleError,
     HandleTypeError,
     LawError,
+    LayoutError,
     NullHandleError,
     RetiredError,
     SlabError,
@@ -79,7 +83,6 @@ Handles = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
 
 CLOSED, FAULTS = NODE_WORDS["closed"], NODE_WORDS["faults"]
-NEVER = 1 << 62  # ticks: the end of an interval of the working set that does not end
 # Errors and ends call these: they are loaded while there is memory, as they are needed when there is none.
 NEEDED_WITHOUT_MEMORY = (
     batch.alloc_one,
@@ -162,6 +165,10 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     that, or as many as 1/512 of the address space holds: of records of up to 32 KiB there are 10**15 allocs, of 256 KiB
     10**14, even if one is live at a time.
 
+    `copy.copy`, `copy.deepcopy` and `pickle` make another cache with the same records under the same handles, if no other thread
+    is using this one; so workers of multiprocessing, joblib and dask get caches as arguments and as results.  From then on each
+    has a life of its own: a handle that one of them gives later may name another record of the other.  `save` writes a file.
+
     Examples
     --------
     >>> import numpy as np, jitslab
@@ -185,6 +192,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         "_columns",
         "_declared",
         "_dtype",
+        "_family",
         "_generations",
         "_is_owned",
         "_memory",
@@ -193,7 +201,6 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         "_records",
         "_views",
     )
-    _not_copied = "; make a new cache and scatter(gather(live())) into it"
 
     def __init__(
         self,
@@ -236,6 +243,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     def _open(self, name: str, dtype: np.dtype[Any], declared: Any, memory: CacheMemory) -> None:
         """Become the cache of some memory."""
         self._name, self._dtype, self._declared, self._is_owned = name, dtype, declared, False
+        self._family: Any = None  # returns the allocator or pool that it is of, while that lives
         self._memory = memory
         self._address = memory.address
         self._records, self._generations = memory.records, memory.generations
@@ -1130,9 +1138,7 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
 
     def _row(self, i: int) -> Any:
         """Row of slab i."""
-        node = i << self._memory.geometry.shift >> self._memory.geometry.node_shift
-        at = self._memory.field("slabs", node) - int(self._memory.bytes.ctypes.data) - i * layout.SLAB.itemsize
-        return self._memory.bytes[at : at + layout.SLAB.itemsize].view(layout.SLAB)[0]
+        return self._memory.rows(i, i + 1)[0]
 
     def _node_states(self) -> list[int]:
         """Return the addresses of the CONTROL rows of all nodes."""
@@ -1251,6 +1257,64 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
         for address in self._node_states():
             recover(address)
 
+    def dangling(self, links: Mapping[str, SlabCache] | None = None) -> Records:
+        """
+        Find the links of live records that are neither NULL nor the handle of a live record of their cache, at rest.
+
+        Links are the fields that `links_of` lists, at every depth.  One with this cache's name leads to this cache; others lead
+        to caches of the same allocator or pool.
+
+        Parameters
+        ----------
+        links : mapping of str to SlabCache, optional
+            Caches that links lead to, by name; those that are not among them are looked for as above.
+
+        Returns
+        -------
+        ndarray of records
+            One for each such link, by slot: ``handle`` of the record, ``field`` as its names joined by dots, ``position`` of the
+            value in the field, counted in C order over all its sub-arrays, and the ``value``.
+
+        Raises
+        ------
+        UnknownNameError
+            If a link's cache is not found.
+        CacheTypeError
+            If `links` has something else than caches.
+        LayoutError
+            If a link is no int64.
+        BusyError
+            If other threads are using the cache, or one that it links to.
+        FaultError
+            As `raise_faults`.
+
+        Notes
+        -----
+        O(slots and links).
+
+        Examples
+        --------
+        >>> import numpy as np, jitslab
+        >>> node = np.dtype([("value", "f8"), ("kids", jitslab.link("nodes"), (2,))])
+        >>> with jitslab.SlabCache("nodes", node, capacity=10, init="zero") as nodes:
+        ...     kid = nodes.alloc()
+        ...     parent = nodes.alloc(kids=[jitslab.NULL, kid])
+        ...     nodes.free(kid)
+        ...     found = nodes.dangling()
+        ...     len(found), found["field"][0].item(), found["position"][0].item()
+        ...     (found["handle"][0], found["value"][0]) == (parent, kid)
+        True
+        (1, 'kids', 1)
+        True
+        """
+        self._need_open()
+        return reach.dangling(self, self._relatives(), links)
+
+    def _relatives(self) -> Mapping[str, SlabCache]:
+        """Return the caches of the same allocator or pool by name."""
+        owner = None if self._family is None else self._family()
+        return {} if owner is None else owner._by_name()
+
     @property
     def parked(self) -> int:
         """Free slots in the magazines of threads: up to 512 of each thread; a slab with one of them is not empty."""
@@ -1325,6 +1389,117 @@ class SlabCache(Holder, Closable, Generic[R]):  # type: ignore[misc]  # made by 
     def _shut(self) -> None:
         """Close."""
         self._memory.close()
+
+    # --- Copies, pickles and files ---
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """
+        Write the cache as a file, at rest; `jitslab.load` makes the same cache of it.
+
+        Its handles stay what they are: live ones name the same records, stale ones are refused, links lead where they led.  A
+        file that was there is replaced when the new one is whole and on the disk; whatever fails, it stays as it was.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            Of a file, as it is: no ending is added.
+
+        Raises
+        ------
+        ImagePathError
+            If it is a directory or no file, or the system does not let it be written.
+        ImageFullError
+            If the disk, a quota or a limit of file sizes is full.
+        LayoutError
+            If the dtype means nothing in another process: a field is of a dtype that is not NumPy's own.
+        BusyError
+            If other threads are using the cache.
+        FaultError
+            As `raise_faults`; nothing is written.
+        CopyError
+            If it is a size class of an allocator.
+
+        Notes
+        -----
+        The file has the slabs in use: the records of those with a live one, and 4 bytes a slot.  This takes some MiB of memory
+        beside the cache.  Numbers lie in the byte order of the machine, and only such a machine loads them.
+
+        Examples
+        --------
+        >>> import numpy as np, jitslab, os, tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "nodes")
+        >>> node = np.dtype([("value", "f8"), ("next", jitslab.link("nodes"))])
+        >>> with jitslab.SlabCache("nodes", node, capacity=100) as cache:
+        ...     last = cache.alloc(value=2.0, next=jitslab.NULL)
+        ...     first = cache.alloc(value=1.0, next=last)
+        ...     cache.save(path)
+        >>> with jitslab.load(path) as cache:
+        ...     cache[cache[first]["next"]]["value"].item()
+        2.0
+        """
+        facts = self._facts("save")
+        name = None if self._declared is None else self._declared.__qualname__
+        image.write_file(path, self._memory, facts, self._dtype, name)
+
+    def _facts(self, what: str) -> image.Facts:
+        """Return the facts of the cache's image, at rest."""
+        self._need_told()
+        self._need_own(what)
+        self._need_rest(what)
+        len(self)  # the index of a torn cache is rebuilt
+        return image.facts_of(self._memory, self._name)
+
+    def _need_own(self, what: str) -> None:
+        """Raise if the memory of the cache is a part of something else."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:  # type: ignore[override]  # the base refuses
+        """Return the image of the cache; from protocol 5 on generations and records can be buffers outside the pickle."""
+        facts = self._facts("pickle")
+        groups = image.as_buffers(image.groups_of(self._memory, facts), protocol)
+        arguments = image.as_plain(facts), self._dtype, self._declared, groups
+        return self._private_class()._from_image, arguments, getattr(self, "__dict__", None)
+
+    def _private_class(self) -> type[SlabCache[R]]:
+        """Return the class of a copy: what an allocator or a pool owns becomes a plain cache."""
+        return SlabCache if self._is_owned else type(self)
+
+    @classmethod
+    def _from_image(cls, plain: Any, dtype: Any, declared: Any, groups: Any) -> Any:
+        """Return a new cache from an image, whose numbers may be any."""
+        where = "the pickle of a cache"
+        own = image.checked_dtype(dtype, where)
+        facts = image.facts_from(plain, own, where)
+        declared = same_record(declared, own, f"{where} {facts.name!r}")
+        prepare()
+        memory = image.memory_for(facts, own, where)
+        image.fill(memory, facts, groups, where)
+        return cls._of(facts.name, own, declared, memory)
+
+    @classmethod
+    def _of(cls, name: str, dtype: np.dtype[Any], declared: Any, memory: NewCacheMemory) -> Any:
+        """Return a new cache of some memory."""
+        made = cls.__new__(cls)
+        _made[next(_serials)] = made
+        made._open(name, dtype, declared, memory)
+        return made
+
+    def __copy__(self) -> SlabCache[R]:
+        """Return a cache with the same records under the same handles, and from then on with a life of its own."""
+        return self._copied(getattr(self, "__dict__", None))
+
+    def __deepcopy__(self, memo: Any) -> SlabCache[R]:
+        """Return the same, also what a subclass adds."""
+        return self._copied(copy.deepcopy(getattr(self, "__dict__", None), memo))
+
+    def _copied(self, attributes: dict[str, Any] | None) -> SlabCache[R]:
+        """Return a copy, with attributes of a subclass."""
+        facts = self._facts("copy")
+        memory = image.memory_for(facts, self._dtype, repr(self))
+        image.fill(memory, facts, image.groups_of(self._memory, facts), repr(self))
+        made: SlabCache[R] = self._private_class()._of(self._name, self._dtype, self._declared, memory)
+        if attributes:
+            vars(made).update(attributes)
+        return made
 
     def __repr__(self) -> str:
         """Short, whatever the size."""
@@ -1461,6 +1636,74 @@ def warn_of_open_caches() -> None:
     """Warn, at the end of the process, of the faults of every cache that is still there."""
     for cache in list(_made.values()):
         cache.__del__()
+
+
+def load(path: str | os.PathLike[str], dtype: type[R] | RecordLike | None = None) -> SlabCache[R]:
+    """
+    Make a cache from a file that `SlabCache.save` wrote: private to this process, with the same handles.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        Of the file.
+    dtype : numpy.dtype or class, optional
+        What its records must be.  With a class that `jitslab.record` made, guards have its methods: a file has no class.
+
+    Returns
+    -------
+    SlabCache
+        With the name, the dtype, the capacity and the contents of new records as they were, and the policy "local".
+
+    Raises
+    ------
+    ImagePathError
+        If there is no such file, or it cannot be read.
+    CorruptImageError
+        If it is cut off, damaged, or no image of a cache.
+    ImageVersionError
+        If it has a newer format, or another byte order.
+    LayoutError
+        If its records are others than those of `dtype`.
+    CacheFullError
+        If the system has no memory for it.
+
+    Notes
+    -----
+    The file may be a stranger's: all of it is checked, and nothing in it is run or imported.
+
+    Examples
+    --------
+    >>> import numpy as np, jitslab, os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "points")
+    >>> point = np.dtype([("x", "f8"), ("y", "f8")])
+    >>> with jitslab.SlabCache("points", point, capacity=64) as cache:
+    ...     h = cache.alloc(x=1.0, y=2.0)
+    ...     cache.save(path)
+    >>> with jitslab.load(path, point) as cache:
+    ...     cache.name, cache[h].item()
+    ('points', (1.0, 2.0))
+    """
+    prepare()
+    memory, facts, own, class_name = image.read_file(path)
+    declared = None
+    if dtype is not None:
+        given = plain(dtype)
+        wanted, declared = check_dtype(given), declared_class(given)
+        if wanted != own:
+            kind = "" if class_name is None else f" (class {class_name})"
+            raise LayoutError(f"the file has records of {own}{kind}, not of {wanted}")
+    made: SlabCache[R] = SlabCache._of(facts.name, own, declared, memory)
+    return made
+
+
+def same_record(declared: Any, dtype: np.dtype[Any], what: str) -> Any:
+    """Return the declared class of an image, or None; raise if the class has other records by now."""
+    cls = declared_class(declared)
+    if cls is None and declared is not None:
+        raise CorruptImageError(f"{what} has {shown(declared)} in the place of a class of records")
+    if cls is not None and cls.dtype != dtype:
+        raise LayoutError(f"{what} has records of {dtype}, and class {cls.__qualname__} declares {cls.dtype} by now")
+    return cls
 
 
 def is_of_field(key: Any) -> bool:

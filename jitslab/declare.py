@@ -12,6 +12,7 @@ import sys
 import traceback
 import types
 import typing
+import weakref
 from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -139,11 +140,11 @@ def record(cls: type[T]) -> type[T]:
         _check_name(cls, name, fields)
         fields[name] = _dtype_of(annotation, f"field {name!r} of {cls.__name__}")
         if _is_declared(annotation):
-            nested[name] = annotation
+            nested[name] = whole(annotation)
     if not fields:
         raise LayoutError(f"{cls.__name__} has no annotated fields")
     dtype = check_dtype(np.dtype(list(fields.items()), align=True))
-    return _remade(cls, dtype, nested, _template(cls, dtype, nested))
+    return _remade(cls, cls.__bases__, dtype, nested, _template(cls, dtype, nested))
 
 
 def _template(cls: type, dtype: np.dtype[Any], nested: dict[str, Any]) -> bytes | None:
@@ -195,7 +196,7 @@ def declared_class(dtype: Any) -> Any:
     added = sorted(vars(dtype).keys() & NEVER_CALLED - {"__new__"})
     if added:
         raise LayoutError(f"{dtype.__name__} got {added[0]} after it was declared; write @jitslab.record without @dataclass")
-    return dtype
+    return whole(dtype)
 
 
 def plain(annotation: Any) -> Any:
@@ -203,6 +204,34 @@ def plain(annotation: Any) -> Any:
     annotation = getattr(annotation, "__value__", annotation)
     origin = typing.get_origin(annotation)
     return origin if _is_declared(origin) else annotation
+
+
+_whole: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # classes made anew, by what they were made of
+
+
+def whole(cls: Any) -> Any:
+    """
+    Return a declared class, or a base of one; if it came by value, as cloudpickle sends one of a notebook, made anew, once.
+
+    Such a class has a __dict__, which guards have no room for.
+    """
+    if not cls.__dictoffset__ and not cls.__weakrefoffset__:
+        return cls
+    if cls not in _whole:
+        bases = tuple(map(whole, cls.__bases__))
+        if _is_declared(cls):
+            nested = {name: whole(of) for name, of in cls.__jitslab_nested__.items()}
+            made = _remade(cls, bases, check_dtype(cls.dtype), nested, cls.__jitslab_template__)
+        else:
+            namespace = _namespace(cls) | {"__slots__": ()}
+            made = types.new_class(cls.__name__, bases, {"metaclass": type(cls)}, lambda names: names.update(namespace))
+        _whole.setdefault(cls, made)
+    return _whole[cls]
+
+
+def _namespace(cls: type) -> dict[str, Any]:
+    """Return what a class has, but for what Python makes of its slots."""
+    return {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__", "__slots__")}
 
 
 def _inherited(cls: type) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -310,11 +339,12 @@ def _refuse(cls: Any, *args: Any, **kwargs: Any) -> Any:
     raise LayoutError(f"{cls.__name__} declares a record; take one from a cache: SlabCache('name', {cls.__name__}).allocate()")
 
 
-def _remade(cls: type[T], dtype: np.dtype[Any], nested: dict[str, Any], template: bytes | None) -> type[T]:
+def _remade(
+    cls: type[T], bases: tuple[type, ...], dtype: np.dtype[Any], nested: dict[str, Any], template: bytes | None
+) -> type[T]:
     """Return the class made anew, without room for attributes that are no fields."""
-    namespace = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__", "__slots__")}
     namespace = {
-        name: value for name, value in namespace.items() if name not in (dtype.names or ())
+        name: it for name, it in _namespace(cls).items() if name not in (dtype.names or ())
     }  # defaults would hide fields
     if vars(cls).get("__slots__"):
         raise LayoutError(f"{cls.__name__} has __slots__; fields are what it annotates")
@@ -326,7 +356,7 @@ def _remade(cls: type[T], dtype: np.dtype[Any], nested: dict[str, Any], template
         "__jitslab_template__": template,
     }
     try:
-        made = types.new_class(cls.__name__, cls.__bases__, {"metaclass": type(cls)}, lambda names: names.update(namespace))
+        made = types.new_class(cls.__name__, bases, {"metaclass": type(cls)}, lambda names: names.update(namespace))
         for guard in ((PythonGuard, SlabObjectGuard), (PythonView, SlabRecordView)):
             types.new_class(cls.__name__, (*guard, made), {}, lambda names: names.update(__slots__=()))
     except TypeError as error:  # slots in a base, a base that is a number, a metaclass

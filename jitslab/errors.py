@@ -22,7 +22,7 @@ Every class is a `SlabError` and also the builtin that a user would expect::
     ├── BusyError(SlabError, RuntimeError)       other threads are using the cache
     ├── LawError(SlabError, RuntimeError)        `check()` found a broken law
     ├── FaultError(SlabError, RuntimeError)      compiled code used a refused handle
-    ├── CopyError(SlabError, TypeError)          copying or pickling a cache or a guard
+    ├── CopyError(SlabError, TypeError)          copying or pickling a guard, an allocator or a part of one
     ├── GuardError(SlabError, RuntimeError)      a guard that is entered twice, or made by hand
     ├── FieldError(SlabError)                    a field was not read or written; nothing changed
     │   ├── FieldNameError(AttributeError, KeyError)    the record has no such field
@@ -41,9 +41,15 @@ Every class is a `SlabError` and also the builtin that a user would expect::
     │   ├── PoolVersionError                     a newer format, or another byte order
     │   ├── CorruptPoolError                     a damaged file, or one that no pool wrote
     │   ├── PoolFullError(MemoryError)           the disk or a quota is full; nothing was committed
+    │   ├── PoolLawError(LawError)               `Pool.check()` found broken laws
     │   ├── PoolFailedError                      a sync failed: no more commits until the pool is opened again
     │   ├── ReadOnlyError(TypeError)             a change of a pool that was opened to read
     │   └── TransactionError                     a transaction in another, or a call that none may contain
+    ├── ImageError(SlabError)                    the image of a cache, in a file or a pickle, cannot be written or read
+    │   ├── ImagePathError(OSError)              a path that cannot be written to or read
+    │   ├── ImageFullError(OSError)              the disk or a quota is full; the old file is whole
+    │   ├── ImageVersionError(ValueError)        a newer format, or another byte order
+    │   └── CorruptImageError(ValueError)        a damaged image, or one that no cache made
     └── TraceError(SlabError, ValueError)        a file that is no trace, or one not supported
 
 All of them can be pickled and copied: every parameter but the message has a default, and sets an attribute.
@@ -235,7 +241,7 @@ class FaultError(SlabError, RuntimeError):
 
 
 class CopyError(SlabError, TypeError):
-    """A cache is not copied: it would copy its whole address range; nor a guard: a record has one owner."""
+    """A guard is not copied: a record has one owner; nor an allocator, or its memory of any size; nor is a cache an array."""
 
 
 class GuardError(SlabError, RuntimeError):
@@ -332,9 +338,44 @@ class PoolFailedError(PoolError):
     """A sync of the pool failed before: what it holds is the last commit or the one after; open it again to see."""
 
 
+class PoolLawError(PoolError, LawError):
+    """
+    `Pool.check` found broken laws.
+
+    Attributes
+    ----------
+    broken : tuple of str
+        For each, at most 1,000, the file, the page and the slot, and what is wrong.
+    """
+
+    def __init__(self, message: str = "", broken: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.broken = broken
+
+
 class ReadOnlyError(PoolError, TypeError):
     """The pool was opened to read, so nothing in it is allocated, freed or committed."""
 
 
 class TransactionError(PoolError):
     """A transaction was begun in another one, or a call stands in a transaction that none may contain."""
+
+
+class ImageError(SlabError):
+    """The image of a cache, in a file or a pickle, cannot be written or read."""
+
+
+class ImagePathError(ImageError, OSError):
+    """The file of an image cannot be written or read: it is a directory, it is not there, or the system refuses it."""
+
+
+class ImageFullError(ImageError, OSError):
+    """The disk, a quota or a limit of file sizes is full; a file that was there before is as it was."""
+
+
+class ImageVersionError(ImageError, ValueError):
+    """The image has a newer format, or another byte order."""
+
+
+class CorruptImageError(ImageError, ValueError):
+    """The image is damaged, or no cache made it."""

@@ -45,7 +45,9 @@ def file_memory(dtype, capacity, colouring, template, placement, place=None):
     sizes, region = reserve(dtype, capacity, colouring, 1, None, has_spare=True)
     del region
     slots = sizes.max_slabs << sizes.shift
-    entry = CacheEntry(0, "tested", sizes.stride, sizes.shift, min(sizes.capacity, slots), slots, bool(colouring), template, None, dtype)
+    entry = CacheEntry(
+        0, "tested", sizes.stride, sizes.shift, min(sizes.capacity, slots), slots, bool(colouring), template, None, dtype
+    )
     memory = PoolCacheMemory(entry, 2 * first_cycle(next(serials)), is_reader=False)
     lengths = words_bytes(slots), round_up(slots * sizes.stride, page_bytes)
     for at, n, prot in zip(memory.at, lengths, (PROT_READ, PROT_NONE)):

@@ -17,7 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from jitslab.replay import cli, recorder, replay, trace
+from jitslab import cli
+from jitslab._terminal import NO_RICH
+from jitslab.replay import cli as trace_commands
+from jitslab.replay import recorder, replay, trace
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 NARROW = (40, 60)
@@ -69,12 +72,12 @@ def test_headline_says_who_is_faster(ours: float, theirs: float, said: str) -> N
     """Also where it is not jitslab."""
     path = trace.packaged()
 
-    assert said == cli.headline(str(path), trace.load(path), outcome(ours, theirs), 1)
+    assert said == trace_commands.headline(str(path), trace.load(path), outcome(ours, theirs), 1)
 
 
 def test_headline_of_another_trace_names_its_file_and_threads() -> None:
     """It is not said to be of a Linux kernel."""
-    said = cli.headline("some/where/mine.npz", trace.load(trace.packaged()), outcome(1.0, 2.0), 2)
+    said = trace_commands.headline("some/where/mine.npz", trace.load(trace.packaged()), outcome(1.0, 2.0), 2)
 
     assert said == "2.0 times as fast as malloc on 200,000 events of mine.npz in 2 threads"
 
@@ -85,7 +88,7 @@ def test_headline_is_of_cpu_time() -> None:
     found.passes["malloc"][1:] = [replay.Pass(ns, 0, 0, 29.0) for ns in (290.0, 29.0, 310.0)]
     path = trace.packaged()
 
-    assert cli.headline(str(path), trace.load(path), found, 1).startswith("2.9 times as fast")
+    assert trace_commands.headline(str(path), trace.load(path), found, 1).startswith("2.9 times as fast")
 
 
 def test_headline_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,4 +213,4 @@ def test_every_command_says_what_it_does(command: str, capsys: pytest.CaptureFix
 
 def test_advice_names_the_package_that_an_index_has() -> None:
     """Jitslab itself is on no index."""
-    assert cli.NO_RICH == "jitslab replay draws with rich, which is not installed: pip install rich; with --json it is not needed"
+    assert NO_RICH == "draws with rich, which is not installed: pip install rich; with --json it is not needed"

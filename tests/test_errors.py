@@ -24,6 +24,7 @@ VALUES = {
     "report": 5,
     "wanted": "wieght",
     "fields": ("weight", "id"),
+    "broken": ("1.records, page 7: it has another sum",),
 }
 COPIES = {f"pickle {n}": lambda error, n=n: pickle.loads(pickle.dumps(error, n)) for n in range(pickle.HIGHEST_PROTOCOL + 1)}
 COPIES |= {"copy": copy.copy, "deepcopy": copy.deepcopy}

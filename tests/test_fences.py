@@ -25,11 +25,17 @@ ALLOWED = {
         "core/region.py": "the address of the RANGE row",
         "sizes/kernels.py": "the address of the table of entry points",
         "cache.py": "addresses of a caller's arrays",
+        "reach.py": "addresses of its own arrays",
         "replay/peak.py": "malloc_trim of the C library, measured beside",
         "core/process.py": "the address of the process's own memory",
         "njit/cache.py": "addresses of arrays that compiled code passes",
         "sizes/classes.py": "the address of the PINNED row",
+        "pool/heads.py": "the address of its own row",
         "pool/journal.py": "addresses of its own arrays, and of a caller's",
+        "pool/pool.py": "addresses of its own arrays",
+        "pool/restore.py": "addresses of its own arrays",
+        "pool/memory.py": "addresses of its own arrays",
+        "pool/dirty.py": "addresses of its own arrays",
         "replay/replay.py": "malloc and free of the C library, measured beside; addresses of its own arrays",
     },
     r"\bllvmlite\b|\bir\.[A-Z]": {
@@ -93,7 +99,7 @@ def test_module_says_its_job(path):
     assert path.read_text().startswith(('"""', "#!"))
 
 
-BASES = {"SlabError", "FieldError"}  # of errors of several kinds
+BASES = {"SlabError", "FieldError", "ImageError"}  # of errors of several kinds
 ALIASES = {name for name in jitslab.__all__ if typing.get_origin(getattr(jitslab, name)) is typing.Annotated}  # jitslab.f8
 
 

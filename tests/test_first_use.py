@@ -87,7 +87,7 @@ def command(*options, **environment):
     return done.returncode, done.stdout, done.stderr
 
 
-WITHOUT_RICH = "import sys; sys.modules['rich'] = None; from jitslab.replay.cli import main; sys.exit(main())"
+WITHOUT_RICH = "import sys; sys.modules['rich'] = None; from jitslab.cli import main; sys.exit(main())"
 
 
 @pytest.mark.parametrize("options", [("-m", "jitslab"), ("-c", WITHOUT_RICH)], ids=["rich", "no rich"])
@@ -105,7 +105,7 @@ def test_warmup_leaves_nothing_to_compile(tmp_path, options):
 
 def test_warmup_moves_a_bar_on_a_terminal(tmp_path):
     """From none to all."""
-    program = "import sys; from jitslab.replay.cli import main; sys.exit(main(['warmup']))"
+    program = "import sys; from jitslab.cli import main; sys.exit(main(['warmup']))"
     told = on_terminal(program, NUMBA_CACHE_DIR=str(tmp_path), TERM="xterm", COLUMNS="100")
 
     assert all(f"{k}/4" in told for k in range(5))

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from program import run_python
 
 import jitslab
-from jitslab import CapacityError, DuplicateNameError, LayoutError, SlabError
+from jitslab import CapacityError, DuplicateNameError, LayoutError, SlabError, descriptor
+from jitslab.descriptor import describe, rebuild_dtype
 from jitslab.errors import CorruptPoolError, PoolVersionError
 from jitslab.pool import format as form
-from jitslab.pool.format import CacheEntry, Meta, check_words_head, decode, describe, encode, rebuild_dtype, words_head
+from jitslab.pool.format import CacheEntry, Meta, check_words_head, decode, encode, words_head
 
 try:
     from numpy._core._rational_tests import rational  # a dtype that a user registered, as NumPy's own tests have it
@@ -672,7 +673,7 @@ def test_text_of_any_length_is_refused():
     with pytest.raises(
         LayoutError, match="has no form in a file; numbers, dates, text of fixed length and plain bytes have one$"
     ):
-        form.plain_text(strings())
+        descriptor.plain_text(strings())
 
 
 def test_33_dimensions_are_refused():

@@ -12,14 +12,27 @@ LAYERS = (  # from the lowest; a folder's name stands for its modules
     ("errors",),
     ("machine",),  # what Numba, the CPU and the system can do: knows no slab
     ("core",),  # one cache, as kernels: knows no object of Python that is ours
-    ("_faults", "_closable", "_names", "_validate", "_convert", "links", "views"),
+    ("_faults", "_closable", "_names", "_validate", "_convert", "_terminal", "links", "descriptor", "views"),
     ("njit",),
-    ("guard", "owning", "batch_guard", "guard_class", "declare", "record_class", "cache", "ptr"),  # the typed face
+    (
+        "guard",
+        "owning",
+        "batch_guard",
+        "guard_class",
+        "declare",
+        "record_class",
+        "reach",
+        "image",
+        "cache",
+        "ptr",
+    ),  # the typed face
     ("sizes",),
     ("pool",),
     ("allocator", "manager"),
     ("replay",),
+    ("cli",),
     ("__init__", "__main__"),
+    ("examples",),  # a user's programs
 )
 
 

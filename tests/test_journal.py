@@ -15,7 +15,8 @@ from journals import POOL, Commit, any_bounds, image_of, random_commit, read_all
 from jitslab import errors
 from jitslab.machine.flush import CAN_FLUSH
 from jitslab.pool import journal
-from jitslab.pool.frames import BLOCK, ENTRY, FRAME_HEAD, JOURNAL_HEAD, head_bytes
+from jitslab.pool.frames import BLOCK, ENTRY, FRAME_HEAD, head_bytes
+from jitslab.pool.heads import JOURNAL_HEAD
 from jitslab.pool.journal import Journal
 
 
@@ -172,6 +173,7 @@ def test_reader_beside_a_writer_sees_whole_commits(folder, opened, form):
     program = f"""
 import os, sys
 import numpy as np
+from jitslab.pool.heads import JOURNAL_HEAD
 from jitslab.pool.journal import Journal
 it = Journal.open({os.dup(folder)}, {POOL}, is_writable=True, sync={writer.sync})
 list(it.read(lambda cache, file: 1 << 30))

@@ -6,6 +6,7 @@ kept: 512-byte sectors of a file, 64-byte lines of persistent memory.  JITSLAB_C
 """
 
 import errno
+import functools
 import os
 import random
 import signal
@@ -22,8 +23,9 @@ from jitslab.machine.compile import Entry, c_object, kernel, name_address
 from jitslab.machine.flush import CAN_FLUSH
 from jitslab.machine.pointers import i8s
 from jitslab.pool import calls, frames, journal, pmem
-from jitslab.pool.frames import AFTER_SYNCED, BLOCK, ENTRY, FRAME_HEAD, JOURNAL_HEAD, LINE, head_bytes
+from jitslab.pool.frames import AFTER_SYNCED, BLOCK, ENTRY, FRAME_HEAD, LINE, head_bytes
 from jitslab.pool.hashes import STATE_WORDS, hash_memory
+from jitslab.pool.heads import JOURNAL_HEAD
 from jitslab.pool.journal import Journal
 
 CUTS = int(os.environ.get("JITSLAB_CUTS", "240"))
@@ -302,10 +304,12 @@ def frames_in(data):
 
 
 class Failing(calls.System):
-    """The system, of which call number `n` fails; some calls do less than they were asked for."""
+    """The system, of which call number `n` fails, and, if it `lasts`, later writes; some do less than they were asked for."""
 
-    def __init__(self, n=0, code=0, names=("pwrite", "fdatasync", "pread", "preadv", "fstat", "open", "ftruncate"), least=0):
-        self.n, self.code, self.names, self.least = n, code, names, least
+    NAMES = "pwrite", "fdatasync", "pread", "preadv", "fstat", "open", "ftruncate"
+
+    def __init__(self, n=0, code=0, names=NAMES, least=0, lasts=False):
+        self.n, self.code, self.names, self.least, self.lasts = n, code, names, least, lasts and n > 0
         self.done = []
 
     def __getattr__(self, name):
@@ -317,7 +321,7 @@ class Failing(calls.System):
 
         def call(*args, **options):
             self.done.append(name)
-            if len(self.done) == self.n:
+            if len(self.done) == self.n or (self.lasts and name == "pwrite" and len(self.done) > self.n):
                 raise OSError(self.code, os.strerror(self.code))
             if self.least and name == "pwrite":
                 return it(args[0], args[1][: max(self.least, len(args[1]) // 3)], args[2])
@@ -360,7 +364,7 @@ def test_each_call_of_append_may_fail(folder, monkeypatch, form, code):
         monkeypatch.setenv("JITSLAB_PMEM", "force")
     rng = random.Random(0)
     first = Commit((1, 1, 0, rng.randbytes(BLOCK * (1 if form in ("short", "long") else 28))))
-    tried = Commit((1, 1, 0, rng.randbytes(BLOCK * {"short": 2, "long": 13, "growing": 2}.get(form, 5))))
+    tried = Commit((1, 1, 0, rng.randbytes(BLOCK * {"short": 2, "long": 13}.get(form, 20))))
     later = Commit((1, 0, 0, rng.randbytes(BLOCK)))
     failed, n = {"pwrite": 0, "fdatasync": 0}, 0
     while True:
@@ -368,7 +372,7 @@ def test_each_call_of_append_may_fail(folder, monkeypatch, form, code):
         it = Journal.create(folder, POOL)
         it.append(first.runs)
         before = it.used
-        failing = Failing(n, code, ("pwrite", "fdatasync"))
+        failing = Failing(n, code, ("pwrite", "fdatasync"), lasts=code in FULL)
         monkeypatch.setattr(calls, "system", failing)
         error = error_of(it.append, tried.runs)
         if error is not None:
@@ -381,15 +385,16 @@ def test_each_call_of_append_may_fail(folder, monkeypatch, form, code):
                 assert (type(error), str(error)) == (type(again), str(again))
 
             assert n == len(failing.done)
-        elif error is not None:
+
+        calls.system = calls.System()
+        if error is not None and not isinstance(error, errors.PoolFailedError):
             assert "pwrite" == failing.done[-1]
             assert (errors.PoolFullError if code in FULL else errors.PoolError) is type(error)
             assert "writing commit 2 to the journal: " in str(error)
             assert (1, before) == (it.number, it.used)
             assert os.stat("journal", dir_fd=folder).st_size == it.capacity
             assert 2 == it.append(later.runs)
-        calls.system = calls.System()
-        is_over, is_failed = len(failing.done) < n, bool(it._failed)
+        is_failed = bool(it._failed)
         it.close()
         again = Journal.open(folder, POOL, is_writable=True)
         found = read_all(again)
@@ -398,12 +403,36 @@ def test_each_call_of_append_may_fail(folder, monkeypatch, form, code):
 
         again.close()
         os.unlink("journal", dir_fd=folder)
-        if is_over:
-            assert [first.entries, tried.entries] == found
+        done = [[first.entries, tried.entries]]
+        assert found in (done if error is None else [*done, [first.entries]] if is_failed else [[first.entries, later.entries]])
+        if len(failing.done) < n:
+            assert error is None
             break
-        assert found in ([[first.entries, tried.entries], [first.entries]] if is_failed else [[first.entries, later.entries]])
 
     assert all(failed.values())
+
+
+@pytest.mark.parametrize("wish", ["off", "force"])
+def test_space_for_a_commit_is_enough(folder, monkeypatch, wish):
+    """Without space for zeros ahead."""
+    monkeypatch.setenv("JITSLAB_PMEM", wish)
+    commit = Commit((1, 1, 0, bytes(1 << 20)))
+    it = Journal.create(folder, POOL)
+    monkeypatch.setattr(calls, "system", Failing(1, errno.ENOSPC, ("pwrite",)))
+
+    assert 1 == it.append(commit.runs)
+
+    end = BLOCK + head_bytes(1) + (1 << 20)
+
+    assert end <= it.capacity == os.stat("journal", dir_fd=folder).st_size < end + (1 << 20)
+
+    calls.system = calls.System()
+    again = Journal.open(folder, POOL)
+
+    assert [commit.entries] == read_all(again)
+
+    again.close()
+    it.close()
 
 
 @pytest.mark.parametrize("code", CODES, ids=lambda code: errno.errorcode[code])
@@ -456,6 +485,71 @@ def test_interrupted_reset_ends_the_journal(folder, monkeypatch):
     assert 2 == it.append(random_commit(random.Random(0)).runs)
 
     it.close()
+
+
+def interrupted_at(n, call):
+    """Call a function, which a signal interrupts at the n-th line of the pool's code; returns how many lines ran."""
+    lines = 0
+
+    def trace(frame, event, arg):
+        nonlocal lines
+        if os.path.dirname(frame.f_code.co_filename) != os.path.dirname(journal.__file__):
+            return None
+        if event == "line":
+            lines += 1
+            if lines == n:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return lines
+
+
+@pytest.mark.parametrize("wish", ["off", "force"])
+@pytest.mark.parametrize("what", ["append", "append and grow", "reset"])
+def test_interrupt_at_each_line(folder, monkeypatch, what, wish):
+    """A signal between any two steps: the commit was done or not, in memory as in the file, and what comes then is kept."""
+    monkeypatch.setenv("JITSLAB_PMEM", wish)
+    rng, n, lines = random.Random(0), 0, 1
+    first, later = Commit((1, 1, 0, rng.randbytes(BLOCK))), Commit((1, 0, 0, rng.randbytes(BLOCK)))
+    entries = [(2, 1, 2 * k * BLOCK, rng.randbytes(BLOCK)) for k in range(300 if what == "append and grow" else 2)]
+    tried, seen = Commit(*entries), set()
+    while lines >= n:
+        n += 1
+        it = Journal.create(folder, POOL)
+        it.append(first.runs)
+        lines = interrupted_at(n, it.reset if what == "reset" else functools.partial(it.append, tried.runs))
+        model = [first.entries, tried.entries][: it.number]
+        seen.add((it.number, it.used == BLOCK, bool(it._failed)))
+        if not it._failed:
+            model = [] if it.used == BLOCK else model
+
+            assert image_of(model) == versions_of(it)
+
+            it.append(later.runs)
+            model.append(later.entries)
+        elif what != "reset":
+            model = [first.entries]
+        it.close()
+        it = Journal.open(folder, POOL, is_writable=True)
+        found = read_all(it)
+
+        assert found in ([model, []] if what == "reset" and len(model) == 1 else [model])
+
+        it.close()
+        os.unlink("journal", dir_fd=folder)
+
+    assert n > 10
+    assert (
+        {(1, False, False), (1, False, True), (1, True, False)} if what == "reset" else {(1, False, False), (2, False, False)}
+    ) <= seen
 
 
 @pytest.mark.parametrize("code", CODES, ids=lambda code: errno.errorcode[code])
@@ -524,6 +618,7 @@ def test_limit_of_file_sizes(tmp_path, form):
 import os, resource, sys
 import numpy as np
 from jitslab import errors
+from jitslab.pool.heads import JOURNAL_HEAD
 from jitslab.pool.journal import Journal
 folder = os.open({str(tmp_path)!r}, os.O_RDONLY)
 it = Journal.create(folder, {POOL}, sync={form != "not synced"})
@@ -558,6 +653,7 @@ def test_killed_process_leaves_the_last_commit_or_the_one_in_flight(tmp_path, fo
     program = f"""
 import os
 import numpy as np
+from jitslab.pool.heads import JOURNAL_HEAD
 from jitslab.pool.journal import Journal
 folder = os.open({str(tmp_path)!r}, os.O_RDONLY)
 it = Journal.open(folder, {POOL}, is_writable=True, sync={form != "not synced"})
@@ -696,6 +792,24 @@ def test_head_of_another_format_or_pool_is_refused(folder):
         put(folder, with_head(whole, **fields))
         with pytest.raises(cls, match=f"^{message}"):
             Journal.open(folder, POOL)
+
+
+@pytest.mark.parametrize("field", ["salt", "number"])
+def test_reset_beyond_the_highest_number_is_refused(folder, field):
+    """Its head would not count, and the old one would, without the commits since."""
+    a_journal(folder, 0)
+    put(folder, with_head(content(folder), **{field: (1 << 62) - 1}))
+    it = Journal.open(folder, POOL, is_writable=True)
+    read_all(it)
+    it.append(random_commit(random.Random(0)).runs)
+    with pytest.raises(errors.PoolError, match="is beyond what a head can have$"):
+        it.reset()
+    it.close()
+    it = Journal.open(folder, POOL)
+
+    assert 1 == len(read_all(it))
+
+    it.close()
 
 
 def with_frame(data, places, k, table=None, **fields):
@@ -956,7 +1070,7 @@ def test_what_is_no_file_is_refused(folder, tmp_path):
             with pytest.raises(errors.CorruptPoolError, match="^journal of the pool is no regular file"):
                 Journal.open(folder, POOL, is_writable=is_writable)
         os.rename(tmp_path / "journal", tmp_path / f"gone-{make.__name__}-{id(make)}")
-    with pytest.raises(errors.PoolPathError, match="^opening the journal: no such file or directory$"):
+    with pytest.raises(errors.CorruptPoolError, match="^journal: it is missing$"):
         Journal.open(folder, POOL)
 
 

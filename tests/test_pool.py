@@ -1,9 +1,11 @@
 """Pools: what a commit keeps, what a rollback undoes, what a reader sees, and what is refused."""
 
+import gc
 import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numba
@@ -548,3 +550,78 @@ def test_a_pool_without_its_meta_data_is_not_made_anew(tmp_path):
     os.unlink(tmp_path / "p" / "pool.json")
     with pytest.raises(jitslab.CorruptPoolError, match="journal has commits"):
         jitslab.open_pool(tmp_path / "p")
+
+
+def test_shrink_gives_space_of_the_file_back(path, made):
+    cache = made.create_cache("wide", np.dtype([("x", "f8", 64)]), capacity=100_000)
+    handles = cache.alloc_many(50_000, x=1.0)
+    made.commit()
+    made.checkpoint()
+    file = os.path.join(path, "2.records")
+    before = os.stat(file).st_blocks
+    cache.free_many(handles[1000:])
+    cache.shrink()
+    made.commit()
+    assert made.checkpoint()
+    assert os.stat(file).st_blocks < before / 10
+    assert (cache[handles[:1000], "x"] == 1.0).all()
+    again = cache.alloc_many(49_000, x=2.0)
+    made.close()
+
+    with jitslab.open_pool(path) as pool:
+        cache = pool["wide"]
+        assert (cache[handles[:1000], "x"] == 1.0).all()
+        assert (cache[again, "x"] == 2.0).all()
+        assert not cache.is_live(handles[1000:]).any()
+        cache.check()
+
+
+def test_links_of_a_pool(path, made):
+    nodes = made["nodes"]
+    push_many(nodes, made.root, 100)
+    lost = nodes.alloc_many(5, next=jitslab.NULL)
+    nodes[lost[0]]["next"] = lost[1]
+    assert made.unreachable()["nodes"].tolist() == sorted(lost.tolist())
+    assert made.unreachable(lost[:1])["nodes"].tolist() == sorted(lost[2:].tolist())
+    assert made.unreachable({"nodes": lost})["nodes"].tolist() == []
+    gone = nodes.alloc()
+    nodes[lost[2]]["next"] = gone
+    nodes.free(gone)
+    assert nodes.dangling()["handle"].tolist() == [lost[2]]
+    made.commit()
+
+    with jitslab.open_pool(path, "r") as reader:
+        assert reader.unreachable()["nodes"].tolist() == sorted(lost.tolist())
+        assert reader["nodes"].dangling()["value"].tolist() == [gone]
+        with pytest.raises(jitslab.ReadOnlyError):
+            reader.collect()
+    assert made.collect() == {"nodes": 5}
+    assert len(nodes) == 100
+    made.rollback()
+    assert len(nodes) == 105
+
+
+def test_a_pool_that_is_dropped_gives_its_lock_back_and_says_so(path, made):
+    made.close()
+    pool = jitslab.open_pool(path)
+    number, files = pool.number, len(os.listdir("/proc/self/fd"))
+    pool["nodes"].alloc()
+    with pytest.warns(ResourceWarning, match=f"never closed: pool .* since commit {number} is dropped"):
+        del pool
+        gc.collect()
+    assert len(os.listdir("/proc/self/fd")) < files
+    with jitslab.open_pool(path) as again:
+        assert len(again["nodes"]) == 0
+
+
+def test_the_end_of_a_transaction_waits_for_a_call_of_another_thread(made):
+    class Slow(ValueError):
+        pass
+
+    with pytest.raises(Slow), made.transaction():
+        made["nodes"].alloc()
+        made._lock.acquire()
+        threading.Timer(0.2, made._lock.release).start()
+        raise Slow
+    assert len(made["nodes"]) == 0
+    made.commit()

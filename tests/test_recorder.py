@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from jitslab import TraceError
+from jitslab.cli import main
 from jitslab.replay import recorder, trace
-from jitslab.replay.cli import main
 
 SAMPLE = """\
 [000] kmem:kmem_cache_free: call_site=put+0x10 ptr=0xffff888100000900 name=before

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from jitslab import FaultError, TraceError, __version__
+from jitslab._terminal import NO_RICH
+from jitslab.cli import main
 from jitslab.replay import loops as events
 from jitslab.replay import replay, trace
-from jitslab.replay.cli import NO_RICH, main
 from jitslab.replay.loops import run_malloc, run_slabs
 from jitslab.replay.trace import ALLOC, CACHE, EVENT, FREE, Trace
 
@@ -246,7 +247,7 @@ def test_missing_rich_is_said_before_anything_runs(capsys: pytest.CaptureFixture
     monkeypatch.setitem(sys.modules, "rich", None)
     status = main(["replay", "no-such-file.npz"])
 
-    assert (2, f"{NO_RICH}\n") == (status, capsys.readouterr().err)
+    assert (2, f"jitslab replay {NO_RICH}\n") == (status, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ TITLES = {
     "python": "What Python has",
     "guard": "Guards",
     "access": "Access and iteration",
+    "links": "Links",
     "bulk": "Bulks",
     "containers": "Containers of Rust and C++",
     "start": "Start",
@@ -39,7 +40,7 @@ GROUPS = {
     "What Python has": ("python", "guard"),
     "Bulks: DPDK": ("bulk",),
     "Containers of Rust and C++": ("containers",),
-    "Stacks and arrays made by hand": ("alloc", "access", "nodes"),
+    "Stacks and arrays made by hand": ("alloc", "access", "links", "nodes"),
 }  # of the summary; a suite that no group has is one of its own
 HEADLINES = (
     ("a record: alloc, write, free, in compiled code", "alloc", "pair", "cache"),

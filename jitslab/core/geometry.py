@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,15 @@ from .layout import (
     STAGGER,
     WORD_SLOTS,
 )
+
+
+class Shape(NamedTuple):
+    """Where slots are: of a cache that takes the place of another one, and holds its records where that had them."""
+
+    stride: int
+    shift: int
+    node_shift: int  # with one node it is not used
+    slots: int  # that it must have, on each node
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +101,27 @@ def geometry(
     nodes: int = 1,
     has_heaps: bool = True,
     slots: int = 0,
+    shape: Shape | None = None,
 ) -> Geometry:
     """
     Lay out one cache of `slots` slots; 0: of as many as its capacity needs.
 
     `has_heaps` is False for a size class, whose heaps lie in its allocator's region.
     """
-    return lay_out(dtype.itemsize, max(1, dtype.alignment), capacity, colouring, page, nodes, has_heaps, slots)
+    return lay_out(dtype.itemsize, max(1, dtype.alignment), capacity, colouring, page, nodes, has_heaps, slots, shape)
 
 
 @lru_cache(maxsize=128)
 def lay_out(
-    itemsize: int, align: int, capacity: int, colouring: bool, page: int, nodes: int, has_heaps: bool, slots: int
+    itemsize: int,
+    align: int,
+    capacity: int,
+    colouring: bool,
+    page: int,
+    nodes: int,
+    has_heaps: bool,
+    slots: int,
+    shape: Shape | None = None,
 ) -> Geometry:
     """
     Return the `geometry` of a dtype by its size and alignment.
@@ -112,6 +130,8 @@ def lay_out(
     make `alloc` fail before `capacity` records are live.
     """
     stride, shift, magazine_size = slab_shape(itemsize, align, colouring)
+    if shape is not None:
+        stride, shift, magazine_size = shape.stride, shape.shift, magazine_slots(shape.stride)
     slots = min(slots or capacity + HEAPS * magazine_size, MAX_SLOTS)
     max_slabs = -(-slots // (1 << shift))
     node_shift, n_slots, where = MAX_SLOTS.bit_length(), max_slabs << shift, ""
@@ -119,6 +139,9 @@ def lay_out(
         node_shift = max(((max_slabs << shift) - 1).bit_length(), NODE_SHIFT)
         while (stride << node_shift) % NODE_BORDER:
             node_shift += 1
+        if shape is not None:
+            node_shift = shape.node_shift
+            max_slabs = min(max_slabs, 1 << node_shift >> shift)
         n_slots, where = nodes << node_shift, f" on each of {nodes} nodes"
     if n_slots * stride > 1 << 46:
         raise CapacityError(f"{capacity} records of {stride} bytes{where} are more than the address space holds")

@@ -54,7 +54,11 @@ into slabs of equal slots, and each thread keeps some free slots at hand: so mos
      registry    the list of a process's open caches
      range       addresses with an end: when the last array of them ends, their memory goes back
      kept        of a range: ended, but its addresses stay mapped and read as zeros
+     image       of a cache: what makes the same cache somewhere else, with the same handles (image)
      torn        of a cache in a child of `fork`: copied in the middle of a change
+     pool        a directory with caches whose generations and records are files, mapped privately (pool.pool)
+     commit      to append the pages that were written since the last commit to a pool's journal, as one *frame*
+     checkpoint  to copy the journal into the files, after which it is empty
      size class  a cache of an allocator by size; its *ptr* is a handle with slots counted over all classes (sizes.layout)
 
 2. One truth
@@ -114,6 +118,16 @@ into slabs of equal slots, and each thread keeps some free slots at hand: so mos
    thread moves to that node, and when the thread ends.  A node never draws from another, so each has the whole capacity.  User
    code and Python have the address of the first node's CONTROL.  With one node there is no alien heap and nothing to look up.
 
+8. Files
+   The generations and records of a pool's cache are mapped from two files (pool.memory), all else is as in any cache:
+
+     CONTROL STATE | heaps | template | scratch | free bits | slab rows | head, generations | records
+
+   Stores stay in the process.  No store needs an order: on the medium there are whole commits only, so a link is never older than
+   the record that it names.  Any content of the two files is legal to the kernels: an odd generation is a live record, and behind
+   the slabs that were made there are zeros.  An opened cache is TORN: its index is rebuilt when it is needed.  A cache that is
+   read only has no index, and a table of entry points that refuse changes (reader).
+
 Sources: J. Bonwick, "The Slab Allocator", USENIX Summer 1994; J. Bonwick and J. Adams, "Magazines and Vmem",
 USENIX 2001; D. Leijen, B. Zorn, L. de Moura, "Mimalloc: Free List Sharding in Action", APLAS 2019.
 """
@@ -168,6 +182,7 @@ QUARTERS = 4  # lists of partially used slabs, by occupancy
 EMPTY, FRESH = QUARTERS, QUARTERS + 1  # lists of FREE slabs: with memory behind them; never used, or released
 LISTS = QUARTERS + 2
 INTERVAL = 512  # least refills and flushes of one interval of the working set
+NEVER = 1 << 62  # refills and flushes: the end of an interval that does not end
 TURNOVERS = 4  # times that all slots of the cache could come and go in one interval
 HUGE_BYTES = 4 << 20  # of a node's records; those beyond are in huge pages if the system has them: a small cache would waste them
 RELEASE_BYTES = 1 << 20  # least that is given back to the system at a time

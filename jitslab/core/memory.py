@@ -20,7 +20,7 @@ from ..machine import addresses, numa
 from ..machine.addresses import round_up
 from ..machine.compile import fill_table
 from .dispatch import TABLE
-from .geometry import Geometry, bits_bytes, geometry, slab_shape
+from .geometry import Geometry, Shape, bits_bytes, geometry, magazine_slots, record_stride
 from .grow import grow
 from .layout import (
     CONTROL,
@@ -39,6 +39,7 @@ from .layout import (
     NODE,
     NODE_BYTES,
     NODE_WORDS,
+    SLAB,
     SPARE_SLOTS,
     STAGGERS,
     START_BITS,
@@ -80,19 +81,33 @@ class HeapPlace(NamedTuple):
     ptr_base: int  # number of the class's first slot
 
 
+class Origin(NamedTuple):
+    """The cache whose place another one takes: so that its handles are handles of that one, too."""
+
+    shape: Shape
+    first_generation: int
+
+
 # --- How much is reserved ---
 
 
 def reserve(
-    dtype: np.dtype[Any], capacity: int | None, colouring: bool, nodes: int, place: HeapPlace | None, has_spare: bool
+    dtype: np.dtype[Any],
+    capacity: int | None,
+    colouring: bool,
+    nodes: int,
+    place: HeapPlace | None,
+    has_spare: bool,
+    shape: Shape | None = None,
 ) -> tuple[Geometry, AnonymousRegion]:
     """Lay a cache out and reserve its addresses: its capacity, with spare slots if wanted; without a capacity its share."""
-    stride, _, magazine_size = slab_shape(dtype.itemsize, max(1, dtype.alignment), colouring)
+    stride, needed = (record_stride(dtype, colouring), 1) if shape is None else (shape.stride, shape.slots)
     has_heaps, kept = place is None, () if place is None else (place.memory,)
-    parked, page = HEAPS * magazine_size, addresses.page_bytes
+    parked, page = HEAPS * magazine_slots(stride), addresses.page_bytes
     if capacity is not None:
         spare = spare_slots(stride, nodes) if has_spare else 0
-        sizes = geometry(dtype, capacity, colouring, page, nodes, has_heaps, capacity + max(parked, spare))
+        slots = max(capacity + max(parked, spare), needed)
+        sizes = geometry(dtype, capacity, colouring, page, nodes, has_heaps, slots, shape)
         return sizes, AnonymousRegion(sizes.total, *kept)
     least = max(LEAST_BYTES, stride)
     share = this_process().share(without_capacity=True) // nodes
@@ -103,13 +118,13 @@ def reserve(
     most = MAX_SLOTS if nodes == 1 else MAX_SLOTS // nodes // 2
     slots = min(share // (stride + META_BYTES), min(DEFAULT_BYTES, addresses.DEFAULT_LIMIT) // stride, most)
     while True:
-        slots = max(slots, 1)
+        slots = max(slots, needed)
         certain = slots - min(parked, slots >> SMALL_SHIFT)
-        sizes = geometry(dtype, certain, colouring, page, nodes, has_heaps, slots)
+        sizes = geometry(dtype, certain, colouring, page, nodes, has_heaps, slots, shape)
         try:
             return sizes, AnonymousRegion(sizes.total, *kept)
         except CacheFullError:
-            if slots == 1:
+            if slots == needed:
                 raise
             slots //= 2
 
@@ -170,6 +185,8 @@ class CacheMemory:
     generations : memoryview of uint32
     records : ndarray of the cache's dtype
         Every slot of the reservation.
+    has_capacity : bool
+        Whether its capacity was given; otherwise that follows from the address space.
     """
 
     __slots__ = (
@@ -180,6 +197,7 @@ class CacheMemory:
         "control",
         "generations",
         "geometry",
+        "has_capacity",
         "node_words",
         "placement",
         "records",
@@ -201,7 +219,7 @@ class CacheMemory:
         generations: int,
         place: HeapPlace,
     ) -> None:
-        self.bytes, self.geometry, self.placement, self._place = memory, sizes, placement, place
+        self.bytes, self.geometry, self.placement, self._place, self.has_capacity = memory, sizes, placement, place, True
         self._base = int(memory.ctypes.data)
         self._view(dtype, control - self._base, generations - self._base)
 
@@ -225,6 +243,20 @@ class CacheMemory:
         """Write a field of a CONTROL or STATE row."""
         self.node_words[node * (NODE_BYTES // 8) + NODE_WORDS[name]] = value
 
+    def rows(self, first: int, stop: int) -> npt.NDArray[np.void]:
+        """Return the rows of some slabs of one node, by slab."""
+        node = first << self.geometry.shift >> self.geometry.node_shift
+        at = self.field("slabs", node) - self._base - (stop - 1) * LINE
+        return self.bytes[at : at + (stop - first) * LINE].view(SLAB)[::-1]  # they lie by falling addresses
+
+    @property
+    def template(self) -> npt.NDArray[np.uint8] | None:
+        """The bytes that new records begin with; None: they begin with what happens to be there."""
+        if self.field("init") == NO_INIT:
+            return None
+        at = self.field("template") - self._base
+        return self.bytes[at : at + self.geometry.itemsize]
+
     @property
     def first_cycle(self) -> int:
         """The cycle that each slot starts with."""
@@ -241,7 +273,7 @@ class CacheMemory:
 class NewCacheMemory(CacheMemory):
     """The memory of a new cache, in a region of its own: laid out, filled in, and entered in the registry."""
 
-    __slots__ = ()
+    __slots__ = ("_origin",)
     _is_file = False  # whether generations and records are in files: then the slab rows have pages of their own
 
     def __init__(
@@ -252,8 +284,9 @@ class NewCacheMemory(CacheMemory):
         template: bytes | None,
         placement: numa.Placement,
         place: HeapPlace | None = None,
+        origin: Origin | None = None,
     ) -> None:
-        self._place = place
+        self._place, self._origin, self.has_capacity = place, origin, capacity is not None
         region = self._reserve(dtype, capacity, colouring, placement)
         serial = next(serials)
         offset, stagger = self.geometry.offset, staggered(serial)
@@ -263,7 +296,8 @@ class NewCacheMemory(CacheMemory):
         self._set_head(region, head_end)
         own = HeapPlace(self.bytes, 0, self._base + at_heaps, HEAP_BYTES, 0)
         self._place_memory(region, at_generations)
-        self._fill(place or own, self._base + at_generations, 2 * first_cycle(serial), colouring, template)
+        first = 2 * first_cycle(serial) if origin is None else origin.first_generation
+        self._fill(place or own, self._base + at_generations, first, colouring, template)
         self._fill_nodes(own)
         is_split = offset["records"] > EAGER_BYTES and self.field("committed") == 0
         if is_split and capacity is not None and grow(self.address, 1) == 0:  # done now: later it could be one mapping too many
@@ -284,7 +318,7 @@ class NewCacheMemory(CacheMemory):
         attempts = [(placement, True), (placement, False)]  # spare slots are not needed
         if self._place is not None:
             del attempts[0]
-        if len(placement.nodes) > 1 and not placement.is_simulated:
+        if len(placement.nodes) > 1 and not placement.is_simulated and self._origin is None:
             attempts.append((placement.undivided(), False))  # one node needs less
         while True:
             try:
@@ -300,7 +334,8 @@ class NewCacheMemory(CacheMemory):
     ) -> AnonymousRegion:
         """Reserve the addresses, and make the first parts usable."""
         self.placement = placement
-        self.geometry, region = reserve(dtype, capacity, colouring, len(placement.nodes), self._place, has_spare)
+        shape = None if self._origin is None else self._origin.shape
+        self.geometry, region = reserve(dtype, capacity, colouring, len(placement.nodes), self._place, has_spare, shape)
         self.bytes = np.asarray(region)
         self._base = region.address
         self._make_metadata_usable(region)

@@ -1,8 +1,8 @@
 """
 The table of entry points of a cache that is read only: of a pool that another process writes to.
 
-Such a cache has no index.  Its threads use the shared heap, whose magazine holds nothing: so each alloc and each free calls an entry
-point of this table, which refuses it and sets a fault.
+Such a cache has no index.  Its threads use the shared heap, whose magazine holds nothing: so each alloc and each free calls an
+entry point of this table, which refuses it and sets a fault.
 """
 
 from __future__ import annotations

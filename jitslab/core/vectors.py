@@ -20,7 +20,7 @@ def live_mask(typing: Any, generations: Any, first: Any) -> Any:
     """Return a mask: bit i is set if generation i of the 64 from slot `first` on is odd."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _mask_of(builder, *args, lambda each: builder.trunc(each, ir.VectorType(I1, LANES)))
+        return _mask_of(builder, args[0], args[1], lambda each: builder.trunc(each, ir.VectorType(I1, LANES)))
 
     return types.int64(U4S, types.int64), emit
 
@@ -31,7 +31,7 @@ def matching_mask(typing: Any, generations: Any, first: Any, bits: Any, value: A
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         bits, value = (_splat(builder, builder.trunc(it, I32), LANES) for it in args[2:])
-        return _mask_of(builder, *args[:2], lambda each: builder.icmp_unsigned("==", builder.and_(each, bits), value))
+        return _mask_of(builder, args[0], args[1], lambda each: builder.icmp_unsigned("==", builder.and_(each, bits), value))
 
     return types.int64(U4S, types.int64, types.int64, types.int64), emit
 
@@ -42,7 +42,7 @@ def lower_mask(typing: Any, generations: Any, first: Any, bound: Any) -> Any:
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         bound = _splat(builder, builder.trunc(args[2], I32), LANES)
-        return _mask_of(builder, *args[:2], lambda each: builder.icmp_unsigned("<", each, bound))
+        return _mask_of(builder, args[0], args[1], lambda each: builder.icmp_unsigned("<", each, bound))
 
     return types.int64(U4S, types.int64, types.int64), emit
 

@@ -41,11 +41,12 @@ from ..errors import KernelCacheWarning
 SOURCES = tuple(
     f"{folder}.{name}"
     for folder, names in {
-        "machine": "addresses disk front library build compile memory pointers system owner cpython holder",
+        "machine": "addresses disk front library build compile memory pointers flush system owner cpython holder",
         "core": "layout vectors calls slab grow faults heap_table claim heap batch scan rebuild check process dispatch"
-        " cache_calls guard_calls",
+        " cache_calls guard_calls reach reader",
         "njit": "lowering birth cache",
         "sizes": "layout large opening kernels njit",
+        "pool": "frames hashes memory pagemap pmem restore",
         "replay": "loops",
     }.items()
     for name in names.split()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
 from ..cache import SlabCache, prepare
@@ -40,10 +41,13 @@ class PoolCache(SlabCache[R], Generic[R]):
     >>> with jitslab.open_pool(f"{folder.name}/book", "r") as pool:
     ...     pool["orders"][h]["price"].item()
     9.5
+    >>> folder.cleanup()
     """
 
     __slots__ = ("_is_ending", "_pool")
     _memory: PoolCacheMemory
+    _pool: Pool
+    _is_ending: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise PoolError(f"{type(self).__name__} is made by pool.create_cache(name, dtype, capacity=n)")
@@ -60,7 +64,8 @@ class PoolCache(SlabCache[R], Generic[R]):
         As of any cache.  The next checkpoint gives the space of their records in the file back, too, if they are empty in the
         last commit.
         """
-        self._pool._note_shrunk(self)
+        self._need_open()
+        self._pool._before_shrink(self)
         return super().shrink()
 
     def _declare(self, declared: Any) -> None:
@@ -140,5 +145,5 @@ def make_cache(pool: Pool, memory: PoolCacheMemory, is_reader: bool) -> PoolCach
     cache: PoolCache[Any] = cls.__new__(cls)
     cache._pool, cache._is_ending = pool, False
     cache._open(memory.entry.name, memory.entry.dtype, None, memory)
-    cache._is_owned = True
+    cache._is_owned, cache._family = True, weakref.ref(pool)
     return cache

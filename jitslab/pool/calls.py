@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import CorruptPoolError, PoolError, PoolFailedError, PoolFullError, PoolPathError
@@ -119,6 +119,22 @@ def size_of(file: int) -> int:
 def has_holes(file: int, n: int) -> bool:
     """Whether some of the first n bytes of a file have no space on the medium, so that a store to them may find it full."""
     return int(system.lseek(file, 0, os.SEEK_HOLE)) < n
+
+
+def data_ranges(file: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the parts of a file up to an offset that have space on the medium: the others read as zeros."""
+    at, end = 0, min(end, size_of(file))
+    while at < end:
+        try:
+            at = int(system.lseek(file, at, os.SEEK_DATA))
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no more data
+                return
+            raise
+        stop = min(int(system.lseek(file, at, os.SEEK_HOLE)), end)
+        if at < stop:
+            yield at, stop
+        at = stop if at < stop else end
 
 
 def read_into(file: int, buffer: Bytes, at: int) -> int:

@@ -4,12 +4,16 @@ Which pages of private mappings of files were written since the last commit.
 Three mechanisms, the best that the system grants.  JITSLAB_DIRTY names another one:
 
     userfaultfd  Linux 6.7: notes of stores, exact.  A search costs 0.6 ns a page in memory, the first store to a page 1 to 3 us
-    pagemap      Linux: the pages that are private, 10 ns a page, and a hash of each private page, 350 ns
+    pagemap      Linux: the pages that are private, 10 to 70 ns a page, and a hash of each private page, 350 ns
     hashes       anywhere: a hash of every page
 
 The first registers the pages at the first `take`, no earlier: in registered mappings Linux maps no neighbours of a page that is
 read, so cold reads take longer.  What was forgotten before that, such as the pages of a journal that was replayed, is known by
 hashes.
+
+A search takes the kernel's notes.  If an exception, such as KeyboardInterrupt, comes before `take` has noted them itself, they
+are lost: then all that is private counts as written.  For the same reason memory that the searches use is replaced in such an
+order that they never see any that was given back.
 
 Below pool.py, above pagemap.py, where the searches are.
 """
@@ -28,7 +32,7 @@ from ..core.layout import offset_of
 from ..errors import ArrayError, ClosedError, OptionError, shown
 from ..machine.addresses import map_range, mapped_page_bytes
 from . import pagemap
-from .pagemap import BLOCK, BLOCK_SHIFT, DONE, FAILED, HAS_PAGEMAP, MORE, SCAN
+from .pagemap import BLOCK, BLOCK_SHIFT, DONE, FAILED, HAS_PAGEMAP, MORE, PATH, SCAN
 
 Runs: TypeAlias = npt.NDArray[np.int64]  # (k, 2): address, bytes
 
@@ -36,6 +40,8 @@ MECHANISMS = "userfaultfd", "pagemap", "hashes"
 VARIABLE = "JITSLAB_DIRTY"
 FIRST_RUNS = 1024  # runs that there is room for at first
 FIRST_HASHES = 1024  # hashes that there is room for at first, twice
+# The pages that are tried on DAX before the first search: parts that are large enough for two huge pages.
+DAX_RANGES, DAX_PAGES, DAX_MILLISECONDS = 4, 1024, 5000
 _PLACE = {name: offset_of(SCAN, name) // 8 for name in SCAN.names or ()}
 _open: weakref.WeakSet[Written] = weakref.WeakSet()
 
@@ -73,16 +79,21 @@ class Written:
         self._is_noting = False  # whether the kernel notes stores: some ranges were registered
         self._is_registered = False  # whether these ranges were
         self._pending: Runs = np.empty((0, 2), np.int64)  # taken, and not committed
-        self._given = b""  # the ranges, as they were given last
-        self._ranges = self._runs = self._pending
+        self._has_lost = False  # whether notes of stores were lost
+        self._given: bytes | None = None  # the ranges, as they were given last
+        self._ranges = self._pending
+        self._tables: list[Runs] = []  # the last one has the hashes of blocks; others are about to be given up
+        self._room = _room_for(FIRST_RUNS)
         self._words = np.zeros(SCAN.itemsize // 8, np.int64)
         self._row = self._words.ctypes.data
         self._new_table()
         self._set("pagemap", -1)
         self._set("uffd", -1)
+        self._set("is_dax", int(is_dax))
+        path = _PLACE["path"]
+        self._words[path : path + len(PATH) // 8 + 1].view(np.uint8)[: len(PATH)] = list(PATH)
         self._set("seed", int.from_bytes(os.urandom(8), "little", signed=True))
         self._set("page_bytes", mapped_page_bytes)
-        self._make_runs(FIRST_RUNS)
         _open.add(self)
 
     # --- What a pool calls ---
@@ -114,6 +125,7 @@ class Written:
         if len(self._pending):
             runs = _runs_of(np.union1d(_blocks_of(self._pending), _blocks_of(runs)), self._ranges)
         self._pending = runs
+        self._has_lost = False
         return runs
 
     def done(self, hashes: npt.NDArray[np.int64] | None = None) -> None:
@@ -146,9 +158,8 @@ class Written:
             Address and bytes, whole pages of the machine.
         """
         self._need_open()
-        is_noting = self.mechanism == "userfaultfd" and self._is_noting
+        is_noting, had_lost = self.mechanism == "userfaultfd" and self._is_noting, self._has_lost
         self._set_ranges(ranges)
-        self._given = b""  # the next `take` sets its own
         if len(self._pending):
             left = np.setdiff1d(_blocks_of(self._pending), _blocks_of(self._ranges), assume_unique=True)
             self._pending = _runs_of(left, self._pending)
@@ -156,6 +167,23 @@ class Written:
             self._written()
         if not self._is_noting:
             self._hash_now()
+        self._has_lost = had_lost
+
+    def before_drop(self, ranges: Runs) -> None:
+        """
+        Prepare pages for being taken away, by MADV_DONTNEED or by a hole that is punched into their file; then `forget` them.
+
+        On persistent memory the next read of a page that was taken away without this might hang.
+
+        Parameters
+        ----------
+        ranges : numpy.ndarray of int64, shape (k, 2)
+            Address and bytes, whole pages of the machine.
+        """
+        self._need_open()
+        if self.is_dax and self._is_noting:
+            self._set_ranges(ranges)
+            pagemap.unprotect_ranges(self._row)
 
     def private_bytes(self, ranges: Runs) -> int:
         """Return how many bytes of some ranges are memory of this process alone; where the system does not tell, all."""
@@ -194,11 +222,14 @@ class Written:
 
     def _written(self) -> Runs:
         """Return the pages of the ranges that were written since they were protected, and protect them."""
-        is_new = not self._is_noting
-        if self._register():
+        is_new, has_lost = not self._is_noting, self._has_lost
+        if not (is_new and self.is_dax and self._hangs()) and self._register():
+            self._has_lost = True
             self._set("compares", int(is_new))  # of what was written before, hashes tell what was forgotten
             runs = self._search(pagemap.find_written)
-            if runs is None and self._register(again=True):  # other mappings lie there now: all that is private
+            if runs is None:  # other mappings lie there now
+                has_lost = self._register(again=True)
+            if has_lost:
                 self._set("compares", 0)
                 runs = self._search(pagemap.find_private)
             if runs is not None:
@@ -232,28 +263,29 @@ class Written:
 
     def _search(self, find: Callable[[int, int], int]) -> Runs | None:
         """Return the runs that a search finds; None: the system refused."""
-        n = find(self._row, 1)
+        n = find(self._use_room(), 1)
         while n == MORE:
-            self._make_runs(2 * len(self._runs))
-            n = find(self._row, 0)
-        return None if n == FAILED else self._runs[:n].copy()
+            self._room = _room_for(2 * len(self._room[0]), self._room[0])
+            n = find(self._use_room(), 0)
+        return None if n == FAILED else self._room[0][:n].copy()
 
-    def _make_runs(self, n: int) -> None:
-        """Make room for n runs."""
-        old, self._runs = self._runs, np.empty((n, 2), np.int64)
-        self._runs[: len(old)] = old
-        self._set("runs", self._runs.ctypes.data)
-        self._set("most", n)
+    def _use_room(self) -> int:
+        """Have the searches write to the room for runs; returns the address of their row."""
+        runs, address = self._room
+        self._set("runs", address)
+        self._set("most", len(runs))
+        return self._row
 
     def _set_ranges(self, ranges: Runs) -> None:
         """Search these ranges from now on."""
         if ranges.dtype != np.int64 or ranges.ndim != 2 or ranges.shape[1] != 2 or (ranges % mapped_page_bytes).any():
             raise ArrayError(f"pairs of address and bytes wanted, whole pages of {mapped_page_bytes} bytes, got {shown(ranges)}")
-        self._given = ranges.tobytes()
+        self._given = None
         self._ranges = np.ascontiguousarray(ranges[np.argsort(ranges[:, 0])])
         self._is_registered = False
         self._set("ranges", self._ranges.ctypes.data)
         self._set("n_ranges", len(self._ranges))
+        self._given = ranges.tobytes()
 
     def _register(self, *, again: bool = False) -> bool:
         """Have the kernel note stores to the ranges; whether it does."""
@@ -271,18 +303,19 @@ class Written:
 
     def _new_table(self) -> None:
         """Begin with a table in which no hash is known."""
-        self._table = np.zeros((FIRST_HASHES, 2), np.int64)
-        self._set("hashes", self._table.ctypes.data)
-        self._set("mask", FIRST_HASHES - 1)
+        self._tables.append(np.zeros((FIRST_HASHES, 2), np.int64))
+        self._set("mask", FIRST_HASHES - 1)  # never larger than the table
+        self._set("hashes", self._tables[-1].ctypes.data)
         self._set("n_hashes", 0)
+        del self._tables[:-1]
 
     def _store_hashes(self, runs: Runs, hashes: npt.NDArray[np.int64] | None = None) -> None:
         """Store the hashes of the blocks of runs, as given or of what is in memory."""
         needed = 2 * (self._get("n_hashes") + int(runs[:, 1].sum()) // BLOCK)
-        if needed > len(self._table):
-            larger = np.zeros((1 << needed.bit_length(), 2), np.int64)
-            pagemap.move_hashes(self._row, larger.ctypes.data, len(larger) - 1)
-            self._table = larger
+        if needed > self._get("mask"):
+            self._tables.append(np.zeros((1 << needed.bit_length(), 2), np.int64))
+            pagemap.move_hashes(self._row, self._tables[-1].ctypes.data, len(self._tables[-1]) - 1)
+            del self._tables[:-1]
         pagemap.store_hashes(self._row, runs.ctypes.data, len(runs), 0 if hashes is None else hashes.ctypes.data)
 
     # --- The mechanism ---
@@ -298,11 +331,10 @@ class Written:
                 return
 
     def _use(self, name: str) -> None:
-        """Use a mechanism from now on; no hash is known."""
+        """Use a mechanism from now on."""
         self._mechanism, self._is_noting, self._is_registered = name, False, False
         if name != "userfaultfd":
             self._close_file("uffd")
-        self._new_table()
 
     def _open_files(self) -> bool:
         """Open what the mechanism needs; whether the system lets us."""
@@ -334,7 +366,7 @@ class Written:
                 return False
             runs = self._search(pagemap.find_written if self._mechanism == "userfaultfd" else pagemap.find_private)
             told.append([] if runs is None else [(at - address) // page for at in runs[:, 0].tolist()])
-        self._is_noting, self._given = False, b""
+        self._is_noting, self._given = False, None
         return told == [[0], [2] if self._mechanism == "userfaultfd" else [0, 2]]
 
     def _close_file(self, name: str) -> None:
@@ -342,6 +374,16 @@ class Written:
         if self._get(name) >= 0:
             os.close(self._get(name))
             self._set(name, -1)
+
+    def _hangs(self) -> bool:
+        """Whether a child process that did what this one is about to do would hang, or find something else than it wrote."""
+        whole = self._ranges
+        part = whole[whole[:, 1] > 0][:DAX_RANGES].copy()
+        np.minimum(part[:, 1], DAX_PAGES * mapped_page_bytes, out=part[:, 1])
+        self._set_ranges(part)
+        is_right = pagemap.try_dax(self._use_room(), DAX_MILLISECONDS)
+        self._set_ranges(whole)
+        return not is_right
 
     def _get(self, name: str) -> int:
         """Return a field of the row that the searches read."""
@@ -352,7 +394,15 @@ class Written:
         self._words[_PLACE[name]] = value
 
 
-# --- Runs as numbers of blocks ---
+# --- Runs ---
+
+
+def _room_for(n: int, runs: Runs | None = None) -> tuple[Runs, int]:
+    """Return room for n runs, of which some may be there, and its address."""
+    room = np.empty((n, 2), np.int64)
+    if runs is not None:
+        room[: len(runs)] = runs
+    return room, room.ctypes.data
 
 
 def _blocks_of(runs: Runs) -> npt.NDArray[np.int64]:

@@ -1,12 +1,10 @@
 """
-The journal's heads and frames: what stands where, and the kernels that make and check them.
+The journal's frames: what stands where, and the kernels that make and check them.
 
-    block 0         two JOURNAL_HEADs, at byte 0 and at byte HEAD_STEP, written in turn
-    from block 1    frames, each from the border of a block
-
-A *frame* is one commit: FRAME_HEAD, then a table of its entries, then, from the border of a block, the data of all entries.  An
-*entry* is a run of neighbouring blocks of one file of one cache.  The hash of a frame is XXH64 with seed 0 of the head, in which
-the hash is 0, of the table up to the border of a line, and of the data; what pads the table to the border of a block is not
+A *frame* is one commit.  It begins at the border of a block, behind the block of the heads or behind the frame before:
+FRAME_HEAD, then a table of its entries, then, from the border of a block, the data of all entries.  An *entry* is a run of
+neighbouring blocks of one file of one cache.  The hash of a frame is XXH64 with seed 0 of the head, in which the hash is 0, of
+the table up to the border of a line, padded by zeros, and of the data.  What pads the table to the border of a block is not
 hashed, and not written to a mapped journal.
 
 Frames are numbered, and each names the hash of the one before, the first that of the journal's head.  So a frame of an earlier
@@ -26,30 +24,15 @@ from ..machine.memory import copy_bytes, zero_bytes
 from ..machine.pointers import StructPointer, address_in, i8s, make_cast
 from .hashes import STATE_WORDS, begin_hash, copy_piece, end_hash, hash_piece
 
-FORMAT = 1
 BLOCK = 4096  # bytes of a block, on every machine
 LINE = 64
-HEAD_STEP = 512  # bytes from one head to the other: a sector, which the medium writes whole or not at all
 MOST_BYTES = 1 << 43  # of a journal
-HEAD_MAGIC = int.from_bytes(b"jitslabj", "little")
 FRAME_MAGIC = int.from_bytes(b"jitslabf", "little")
 AFTER_SYNCED = 1  # flag of a frame: the frame before was on the medium when this one was written
 RUN_WORDS = 5  # int64 of a run: cache id, file, offset, address in memory (once it is in the journal: place there), bytes
 RUN_BYTES = 8 * RUN_WORDS
 WORDS_FILE, RECORDS_FILE = 0, 1  # `file` of an entry
 
-JOURNAL_HEAD = np.dtype(
-    [
-        ("magic", "<i8"),  # HEAD_MAGIC
-        ("format", "<u4"),
-        ("flags", "<u4"),  # 0
-        ("pool", "<u8"),  # id of the pool
-        ("salt", "<i8"),  # one more at each reset, from a random number on; of the two heads the higher one counts
-        ("number", "<i8"),  # of the last commit before the first frame
-        ("hash", "<i8"),  # XXH64 with seed 0 of the head with 0 here
-        ("zeros", "<i8", (2,)),
-    ]
-)
 FRAME_HEAD = np.dtype(
     [
         ("magic", "<i8"),  # FRAME_MAGIC
@@ -80,18 +63,21 @@ WRITER = np.dtype(
         ("at", "i8"),  # where the next frame starts in the file
         ("map", "i8"),  # address of the mapped file, 0: it is not mapped
         ("capacity", "i8"),  # bytes of the file that may be written to without making it longer
+        ("n_runs", "i8"),  # of all frames
+        ("seen", "i8"),  # where in the file `previous` stands
         ("run", "i8"),  # of the frame that is being made: how many runs are copied
         ("done", "i8"),  # bytes copied of the next run
         ("state", "i8", (STATE_WORDS,)),  # of its hash
         ("hash", "i8"),  # of the frame that was made last
     ]
 )
+HASH_AT = FRAME_HEAD.fields["hash"][1]  # type: ignore[index]  # it has this field
 frame_at = make_cast(StructPointer("FrameHead", FRAME_HEAD))
 WriterPointer = StructPointer("JournalWriter", WRITER)
 writer_at = make_cast(WriterPointer)
 Writer = Any  # a pointer to a WRITER row
 
-assert JOURNAL_HEAD.itemsize == FRAME_HEAD.itemsize == LINE
+assert FRAME_HEAD.itemsize == LINE
 assert ENTRY.itemsize == 24
 
 
@@ -209,6 +195,24 @@ def finish_frame(row: int, to: int, runs: int, n: int) -> int:
         words[RUN_WORDS * k + 3] = place
         place += words[RUN_WORDS * k + 4]
     return 0
+
+
+@kernel
+def pass_frame(writer: Writer, length: int, digest: int, n: int) -> int:
+    """Take the place behind a frame of n runs; returns its number."""
+    writer.number += 1
+    writer.previous = digest
+    writer.seen = writer.at + HASH_AT
+    writer.at += length
+    writer.capacity = max(writer.capacity, writer.at)
+    writer.n_runs += n
+    return writer.number  # type: ignore[no-any-return]  # a field has no type
+
+
+@Entry
+def take_place(row: int, length: int, digest: int, n: int) -> int:
+    """As `pass_frame`, for Python, which no signal interrupts here: all is done or nothing."""
+    return pass_frame(writer_at(row), length, digest, n)
 
 
 # --- Reading a frame ---

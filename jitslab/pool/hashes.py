@@ -11,12 +11,16 @@ word once, stores it and hashes it: so the hash is that of the copy, also if ano
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 from ..machine.compile import Entry, inlined, int64, kernel, uint64
 from ..machine.memory import load1
 from ..machine.pointers import i8s, load_relaxed, u4s
 
 STRIPE = 32  # bytes: 8 for each of four lanes
 STATE_WORDS = 6  # the four lanes, bytes so far, the seed
+
+Unsigned: TypeAlias = Any  # an uint64, which wraps; a result that is annotated as an int would be an int64
 
 # The primes of XXH64.
 P1 = uint64(0x9E3779B185EBCA87)
@@ -30,19 +34,19 @@ P5 = uint64(0x27D4EB2F165667C5)
 
 
 @inlined
-def turned(x: int, n: int) -> int:
-    """Return `x` with its bits turned left by n, which is not 0 nor 64; both are unsigned."""
+def turned(x: Unsigned, n: Unsigned) -> Unsigned:
+    """Return `x` with its bits turned left by n, which is not 0 nor 64."""
     return (x << n) | (x >> (uint64(64) - n))
 
 
 @inlined
-def stirred(lane: int, word: int) -> int:
+def stirred(lane: Unsigned, word: int) -> Unsigned:
     """Return a lane after one more word."""
     return turned(lane + uint64(word) * P2, uint64(31)) * P1
 
 
 @inlined
-def merged(x: int, lane: int) -> int:
+def merged(x: Unsigned, lane: Unsigned) -> Unsigned:
     """Return a hash after one more lane."""
     return (x ^ stirred(uint64(0), lane)) * P1 + P4
 
@@ -99,7 +103,7 @@ def copy_piece(at: int, to: int, address: int, n: int) -> None:
 
 
 @kernel
-def finished(x: int, address: int, n: int) -> int:
+def finished(x: Unsigned, address: int, n: int) -> int:
     """Return the hash of all, after the last n bytes, fewer than a stripe, from an address aligned to 8."""
     words, left, done = i8s(address), n, 0
     while left >= 8:
@@ -120,7 +124,7 @@ def finished(x: int, address: int, n: int) -> int:
 
 
 @kernel
-def folded(p: int, q: int, r: int, s: int) -> int:
+def folded(p: int, q: int, r: int, s: int) -> Unsigned:
     """Return the hash of four lanes."""
     a, b, c, d = uint64(p), uint64(q), uint64(r), uint64(s)
     x = turned(a, uint64(1)) + turned(b, uint64(7)) + turned(c, uint64(12)) + turned(d, uint64(18))

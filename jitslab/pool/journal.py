@@ -1,5 +1,5 @@
 """
-The journal of a pool: a file of frames, one a commit, appended and synced; what stands in it is in `frames`.
+The journal of a pool: a file of frames, one a commit, appended and synced; what stands in it is in `heads` and `frames`.
 
 A commit is durable when `append` returns, and at no instant half durable: a frame counts if its hash does.  `read` yields the
 frames that count, in order, and takes the journal's place behind the last.  After a checkpoint has written the newest version of
@@ -19,19 +19,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CorruptPoolError, PoolError, PoolFailedError, PoolVersionError, ReadOnlyError
-from ..machine.addresses import round_up
+from ..errors import CorruptPoolError, PoolError, PoolFailedError, ReadOnlyError
+from ..machine.addresses import columns_of, round_up
 from . import calls
 from .frames import (
     AFTER_SYNCED,
     BLOCK,
     ENTRY,
-    FORMAT,
     FRAME_HEAD,
     FRAME_MAGIC,
-    HEAD_MAGIC,
-    HEAD_STEP,
-    JOURNAL_HEAD,
     LINE,
     MOST_BYTES,
     RUN_BYTES,
@@ -46,31 +42,22 @@ from .frames import (
     stage_data,
     start_frame,
     sum_runs,
+    take_place,
 )
-from .hashes import STATE_WORDS, hash_memory
+from .hashes import STATE_WORDS
+from .heads import HEAD_BYTES, HEAD_HASH_AT, HEAD_STEP, MOST_NUMBER, find_head, make_head
 from .pmem import BAD_RUNS, NO_ROOM, append_mapped, map_journal
+from .versions import newest, places_of
 
 NAME = "journal"
+SALT_STEP = 1 << 20  # a salt rises by as much at most, at random: it is new even if the head of a later reset was lost
 NOT_READ = "it was not read to its end"  # why a writer that has just opened it may not append: it would overwrite commits
 FIRST_BYTES = 1 << 20  # of a new journal
 GROWTH_BYTES = 16 << 20  # most zeros that are written ahead; a longer frame is written beyond the end
 PIECE_BYTES = 4 << 20  # of data copied, hashed and written at a time
-MOST_NUMBER = 1 << 62  # salts and numbers are below
-HASH_AT = FRAME_HEAD.fields["hash"][1]  # type: ignore[index]  # it has this field
-HEAD_HASH_AT = JOURNAL_HEAD.fields["hash"][1]  # type: ignore[index]  # it has this field
 WORD = {name: WRITER.fields[name][1] // 8 for name in WRITER.names or ()}  # type: ignore[index]  # they are its fields
-SALT, NUMBER, PREVIOUS, FLAGS, AT, MAP, CAPACITY, HASH = (
-    WORD[name] for name in ("salt", "number", "previous", "flags", "at", "map", "capacity", "hash")
-)
-
-VERSION = np.dtype(
-    [
-        ("cache", "i8"),  # id of the cache
-        ("file", "i8"),  # 0: words, 1: records
-        ("offset", "i8"),  # in the file
-        ("place", "i8"),  # in the journal
-        ("n_bytes", "i8"),
-    ]
+SALT, NUMBER, PREVIOUS, FLAGS, AT, MAP, CAPACITY, N_RUNS, SEEN, HASH = (
+    WORD[name] for name in ("salt", "number", "previous", "flags", "at", "map", "capacity", "n_runs", "seen", "hash")
 )
 
 
@@ -87,7 +74,7 @@ class Frame(NamedTuple):
     places : ndarray of int64
         Where the data of each entry begin in `data`.
     data : ndarray of uint8
-        It holds until the next frame is read.
+        It holds until the next frame is read, as `entries` does.
     """
 
     number: int
@@ -129,12 +116,10 @@ class Journal:
         "_failed",
         "_file",
         "_mapped",
-        "_n_runs",
         "_pool",
         "_row",
         "_runs",
         "_runs_at",
-        "_seen_at",
         "_slot",
         "_staging",
         "_words",
@@ -162,8 +147,8 @@ class Journal:
         words = self._words
         words[SALT], words[PREVIOUS], words[AT] = salt, hash_, BLOCK
         words[FLAGS] = AFTER_SYNCED if self.sync else 0
-        self._seen_at = HEAD_STEP * self._slot + HEAD_HASH_AT
-        self._n_runs = 0
+        words[N_RUNS] = 0
+        words[SEEN] = HEAD_STEP * self._slot + HEAD_HASH_AT
 
     # --- Opening ---
 
@@ -200,7 +185,7 @@ class Journal:
                 calls.write_at(file, head.ljust(BLOCK, b"\0"), 0)
                 journal._words[CAPACITY] = BLOCK
                 if sync:
-                    journal._add_zeros(FIRST_BYTES)
+                    journal._add_zeros(FIRST_BYTES - BLOCK)
             except OSError as error:
                 raise calls.pool_error(error, "making the journal") from error
             journal._map()
@@ -225,11 +210,13 @@ class Journal:
         """
         try:
             file = calls.open_file(folder, NAME, write=is_writable)
+        except FileNotFoundError:
+            raise CorruptPoolError("journal: it is missing") from None
         except OSError as error:
             raise calls.pool_error(error, "opening the journal") from error
         try:
             try:
-                size, start = calls.size_of(file), calls.read_at(file, HEAD_STEP + LINE, 0)
+                size, start = calls.size_of(file), calls.read_at(file, HEAD_STEP + HEAD_BYTES, 0)
             except OSError as error:
                 raise calls.pool_error(error, "reading the journal") from error
             if not BLOCK <= size <= MOST_BYTES:
@@ -281,30 +268,10 @@ class Journal:
 
         Returns
         -------
-        ndarray of VERSION
+        ndarray of versions.VERSION
             Runs of blocks that are neighbours in their file and in the journal, sorted by cache, file and offset.
         """
-        if self._n_runs == 0:
-            return np.empty(0, VERSION)
-        runs = self._runs[: self._n_runs]
-        sizes = runs[:, 4] // BLOCK
-        within = np.arange(sizes.sum()) - np.repeat(places_of(sizes), sizes)  # number of a block in its run
-        blocks = np.empty(len(within), VERSION)
-        blocks["n_bytes"] = BLOCK
-        for name, values in (("cache", runs[:, 0]), ("file", runs[:, 1])):
-            blocks[name] = np.repeat(values, sizes)
-        for name, values in (("offset", runs[:, 2]), ("place", runs[:, 3])):
-            blocks[name] = np.repeat(values, sizes) + within * BLOCK
-        blocks = blocks[np.lexsort((blocks["place"], blocks["offset"], blocks["file"], blocks["cache"]))]
-        is_last = np.append((blocks["offset"][1:] != blocks["offset"][:-1]) | is_other_file(blocks), True)
-        blocks = blocks[is_last]
-        starts = np.ones(len(blocks), np.bool_)
-        gap = (np.diff(blocks["offset"]) != BLOCK) | (np.diff(blocks["place"]) != BLOCK)
-        starts[1:] = gap | is_other_file(blocks)
-        first = np.flatnonzero(starts)
-        versions: npt.NDArray[np.void] = blocks[first]
-        versions["n_bytes"] = np.diff(np.append(first, len(blocks))) * BLOCK
-        return versions
+        return newest(self._runs[: self._words[N_RUNS]])
 
     def read_into(self, buffer: Any, place: int) -> None:
         """
@@ -385,7 +352,7 @@ class Journal:
 
     def _see_size(self) -> bool:
         """Take note of the file's length; False if the writer began the journal anew since `follow_reset`."""
-        seen = calls.read_at(self._file, 8, self._seen_at)
+        seen = calls.read_at(self._file, 8, self._words[SEEN])
         if int.from_bytes(seen, "little", signed=True) != self._words[PREVIOUS]:
             if find_head(calls.read_at(self._file, HEAD_STEP + LINE, 0), self._pool)[1] != self._words[SALT]:
                 return False
@@ -411,11 +378,10 @@ class Journal:
         start, places = head_bytes(n), places_of(table["n_bytes"].astype(np.int64))
         if not is_kept.all():
             table, places = table[is_kept], places[is_kept]
-        first, self._n_runs = self._n_runs, self._need_runs(len(table))
+        first, end = words[N_RUNS], self._need_runs(len(table))
         for k, values in enumerate((table["cache"], table["file"], table["offset"], at + start + places, table["n_bytes"])):
-            self._runs[first : self._n_runs, k] = values
-        self._seen_at = at + HASH_AT
-        self._advance(start + total, int(head["hash"]))
+            self._runs[first:end, k] = values
+        take_place(self._row, start + total, int(head["hash"]), len(table))
         return Frame(number, table, places, data[start:])
 
     def _frame_at(self, at: int) -> tuple[np.void, npt.NDArray[np.uint8]] | None:
@@ -455,21 +421,20 @@ class Journal:
         That is known if a later frame stands behind the last one that counts, and says that the frame before it was synced.  It
         is asked before the journal is written to.
         """
-        at, end, budget = self.used, self.capacity, 2 * self.capacity
+        budget = 2 * self.capacity
         try:
-            while at < end:
-                piece = np.frombuffer(calls.read_at(self._file, min(PIECE_BYTES, end - at), at), np.uint8)
-                heads = piece[: len(piece) // BLOCK * BLOCK].reshape(-1, BLOCK)[:, :LINE].copy().view(FRAME_HEAD)[:, 0]
-                later = (heads["magic"] == FRAME_MAGIC) & (heads["salt"] == self._words[SALT])
-                later &= (heads["flags"] & AFTER_SYNCED != 0) & (heads["number"] > self.number + 1)
-                for k in np.flatnonzero(later).tolist():
-                    length = self._length(heads[k].tobytes(), at + k * BLOCK)
-                    budget -= length  # heads that were made up, each of a frame as long as the file, would take for ever
-                    if budget < 0 or (length and self._frame_at(at + k * BLOCK) is not None):
-                        return self.number + 1
-                if not len(heads):
-                    break
-                at += len(heads) * BLOCK
+            size = calls.size_of(self._file)
+            if size < self.capacity:
+                raise CorruptPoolError(f"journal: it was {self.capacity} bytes long, and is {size} now")
+            heads = columns_of(self._file, self.capacity, BLOCK, LINE).view(FRAME_HEAD)[self.used // BLOCK :, 0]
+            later = (heads["magic"] == FRAME_MAGIC) & (heads["salt"] == self._words[SALT])
+            later &= (heads["flags"] & AFTER_SYNCED != 0) & (heads["number"] > self.number + 1)
+            for k in np.flatnonzero(later).tolist():
+                at = self.used + k * BLOCK
+                length = self._length(heads[k].tobytes(), at)
+                budget -= length  # heads that were made up, each of a frame as long as the file, would take for ever
+                if budget < 0 or (length and self._frame_at(at) is not None):
+                    return self.number + 1
         except OSError as error:
             raise calls.pool_error(error, "reading the journal") from error
         return 0
@@ -503,8 +468,8 @@ class Journal:
         """
         if self._failed or not self.is_writable:
             self._refuse()
-        words, n, first = self._words, len(runs), self._n_runs
-        at, end = words[AT], first + n
+        words, n, first = self._words, len(runs), self._words[N_RUNS]
+        end = first + n
         if end > len(self._runs):
             self._need_runs(n)
         self._runs[first:end] = runs
@@ -514,16 +479,14 @@ class Journal:
             number = self._append(address, n)
         if number == BAD_RUNS:
             raise PoolError("a commit of no blocks, or of parts of blocks")
-        self._n_runs = end
-        self._seen_at = at + HASH_AT
         return number
 
     def _need_runs(self, n: int) -> int:
         """Have room for n more runs; returns how many there are then."""
-        end = self._n_runs + n
+        end = self._words[N_RUNS] + n
         if end > len(self._runs):
-            self._runs = np.resize(self._runs, (2 * end, RUN_WORDS))
-            self._runs_at = self._runs.ctypes.data
+            runs = np.resize(self._runs, (2 * end, RUN_WORDS))
+            self._runs, self._runs_at = runs, runs.ctypes.data
         return end
 
     def _append(self, runs: int, n: int) -> int:
@@ -545,16 +508,7 @@ class Journal:
         if self.sync:
             self._sync()
             words[FLAGS] = AFTER_SYNCED
-        self._advance(length, words[HASH])
-        return words[NUMBER]
-
-    def _advance(self, length: int, hash_: int) -> None:
-        """Take the place behind a frame."""
-        words = self._words
-        words[NUMBER] += 1
-        words[PREVIOUS] = hash_
-        words[AT] = end = words[AT] + length
-        words[CAPACITY] = max(words[CAPACITY], end)
+        return take_place(self._row, length, words[HASH], n)
 
     def _write(self, runs: int, n: int, total: int) -> None:
         """Write a frame at the journal's place: the data in pieces, the head last; a short one at once."""
@@ -580,18 +534,27 @@ class Journal:
 
     def _make_room(self, length: int) -> None:
         """Lengthen the file by zeros for a frame, if they are worth it; what is mapped must be there."""
-        if self.is_mapped or (self.sync and length <= GROWTH_BYTES):
-            self._add_zeros(max(length, min(self.capacity, GROWTH_BYTES)))
+        if not self.is_mapped and (not self.sync or length > GROWTH_BYTES):
+            return
+        try:
+            self._add_zeros(round_up(max(length, min(self.capacity, GROWTH_BYTES)), FIRST_BYTES))
+        except OSError as error:
+            if error.errno not in calls.FULL:
+                raise
+            self._cut()
+            if self.is_mapped:
+                self._add_zeros(length)  # no more than is needed
 
     def _add_zeros(self, n: int) -> None:
-        """Write n or more zeros behind the end of the file, and sync them."""
-        at, zeros = self.capacity, bytes(FIRST_BYTES)
-        end = round_up(at + n, FIRST_BYTES)
-        for place in range(at, end, FIRST_BYTES):
+        """Write n zeros behind the end of the file, and sync them."""
+        end, zeros = self.capacity + n, bytes(FIRST_BYTES)
+        for place in range(self.capacity, end, FIRST_BYTES):
             calls.write_at(self._file, zeros[: end - place], place)
         self._sync()
+        was_mapped = self.is_mapped
+        self._unmap()
         self._words[CAPACITY] = end
-        if self.is_mapped:
+        if was_mapped:
             self._map()
 
     def _cut(self) -> None:
@@ -613,14 +576,16 @@ class Journal:
         """
         if self._failed or not self.is_writable:
             self._refuse()
-        slot, salt = 1 - self._slot, self._words[SALT] + 1
+        slot, salt = 1 - self._slot, self._words[SALT] + 1 + secrets.randbelow(SALT_STEP)
+        if max(salt, self.number) >= MOST_NUMBER:
+            raise PoolError(f"journal: salt {salt} or commit {self.number} is beyond what a head can have")
         head, hash_ = make_head(self._pool, salt, self.number)
         self._failed = "its reset was interrupted"  # an append under the old salt would be lost if the new head is there
         try:
             calls.write_at(self._file, head, HEAD_STEP * slot)
         except OSError as error:
             with suppress(OSError):
-                if calls.read_at(self._file, LINE, HEAD_STEP * slot) != head:
+                if calls.read_at(self._file, HEAD_BYTES, HEAD_STEP * slot) != head:
                     self._failed = ""
             raise calls.pool_error(error, "resetting the journal") from error
         if self.sync:
@@ -634,7 +599,8 @@ class Journal:
         try:
             calls.sync(self._file)
         except OSError as error:
-            self._failed = f"a sync failed: {(error.strerror or str(error)).lower()}"
+            self._failed = "a sync failed"  # before any call: a signal could interrupt that
+            self._failed += f": {(error.strerror or str(error)).lower()}"
             raise PoolFailedError(f"journal: {self._failed}; open the pool again") from error
 
     def _refuse(self) -> None:
@@ -650,58 +616,11 @@ class Journal:
         self._unmap()
         mapped = map_journal(self._file, self.capacity, self.used) if self.sync else None
         if mapped is not None:
-            self._words[MAP], self._mapped = mapped
+            address, self._mapped = mapped
+            self._words[MAP] = address
 
     def _unmap(self) -> None:
         """End the mapping."""
         self._words[MAP], mapped, self._mapped = 0, self._mapped, None
         if mapped is not None:
             mapped.close()
-
-
-def make_head(pool: int, salt: int, number: int) -> tuple[bytes, int]:
-    """Return a JOURNAL_HEAD and its hash."""
-    head = np.zeros(1, JOURNAL_HEAD)
-    head["magic"], head["format"], head["pool"], head["salt"], head["number"] = HEAD_MAGIC, FORMAT, pool, salt, number
-    hash_ = head["hash"] = hash_memory(head.ctypes.data, LINE, 0)
-    return head.tobytes(), hash_
-
-
-def find_head(start: bytes, pool: int) -> tuple[int, int, int, int]:
-    """
-    Return the slot, the salt, the number and the hash of the head that counts, from the first bytes of a journal.
-
-    Raises
-    ------
-    CorruptPoolError
-        If neither head is whole, or the journal belongs to another pool.
-    PoolVersionError
-        If the head has a newer format.
-    """
-    found = []
-    for slot in (0, 1):
-        head = np.zeros(1, JOURNAL_HEAD)
-        head.view(np.uint8)[:] = np.frombuffer(start[HEAD_STEP * slot : HEAD_STEP * slot + LINE].ljust(LINE, b"\0"), np.uint8)
-        magic, format_, flags, owner, salt, number, hash_, _ = head[0].item()
-        head["hash"] = 0
-        is_whole = magic == HEAD_MAGIC and hash_memory(head.ctypes.data, LINE, 0) == hash_
-        if is_whole and 0 <= salt < MOST_NUMBER and 0 <= number < MOST_NUMBER:
-            found.append((salt, slot, number, hash_, format_, flags, owner))
-    if not found:
-        raise CorruptPoolError(f"journal: neither of the heads at byte 0 and {HEAD_STEP} is whole")
-    salt, slot, number, hash_, format_, flags, owner = max(found)
-    if format_ != FORMAT or flags != 0:
-        raise PoolVersionError(f"journal: format {format_} with flags {flags}; this version reads format {FORMAT} with flags 0")
-    if owner != pool:
-        raise CorruptPoolError(f"journal: it belongs to pool {owner:016x}, not to {pool:016x}")
-    return slot, salt, number, hash_
-
-
-def places_of(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return where each piece begins, if they lie one behind the other."""
-    return np.asarray(np.cumsum(sizes) - sizes, np.int64)
-
-
-def is_other_file(blocks: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
-    """Whether each block but the first is of another file than the one before."""
-    return np.asarray(np.diff(blocks["cache"] << 1 | blocks["file"]) != 0, np.bool_)

@@ -1,9 +1,9 @@
 """
 Locks between processes: one writer of a pool, and which commits its readers see.
 
-The writer locks a file with its name in it.  A reader of commit number n holds a lock on byte n + 1 of another file; byte 0 stands for
-a reader that is being opened.  The writer may change the data files when no reader is behind its last commit: for that it
-locks all bytes up to that commit.  Locks belong to an open file: the end of a process, however it comes, ends them.
+The writer locks a file with its name in it.  A reader of commit number n holds a lock on byte n + 1 of another file; byte 0
+stands for a reader that is being opened.  The writer may change the data files when no reader is behind its last commit: for that
+it locks all bytes up to that commit.  Locks belong to an open file: the end of a process, however it comes, ends them.
 
 Where ranges of a file cannot be locked so (all but Linux), a reader locks the whole file, and a checkpoint waits for its end.
 """

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..core.geometry import lay_out_file
 from ..core.grow import grow
-from ..core.layout import EAGER_BYTES, ENTRIES, HEAP_BYTES, NODE_BYTES, TORN
+from ..core.layout import EAGER_BYTES, ENTRIES, HEAP_BYTES, NEVER, NODE_BYTES, SLAB, TORN
 from ..core.memory import HeapPlace, NewCacheMemory, serials, staggered
 from ..core.process import this_process
 from ..core.reader import READER_TABLE
@@ -27,8 +27,6 @@ from ..machine.addresses import PROT_RW, map_file, page_bytes, refuse_huge_pages
 from ..machine.compile import Entry, fill_table
 from ..machine.pointers import i8s
 from .format import BLOCK, WORDS, WORDS_HEAD, WORDS_OFFSET, CacheEntry, words_bytes, words_head
-
-NEVER = 1 << 62  # ticks: slabs of a pool are given back by `shrink` alone
 
 _reader_entries: list[Any] = []  # the ENTRIES row of caches that are read only, one a process
 
@@ -66,7 +64,7 @@ class PoolCacheMemory(NewCacheMemory):
 
     def __init__(self, entry: CacheEntry, first_generation: int, is_reader: bool) -> None:
         self.entry = entry
-        self._place = None
+        self._place, self.has_capacity = None, True
         self.placement = numa.resolve("local", False, None).undivided()
         self.geometry = sizes = lay_out_file(
             entry.dtype.itemsize, entry.stride, entry.shift, entry.capacity, entry.slots, words_bytes(entry.slots), page_bytes
@@ -86,7 +84,7 @@ class PoolCacheMemory(NewCacheMemory):
         self._fill_nodes(own)
         if is_reader:
             self.set_field("entries", reader_entries())
-        self.set_field("interval_end", NEVER)
+        self.set_field("interval_end", NEVER)  # slabs of a pool are given back by `shrink` alone
 
     def _make_usable(self, end: int) -> None:
         """Make the metadata before an offset usable, and let all generations be read."""
@@ -179,6 +177,11 @@ class PoolCacheMemory(NewCacheMemory):
         missing = n_slabs - self.field("committed")
         if missing > 0 and grow(self.address, missing) == 0:
             raise CacheFullError(f"the system gives no memory for {n_slabs} slabs of a cache")
+
+    def released_slabs(self) -> list[int]:
+        """Return the numbers of the slabs whose memory was given back, and not used since."""
+        rows = np.ndarray((self.n_slabs,), SLAB, self.bytes, self.field("slabs") - self._base, (-SLAB.itemsize,))
+        return np.flatnonzero(rows["n_fresh"] == 1 << self.geometry.shift).tolist()
 
     def make_slabs(self, n_slabs: int) -> None:
         """Have at least n slabs made, with memory behind them; `tear` comes when their generations are in place."""

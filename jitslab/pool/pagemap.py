@@ -8,11 +8,16 @@ file makes one.
 A search runs over some ranges and finds *runs*, pairs of an address and a number of bytes.  It returns how many.  If the room for
 runs ends, it returns MORE, and goes on where it stopped when it is called again; the first call of a search is told so.
 
-`find_written` asks two questions.  PAGEMAP_SCAN for WRITTEN alone is a loop of its own in the kernel, 0.6 ns a page; it tells
-pages that are not there, too.  Where it tells any, PAGEMAP_SCAN for pages that are there protects them, and says of each whether
-it is the file's: one step under the lock of the page table, 9 ns a page.  A store before that step is told now.  A store after it
-faults, and is told the next time.  Pages that are not there are never protected: Linux would leave a mark in their place, and a
-read of a marked page of a DAX file faults for ever (Linux 6.12).
+`find_written` asks three questions.  PAGEMAP_SCAN for WRITTEN alone is a loop of its own in the kernel, 0.6 ns a page; it tells
+pages that are not there, too.  Where it tells any, PAGEMAP_SCAN for pages that are there protects them: one step under the lock
+of the page table, 2 ns a page.  Of those that it tells, /proc/self/pagemap says which are private.  A store before the second
+step is told now; a store after it faults, and is told the next time.
+
+On DAX, files on persistent memory that are mapped directly, two things differ.  The kernel does not say which pages are the
+file's, so a page is private if `move_pages` knows its NUMA node.  And where a protected page is taken away, a mark stays: with
+any other file it is of no account, but the read of a marked page of a DAX file faults for ever (seen with Linux 6.12).  So
+there pages that are not there are never protected, nor holes, which go when the file is written to; `unprotect_all` comes before
+pages are dropped; and `try_dax` shows in a child process that no read hangs.
 """
 
 from __future__ import annotations
@@ -26,14 +31,15 @@ from numba import types
 from ..machine.addresses import LINUX, has_symbol
 from ..machine.compile import Entry, kernel
 from ..machine.memory import fibonacci_hash, shift_right
-from ..machine.pointers import StructPointer, address_in, i8s, make_cast
+from ..machine.pointers import StructPointer, address_in, i8s, load_relaxed, make_cast, store_release, u1s, u4s
+from ..machine.system import give_back
 from .hashes import hash_bytes
 
 BLOCK = 4096
 BLOCK_SHIFT = 12
 SPANS = 512  # regions that one system call tells
 ENTRIES = 512  # pages whose entries of /proc/self/pagemap one system call reads
-NEAR = 24  # pages between two regions that are asked about by one call: the call costs as much as 30 pages
+NEAR = 512  # pages between two spans that are protected by one call: the call costs as much as 700 pages
 DONE, MORE, FAILED = 0, -1, -2  # answers of a search, if not the number of runs
 UNKNOWN = 0  # hash of a block that has none
 
@@ -42,6 +48,7 @@ SCAN = np.dtype(
         ("pagemap", "i8"),  # file descriptor of /proc/self/pagemap
         ("uffd", "i8"),  # file descriptor of the userfaultfd
         ("page_bytes", "i8"),  # of the machine
+        ("is_dax", "i8"),
         # The search.
         ("ranges", "i8"),  # address of pairs: address, bytes
         ("n_ranges", "i8"),
@@ -62,14 +69,20 @@ SCAN = np.dtype(
         ("spans", "i8", (3 * SPANS,)),  # struct page_region
         ("regions", "i8", (3 * SPANS,)),
         ("entries", "i8", (ENTRIES,)),
+        ("pages", "i8", (ENTRIES,)),  # addresses, and what move_pages says of each
+        ("status", "i4", (ENTRIES,)),
+        ("path", "u1", (24,)),  # a C string
     ]
 )
 scan_at = make_cast(StructPointer("Scan", SCAN))
 
 _external: Any = types.ExternalFunction
-_SYSCALL = {"x86_64": 323, "aarch64": 282}.get(platform.machine(), -1)  # userfaultfd(2), which the C library does not have
-HAS_PAGEMAP = LINUX and has_symbol("pread")
-CAN_SCAN = HAS_PAGEMAP and _SYSCALL > 0 and all(map(has_symbol, ("syscall", "ioctl", "close")))
+# Numbers of userfaultfd(2), move_pages(2) and clone(2).
+_USERFAULTFD, _MOVE_PAGES, _CLONE = {"x86_64": (323, 279, 56), "aarch64": (282, 239, 220)}.get(platform.machine(), (-1, -1, -1))
+_CALLS = "syscall", "ioctl", "open", "close", "waitpid", "kill", "usleep", "_exit"
+PATH = b"/proc/self/pagemap"
+HAS_PAGEMAP = LINUX and has_symbol("pread") and has_symbol("syscall") and _MOVE_PAGES > 0
+CAN_SCAN = HAS_PAGEMAP and all(map(has_symbol, _CALLS))
 
 
 # --- Hashes of blocks ---
@@ -227,28 +240,64 @@ def find_all(row: int, is_first: int) -> int:
 
 if HAS_PAGEMAP:
     _pread = _external("pread", types.int64(types.int32, types.int64, types.int64, types.int64))
+    _syscall = _external("syscall", types.int64(*[types.int64] * 7))
+
+    @kernel
+    def judge_there(row: int, start: int, end: int) -> None:
+        """Judge the private ones of pages that are in memory, and are not known to be the file's."""
+        scan = scan_at(row)
+        if scan.is_dax == 0:
+            if start < end:
+                judge(row, start, end)
+            return
+        page, at = scan.page_bytes, start
+        while at < end:
+            n = min(ENTRIES, (end - at) // page)
+            for k in range(n):
+                scan.pages[k] = at + k * page
+            statuses = address_in(scan, "status")
+            refused = _syscall(_MOVE_PAGES, 0, n, address_in(scan, "pages"), 0, statuses, 0)
+            for k in range(n):
+                if refused != 0 or u4s(statuses)[k] >> 31 == 0:  # not an error: the number of a node
+                    judge(row, at + k * page, at + (k + 1) * page)
+            at += n * page
+
+    @kernel
+    def judge_private(row: int, start: int, end: int) -> int:
+        """Judge the pages that are there and private, by /proc/self/pagemap; there is room for all."""
+        scan = scan_at(row)
+        entries, at, page = scan.entries, start, scan.page_bytes
+        while at < end:
+            n = min(ENTRIES, (end - at) // page)
+            if _pread(scan.pagemap, address_in(scan, "entries"), 8 * n, at // page * 8) != 8 * n:
+                return FAILED
+            first = 0
+            for k in range(n):  # bit 63: in memory; 62: swapped; 61: the file's
+                if entries[k] >= 0 or (entries[k] >> 61) & 1 != 0:
+                    judge_there(row, at + first * page, at + k * page)
+                    first = k + 1
+                    if (entries[k] >> 61) == 2:
+                        judge(row, at + k * page, at + first * page)
+            judge_there(row, at + first * page, at + n * page)
+            at += n * page
+        return DONE
 
     @Entry
     def find_private(row: int, is_first: int) -> int:
-        """Judge the pages that are there and private, by /proc/self/pagemap."""
+        """Judge the pages that are there and private."""
         begin(row, is_first)
         scan = scan_at(row)
-        entries = scan.entries
         while scan.range < scan.n_ranges:
             pair = i8s(scan.ranges + 16 * scan.range)
-            at, end, page = max(scan.at, pair[0]), pair[0] + pair[1], scan.page_bytes
+            at, end = max(scan.at, pair[0]), pair[0] + pair[1]
             while at < end:
-                n = min(ENTRIES, (end - at) // page, room(row))
-                if n == 0:
+                stop = min(end, at + scan.page_bytes * room(row))
+                if stop == at:
                     scan.at = at
                     return MORE
-                if _pread(scan.pagemap, address_in(scan, "entries"), 8 * n, at // page * 8) != 8 * n:
+                if judge_private(row, at, stop) != DONE:
                     return FAILED
-                for k in range(n):
-                    # Bit 63: in memory; 62: swapped; 61: the file's.
-                    if (entries[k] >> 62) != 0 and (entries[k] >> 61) & 1 == 0:
-                        judge(row, at + k * page, at + (k + 1) * page)
-                at += n * page
+                at = stop
             scan.range += 1
             scan.at = 0
         return scan.n
@@ -258,7 +307,6 @@ else:
 
 
 if CAN_SCAN:
-    _syscall = _external("syscall", types.int64(*[types.int64] * 7))
     _ioctl = _external("ioctl", types.int32(types.int32, types.int64, types.int64))
     _close = _external("close", types.int32(types.int32))
 
@@ -268,14 +316,14 @@ if CAN_SCAN:
     _MODE_WP = 2
     _PAGEMAP_SCAN = 0xC0606610
     _WP_MATCHING, _CHECK_WPASYNC = 1, 2  # protect what is told; refuse ranges that are not registered
-    _WRITTEN, _FILE, _PRESENT, _SWAPPED, _ZEROS = 2, 4, 8, 16, 32  # categories of pages
+    _WRITTEN, _PRESENT, _SWAPPED, _ZEROS = 2, 8, 16, 32  # categories of pages
     _WALK_END = 4  # the place in `scan` where the kernel says how far it came
 
-    @Entry
-    def open_uffd(row: int) -> int:
+    @kernel
+    def new_uffd(row: int) -> int:
         """Return a userfaultfd that lets stores pass and notes them; -1: this kernel has none, or the process may not use it."""
         scan = scan_at(row)
-        fd = _syscall(_SYSCALL, _CLOEXEC | _NONBLOCK | _USER_MODE_ONLY, 0, 0, 0, 0, 0)
+        fd = _syscall(_USERFAULTFD, _CLOEXEC | _NONBLOCK | _USER_MODE_ONLY, 0, 0, 0, 0, 0)
         if fd < 0:
             return -1
         api = scan.register
@@ -288,7 +336,12 @@ if CAN_SCAN:
         return fd
 
     @Entry
-    def register_ranges(row: int) -> int:
+    def open_uffd(row: int) -> int:
+        """As `new_uffd`, for Python."""
+        return new_uffd(row)
+
+    @kernel
+    def register_all(row: int) -> int:
         """Have stores to the ranges noted; ranges may be registered already."""
         scan = scan_at(row)
         for k in range(2 * scan.n_ranges):
@@ -299,9 +352,14 @@ if CAN_SCAN:
                 return FAILED
         return DONE
 
+    @Entry
+    def register_ranges(row: int) -> int:
+        """As `register_all`, for Python."""
+        return register_all(row)
+
     @kernel
-    def ask(row: int, start: int, end: int, flags: int, any_of: int, told: int, regions: int, most: int) -> int:
-        """Scan pages in category WRITTEN; returns the number of regions, negative: refused."""
+    def ask(row: int, start: int, end: int, flags: int, any_of: int, without: int, told: int, regions: int, most: int) -> int:
+        """Scan pages in category WRITTEN and not in another; returns the number of regions, negative: refused."""
         scan = scan_at(row)
         args = scan.scan
         args[0] = 8 * 12
@@ -312,8 +370,8 @@ if CAN_SCAN:
         args[5] = regions
         args[6] = SPANS
         args[7] = most  # pages; 0: no limit
-        args[8] = 0
-        args[9] = _WRITTEN
+        args[8] = without
+        args[9] = _WRITTEN | without
         args[10] = any_of
         args[11] = told
         return _ioctl(scan.pagemap, _PAGEMAP_SCAN, address_in(scan, "scan"))
@@ -322,24 +380,24 @@ if CAN_SCAN:
     def find_in_span(row: int, start: int, end: int) -> int:
         """Protect the written pages of a span that are there; those that are private are judged."""
         scan = scan_at(row)
-        at, regions = start, scan.regions
+        at, regions, without = start, scan.regions, _ZEROS if scan.is_dax != 0 else 0
         while at < end:
             most = room(row)
             if most == 0:
                 scan.at = at
                 return MORE
-            flags, told = _WP_MATCHING | _CHECK_WPASYNC, _FILE | _ZEROS
-            n = ask(row, at, end, flags, _PRESENT | _SWAPPED, told, address_in(scan, "regions"), most)
+            flags, there = _WP_MATCHING | _CHECK_WPASYNC, _PRESENT | _SWAPPED
+            n = ask(row, at, end, flags, there, without, _WRITTEN, address_in(scan, "regions"), most)
             if n < 0:
                 return FAILED
-            for k in range(n):
-                if regions[3 * k + 2] == 0:
-                    judge(row, regions[3 * k], regions[3 * k + 1])
             at = scan.scan[_WALK_END]
+            for k in range(n):
+                if judge_private(row, regions[3 * k], regions[3 * k + 1]) != DONE:
+                    return FAILED
         return DONE
 
-    @Entry
-    def find_written(row: int, is_first: int) -> int:
+    @kernel
+    def find_noted(row: int, is_first: int) -> int:
         """Judge the pages that were written since they were protected, and protect them."""
         begin(row, is_first)
         scan = scan_at(row)
@@ -348,7 +406,7 @@ if CAN_SCAN:
             pair = i8s(scan.ranges + 16 * scan.range)
             at, end = max(scan.at, pair[0]), pair[0] + pair[1]
             while at < end:
-                n = ask(row, at, end, 0, 0, _WRITTEN, address_in(scan, "spans"), 0)
+                n = ask(row, at, end, 0, 0, 0, _WRITTEN, address_in(scan, "spans"), 0)
                 if n < 0:
                     return FAILED
                 at = scan.scan[_WALK_END]
@@ -366,8 +424,128 @@ if CAN_SCAN:
             scan.at = 0
         return scan.n
 
+    @Entry
+    def find_written(row: int, is_first: int) -> int:
+        """As `find_noted`, for Python."""
+        return find_noted(row, is_first)
+
+    # --- DAX ---
+
+    _open = _external("open", types.int32(types.int64, types.int32))
+    _waitpid = _external("waitpid", types.int32(types.int32, types.int64, types.int32))
+    _kill = _external("kill", types.int32(types.int32, types.int32))
+    _usleep = _external("usleep", types.int32(types.uint32))
+    _exit = _external("_exit", types.void(types.int32))
+    _UFFDIO_WRITEPROTECT = 0xC018AA06
+    _WNOHANG, _WALL, _SIGKILL = 1, 0x40000000, 9
+
+    @kernel
+    def unprotect_all(row: int) -> int:
+        """End the protection of the ranges, and take marks away."""
+        scan = scan_at(row)
+        for k in range(scan.n_ranges):
+            scan.register[0] = i8s(scan.ranges)[2 * k]
+            scan.register[1] = i8s(scan.ranges)[2 * k + 1]
+            scan.register[2] = 0
+            if scan.register[1] > 0 and _ioctl(scan.uffd, _UFFDIO_WRITEPROTECT, address_in(scan, "register")) != 0:
+                return FAILED
+        return DONE
+
+    @Entry
+    def unprotect_ranges(row: int) -> int:
+        """As `unprotect_all`, for Python."""
+        return unprotect_all(row)
+
+    @kernel
+    def find_quietly(row: int) -> int:
+        """Search; returns the number of runs, or of the last of them if there is no room for all."""
+        answer = find_noted(row, 1)
+        while answer == MORE:
+            scan_at(row).n = 0
+            answer = find_noted(row, 0)
+        return answer
+
+    @kernel
+    def read_all(row: int) -> int:
+        """Read a byte of each page of the ranges; returns their sum."""
+        scan, total = scan_at(row), 0
+        for k in range(scan.n_ranges):
+            first = i8s(scan.ranges)[2 * k]
+            for at in range(first, first + i8s(scan.ranges)[2 * k + 1], scan.page_bytes):
+                total += load_relaxed(u1s(at), 0)
+        return total
+
+    @kernel
+    def write_some(row: int) -> int:
+        """Store into every seventh page of the ranges what stands there; returns how many."""
+        scan, n = scan_at(row), 0
+        for k in range(scan.n_ranges):
+            first = i8s(scan.ranges)[2 * k]
+            for at in range(first, first + i8s(scan.ranges)[2 * k + 1], 7 * scan.page_bytes):
+                store_release(u1s(at), 0, load_relaxed(u1s(at), 0))
+                n += 1
+        return n
+
+    @kernel
+    def tells(row: int) -> bool:
+        """Whether a search finds what is written, after all was read, no more and no less; it writes to the ranges."""
+        scan = scan_at(row)
+        scan.compares = 0
+        for again in range(3):
+            read_all(row)
+            if find_quietly(row) < 0:
+                return False
+            n = write_some(row)
+            read_all(row)
+            if find_quietly(row) != n or find_quietly(row) != 0:
+                return False
+            read_all(row)
+            if find_quietly(row) != 0:
+                return False
+            if again == 1:
+                unprotect_all(row)
+                for k in range(scan.n_ranges):
+                    give_back(i8s(scan.ranges)[2 * k], i8s(scan.ranges)[2 * k + 1])
+        return True
+
+    @Entry
+    def try_dax(row: int, most: int) -> int:
+        """
+        Whether `find_written` tells what is written to the ranges, in a child process that has them, too: 1 or 0.
+
+        It is 0 also if the child is not done after `most` milliseconds: then it hangs, and is killed.
+        """
+        scan = scan_at(row)
+        child = _syscall(_CLONE, 0, 0, 0, 0, 0, 0)  # a fork without its handlers: the child makes system calls alone
+        if child == 0:
+            scan.pagemap = _open(address_in(scan, "path"), 0)
+            scan.uffd = new_uffd(row)
+            is_right = scan.pagemap >= 0 and scan.uffd >= 0 and register_all(row) == DONE and tells(row)
+            _exit(0 if is_right else 1)
+        if child < 0:
+            return 0
+        status = address_in(scan, "status")
+        for _ in range(most):
+            ended = _waitpid(child, status, _WNOHANG | _WALL)
+            if ended != 0:
+                return 1 if ended == child and u4s(status)[0] == 0 else 0
+            _usleep(1000)
+        _kill(child, _SIGKILL)
+        _waitpid(child, status, _WALL)
+        return 0
+
 else:
     find_written = register_ranges = find_all
+
+    @Entry
+    def unprotect_ranges(row: int) -> int:
+        """Nothing is protected."""
+        return DONE
+
+    @Entry
+    def try_dax(row: int, most: int) -> int:
+        """It is not used here."""
+        return 0
 
     @Entry
     def open_uffd(row: int) -> int:

@@ -19,7 +19,7 @@ from ..machine.compile import Entry, kernel
 from ..machine.flush import CAN_FLUSH, flush_line, store_fence
 from ..machine.pointers import address_in, i8s
 from . import calls
-from .frames import LINE, RUN_WORDS, begin_frame, data_at, data_bytes, end_frame, lines_of, writer_at
+from .frames import LINE, RUN_WORDS, begin_frame, data_at, data_bytes, end_frame, lines_of, pass_frame, writer_at
 from .hashes import copy_piece
 
 VARIABLE = "JITSLAB_PMEM"
@@ -60,10 +60,7 @@ def append_mapped(row: int, runs: int, n: int) -> int:
     end_frame(writer, to)
     flush_lines(to, lines_of(n))
     store_fence()
-    writer.number += 1
-    writer.previous = writer.hash
-    writer.at += start + total
-    return writer.number  # type: ignore[no-any-return]  # a field has no type
+    return pass_frame(writer, start + total, writer.hash, n)
 
 
 def map_journal(file: int, n: int, first: int) -> tuple[int, Any] | None:

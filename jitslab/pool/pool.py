@@ -1,8 +1,8 @@
 """
 `Pool`: named caches whose records are in files, and the operations that make their changes last.
 
-A commit copies the pages that were written since the last one into the journal.  A checkpoint copies the journal into the data files.
-To open a pool, its data files are mapped, and the journal is copied over them.
+A commit copies the pages that were written since the last one into the journal.  A checkpoint copies the journal into the data
+files.  To open a pool, its data files are mapped, and the journal is copied over them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,16 +20,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import reach
 from .._closable import Closable
 from .._faults import joined
 from .._names import Names, check_name
 from .._validate import as_count, check_dtype
-from ..cache import RecordLike
+from ..cache import RecordLike, SlabCache
 from ..core.geometry import slab_shape
 from ..core.layout import HEAPS, MAX_SLOTS, NODE_WORDS, SPARE_SLOTS
 from ..core.memory import first_cycle, serials
 from ..core.rebuild import recover
 from ..declare import declared_class, plain, template_of
+from ..descriptor import describe
 from ..errors import (
     BusyError,
     CapacityError,
@@ -37,13 +40,16 @@ from ..errors import (
     FaultError,
     PoolError,
     PoolFailedError,
+    PoolLawError,
     ReadOnlyError,
     TransactionError,
     shown,
 )
 from ..machine.addresses import CAN_GROW
+from ..reach import ByCache
 from . import calls
 from .cache import PoolCache, make_cache
+from .check import broken_caches, broken_files
 from .dirty import Written
 from .files import MODES, Folder, new_id, telling
 from .format import (
@@ -55,7 +61,6 @@ from .format import (
     WRITER_LOCK,
     CacheEntry,
     Meta,
-    describe,
     records_bytes,
     words_bytes,
     words_name,
@@ -65,11 +70,11 @@ from .journal import Journal
 from .locks import ReaderLock, WriterLock
 from .memory import PoolCacheMemory, name_runs
 from .pagemap import hash_blocks
-from .restore import apply_frame, raise_generations, restore, write_back
+from .restore import apply_frame, punch_empty, raise_generations, restore, write_back
 
 N_SLABS = NODE_WORDS["n_slabs"]
 ROOT = "root"  # name of the cache that holds the root
-LEAST_JOURNAL = 64 << 20  # bytes of a journal that a commit leaves as they are
+LEAST_JOURNAL = 64 << 20  # bytes of a journal that a commit leaves as they are; more if that is less than a quarter of the data
 KEPT_SHARE = 4  # a quarter of the machine's memory may be pages of pools that a checkpoint keeps
 OPEN_TRIES = 5  # times that a reader looks again if the writer makes or drops caches meanwhile
 
@@ -139,6 +144,7 @@ def open_pool(
     >>> with jitslab.open_pool(f"{folder.name}/list", "r") as pool:
     ...     pool["nodes"][pool.root["head"]]["value"].item()
     2.0
+    >>> folder.cleanup()
     """
     if mode not in MODES:
         raise CapacityError(f"mode is one of {', '.join(map(repr, MODES))}, got {shown(mode)}")
@@ -146,7 +152,7 @@ def open_pool(
         if not isinstance(value, bool):
             raise CapacityError(f"{option} is True or False, got {shown(value)}")
     if not CAN_GROW or sys.platform == "win32":
-        raise PoolError("pools need mmap and mprotect, which this system does not have")
+        raise PoolError("pools need private mappings of files, which this system does not have")
     where = os.path.abspath(os.fsdecode(os.fspath(path)))
     raised = {name: as_count(n, f"capacity of {name!r}", 1) for name, n in (capacity or {}).items()}
     most = memory_bytes() // KEPT_SHARE if keep is None else as_count_of_bytes(keep)
@@ -163,7 +169,7 @@ def open_pool(
 
 class Pool(Closable):
     """
-    Named caches whose records are in files, atomic at every commit.  Made by `open_pool`.
+    Named caches whose records are in files, atomic at every commit; made by `open_pool`.
 
     Everything in it, allocs, frees and plain stores of compiled code, is made to last by `commit`: all since the last commit,
     or nothing.  If the process or the machine ends at any instant, the pool is as the last commit left it when it is opened next.
@@ -175,6 +181,25 @@ class Pool(Closable):
     A commit that runs beside stores of other threads has some of these, and the next commit has the others: commit between
     kernels.  A cache of the pool must fit the address space; pages that were written since the last checkpoint must fit memory.
     Not for network file systems.  A child of `fork` finds the pool closed.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, jitslab
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> pool = jitslab.open_pool(f"{folder.name}/book")
+    >>> orders = pool.create_cache("orders", np.dtype([("price", "f8"), ("size", "i4")]), capacity=10**6)
+    >>> h = orders.alloc(price=9.5, size=100)
+    >>> pool.commit()
+    1
+    >>> reader = jitslab.open_pool(f"{folder.name}/book", "r")
+    >>> orders[h]["size"] = 50
+    >>> pool.commit(), reader["orders"][h]["size"].item()
+    (2, 100)
+    >>> reader.refresh(), reader["orders"][h]["size"].item()
+    (2, 50)
+    >>> reader.close(), pool.close()
+    (None, None)
+    >>> folder.cleanup()
     """
 
     __slots__ = (
@@ -194,24 +219,29 @@ class Pool(Closable):
         "_made",
         "_meta",
         "_mode",
-        "_pages",
+        "_most_journal",
         "_pid",
+        "_places",
         "_postponed",
         "_ranges",
         "_readers",
+        "_root",
         "_shrunk",
         "_sync",
-        "_written",
         "_writer",
+        "_written",
         "path",
     )
     path: str
     _caches: dict[int, PoolCache[Any]]  # by id
     _is_cut: bool  # whether a reader was interrupted while it read: it reads all anew
-    _shrunk: dict[int, bool]  # ids of caches that gave memory of empty slabs back
+    _places: tuple[int, int]  # addresses of `_ranges` and `_files`
+    _made: list[int]  # slabs of each cache, when `_ranges` were made
+    _shrunk: set[PoolCache[Any]]  # caches that gave memory of empty slabs back
     _meta: Meta
     _journal: Journal
     _written: Written
+    _root: int  # handle of the root
     _not_copied = "; open it again to read, with mode 'r'"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -224,9 +254,10 @@ class Pool(Closable):
         self.path, self._mode, self._sync, self._keep = path, "r" if mode == "r" else "r+", sync, keep
         self._pid, self._is_closed, self._failure, self._in_transaction = os.getpid(), False, "", False
         self._is_cut = False
-        self._lock, self._caches, self._shrunk, self._made = threading.Lock(), {}, {}, []
+        self._lock, self._caches, self._shrunk, self._made = threading.Lock(), {}, set(), []
         self._ranges = self._files = np.empty((0, 2), np.int64)
-        self._commits = self._checkpoints = self._postponed = self._pages = 0
+        self._commits = self._checkpoints = self._postponed = self._most_journal = 0
+        self._places = 0, 0
         self._folder: Folder | None = None
         self._writer: WriterLock | None = None
         self._readers: ReaderLock | None = None
@@ -264,7 +295,7 @@ class Pool(Closable):
         meta = Meta(new_id(), 0, None, ())
         Journal.create(folder.file, meta.id, 0, sync=self._sync).close()
         if root is not None:
-            entry = new_entry(0, ROOT, root, 1, True, "zero")
+            entry = new_entry(0, ROOT, root, 1, False, "zero")
             folder.make_data(meta.id, entry, 2 * first_cycle(next(serials)))
             meta = replace(meta, next=1, root=0, caches=(entry,))
         folder.write_meta(meta)
@@ -342,7 +373,7 @@ class Pool(Closable):
         Raises
         ------
         PoolFullError
-            If the disk, a quota or the limit of file sizes is full.  Memory and the pool are as before: free some, and commit again.
+            If the disk, a quota or the limit of file sizes is full.  Memory and the pool are as before: free some, commit again.
         PoolFailedError
             If the system could not sync, now or before.  The pool holds the last commit or this one; open it again.
         ReadOnlyError, ClosedError
@@ -365,6 +396,7 @@ class Pool(Closable):
         ...     h = cache.alloc(x=1.0)
         ...     pool.commit(), pool.commit()
         (1, 1)
+        >>> folder.cleanup()
         """
         with self._alone("commit"):
             self._need_writer()
@@ -381,8 +413,7 @@ class Pool(Closable):
             self._journal.append(named)
             self._written.done(None if staged is None else hashes_of(staged, self._written.seed))
             self._commits += 1
-            self._pages += int(runs[:, 1].sum()) // BLOCK
-            if self._journal.used > self._most_journal():
+            if self._journal.used > self._most_journal:
                 self._try_checkpoint()
         return self._journal.number
 
@@ -396,20 +427,16 @@ class Pool(Closable):
             order = np.argsort(ranges[:, 0])
             self._ranges = np.ascontiguousarray(ranges[order])
             self._files = np.ascontiguousarray(files[order])
+            self._places = self._ranges.ctypes.data, self._files.ctypes.data
+            self._most_journal = max(LEAST_JOURNAL, int(ranges[:, 1].sum()) // 4)
             self._made = made
         return self._ranges
 
     def _named(self, runs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return runs of memory with the cache, the file and the offset of each, as of `Journal.append`."""
         named = np.empty((len(runs), RUN_WORDS), np.int64)
-        name_runs(runs.ctypes.data, len(runs), self._ranges.ctypes.data, self._files.ctypes.data, named.ctypes.data)
+        name_runs(runs.ctypes.data, len(runs), *self._places, named.ctypes.data)
         return named
-
-    def _most_journal(self) -> int:
-        """Return how many bytes of the journal a commit leaves: a quarter of the data, at least 64 MiB."""
-        return max(
-            LEAST_JOURNAL, sum(sum(cache._memory.made_bytes(cache._memory.n_slabs)) for cache in self._caches.values()) // 4
-        )
 
     # --- Rollback and transactions ---
 
@@ -485,6 +512,7 @@ class Pool(Closable):
         ...     except ValueError:
         ...         len(cache), h in cache
         (0, False)
+        >>> folder.cleanup()
         """
         with self._alone("transaction"):
             self._need_writer()
@@ -494,12 +522,12 @@ class Pool(Closable):
         try:
             yield self
         except BaseException:
-            with self._alone("rollback"):
+            with self._alone("rollback", waits=True):
                 self._in_transaction = False
                 if not self._is_closed:
                     self._rollback()
             raise
-        with self._alone("commit"):
+        with self._alone("commit", waits=True):
             self._in_transaction = False
             self._need_writer()
             self._commit()
@@ -536,7 +564,7 @@ class Pool(Closable):
             return is_done
 
     def _try_checkpoint(self) -> None:
-        """Write a long journal into the data files after a commit; if that fails, the commit holds, and the next one tries again."""
+        """Write a long journal into the data files after a commit: if that fails, the commit holds, and the next tries again."""
         try:
             self._checkpoint()
         except PoolFailedError as error:
@@ -554,13 +582,18 @@ class Pool(Closable):
                 self._postponed += 1
                 return False
             try:
-                write_back(self._journal, self._the_folder, self._meta, self._shrunk)
+                write_back(self._journal, self._the_folder, self._meta)
                 self._journal.reset()
+                self._shrunk = {cache for cache in self._shrunk if not self._punch(cache._memory)}
             finally:
                 self._the_readers.admit(number)
-        self._shrunk = {}
         self._checkpoints += 1
         return True
+
+    def _punch(self, memory: PoolCacheMemory) -> bool:
+        """Give the space of released slabs in the file back; returns False if the last commit has live records in one."""
+        self._written.before_drop(memory.ranges())
+        return punch_empty(self._the_folder, memory)
 
     def _drop_memory(self) -> None:
         """Have memory be as the files are, if too many pages were written and all are committed."""
@@ -586,9 +619,10 @@ class Pool(Closable):
         self._written = Written(is_dax=self._journal.is_mapped)
         self._written.forget(self._note_slabs())
 
-    def _note_shrunk(self, cache: PoolCache[Any]) -> None:
-        """Note that a cache gives memory of empty slabs back: the next checkpoint gives back that of the file."""
-        self._shrunk[cache._memory.entry.id] = True
+    def _before_shrink(self, cache: PoolCache[Any]) -> None:
+        """Prepare a cache for giving memory of empty slabs back: the next checkpoint gives back that of the file."""
+        self._written.before_drop(cache._memory.ranges())
+        self._shrunk.add(cache)
 
     # --- Readers ---
 
@@ -797,6 +831,7 @@ class Pool(Closable):
             with telling(self.path):
                 self._replace_meta(meta)
             del self._caches[entry.id]
+            self._shrunk.discard(cache)
             self._made = []
             fault = cache._end_with_pool()
             self._written.forget(cache._memory.ranges())
@@ -851,7 +886,7 @@ class Pool(Closable):
         self._need_open()
         if self._meta.root is None:
             raise PoolError(f"{self.path} was made without a root: give open_pool the dtype of one when the pool is made")
-        return self._caches[self._meta.root]._views[0]
+        return self._caches[self._meta.root][self._root]
 
     def _need_root(self, root: Any) -> None:
         """Take the slot of a new root; raise if the root has another dtype than it should have."""
@@ -862,9 +897,13 @@ class Pool(Closable):
         cache = self._caches[self._meta.root]
         if root is not None:
             self._need_dtype(cache, root)
-        if self._is_writer and len(cache) == 0:
-            cache.alloc()
+        n, first = cache._first_live(1)
+        if n == 0 and self._is_writer:
+            first = cache.alloc_many(1)
             self._commit()
+        elif n != 1:
+            raise CorruptPoolError(f"{self.path} has {n} roots")
+        self._root = int(first[0])
 
     def _reduced(self, name: str) -> tuple[Any, ...]:
         """Return how a cache is pickled."""
@@ -875,7 +914,126 @@ class Pool(Closable):
         self._need_open()
         return reader_of, (self.path,)
 
+    # --- Links ---
+
+    def unreachable(self, roots: Any = (), links: Mapping[str, SlabCache[Any]] | None = None) -> ByCache[npt.NDArray[np.int64]]:
+        """
+        Return the live records that no path of links from the pool's root, or from other roots, leads to.
+
+        Parameters
+        ----------
+        roots : int, array_like of int, or mapping, optional
+            More roots than the pool's: handles of one cache; or of several, as ``{cache or name: handles}``.
+        links : mapping of str to SlabCache, optional
+            Caches that links lead to and that are not of this pool.
+
+        Returns
+        -------
+        ByCache
+            A dict: for each cache, by its name, an array of handles, by slot.  Its attribute `dangling` says how many links of
+            reached records are dangling: these are passed over.
+
+        Raises
+        ------
+        HandleError, HandleTypeError, RecordTypeError, UnknownNameError, CacheTypeError, LayoutError, BusyError, FaultError
+            As `SlabAllocator.unreachable`.
+        ClosedError
+            After `close`.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, jitslab
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> node = np.dtype([("value", "f8"), ("next", jitslab.link("nodes"))])
+        >>> root = np.dtype([("head", jitslab.link("nodes"))])
+        >>> with jitslab.open_pool(f"{folder.name}/pool", root=root) as pool:
+        ...     nodes = pool.create_cache("nodes", node, capacity=10, init="zero")
+        ...     pool.root["head"], lost = nodes.alloc(), nodes.alloc()
+        ...     pool.unreachable()["nodes"].tolist() == [lost], pool.collect()
+        (True, {'nodes': 1})
+        >>> folder.cleanup()
+        """
+        with self._alone("unreachable"):
+            found = reach.unreachable(self._by_name(), roots, links, self._always())
+            found.pop(ROOT, None)
+            return found
+
+    def collect(self, roots: Any = (), links: Mapping[str, SlabCache[Any]] | None = None) -> ByCache[int]:
+        """
+        Free the live records that `unreachable` returns; returns how many of each cache.
+
+        It is not committed: `rollback` undoes it.
+
+        Raises
+        ------
+        ReadOnlyError
+            If the pool was opened to read.
+        Exception
+            As `unreachable`; nothing is freed.
+        """
+        with self._alone("collect"):
+            self._need_writer()
+            freed = reach.collect(self._by_name(), roots, links, self._always())
+            freed.pop(ROOT, None)
+            return freed
+
+    def _by_name(self) -> dict[str, SlabCache[Any]]:
+        """Return all caches by name, the root's among them."""
+        return {cache.name: cache for cache in self._caches.values()}
+
+    def _always(self) -> dict[SlabCache[Any], list[int]]:
+        """Return the root as a root of links."""
+        return {} if self._meta.root is None else {self._caches[self._meta.root]: [self._root]}
+
     # --- What it is ---
+
+    def check(self, links: bool = False) -> None:
+        """
+        Look at everything again: all that the last commit left in the files, and the caches as they are.
+
+        Parameters
+        ----------
+        links : bool, default False
+            Follow links, too: each is NULL or the handle of a live record.
+
+        Raises
+        ------
+        PoolLawError
+            If a law of `jitslab.pool.check` is broken; its `broken` names each, with file, page and slot.
+        BusyError
+            If other threads are using a cache, or are in a call of the pool.
+        FaultError
+            If compiled code used a refused handle, and nobody was told.
+        ClosedError
+            If the pool is closed.
+
+        Notes
+        -----
+        Reads each page that was ever written, some 0.4 ns a byte; 3 ns a slot.  Other processes read and commit meanwhile, but
+        make no checkpoint.  ``jitslab check --repair`` does what can be done.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, jitslab
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> with jitslab.open_pool(f"{folder.name}/pool") as pool:
+        ...     cache = pool.create_cache("nodes", np.dtype([("next", jitslab.link("nodes"))]), capacity=10)
+        ...     h = cache.alloc(next=12345)
+        ...     pool.check()
+        ...     try:
+        ...         pool.check(links=True)
+        ...     except jitslab.PoolLawError as error:
+        ...         print(error.broken[0].partition(",")[0])
+        0.records
+        >>> folder.cleanup()
+        """
+        with self._alone("check"):
+            with telling(self.path):
+                found = broken_files(self._the_folder)
+            found += broken_caches(list(self._caches.values()), self._meta.root, links)
+        if found:
+            more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
+            raise PoolLawError(f"{self.path}: {found[0]}{more}", tuple(map(str, found)))
 
     @property
     def number(self) -> int:
@@ -899,15 +1057,14 @@ class Pool(Closable):
         Returns
         -------
         dict
-            ``number``: of the last commit; ``commits``, ``pages`` (of 4 KiB in them), ``checkpoints``, ``postponed`` (by readers or
-            failures); ``journal_bytes`` in use; ``private_bytes``: memory of pages that were written; ``dirty``: how written
+            ``number``: of the last commit; ``commits``, ``checkpoints``, ``postponed`` (by readers
+            or failures); ``journal_bytes`` in use; ``private_bytes``: memory of pages that were written; ``dirty``: how written
             pages are found, ``"userfaultfd"``, ``"pagemap"`` or ``"hashes"``; ``journal``: ``"file"`` or ``"mapped"``.
         """
         self._need_open()
         return {
             "number": self._journal.number,
             "commits": self._commits,
-            "pages": self._pages,
             "checkpoints": self._checkpoints,
             "postponed": self._postponed,
             "journal_bytes": self._journal.used,
@@ -972,6 +1129,16 @@ class Pool(Closable):
         self._let_go()
         return joined(faults)
 
+    def __del__(self, is_finalizing: Any = sys.is_finalizing) -> None:
+        """Close the files, and warn that the pool was not closed."""
+        if is_finalizing() or getattr(self, "_is_closed", True):
+            return
+        number = self._journal.number
+        self._let_go()
+        if self._pid == os.getpid() and self._is_writer:
+            text = f"never closed: pool {self.path!r}; what was written since commit {number} is dropped"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
+
     def _let_go(self) -> None:
         """Close the files, which gives the locks back."""
         self._is_closed = True
@@ -1028,10 +1195,10 @@ class Pool(Closable):
             raise PoolFailedError(f"pool {self.path!r} failed before, open it again: {self._failure}")
 
     @contextmanager
-    def _alone(self, what: str) -> Iterator[None]:
-        """Keep other threads out of the pool's calls; raise if one is in."""
+    def _alone(self, what: str, *, waits: bool = False) -> Iterator[None]:
+        """Keep other threads out of the pool's calls; if one is in, wait for it or raise."""
         self._need_open()
-        if self._lock.locked():
+        if not waits and self._lock.locked():
             raise BusyError(f"{what}: another thread is in a call of pool {self.path!r}")
         try:
             with self._lock:  # Ctrl-C comes before or after; of two threads that come at once, one waits here

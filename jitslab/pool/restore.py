@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import CorruptPoolError
+from ..machine.addresses import round_up
 from ..machine.compile import Entry
 from ..machine.pointers import u4s
 from . import calls
 from .files import DATA, Folder
-from .format import BLOCK, RECORDS, WORDS, WORDS_OFFSET, CacheEntry, Meta, check_words_head, sums_name, words_name
+from .format import (
+    BLOCK,
+    RECORDS,
+    WORDS,
+    WORDS_OFFSET,
+    CacheEntry,
+    Meta,
+    check_words_head,
+    records_name,
+    sums_name,
+    words_name,
+)
 from .journal import Frame, Journal
 from .memory import PoolCacheMemory
 from .pagemap import hash_blocks
@@ -22,6 +35,7 @@ PIECE_BYTES = 4 << 20  # that are copied at a time
 SUM_BYTES = 8  # of the sum of one page
 
 Rows = npt.NDArray[Any]
+Sums = list[tuple[int, int, npt.NDArray[np.int64]]]  # number of the file, its first page, and the sums of pages from there on
 
 
 # --- A frame over memory ---
@@ -42,51 +56,49 @@ def apply_frame(frame: Frame, memories: dict[int, PoolCacheMemory], pool: int, p
     path : str
         Of the pool, for messages.
     """
-    entries, places = frame.entries, frame.places
-    is_head = (entries["file"] == WORDS) & (entries["offset"] == 0)
-    for k in np.flatnonzero(is_head).tolist():
-        memory = memories[int(entries["cache"][k])]
-        data = frame.data[places[k] : places[k] + WORDS_OFFSET].tobytes()
-        n_slabs, first = check_words_head(
-            data, pool, memory.entry, f"{path}/{words_name(memory.entry.id)} in commit {frame.number}"
-        )
-        if first != memory.field("first_generation"):
-            raise CorruptPoolError(f"{path}: commit {frame.number} changes the first generation of cache {memory.entry.name!r}")
-        memory.make_slabs(n_slabs)
+    for id_, n_slabs, first in heads_of(frame, {id_: memory.entry for id_, memory in memories.items()}, pool, path):
+        if first != memories[id_].field("first_generation"):
+            name = memories[id_].entry.name
+            raise CorruptPoolError(f"{path}: commit {frame.number} changes the first generation of cache {name!r}")
+        memories[id_].make_slabs(n_slabs)
+    entries = frame.entries
     addresses = np.empty(len(entries), np.int64)
     for id_ in np.unique(entries["cache"]).tolist():
         memory = memories[id_]
         made = memory.made_bytes(memory.n_slabs)
+        need_in_use(frame, id_, made, path)
         for which in (WORDS, RECORDS):
             own = (entries["cache"] == id_) & (entries["file"] == which)
-            offsets = entries["offset"][own].astype(np.int64)
-            ends = offsets + entries["n_bytes"][own].astype(np.int64)
-            if len(ends) and ends.max() > made[which]:
-                name = DATA[which](id_)
-                raise CorruptPoolError(
-                    f"{path}: commit {frame.number} has byte {ends.max() - 1} of {name}, of which {made[which]} are in use"
-                )
-            addresses[own] = memory.at[which] + offsets
+            addresses[own] = memory.at[which] + entries["offset"][own].astype(np.int64)
     frame.copy_to(addresses)
+
+
+def heads_of(frame: Frame, entries: dict[int, CacheEntry], pool: int, path: str) -> Iterator[tuple[int, int, int]]:
+    """Yield the cache, n_slabs and first_generation of each head of a file of generations that a commit has."""
+    is_head = (frame.entries["file"] == WORDS) & (frame.entries["offset"] == 0)
+    for k in np.flatnonzero(is_head).tolist():
+        id_ = int(frame.entries["cache"][k])
+        data = frame.data[frame.places[k] : frame.places[k] + WORDS_OFFSET].tobytes()
+        yield id_, *check_words_head(data, pool, entries[id_], f"{path}/{words_name(id_)} in commit {frame.number}")
+
+
+def need_in_use(frame: Frame, id_: int, made: tuple[int, int], path: str) -> None:
+    """Raise if a commit has bytes of a cache's files behind those that its slabs use."""
+    for which in (WORDS, RECORDS):
+        own = frame.entries[(frame.entries["cache"] == id_) & (frame.entries["file"] == which)]
+        end = int((own["offset"] + own["n_bytes"]).max(initial=0))
+        if end > made[which]:
+            name = DATA[which](id_)
+            raise CorruptPoolError(
+                f"{path}: commit {frame.number} has byte {end - 1} of {name}, of which {made[which]} are in use"
+            )
 
 
 # --- The last commit back over memory ---
 
 
 def restore(memory: PoolCacheMemory, journal: Journal, versions: Rows, folder: Folder, runs: Rows) -> None:
-    """
-    Copy the last commit over some runs of a cache's memory.
-
-    Parameters
-    ----------
-    memory : PoolCacheMemory
-    journal : Journal
-    versions : ndarray of VERSION
-        The newest versions of the journal's blocks.
-    folder : Folder
-    runs : ndarray of int64, shape (n, 5)
-        As of `Journal.append`, all of this cache.
-    """
+    """Copy the last commit over some runs of a cache's memory, which are as of `Journal.append`."""
     for which in (WORDS, RECORDS):
         own = runs[runs[:, 1] == which]
         newest = versions[(versions["cache"] == memory.entry.id) & (versions["file"] == which)]
@@ -133,29 +145,51 @@ def raise_generations(memory: PoolCacheMemory, dropped: list[tuple[int, npt.NDAr
 # --- The journal into the data files ---
 
 
-def write_back(journal: Journal, folder: Folder, meta: Meta, shrunk: dict[int, bool]) -> None:
-    """
-    Write the newest version of every block of the journal into the data files, and sync these.
-
-    Parameters
-    ----------
-    journal : Journal
-    folder : Folder
-    meta : Meta
-    shrunk : dict of int to bool
-        The ids of caches of which empty slabs were given back.
-    """
+def write_back(journal: Journal, folder: Folder, meta: Meta) -> None:
+    """Write the newest version of every block of the journal into the data files, and sync these."""
     versions = journal.last_versions()
     for entry in meta.caches:
         own = versions[versions["cache"] == entry.id]
         if not len(own):
             continue
-        sums: list[tuple[int, int, npt.NDArray[np.int64]]] = []
+        sums: Sums = []
         for which in (WORDS, RECORDS):
             newest = own[own["file"] == which]
             if len(newest):
-                with_file(folder, DATA[which], entry, lambda file: sums.extend(write_runs(journal, file, newest, which)))  # noqa: B023  # called at once
-        with_file(folder, sums_name, entry, lambda file: write_sums(file, sums))  # noqa: B023  # likewise
+                with_file(folder, DATA[which], entry, partial(write_runs, journal, newest, which, sums))
+        with_file(folder, sums_name, entry, partial(write_sums, sums=sums))
+
+
+def punch_empty(folder: Folder, memory: PoolCacheMemory) -> bool:
+    """Give the space of released slabs back, where the data files have no live record; returns whether that is so of all."""
+    sizes, entry = memory.geometry, memory.entry
+    slots, slab_bytes = 1 << sizes.shift, sizes.stride << sizes.shift
+    sums: Sums = []
+    holes: list[tuple[int, int]] = []
+    is_all, file = True, folder.open_data(words_name, entry, write=False)
+    try:
+        for i in memory.released_slabs():
+            words = np.frombuffer(calls.read_at(file, 4 * slots, WORDS_OFFSET + 4 * slots * i), np.uint32)
+            first, end = round_up(i * slab_bytes, BLOCK), (i + 1) * slab_bytes // BLOCK * BLOCK
+            if (words & 1).any():
+                is_all = False
+            elif first < end:
+                sums.append((RECORDS, first // BLOCK, np.zeros((end - first) // BLOCK, np.int64)))
+                holes.append((first, end - first))
+    finally:
+        calls.close(file)
+    if holes:
+        with_file(
+            folder, sums_name, entry, partial(write_sums, sums=sums)
+        )  # first: a page that no sum is known of is not checked
+        with_file(folder, records_name, entry, partial(punch_all, holes))
+    return is_all
+
+
+def punch_all(holes: list[tuple[int, int]], file: int) -> None:
+    """Punch holes into a file; where the file system cannot, it stays as it is."""
+    for at, n in holes:
+        calls.punch(file, at, n)
 
 
 def with_file(folder: Folder, kind: Any, entry: CacheEntry, write: Any) -> None:
@@ -168,8 +202,8 @@ def with_file(folder: Folder, kind: Any, entry: CacheEntry, write: Any) -> None:
         calls.close(file)
 
 
-def write_runs(journal: Journal, file: int, newest: Rows, which: int) -> Iterator[tuple[int, int, npt.NDArray[np.int64]]]:
-    """Write runs of the journal into a data file; yields the file's number, the first page and the sums of each run."""
+def write_runs(journal: Journal, newest: Rows, which: int, sums: Sums, file: int) -> None:
+    """Write runs of the journal into a data file, and note the sums of their pages."""
     buffer = np.empty(PIECE_BYTES, np.uint8)
     for version in newest:
         offset, place, left = int(version["offset"]), int(version["place"]), int(version["n_bytes"])
@@ -177,7 +211,7 @@ def write_runs(journal: Journal, file: int, newest: Rows, which: int) -> Iterato
             n = min(left, PIECE_BYTES)
             journal.read_into(buffer[:n], place)
             calls.write_at(file, buffer[:n], offset)
-            yield which, offset // BLOCK, sums_of(buffer[:n])
+            sums.append((which, offset // BLOCK, sums_of(buffer[:n])))
             offset, place, left = offset + n, place + n, left - n
 
 
@@ -189,7 +223,7 @@ def sums_of(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     return sums
 
 
-def write_sums(file: int, sums: list[tuple[int, int, npt.NDArray[np.int64]]]) -> None:
+def write_sums(file: int, sums: Sums) -> None:
     """Write sums of pages: those of page i of both files are neighbours."""
     for which, first, values in sums:
         if len(values) == 1:

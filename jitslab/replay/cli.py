@@ -1,108 +1,46 @@
-"""
-The command line: ``jitslab replay``, ``jitslab record``, ``jitslab cut`` and ``jitslab warmup``.
-
-If the input is wrong, the command ends with one line on the error stream and status 2.  If a replay found a record changed, it
-ends with status 1.  Ctrl-C ends it with status 130, as a shell expects.
-
-A number is never cut.  Where a table does not fit the terminal, each of its rows becomes lines; where the output is no terminal,
-no line is broken.
-"""
+"""The commands for traces: ``jitslab replay``, ``jitslab record`` and ``jitslab cut``."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import sys
-import textwrap
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..allocator import WARMUP
-from ..errors import KernelCacheWarning, SlabError
-from ..machine.disk import where_kept
+from .._terminal import BAD_INPUT, add_command, bar, draw_table, lacks_rich, say
 from . import peak, recorder, replay, trace
 
-NO_RICH = "jitslab replay draws with rich, which is not installed: pip install rich; with --json it is not needed"
-INTERRUPTED = 130  # what a shell says of a command that SIGINT ended: 128 + 2
 FEW_EVENTS = 10_000  # of fewer a pass takes some 0.05 ms: the first touch of each page and the clock weigh more than the events
-UNBROKEN = 10_000  # columns of an output that is no terminal
-NO_BREAK = "\0"  # stands for a space where a line is not broken
 EVEN = 1.02  # two sides that differ by less are called equal
 COLUMNS = ("name", "size", "active", "slots", "per slab", "slabs", "use %", "KiB")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="jitslab", description="A slab allocator for NumPy-dtype records.")
-    parser.add_argument("--version", action="version", version=f"jitslab {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
-    one = add_command(commands, "replay", "run an allocation trace on slab caches and on malloc, and compare")
+def add_to(commands: Any) -> None:
+    """Add the commands to the command line."""
+    one = add_command(commands, "replay", run_replay, "run an allocation trace on slab caches and on malloc, and compare")
     one.add_argument("trace", nargs="?", help="an .npz file; without it, the trace that comes with the package")
     one.add_argument("--threads", type=int, default=1, metavar="N", help="threads: events go by CPU number modulo N (default 1)")
     one.add_argument("--repeat", type=int, default=5, metavar="N", help="later passes of each side (default 5)")
     one.add_argument("--json", action="store_true", help="print one JSON object, for programs")
-    one = add_command(commands, "record", "record the kernel's own slab caches while a command runs (Linux, perf, root)")
+    does = "record the kernel's own slab caches while a command runs (Linux, perf, root)"
+    one = add_command(commands, "record", run_record, does)
     one.add_argument("out", help="the .npz file to write")
-    one.add_argument("run", nargs="+", metavar="COMMAND", help="after --: the command and its arguments")
-    one = add_command(commands, "cut", "cut a window of events out of a trace: a shorter trace, which replays alone")
+    one.add_argument("run_this", nargs="+", metavar="COMMAND", help="after --: the command and its arguments")
+    does = "cut a window of events out of a trace: a shorter trace, which replays alone"
+    one = add_command(commands, "cut", run_cut, does)
     one.add_argument("trace", help="the .npz file to cut from; it stays as it is")
     one.add_argument("out", help="the .npz file to write")
     one.add_argument("--events", type=int, default=200_000, metavar="N", help="events of the cut (default 200,000)")
     one.add_argument("--start", type=int, default=0, metavar="N", help="event where it begins (default 0)")
-    add_command(commands, "warmup", "compile everything ahead of the first use: for build images and CI")
-    return parser
-
-
-def add_command(commands: Any, name: str, does: str) -> argparse.ArgumentParser:
-    """Add a command, with what it does in the list of commands and in its own help."""
-    made: argparse.ArgumentParser = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
-    return made
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """
-    Run the command line.
-
-    Parameters
-    ----------
-    arguments : sequence of str, optional
-        Without the program's name; ``sys.argv[1:]`` if not given.
-
-    Returns
-    -------
-    int
-        Status: 0, 1 (a record was found changed), 2 (bad input, or nothing that is compiled can be kept) or 130 (Ctrl-C).
-    """
-    options = make_parser().parse_args(arguments)
-    try:
-        if options.command == "replay":
-            return run_replay(options)
-        if options.command == "record":
-            return run_record(options)
-        return run_warmup() if options.command == "warmup" else run_cut(options)
-    except (SlabError, OSError, KernelCacheWarning) as error:
-        return refuse(f"jitslab {options.command}: {error}")
-    except KeyboardInterrupt:
-        sys.stderr.write(f"jitslab {options.command}: interrupted\n")
-        return INTERRUPTED
-
-
-def refuse(line: str) -> int:
-    """Write one line to the error stream; returns the status of bad input."""
-    sys.stderr.write(f"{line}\n")
-    return 2
 
 
 def run_record(options: argparse.Namespace) -> int:
     """Record a trace; messages go to the error stream, the output is the command's."""
-    made, lost = recorder.record(options.run, Path(options.out).absolute().parent)
+    made, lost = recorder.record(options.run_this, Path(options.out).absolute().parent)
     trace.save(options.out, made)
     sys.stderr.write(f"{options.out}: {len(made.events)} events of {len(made.caches)} caches, {lost} lost\n")
     return 0
@@ -116,25 +54,10 @@ def run_cut(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_warmup() -> int:
-    """Compile everything; nothing is worth while unless it can be kept."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", KernelCacheWarning)
-        with bar("compiling", len(WARMUP), "steps") as tick:
-            for _, compile_some in WARMUP:
-                compile_some()
-                tick()
-    sys.stdout.write(f"compiled; kept in {where_kept()}\n")
-    return 0
-
-
 def run_replay(options: argparse.Namespace) -> int:
     """Replay a trace, and print a table or a JSON object."""
-    if not options.json:
-        try:
-            import rich  # noqa: F401  # known to be there before the measuring starts
-        except ImportError:
-            return refuse(NO_RICH)
+    if lacks_rich(options):  # known before the measuring starts
+        return BAD_INPUT
     path = options.trace if options.trace is not None else trace.packaged()
     loaded = trace.load(path)
     measure = replay.measure if options.json else measure_with_bar
@@ -169,35 +92,6 @@ def as_object(path: str, loaded: trace.Trace, outcome: replay.Outcome, threads: 
         "waste": outcome.waste,
         "peak": outcome.peak,
     }
-
-
-@contextmanager
-def bar(what: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
-    """
-    Draw a progress bar, if rich is there and the error stream is a terminal; gives the function that moves it one on.
-
-    It is drawn by that function only: a thread of its own would take time from what is measured.
-    """
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    except ImportError:
-        is_drawn = False
-    else:
-        is_drawn = sys.stderr.isatty()
-    if not is_drawn:
-        yield lambda: None
-        return
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit)
-    with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        progress.refresh()
-
-        def tick() -> None:
-            progress.advance(task)
-            progress.refresh()
-
-        yield tick
 
 
 def measure_with_bar(loaded: trace.Trace, threads: int, repeat: int) -> replay.Outcome:
@@ -258,40 +152,6 @@ def draw(path: str, loaded: trace.Trace, outcome: replay.Outcome, threads: int) 
         ours, theirs = outcome.peak["jitslab"], outcome.peak["malloc"]
         say(f"peak memory: jitslab {ours >> 10} KiB, malloc {theirs >> 10} KiB, ratio {ours / max(theirs, 1):.2f}")
     say(f"{outcome.mismatches} records found changed")
-
-
-def say(line: str) -> None:
-    """Print a line; a terminal gets it broken between words, and a word that is longer, such as a path, whole."""
-    if sys.stdout.isatty():
-        width = max(shutil.get_terminal_size().columns, 1)
-        line = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
-    sys.stdout.write(line.replace(NO_BREAK, " ") + "\n")
-
-
-def draw_table(headings: Sequence[str], rows: Sequence[Sequence[str]], footer: Sequence[str] | None = None) -> None:
-    """Draw a table whose first column is text; where it does not fit, each row is told in words."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    sys.stdout.flush()
-    is_terminal = sys.stdout.isatty()
-    console = Console(width=None if is_terminal else UNBROKEN)
-    table = Table(box=box.SIMPLE, show_footer=footer is not None, pad_edge=False, collapse_padding=True)
-    for i, heading in enumerate(headings):
-        table.add_column(heading, footer[i] if footer else "", justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    if console.measure(table, options=console.options.update(width=UNBROKEN)).maximum <= console.width:
-        console.print(table)
-        return
-    for row in [*rows, *([footer] if footer else [])]:
-        say("")
-        say(row[0])
-        pairs = zip(headings[1:], row[1:], strict=True)
-        say(", ".join(f"{heading} {value}".replace(" ", NO_BREAK) for heading, value in pairs if value))
-    say("")
 
 
 def percent(part: int, whole: int) -> int:

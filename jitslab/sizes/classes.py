@@ -20,15 +20,16 @@ from .._closable import Closable
 from .._faults import fault_of, joined, shown_count, warn_of_lost
 from .._names import names_lock, need_name
 from .._validate import as_integer
-from ..cache import NEVER, SlabCache, counts_of
+from ..cache import SlabCache, counts_of
 from ..core.geometry import record_stride, slab_shape
-from ..core.layout import HEAP_BYTES, HEAPS, MAGAZINE_SLOTS, NULL, SLAB_BYTES, SLOT_MASK
+from ..core.layout import HEAP_BYTES, HEAPS, MAGAZINE_SLOTS, NEVER, NULL, SLAB_BYTES, SLOT_MASK
 from ..core.memory import LEAST_BYTES, CacheMemory, HeapPlace, NewCacheMemory, no_room
 from ..core.process import this_process
 from ..core.region import AnonymousRegion
 from ..errors import (
     CacheFullError,
     CapacityError,
+    CopyError,
     FaultError,
     ForeignHandleError,
     HandleError,
@@ -137,6 +138,10 @@ class ClassCache(SlabCache[Any]):
 
     def __init__(self, name: str, memory: CacheMemory) -> None:
         self._open(name, memory.records.dtype, None, memory)
+
+    def _need_own(self, what: str) -> NoReturn:
+        """Refuse: a size class is a part of an allocator."""
+        raise CopyError(f"{what} is not for {self!r}: it is a part of an allocator; gather(handles) copies its records")
 
 
 class SizeClasses(Holder, Closable):  # type: ignore[misc]  # made by CPython

@@ -1,0 +1,1 @@
+"""Programs that show what jitslab is for: ``python -m jitslab.examples.NAME``."""
