@@ -1243,16 +1243,15 @@ class Pool(Closable):
     def _alone(self, what: str, *, waits: bool = False) -> Iterator[None]:
         """Keep other threads out of the pool's calls; if one is in, wait for it or raise."""
         self._need_open()
-        if not self._lock.acquire(blocking=waits):
+        if not waits and self._lock.locked():
             raise BusyError(f"{what}: another thread is in a call of pool {self.path!r}")
         try:
-            self._need_open()
-            yield
+            with self._lock:  # Ctrl-C comes before or after; of two threads that come at once, one waits here
+                self._need_open()
+                yield
         except PoolFailedError as error:
             self._failure = self._failure or str(error)
             raise
-        finally:
-            self._lock.release()
 
     @property
     def _the_folder(self) -> Folder:
