@@ -726,15 +726,12 @@ class Pool(Closable):
         """Have the memory of all caches be as the data files are."""
         for cache in self._caches.values():
             self._map_again(cache._memory)
-            cache._memory.tear()
 
     def _read_journal(self) -> None:
         """Copy what the journal has more over memory."""
         memories = {id_: cache._memory for id_, cache in self._caches.items()}
         for frame in self._journal.read(partial(most_bytes, self._meta)):
             apply_frame(frame, memories, self._meta.id, self.path)
-            for id_ in np.unique(frame.entries["cache"]).tolist():
-                memories[id_].tear()
         for memory in memories.values():
             self._need_zeros_behind(memory)
         self._the_readers.move(self._journal.number)
