@@ -830,11 +830,11 @@ class Pool(Closable):
             meta = replace(self._meta, caches=tuple(other for other in self._meta.caches if other.id != entry.id))
             with telling(self.path):
                 self._replace_meta(meta)
+            self._written.forget(cache._memory.ranges())  # while it has its slabs: none of their pages may stay among the written
             del self._caches[entry.id]
             self._shrunk.discard(cache)
             self._made = []
             fault = cache._end_with_pool()
-            self._written.forget(cache._memory.ranges())
             self._failure = ""
             with suppress(OSError):  # what stays is removed when the pool is opened next
                 self._the_folder.remove_data(entry)

@@ -1,0 +1,80 @@
+"""Pools in the hands of several threads, of signals, of full disks, and of strangers: no commit is lost, and nothing breaks."""
+
+import errno
+import os
+
+import numpy as np
+import pytest
+
+import jitslab
+from jitslab.pool import calls
+
+PAIR = np.dtype([("x", "f8"), ("n", "i8")])
+ROOT = np.dtype([("n", "i8")])
+SYSTEM = calls.system
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Return the path of a pool that is not there yet."""
+    return str(tmp_path / "pool")
+
+
+@pytest.fixture
+def made(path):
+    """Make a pool with a root and a cache of pairs."""
+    with jitslab.open_pool(path, "x", root=ROOT) as pool:
+        pool.create_cache("pairs", PAIR, capacity=200_000)
+        pool.commit()
+        yield pool
+        if not pool.closed:
+            pool.close(commit=False)
+
+
+@pytest.fixture(autouse=True)
+def system():
+    """Have the system as it is again after each test."""
+    yield
+    calls.system = SYSTEM
+
+
+class Hooked:
+    """The system, with a function of its own in the place of one call."""
+
+    def __init__(self, name, function):
+        self.name, self.function = name, function
+
+    def __getattr__(self, name):
+        return self.function if name == self.name else getattr(SYSTEM, name)
+
+
+def numbered(handles):
+    """Return a pair for each handle, which has its number."""
+    pairs = np.zeros(len(handles), PAIR)
+    pairs["n"] = np.arange(len(handles))
+    return pairs
+
+
+# --- Commits that failed ---
+
+
+def test_a_cache_may_be_dropped_after_a_commit_that_found_no_room(path, made):
+    """The pages of the dropped cache are not in the next commit."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    wide = made.create_cache("wide", PAIR, capacity=100_000)
+    wide.alloc_many(90_000)
+    handle = made["pairs"].alloc(n=5)
+    calls.system = Hooked("pwrite", full)
+    with pytest.raises(jitslab.PoolFullError):
+        made.commit()
+    calls.system = SYSTEM
+    made.drop_cache("wide")
+    made.commit()
+    made.close()
+
+    with jitslab.open_pool(path, "r") as pool:
+        assert pool["pairs"][handle]["n"] == 5
+        assert list(pool.caches) == ["pairs"]
