@@ -78,3 +78,47 @@ def test_a_cache_may_be_dropped_after_a_commit_that_found_no_room(path, made):
     with jitslab.open_pool(path, "r") as pool:
         assert pool["pairs"][handle]["n"] == 5
         assert list(pool.caches) == ["pairs"]
+
+
+# --- Rollback ---
+
+
+@pytest.mark.parametrize("is_written_back", [False, True])
+def test_a_rollback_brings_back_records_whose_memory_was_given_back(path, made, is_written_back):
+    """`shrink` drops pages without a store: a rollback brings back what the last commit has in them."""
+    cache = made["pairs"]
+    handles = cache.alloc_many(50_000)
+    cache.scatter(handles, numbered(handles))
+    made.commit()
+    if is_written_back:
+        made.checkpoint()
+    with pytest.raises(KeyError), made.transaction():
+        cache.free_many(handles)
+        assert cache.shrink() > 5
+        cache.alloc_many(30_000, n=-1)
+        raise KeyError
+
+    assert (cache.gather(handles)["n"] == np.arange(50_000)).all()
+    cache.check()
+    made.root["n"] = 1
+    made.commit()
+    made.close()
+    with jitslab.open_pool(path, "r") as pool:
+        assert (pool["pairs"].gather(handles)["n"] == np.arange(50_000)).all()
+        pool.check()
+
+
+def test_a_rollback_after_a_commit_of_what_was_given_back(made):
+    """What was given back and committed stays given back."""
+    cache = made["pairs"]
+    handles = cache.alloc_many(50_000, n=1)
+    made.commit()
+    cache.free_many(handles)
+    cache.shrink()
+    made.commit()
+    before = made.stats()["private_bytes"]
+    cache.alloc(n=2)
+    made.rollback()
+    assert made.stats()["private_bytes"] < before + 100_000
+    assert len(cache) == 0
+    cache.check()
