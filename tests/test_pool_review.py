@@ -122,3 +122,65 @@ def test_a_rollback_after_a_commit_of_what_was_given_back(made):
     assert made.stats()["private_bytes"] < before + 100_000
     assert len(cache) == 0
     cache.check()
+
+
+@pytest.mark.parametrize("how", ["checkpoint", "reopen"])
+def test_handles_of_a_rollback_name_no_record_after(path, how):
+    """Generations that a rollback raised are kept when memory is dropped, and when the pool is closed."""
+    with jitslab.open_pool(path, "x", keep=0) as pool:
+        cache = pool.create_cache("pairs", PAIR, capacity=20_000)
+        cache.alloc()
+        pool.commit()
+        gone = cache.alloc_many(100)
+        pool.rollback()
+        if how == "checkpoint":
+            pool.checkpoint()
+            pool.commit()
+            pool.checkpoint()
+            assert pool.stats()["private_bytes"] == 0 or pool.stats()["dirty"] == "hashes"
+            assert not np.isin(gone, cache.alloc_many(10_000)).any()
+
+    with jitslab.open_pool(path) as pool:
+        assert not np.isin(gone, pool["pairs"].alloc_many(9_000)).any()
+        assert not pool["pairs"].is_live(gone).any()
+
+
+# --- Strangers' files ---
+
+
+WIDE = np.dtype([("x", "V65000")])  # a slab has one slot: a page of generations is that of 1,024 slabs
+
+
+@pytest.mark.parametrize("mode", ["r", "r+"])
+@pytest.mark.parametrize("place", ["file", "commit", "file and rollback"])
+def test_a_file_says_that_slots_without_memory_are_live(path, mode, place):
+    """Generations behind the last slab are taken for zeros, wherever they come from."""
+    with jitslab.open_pool(path, "x") as pool:
+        cache = pool.create_cache("wide", WIDE, capacity=3000)
+        cache.alloc()
+        pool.commit()
+        memory = cache._memory
+        page = memory.view(0)[:4096].copy()
+        words = page[2048:].view(np.uint32)
+        first = int(words[0])
+        words[memory.n_slabs :] = first
+        if place == "commit":
+            pool._journal.append(np.array([[0, 0, 0, page.ctypes.data, 4096]]))
+        else:
+            pool.checkpoint()
+    if place != "commit":
+        with open(f"{path}/0.words", "r+b") as file:
+            file.write(page.tobytes())
+
+    with jitslab.open_pool(path, mode) as pool:
+        cache = pool["wide"]
+        if place == "file and rollback" and mode == "r+":
+            cache.alloc()
+            pool.rollback()
+        for slot in range(cache._memory.n_slabs, 512):
+            handle = first >> 1 << 32 | slot
+            assert handle not in cache
+            with pytest.raises(jitslab.HandleError):
+                cache[handle]
+        assert len(cache) <= cache._memory.n_slabs
+        cache.check()

@@ -113,23 +113,24 @@ class PoolCacheMemory(NewCacheMemory):
             if error:
                 raise PoolError(f"the system does not map {n} bytes of a file: {os.strerror(error)}")
         self._grow(n_slabs)
-        behind = self.words_behind(n_slabs)
-        if behind.any():
-            behind[:] = 0
+        self.zero_behind(n_slabs)
 
     def made_bytes(self, n_slabs: int) -> tuple[int, int]:
         """Return how many bytes of the generations' and of the records' file n slabs use, in whole pages."""
         slots, page = n_slabs << self.geometry.shift, max(page_bytes, BLOCK)
         return round_up(WORDS_OFFSET + 4 * slots, page), round_up(slots * self.geometry.stride, page)
 
-    def words_behind(self, n_slabs: int) -> npt.NDArray[np.uint32]:
+    def zero_behind(self, n_slabs: int | None = None) -> None:
         """
-        Return the generations behind those of n slabs, on the same page of the file.
+        Have the generations behind those of n slabs, or of all that were made, be 0 on the page of the file that has the last.
 
-        They are 0 in a file that a pool wrote.  If they were not, a handle could name a slot without memory.
+        They are in a file and in a commit that a pool wrote.  If they were not, a handle could name a slot without memory.
         """
-        slots, start = n_slabs << self.geometry.shift, self.geometry.offset["generations"]
-        return self.bytes[start + WORDS_OFFSET + 4 * slots : start + self.made_bytes(n_slabs)[WORDS]].view(np.uint32)
+        n = self.n_slabs if n_slabs is None else n_slabs
+        slots, start = n << self.geometry.shift, self.geometry.offset["generations"]
+        behind = self.bytes[start + WORDS_OFFSET + 4 * slots : start + self.made_bytes(n)[WORDS]]
+        if behind.any():
+            behind[:] = 0
 
     def ranges(self) -> npt.NDArray[np.int64]:
         """Return the address and the bytes of both files, as far as slabs were made; shape (2, 2)."""

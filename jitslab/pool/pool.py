@@ -476,7 +476,7 @@ class Pool(Closable):
             return
         named = self._named(runs)
         before = {id_: cache._memory.copy_of(WORDS, named[named[:, 0] == id_]) for id_, cache in self._caches.items()}
-        self._failure, self._made = "a rollback was cut short", []
+        self._failure, self._made, raised = "a rollback was cut short", [], []
         versions = self._journal.last_versions()
         with telling(self.path):
             try:
@@ -484,13 +484,13 @@ class Pool(Closable):
                     own = named[named[:, 0] == id_]
                     if len(own):
                         restore(cache._memory, self._journal, versions, self._the_folder, own)
-                        raise_generations(cache._memory, before[id_])
+                        raised += raise_generations(cache._memory, before[id_])
                         recover(cache._address)
             except (OSError, PoolError) as error:
                 raise PoolFailedError(f"{self.path}: a rollback was cut short: {error}; open the pool again") from error
         self._failure = ""
         self._dropped.clear()
-        self._written.forget(runs)
+        self._written.forget(runs[~np.isin(runs[:, 0], raised)])  # the raised ones are committed next
 
     @contextmanager
     def transaction(self) -> Iterator[Pool]:
