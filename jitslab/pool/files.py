@@ -72,27 +72,17 @@ class Folder:
 
     def __init__(self, path: str, mode: str) -> None:
         self.path, self.file, self.is_new = path, -1, False
+        self._read: tuple[bytes, Meta] | None = None  # what was read last, and what it says
         with telling(path):
             if mode in ("c", "x"):
-                self._make(mode)
+                with suppress(FileExistsError):
+                    calls.make_folder(path)
             self._open()
             try:
                 self.look(mode)
             except BaseException:
                 self.close()
                 raise
-
-    def _make(self, mode: str) -> None:
-        """Make the directory, if there is none."""
-        try:
-            calls.make_folder(self.path)
-        except FileExistsError:
-            return
-        parent = calls.open_folder(os.path.dirname(self.path))
-        try:
-            calls.sync_folder(parent)
-        finally:
-            calls.close(parent)
 
     def _open(self) -> None:
         """Open the directory."""
@@ -133,6 +123,14 @@ class Folder:
         finally:
             calls.close(file)
 
+    def sync_name(self) -> None:
+        """Have the name of the directory last, which this process made, or one that was killed."""
+        parent = calls.open_folder(os.path.dirname(self.path))
+        try:
+            calls.sync_folder(parent)
+        finally:
+            calls.close(parent)
+
     def remove_half_made(self) -> None:
         """Remove what is left of a pool whose making was cut short."""
         for name in OWN - {WRITER_LOCK}:
@@ -167,10 +165,12 @@ class Folder:
         """Return what the pool says of its caches."""
         file = self.open(META, write=False)
         try:
-            data = calls.read_at(file, MOST_META_BYTES + 256, 0)
+            data = calls.read_at(file, min(calls.size_of(file), MOST_META_BYTES) + 256, 0)
         finally:
             calls.close(file)
-        return decode(data, f"{self.path}/{META}")
+        if self._read is None or self._read[0] != data:
+            self._read = data, decode(data, f"{self.path}/{META}")
+        return self._read[1]
 
     def write_meta(self, meta: Meta) -> None:
         """Replace it: at any instant there is the old one or the new one, whole."""

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CorruptPoolError, PoolError, PoolFailedError, ReadOnlyError
-from ..machine.addresses import round_up
+from ..machine.addresses import columns_of, round_up
 from . import calls
 from .frames import (
     AFTER_SYNCED,
@@ -421,21 +421,20 @@ class Journal:
         That is known if a later frame stands behind the last one that counts, and says that the frame before it was synced.  It
         is asked before the journal is written to.
         """
-        at, end, budget = self.used, self.capacity, 2 * self.capacity
+        budget = 2 * self.capacity
         try:
-            while at < end:
-                piece = np.frombuffer(calls.read_at(self._file, min(PIECE_BYTES, end - at), at), np.uint8)
-                heads = piece[: len(piece) // BLOCK * BLOCK].reshape(-1, BLOCK)[:, :LINE].copy().view(FRAME_HEAD)[:, 0]
-                later = (heads["magic"] == FRAME_MAGIC) & (heads["salt"] == self._words[SALT])
-                later &= (heads["flags"] & AFTER_SYNCED != 0) & (heads["number"] > self.number + 1)
-                for k in np.flatnonzero(later).tolist():
-                    length = self._length(heads[k].tobytes(), at + k * BLOCK)
-                    budget -= length  # heads that were made up, each of a frame as long as the file, would take for ever
-                    if budget < 0 or (length and self._frame_at(at + k * BLOCK) is not None):
-                        return self.number + 1
-                if not len(heads):
-                    break
-                at += len(heads) * BLOCK
+            size = calls.size_of(self._file)
+            if size < self.capacity:
+                raise CorruptPoolError(f"journal: it was {self.capacity} bytes long, and is {size} now")
+            heads = columns_of(self._file, self.capacity, BLOCK, LINE).view(FRAME_HEAD)[self.used // BLOCK :, 0]
+            later = (heads["magic"] == FRAME_MAGIC) & (heads["salt"] == self._words[SALT])
+            later &= (heads["flags"] & AFTER_SYNCED != 0) & (heads["number"] > self.number + 1)
+            for k in np.flatnonzero(later).tolist():
+                at = self.used + k * BLOCK
+                length = self._length(heads[k].tobytes(), at)
+                budget -= length  # heads that were made up, each of a frame as long as the file, would take for ever
+                if budget < 0 or (length and self._frame_at(at) is not None):
+                    return self.number + 1
         except OSError as error:
             raise calls.pool_error(error, "reading the journal") from error
         return 0

@@ -181,11 +181,12 @@ class PoolCacheMemory(NewCacheMemory):
         return np.flatnonzero(rows["n_fresh"] == 1 << self.geometry.shift).tolist()
 
     def make_slabs(self, n_slabs: int) -> None:
-        """Have at least n slabs made, with memory behind them; `tear` comes when their generations are in place."""
+        """Have at least n slabs made, with memory behind them; the index is rebuilt when it is needed next."""
         if n_slabs > self.n_slabs:
             self._grow(n_slabs)
             self.set_field("limit", n_slabs << self.geometry.shift)
             self.set_field("n_slabs", n_slabs)
+            self.tear()
 
     def tear(self) -> None:
         """Have the index rebuilt from the generations when it is needed next."""

@@ -285,6 +285,8 @@ class Pool(Closable):
                 return self._need_root(root)
             self._journal = Journal.open(folder.file, self._meta.id, is_writable=True, sync=self._sync)
             self._written = Written(is_dax=self._journal.is_mapped)
+            if self._sync:
+                calls.sync_folder(folder.file)  # a process that was killed may have renamed the meta data that were read
             folder.remove_orphans(self._meta)
             self._raise_capacities(capacity)
             self._read_all()
@@ -293,6 +295,7 @@ class Pool(Closable):
     def _make(self, root: Any) -> None:
         """Make an empty pool in the directory; its meta data come last."""
         folder = self._the_folder
+        folder.sync_name()
         folder.remove_half_made()
         calls.close(folder.open(READER_LOCK, write=True, create=True))
         meta = Meta(new_id(), 0, None, ())
@@ -301,6 +304,7 @@ class Pool(Closable):
             entry = new_entry(0, ROOT, root, 1, False, "zero")
             folder.make_data(meta.id, entry, 2 * first_cycle(next(serials)))
             meta = replace(meta, next=1, root=0, caches=(entry,))
+        calls.sync_folder(folder.file)  # the meta data's name never lasts without the others
         folder.write_meta(meta)
         folder.is_new = False
 
@@ -722,15 +726,12 @@ class Pool(Closable):
         """Have the memory of all caches be as the data files are."""
         for cache in self._caches.values():
             self._map_again(cache._memory)
-            cache._memory.tear()
 
     def _read_journal(self) -> None:
         """Copy what the journal has more over memory."""
         memories = {id_: cache._memory for id_, cache in self._caches.items()}
         for frame in self._journal.read(partial(most_bytes, self._meta)):
             apply_frame(frame, memories, self._meta.id, self.path)
-            for id_ in np.unique(frame.entries["cache"]).tolist():
-                memories[id_].tear()
         for memory in memories.values():
             self._need_zeros_behind(memory)
         self._the_readers.move(self._journal.number)
@@ -1098,9 +1099,9 @@ class Pool(Closable):
         Returns
         -------
         dict
-            ``number``: of the last commit; ``commits``, ``checkpoints``, ``postponed`` (by readers
-            or failures); ``journal_bytes`` in use; ``private_bytes``: memory of pages that were written; ``dirty``: how written
-            pages are found, ``"userfaultfd"``, ``"pagemap"`` or ``"hashes"``; ``journal``: ``"file"`` or ``"mapped"``.
+            ``number``: of the last commit; ``commits``, ``checkpoints``, ``postponed`` (by readers or failures);
+            ``journal_bytes`` in use; ``private_bytes``: memory of pages that were written; ``dirty``: how written pages are found,
+            ``"userfaultfd"``, ``"pagemap"`` or ``"hashes"``; ``journal``: ``"file"`` or ``"mapped"``.
         """
         self._need_open()
         return {
@@ -1239,16 +1240,15 @@ class Pool(Closable):
     def _alone(self, what: str, *, waits: bool = False) -> Iterator[None]:
         """Keep other threads out of the pool's calls; if one is in, wait for it or raise."""
         self._need_open()
-        if not self._lock.acquire(blocking=waits):
+        if not waits and self._lock.locked():
             raise BusyError(f"{what}: another thread is in a call of pool {self.path!r}")
         try:
-            self._need_open()
-            yield
+            with self._lock:  # Ctrl-C comes before or after; of two threads that come at once, one waits here
+                self._need_open()
+                yield
         except PoolFailedError as error:
             self._failure = self._failure or str(error)
             raise
-        finally:
-            self._lock.release()
 
     @property
     def _the_folder(self) -> Folder:
