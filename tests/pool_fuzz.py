@@ -29,6 +29,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+import numba
 import numpy as np
 
 import jitslab
@@ -602,8 +603,36 @@ def walk(pool, rng):
                     pass
             if ok.any():
                 cache.gather(handles[ok])
+            if cache.dtype == NODE and cache._memory.entry.stride == NODE.itemsize:
+                follow_all(cache, handles)
     if pool._meta.root is not None:
         bytes(pool.root.tobytes())
+
+
+def follow_all(cache, handles):
+    """Have compiled code read the records of handles, and what their links lead to; those that are refused are faults."""
+    n_refused, _ = follow(cache, handles)
+    try:
+        cache.raise_faults()
+        n_told = 0
+    except jitslab.FaultError as error:
+        n_told = error.count
+    if n_refused != n_told:
+        raise BrokenPromiseError(f"{n_refused} handles were refused, and {n_told} faults told")
+
+
+@numba.njit
+def follow(cache, handles):
+    """Return how many handles were refused, and a sum, for which the records are read."""
+    n_refused, total = 0, 0.0
+    for handle in handles:
+        for _ in range(10):
+            n_refused += not cache.is_live(handle)
+            total += cache[handle].value
+            handle = cache[handle].next if cache.is_live(handle) else 0
+            if handle == 0:
+                break
+    return n_refused, total
 
 
 def run_case(number, kinds, folder, outcomes):
