@@ -1109,8 +1109,8 @@ class Pool(Closable):
         -------
         dict
             ``number``: of the last commit; ``commits``, ``checkpoints``, ``postponed`` (by readers or failures);
-            ``journal_bytes`` in use; ``private_bytes``: memory of pages that were written; ``dirty``: how written pages are found,
-            ``"userfaultfd"``, ``"pagemap"`` or ``"hashes"``; ``journal``: ``"file"`` or ``"mapped"``.
+            ``journal_bytes`` in use; ``private_bytes``: memory of pages that were written; ``dirty``: how written pages are
+            found, ``"userfaultfd"``, ``"pagemap"`` or ``"hashes"``; ``journal``: ``"file"`` or ``"mapped"``.
         """
         self._need_open()
         return {
