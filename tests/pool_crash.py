@@ -427,7 +427,7 @@ def kill(folder, n_kills, seed=1, most=1000):
                 worker.step()
 
         child = Child(run)
-        time.sleep(rng.uniform(0, 0.02) if rng.random() < 0.3 else rng.uniform(0, 0.2))
+        time.sleep(rng.uniform(0, 0.02) if rng.random() < 0.2 else rng.uniform(0.03, 0.2))
         os.kill(child.pid, signal.SIGKILL)
         child.end(known)
         was, name = (max(known.number, 0), known.capacities), "nothing" if known.flight is None else FLIGHTS[known.flight[0]]
