@@ -237,6 +237,19 @@ def punch_hole(file: int, at: int, n: int) -> bool:
     return bool(fallocate(ctypes.c_int(file), ctypes.c_int(PUNCH), ctypes.c_int64(at), ctypes.c_int64(n)) == 0)
 
 
+STATX_EMPTY_PATH, STATX_BYTES, STATX_DAX = 0x1000, 256, 0x200000  # AT_EMPTY_PATH; of a struct statx; STATX_ATTR_DAX
+
+
+def is_on_dax(file: int) -> bool:
+    """Whether a file is on persistent memory that is mapped without a page cache, as far as the system says it."""
+    if not LINUX or not has_symbol("statx"):
+        return False
+    answer = np.zeros(STATX_BYTES, np.uint8)
+    empty, at = ctypes.c_char_p(b""), ctypes.c_void_p(answer.ctypes.data)
+    status = ctypes.CDLL(None).statx(ctypes.c_int(file), empty, ctypes.c_int(STATX_EMPTY_PATH), ctypes.c_uint(0), at)
+    return bool(status == 0 and int(answer.view(np.uint64)[1]) & STATX_DAX)  # stx_attributes
+
+
 # --- NUMA: the system calls of mbind(2), get_mempolicy(2) and move_pages(2), which the C library does not have ---
 
 MPOL_DEFAULT, MPOL_PREFERRED, MPOL_BIND, MPOL_INTERLEAVE = range(4)

@@ -116,14 +116,33 @@ def size_of(file: int) -> int:
     return int(system.fstat(file).st_size)
 
 
+def disk_bytes_of(folder: int, name: str) -> int:
+    """Return the space on the medium that a file of a folder takes; 0 if there is none."""
+    try:
+        return int(system.stat(name, dir_fd=folder, follow_symlinks=False).st_blocks) * 512
+    except FileNotFoundError:
+        return 0
+
+
+def block_bytes(file: int) -> int:
+    """Return the unit of space of the file system that a file is on."""
+    return int(system.fstatvfs(file).f_frsize)
+
+
+def identity_of(file: int) -> tuple[int, int]:
+    """Return the numbers of the device that a file is on, and of the file there."""
+    state = system.fstat(file)
+    return int(state.st_dev), int(state.st_ino)
+
+
 def has_holes(file: int, n: int) -> bool:
     """Whether some of the first n bytes of a file have no space on the medium, so that a store to them may find it full."""
     return int(system.lseek(file, 0, os.SEEK_HOLE)) < n
 
 
-def data_ranges(file: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the parts of a file up to an offset that have space on the medium: the others read as zeros."""
-    at, end = 0, min(end, size_of(file))
+def data_ranges(file: int, end: int, start: int = 0) -> Iterator[tuple[int, int]]:
+    """Yield the parts of a file from one offset to another that have space on the medium: the others read as zeros."""
+    at, end = start, min(end, size_of(file))
     while at < end:
         try:
             at = int(system.lseek(file, at, os.SEEK_DATA))

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ from . import calls
 from .cache import PoolCache, make_cache
 from .check import broken_caches, broken_files
 from .dirty import Written
-from .files import MODES, Folder, new_id, telling
+from .files import MODES, Folder, new_id, odd_generations, telling
 from .format import (
     BLOCK,
     MOST_BYTES,
@@ -61,11 +62,13 @@ from .format import (
     WRITER_LOCK,
     CacheEntry,
     Meta,
-    records_bytes,
+    most_bytes,
+    sums_name,
     words_bytes,
     words_name,
 )
 from .frames import RUN_WORDS, copy_entries
+from .info import PoolInfo, pool_info
 from .journal import Journal
 from .locks import ReaderLock, WriterLock
 from .memory import PoolCacheMemory, name_runs
@@ -207,6 +210,7 @@ class Pool(Closable):
         "_caches",
         "_checkpoints",
         "_commits",
+        "_dropped",
         "_failure",
         "_files",
         "_folder",
@@ -237,7 +241,8 @@ class Pool(Closable):
     _is_cut: bool  # whether a reader was interrupted while it read: it reads all anew
     _places: tuple[int, int]  # addresses of `_ranges` and `_files`
     _made: list[int]  # slabs of each cache, when `_ranges` were made
-    _shrunk: set[PoolCache[Any]]  # caches that gave memory of empty slabs back
+    _shrunk: set[PoolCache[Any]]  # caches that gave memory of empty slabs back: their files still have its content
+    _dropped: set[PoolCache[Any]]  # those that did since the last commit: a rollback needs the content
     _meta: Meta
     _journal: Journal
     _written: Written
@@ -254,7 +259,8 @@ class Pool(Closable):
         self.path, self._mode, self._sync, self._keep = path, "r" if mode == "r" else "r+", sync, keep
         self._pid, self._is_closed, self._failure, self._in_transaction = os.getpid(), False, "", False
         self._is_cut = False
-        self._lock, self._caches, self._shrunk, self._made = threading.Lock(), {}, set(), []
+        self._lock, self._caches, self._made = threading.Lock(), {}, []
+        self._shrunk, self._dropped = set(), set()
         self._ranges = self._files = np.empty((0, 2), np.int64)
         self._commits = self._checkpoints = self._postponed = self._most_journal = 0
         self._places = 0, 0
@@ -329,23 +335,30 @@ class Pool(Closable):
     def _read_all(self) -> None:
         """Map the data files, and copy what the journal has over them."""
         memories = {entry.id: self._map_cache(entry) for entry in self._meta.caches}
-        for frame in self._journal.read(self._bounds):
+        for frame in self._journal.read(partial(most_bytes, self._meta)):
             apply_frame(frame, memories, self._meta.id, self.path)
         if lost := self._journal.find_damage():
             raise CorruptPoolError(f"{self.path}: commit {lost} is damaged in the journal, and a later one follows it")
         for memory in memories.values():
+            self._need_zeros_behind(memory)
             self._add_cache(memory)
 
-    def _bounds(self, cache: int, which: int) -> int:
-        """Return how many bytes a file of a cache can have, as the meta data say; -1 of a cache that was dropped."""
-        for entry in self._meta.caches:
-            if entry.id == cache:
-                return words_bytes(entry.slots) if which == WORDS else records_bytes(entry.slots, entry.stride)
-        return -1 if cache < self._meta.next else 0
+    def _need_zeros_behind(self, memory: PoolCacheMemory) -> None:
+        """Raise if generations behind those of the slabs made are not 0; a reader does without them."""
+        behind, entry = memory.words_behind(), memory.entry
+        if self._is_writer:
+            end = memory.made_bytes(memory.n_slabs)[WORDS]
+            if behind.any():
+                raise odd_generations(self.path, entry, end - behind.nbytes)
+            self._the_folder.need_zeros_behind(entry, end)
+        elif behind.any():
+            behind[:] = 0
 
     def _map_cache(self, entry: CacheEntry) -> PoolCacheMemory:
         """Return the memory of a cache, as the data files have it."""
         folder = self._the_folder
+        if self._is_writer:
+            calls.close(folder.open_data(sums_name, entry, write=True))  # or the first checkpoint would miss it
         with folder.data_files(entry) as (words, records):
             n_slabs, first = folder.read_words_head(words, self._meta.id, entry)
             memory = PoolCacheMemory(entry, first, not self._is_writer)
@@ -417,6 +430,7 @@ class Pool(Closable):
             self._journal.append(named)
             self._written.done(None if staged is None else hashes_of(staged, self._written.seed))
             self._commits += 1
+            self._dropped.clear()
             if self._journal.used > self._most_journal:
                 self._try_checkpoint()
         return self._journal.number
@@ -469,12 +483,14 @@ class Pool(Closable):
         self._need_sound()
         for cache in self._caches.values():
             cache._need_rest("rollback")
+        for cache in self._dropped:
+            self._written.count(cache._memory.lost_records())
         runs = self._written.take(self._note_slabs())
         if not len(runs):
             return
         named = self._named(runs)
         before = {id_: cache._memory.copy_of(WORDS, named[named[:, 0] == id_]) for id_, cache in self._caches.items()}
-        self._failure, self._made = "a rollback was cut short", []
+        self._failure, self._made, raised = "a rollback was cut short", [], []
         versions = self._journal.last_versions()
         with telling(self.path):
             try:
@@ -482,12 +498,13 @@ class Pool(Closable):
                     own = named[named[:, 0] == id_]
                     if len(own):
                         restore(cache._memory, self._journal, versions, self._the_folder, own)
-                        raise_generations(cache._memory, before[id_])
+                        raised += raise_generations(cache._memory, before[id_])
                         recover(cache._address)
             except (OSError, PoolError) as error:
                 raise PoolFailedError(f"{self.path}: a rollback was cut short: {error}; open the pool again") from error
         self._failure = ""
-        self._written.forget(runs)
+        self._dropped.clear()
+        self._written.forget(runs[~np.isin(runs[:, 0], raised)])  # the raised ones are committed next
 
     @contextmanager
     def transaction(self) -> Iterator[Pool]:
@@ -627,6 +644,7 @@ class Pool(Closable):
         """Prepare a cache for giving memory of empty slabs back: the next checkpoint gives back that of the file."""
         self._written.before_drop(cache._memory.ranges())
         self._shrunk.add(cache)
+        self._dropped.add(cache)
 
     # --- Readers ---
 
@@ -716,15 +734,14 @@ class Pool(Closable):
         """Have the memory of all caches be as the data files are."""
         for cache in self._caches.values():
             self._map_again(cache._memory)
-            cache._memory.tear()
 
     def _read_journal(self) -> None:
         """Copy what the journal has more over memory."""
         memories = {id_: cache._memory for id_, cache in self._caches.items()}
-        for frame in self._journal.read(self._bounds):
+        for frame in self._journal.read(partial(most_bytes, self._meta)):
             apply_frame(frame, memories, self._meta.id, self.path)
-            for id_ in np.unique(frame.entries["cache"]).tolist():
-                memories[id_].tear()
+        for memory in memories.values():
+            self._need_zeros_behind(memory)
         self._the_readers.move(self._journal.number)
 
     # --- Caches ---
@@ -834,11 +851,12 @@ class Pool(Closable):
             meta = replace(self._meta, caches=tuple(other for other in self._meta.caches if other.id != entry.id))
             with telling(self.path):
                 self._replace_meta(meta)
+            self._written.forget(cache._memory.ranges())  # while it has its slabs: none of their pages may stay among the written
             del self._caches[entry.id]
             self._shrunk.discard(cache)
+            self._dropped.discard(cache)
             self._made = []
             fault = cache._end_with_pool()
-            self._written.forget(cache._memory.ranges())
             self._failure = ""
             with suppress(OSError):  # what stays is removed when the pool is opened next
                 self._the_folder.remove_data(entry)
@@ -1054,6 +1072,35 @@ class Pool(Closable):
     def _is_writer(self) -> bool:
         return self._mode != "r"
 
+    def info(self) -> PoolInfo:
+        """
+        Say what the pool is: its caches, their live records and their space on disk, the journal, the file system, the writer.
+
+        Returns
+        -------
+        PoolInfo
+            A frozen dataclass: ``path``, ``format``, ``number``, ``caches``, ``root``, ``journal_bytes``, ``journal_disk_bytes``,
+            ``file_system``, ``is_dax``, ``block_bytes``, ``writer``.
+
+        Notes
+        -----
+        Counts live records: 4 bytes a slot are read.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, jitslab
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> with jitslab.open_pool(f"{folder.name}/book") as pool:
+        ...     h = pool.create_cache("orders", np.dtype([("price", "f8")]), capacity=10**6).alloc(price=9.5)
+        ...     info = pool.info()
+        >>> info.number, info.caches[0].name, info.caches[0].dtype, info.caches[0].live
+        (0, 'orders', 'price f8', 1)
+        >>> folder.cleanup()
+        """
+        with self._alone("info"), telling(self.path):
+            journal, caches = self._journal, list(self._caches.values())
+            return pool_info(self._the_folder, journal.number, journal.used - BLOCK, caches, self._meta.root)
+
     def stats(self) -> dict[str, Any]:
         """
         Count what the pool did since it was opened.
@@ -1061,9 +1108,9 @@ class Pool(Closable):
         Returns
         -------
         dict
-            ``number``: of the last commit; ``commits``, ``checkpoints``, ``postponed`` (by readers
-            or failures); ``journal_bytes`` in use; ``private_bytes``: memory of pages that were written; ``dirty``: how written
-            pages are found, ``"userfaultfd"``, ``"pagemap"`` or ``"hashes"``; ``journal``: ``"file"`` or ``"mapped"``.
+            ``number``: of the last commit; ``commits``, ``checkpoints``, ``postponed`` (by readers or failures);
+            ``journal_bytes`` in use; ``private_bytes``: memory of pages that were written; ``dirty``: how written pages are found,
+            ``"userfaultfd"``, ``"pagemap"`` or ``"hashes"``; ``journal``: ``"file"`` or ``"mapped"``.
         """
         self._need_open()
         return {
@@ -1202,16 +1249,15 @@ class Pool(Closable):
     def _alone(self, what: str, *, waits: bool = False) -> Iterator[None]:
         """Keep other threads out of the pool's calls; if one is in, wait for it or raise."""
         self._need_open()
-        if not self._lock.acquire(blocking=waits):
+        if not waits and self._lock.locked():
             raise BusyError(f"{what}: another thread is in a call of pool {self.path!r}")
         try:
-            self._need_open()
-            yield
+            with self._lock:  # Ctrl-C comes before or after; of two threads that come at once, one waits here
+                self._need_open()
+                yield
         except PoolFailedError as error:
             self._failure = self._failure or str(error)
             raise
-        finally:
-            self._lock.release()
 
     @property
     def _the_folder(self) -> Folder:

@@ -141,7 +141,7 @@ def repair_pool(path: str | os.PathLike[str], *, tick: Tick = no_tick) -> list[s
     ...     h = pool.create_cache("points", np.dtype([("x", "f8")]), capacity=10).alloc(x=1.0)
     ...     _ = pool.commit(), pool.checkpoint()
     >>> os.truncate(f"{folder.name}/pool/0.records", 0)
-    >>> jitslab.repair_pool(f"{folder.name}/pool")[0]
+    >>> jitslab.repair_pool(f"{folder.name}/pool")[-1]
     '0.records, page 0, slots 0 to 511: taken as it is; what it should be is lost'
     >>> with jitslab.open_pool(f"{folder.name}/pool") as pool:
     ...     pool["points"][h]["x"].item()
@@ -213,6 +213,7 @@ class Repair:
                 write_back(journal, self.folder, self.meta)
                 journal.reset()
                 disk.versions = None
+                self.done.append(f"commits up to {journal.number} were written into the data files")
             for entry in entries:
                 with self.folder.data_files(entry) as files:
                     self.mend_pages(entry, disk, files)
@@ -231,13 +232,13 @@ class Repair:
                     return False
                 self.set_aside(name)
                 file = calls.open_file(self.folder.file, name, create=True)
-                self.done.append(f"{name} was missing: made anew, empty")
+                if kind is sums_name:
+                    self.make_sums(entry, file)
+                self.done.append(f"{name} was made anew: {'sums of the pages as they are' if kind is sums_name else 'all zeros'}")
             try:
                 if kind is words_name and calls.size_of(file) < words_bytes(entry.slots):
                     self.done.append(f"{name} had {calls.size_of(file)} bytes: lengthened to {words_bytes(entry.slots)} by zeros")
                     calls.lengthen(file, words_bytes(entry.slots))
-                if kind is sums_name and calls.size_of(file) == 0:
-                    self.make_sums(entry, file)
                 calls.sync(file)
             finally:
                 calls.close(file)
@@ -260,7 +261,6 @@ class Repair:
                     for page in range(start // BLOCK, -(-stop // BLOCK), PIECE_PAGES):
                         end = min(page + PIECE_PAGES, -(-stop // BLOCK))
                         write_sums(sums, [(which, page, sums_of(read_pages(file, page, end)))])
-        self.done.append(f"{sums_name(entry.id)} was empty: the sums of pages as they are were written")
 
     def remove_orphans(self) -> None:
         """Remove the files of caches that the pool does not know."""
