@@ -502,13 +502,26 @@ class Journal:
             if words[MAP]:
                 return append_mapped(self._row, runs, n)
             self._write(runs, n, total)
+            if self.sync:
+                self._sync()
+                words[FLAGS] = AFTER_SYNCED
+            return take_place(self._row, length, words[HASH], n)
         except OSError as error:
             self._cut()
             raise calls.pool_error(error, f"writing commit {words[NUMBER] + 1} to the journal") from error
-        if self.sync:
-            self._sync()
-            words[FLAGS] = AFTER_SYNCED
-        return take_place(self._row, length, words[HASH], n)
+        except PoolFailedError:
+            raise
+        except BaseException:  # a signal: the whole frame may stand there, and count if the process ends now
+            self._take_back()
+            raise
+
+    def _take_back(self) -> None:
+        """Have no frame stand at the journal's place."""
+        self._failed = "an interrupted commit could not be taken back"
+        with suppress(OSError):
+            calls.write_at(self._file, bytes(LINE), self._words[AT])
+            self._cut()
+            self._failed = ""
 
     def _write(self, runs: int, n: int, total: int) -> None:
         """Write a frame at the journal's place: the data in pieces, the head last; a short one at once."""
