@@ -35,6 +35,7 @@ from ..descriptor import describe
 from ..errors import (
     BusyError,
     CapacityError,
+    ClosedError,
     ConflictError,
     CorruptPoolError,
     FaultError,
@@ -214,6 +215,7 @@ class Pool(Closable):
         "_in_transaction",
         "_is_closed",
         "_is_cut",
+        "_is_half_done",
         "_journal",
         "_keep",
         "_lock",
@@ -236,6 +238,7 @@ class Pool(Closable):
     path: str
     _caches: dict[int, PoolCache[Any]]  # by id
     _is_cut: bool  # whether a reader was interrupted while it read: it reads all anew
+    _is_half_done: bool  # whether a transaction ended, and its changes are neither committed nor undone
     _places: tuple[int, int]  # addresses of `_ranges` and `_files`
     _made: list[int]  # slabs of each cache, when `_ranges` were made
     _shrunk: set[PoolCache[Any]]  # caches that gave memory of empty slabs back: their files still have its content
@@ -255,7 +258,7 @@ class Pool(Closable):
         """Set what an error on the way needs."""
         self.path, self._mode, self._sync, self._keep = path, "r" if mode == "r" else "r+", sync, keep
         self._pid, self._is_closed, self._failure, self._in_transaction = os.getpid(), False, "", False
-        self._is_cut = False
+        self._is_cut = self._is_half_done = False
         self._lock, self._caches, self._made = threading.Lock(), {}, []
         self._shrunk, self._dropped = set(), set()
         self._ranges = self._files = np.empty((0, 2), np.int64)
@@ -409,11 +412,17 @@ class Pool(Closable):
     def _commit(self) -> int:
         """Make all changes last."""
         self._need_sound()
+        if self._is_half_done:
+            raise TransactionError(f"the changes of a transaction of pool {self.path!r} are not undone yet: call rollback first")
         runs = self._written.take(self._note_slabs())
         if len(runs):
             named = self._named(runs)
             staged = stage(named) if self._written.needs_hashes else None
-            self._journal.append(named)
+            try:
+                self._journal.append(named)
+            except PoolFailedError as error:
+                self._failure = str(error)
+                raise
             self._written.done(None if staged is None else hashes_of(staged, self._written.seed))
             self._commits += 1
             self._dropped.clear()
@@ -473,6 +482,7 @@ class Pool(Closable):
             self._written.count(cache._memory.lost_records())
         runs = self._written.take(self._note_slabs())
         if not len(runs):
+            self._is_half_done = False
             return
         named = self._named(runs)
         before = {id_: cache._memory.copy_of(WORDS, named[named[:, 0] == id_]) for id_, cache in self._caches.items()}
@@ -488,7 +498,7 @@ class Pool(Closable):
                         recover(cache._address)
             except (OSError, PoolError) as error:
                 raise PoolFailedError(f"{self.path}: a rollback was cut short: {error}; open the pool again") from error
-        self._failure = ""
+        self._failure, self._is_half_done = "", False
         self._dropped.clear()
         self._written.forget(runs[~np.isin(runs[:, 0], raised)])  # the raised ones are committed next
 
@@ -504,7 +514,8 @@ class Pool(Closable):
         TransactionError
             Within another transaction.
         BusyError, PoolFullError, PoolFailedError, ReadOnlyError, ClosedError
-            As `commit` and `rollback`.  If the commit at the end finds no room, the changes stay, not yet committed.
+            As `commit` and `rollback`.  If the commit at the end finds no room, the changes stay, not yet committed.  If the
+            rollback at the end is refused or interrupted, `commit` is refused until `rollback` was called.
 
         Examples
         --------
@@ -521,23 +532,29 @@ class Pool(Closable):
         (0, False)
         >>> folder.cleanup()
         """
-        with self._alone("transaction"):
-            self._need_writer()
-            self._need_outside("transaction")
-            self._commit()
-            self._in_transaction = True
+        has_begun = False
         try:
+            with self._alone("transaction"):
+                self._need_writer()
+                self._need_outside("transaction")
+                self._commit()
+                has_begun = self._in_transaction = True
             yield self
-        except BaseException:
-            with self._alone("rollback", waits=True):
-                self._in_transaction = False
-                if not self._is_closed:
-                    self._rollback()
+            with self._alone("commit", waits=True):
+                self._need_writer()
+                has_begun = self._in_transaction = False
+                self._commit()
+        except BaseException as error:
+            if has_begun:
+                self._is_half_done = True
+                try:
+                    if not (isinstance(error, GeneratorExit) and self._lock.locked()):  # it can be collected within a call
+                        with self._lock:
+                            if not self._is_closed:
+                                self._rollback()
+                finally:
+                    self._in_transaction = False
             raise
-        with self._alone("commit", waits=True):
-            self._in_transaction = False
-            self._need_writer()
-            self._commit()
 
     # --- Checkpoint ---
 
@@ -561,7 +578,7 @@ class Pool(Closable):
         PoolFailedError, ReadOnlyError, ClosedError, TransactionError, BusyError
             As `commit`.
         """
-        with self._alone("checkpoint"):
+        with self._alone("checkpoint"), self._telling():
             self._need_writer()
             self._need_outside("checkpoint")
             self._need_sound()
@@ -628,6 +645,7 @@ class Pool(Closable):
 
     def _before_shrink(self, cache: PoolCache[Any]) -> None:
         """Prepare a cache for giving memory of empty slabs back: the next checkpoint gives back that of the file."""
+        self._need_open()
         self._written.before_drop(cache._memory.ranges())
         self._shrunk.add(cache)
         self._dropped.add(cache)
@@ -656,6 +674,7 @@ class Pool(Closable):
         succeeds.
         """
         with self._alone("refresh"):
+            self._need_open()
             if not self._is_writer:
                 with telling(self.path):
                     self._keep_trying(self._refresh)
@@ -779,7 +798,7 @@ class Pool(Closable):
             entry = new_entry(self._meta.next, name, dtype, as_count(capacity, "capacity", 1), bool(colouring), init)
             meta = replace(self._meta, next=entry.id + 1, caches=(*self._meta.caches, entry))
             first = 2 * first_cycle(next(serials))
-            with telling(f"{self.path}: the files of cache {name!r}"):
+            with self._telling(f"{self.path}: the files of cache {name!r}"):
                 self._the_folder.make_data(meta.id, entry, first)
                 memory = PoolCacheMemory(entry, first, is_reader=False)
                 memory.start_head(meta.id)
@@ -836,7 +855,7 @@ class Pool(Closable):
             if entry.id == self._meta.root:
                 raise PoolError("the root cannot be dropped")
             meta = replace(self._meta, caches=tuple(other for other in self._meta.caches if other.id != entry.id))
-            with telling(self.path):
+            with self._telling():
                 self._replace_meta(meta)
             self._written.forget(cache._memory.ranges())  # while it has its slabs: none of their pages may stay among the written
             del self._caches[entry.id]
@@ -963,6 +982,7 @@ class Pool(Closable):
         >>> folder.cleanup()
         """
         with self._alone("unreachable"):
+            self._need_open()
             found = reach.unreachable(self._by_name(), roots, links, self._always())
             found.pop(ROOT, None)
             return found
@@ -1037,6 +1057,7 @@ class Pool(Closable):
         >>> folder.cleanup()
         """
         with self._alone("check"):
+            self._need_open()
             with telling(self.path):
                 found = broken_files(self._the_folder)
             found += broken_caches(list(self._caches.values()), self._meta.root, links)
@@ -1069,18 +1090,24 @@ class Pool(Closable):
             ``number``: of the last commit; ``commits``, ``checkpoints``, ``postponed`` (by readers
             or failures); ``journal_bytes`` in use; ``private_bytes``: memory of pages that were written; ``dirty``: how written
             pages are found, ``"userfaultfd"``, ``"pagemap"`` or ``"hashes"``; ``journal``: ``"file"`` or ``"mapped"``.
+
+        Raises
+        ------
+        ClosedError, BusyError
+            As `commit`.
         """
-        self._need_open()
-        return {
-            "number": self._journal.number,
-            "commits": self._commits,
-            "checkpoints": self._checkpoints,
-            "postponed": self._postponed,
-            "journal_bytes": self._journal.used,
-            "private_bytes": self._private_bytes(),
-            "dirty": self._written.mechanism,
-            "journal": "mapped" if self._journal.is_mapped else "file",
-        }
+        with self._alone("stats"):
+            self._need_open()
+            return {
+                "number": self._journal.number,
+                "commits": self._commits,
+                "checkpoints": self._checkpoints,
+                "postponed": self._postponed,
+                "journal_bytes": self._journal.used,
+                "private_bytes": self._private_bytes(),
+                "dirty": self._written.mechanism,
+                "journal": "mapped" if self._journal.is_mapped else "file",
+            }
 
     def _private_bytes(self) -> int:
         """Return how much memory this process has for pages that were written."""
@@ -1117,6 +1144,7 @@ class Pool(Closable):
         if self._is_closed:
             return
         with self._alone("close"):
+            self._need_open()
             self._need_outside("close")
             if commit and self._is_writer:
                 self._commit()
@@ -1127,9 +1155,11 @@ class Pool(Closable):
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         """Commit and close, or, if an exception ends the block, close alone."""
         if error is None:
-            self.close()
-        else:
+            return self.close()
+        with suppress(ClosedError), self._alone("close", waits=True):  # another thread may be in the middle of a commit
+            self._need_open()
             super().__exit__(kind, error, trace)
+        return None
 
     def _end(self) -> FaultError | None:
         """Close the caches and the files; returns the faults that nobody was told of."""
@@ -1203,20 +1233,27 @@ class Pool(Closable):
         if self._failure:
             raise PoolFailedError(f"pool {self.path!r} failed before, open it again: {self._failure}")
 
-    @contextmanager
-    def _alone(self, what: str, *, waits: bool = False) -> Iterator[None]:
-        """Keep other threads out of the pool's calls; if one is in, wait for it or raise."""
+    def _alone(self, what: str, *, waits: bool = False) -> threading.Lock:
+        """
+        Return the lock that keeps other threads out of the pool's calls, for a `with` block; if one is in, that waits or this raises.
+
+        The block looks whether the pool is still open.  It is a lock itself: between a lock that Python code takes, and the block
+        that gives it back, an interrupt would leave it locked.
+        """
         self._need_open()
-        if not self._lock.acquire(blocking=waits):
+        if not waits and self._lock.locked():
             raise BusyError(f"{what}: another thread is in a call of pool {self.path!r}")
+        return self._lock
+
+    @contextmanager
+    def _telling(self, doing: str = "") -> Iterator[None]:
+        """Make errors of pools of those of the system; after a failed sync the pool refuses to write."""
         try:
-            self._need_open()
-            yield
+            with telling(doing or self.path):
+                yield
         except PoolFailedError as error:
             self._failure = self._failure or str(error)
             raise
-        finally:
-            self._lock.release()
 
     @property
     def _the_folder(self) -> Folder:
