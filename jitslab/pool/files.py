@@ -71,6 +71,7 @@ class Folder:
 
     def __init__(self, path: str, mode: str) -> None:
         self.path, self.file, self.is_new = path, -1, False
+        self._last: tuple[bytes, Meta] | None = None  # the meta data that were read last, as they were in the file
         with telling(path):
             if mode in ("c", "x"):
                 self._make(mode)
@@ -169,7 +170,9 @@ class Folder:
             data = calls.read_at(file, MOST_META_BYTES + 256, 0)
         finally:
             calls.close(file)
-        return decode(data, f"{self.path}/{META}")
+        if self._last is None or self._last[0] != data:
+            self._last = data, decode(data, f"{self.path}/{META}")
+        return self._last[1]
 
     def write_meta(self, meta: Meta) -> None:
         """Replace it: at any instant there is the old one or the new one, whole."""
