@@ -84,6 +84,26 @@ def test_a_cache_may_be_dropped_after_a_commit_that_found_no_room(path, made):
         assert list(pool.caches) == ["pairs"]
 
 
+def test_the_journal_gives_the_space_of_a_long_commit_back(path, made):
+    """After a checkpoint it has at most 64 MiB; a reader that had read the long one follows."""
+    wide = made.create_cache("wide", np.dtype([("x", "u1", 4096)]), capacity=40_000)
+    reader = jitslab.open_pool(path, "r")
+    handles = wide.alloc_many(20_000, x=7)
+    made.commit()
+    reader.refresh()
+    assert made.checkpoint()
+    assert os.path.getsize(f"{path}/journal") <= 64 << 20
+    wide[handles[5]]["x"] = 9
+    made.commit()
+    reader.refresh()
+    assert (reader["wide"][handles[5]]["x"] == 9).all()
+    assert (reader["wide"][handles[19_999]]["x"] == 7).all()
+    reader.close()
+    made.close()
+    with jitslab.open_pool(path) as pool:
+        assert (pool["wide"][handles[5]]["x"] == 9).all()
+
+
 # --- Rollback ---
 
 
@@ -276,7 +296,7 @@ def test_a_block_that_ends_by_an_exception_after_close(path, made):
 
 
 class Interrupted:
-    """Raise KeyboardInterrupt at the n-th place where a signal can: a function of a pool's modules begins, or a call in one ends."""
+    """Raise KeyboardInterrupt at the n-th place where a signal can: where a function of a pool begins, or a call in one ends."""
 
     def __init__(self, n):
         self.left = n
@@ -290,6 +310,7 @@ class Interrupted:
         gc.enable()
 
     def profile(self, frame, event, _):
+        """Count the places."""
         if event == "call" and frame.f_code.co_flags & inspect.CO_GENERATOR:  # that would end it past its own handlers
             return
         if event in ("call", "c_return") and frame.f_globals["__name__"].startswith("jitslab.pool."):
@@ -307,7 +328,7 @@ def state_of(pool):
 
 @pytest.mark.parametrize("what", ["commit", "transaction", "broken transaction", "rollback", "checkpoint"])
 def test_an_interrupt_anywhere_in_a_call(tmp_path, what):
-    """Whatever was interrupted: the pool goes on, or says that it failed; reopened it is as a commit was; a rollback is for good."""
+    """The pool goes on, or says that it failed; reopened it is as a commit was; a rollback is for good."""
     pool = jitslab.open_pool(tmp_path / "pool", root=ROOT)
     pool.create_cache("pairs", PAIR, capacity=10_000)
     pool.commit()

@@ -54,6 +54,7 @@ SALT_STEP = 1 << 20  # a salt rises by as much at most, at random: it is new eve
 NOT_READ = "it was not read to its end"  # why a writer that has just opened it may not append: it would overwrite commits
 FIRST_BYTES = 1 << 20  # of a new journal
 GROWTH_BYTES = 16 << 20  # most zeros that are written ahead; a longer frame is written beyond the end
+KEPT_BYTES = 64 << 20  # most that a reset keeps of the file
 PIECE_BYTES = 4 << 20  # of data copied, hashed and written at a time
 WORD = {name: WRITER.fields[name][1] // 8 for name in WRITER.names or ()}  # type: ignore[index]  # they are its fields
 SALT, NUMBER, PREVIOUS, FLAGS, AT, MAP, CAPACITY, N_RUNS, SEEN, HASH = (
@@ -606,6 +607,18 @@ class Journal:
         self._slot = slot
         self._start(salt, hash_)
         self._failed = ""
+        if self.capacity > KEPT_BYTES:
+            self._shorten()
+
+    def _shorten(self) -> None:
+        """Give the space of long commits back: to open a journal takes a look at each of its blocks."""
+        was_mapped = self.is_mapped
+        self._unmap()
+        with suppress(OSError):
+            calls.truncate(self._file, KEPT_BYTES)
+            self._words[CAPACITY] = KEPT_BYTES
+        if was_mapped:
+            self._map()
 
     def _sync(self) -> None:
         """Sync the file, or fail for good: the system forgets what it could not write, so a second call would say nothing."""

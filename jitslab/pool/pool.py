@@ -1235,7 +1235,7 @@ class Pool(Closable):
 
     def _alone(self, what: str, *, waits: bool = False) -> threading.Lock:
         """
-        Return the lock that keeps other threads out of the pool's calls, for a `with` block; if one is in, that waits or this raises.
+        Return the lock that keeps other threads out of the pool's calls, for a `with` block; if one is in: waits or raises.
 
         The block looks whether the pool is still open.  It is a lock itself: between a lock that Python code takes, and the block
         that gives it back, an interrupt would leave it locked.
