@@ -386,3 +386,63 @@ def test_a_transaction_that_cannot_be_undone_is_not_committed(made, monkeypatch)
     made.rollback()
     made.commit()
     assert len(pairs) == 0
+
+
+# --- A pool that is being made, and odd arguments ---
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_reader_comes_before_the_first_commit_of_a_root(path, is_cut):
+    """It is told that the pool is not made yet, not that it is damaged; a writer finishes it."""
+    said = []
+
+    def rename(*arguments, **options):
+        SYSTEM.rename(*arguments, **options)
+        with pytest.raises(jitslab.PoolPathError, match="not made yet") as refused:
+            jitslab.open_pool(path, "r")
+        said.append(refused)
+        if is_cut:
+            raise KeyboardInterrupt
+
+    calls.system = Hooked("rename", rename)
+    if is_cut:
+        with pytest.raises(KeyboardInterrupt):
+            jitslab.open_pool(path, root=ROOT)
+    else:
+        jitslab.open_pool(path, root=ROOT).close()
+    calls.system = SYSTEM
+    assert len(said) == 1
+    with jitslab.open_pool(path) as pool:
+        assert pool.root["n"] == 0
+    with jitslab.open_pool(path, "r") as pool:
+        assert pool.root["n"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error"),
+    [
+        ("x" * 300, {}, jitslab.PoolPathError),
+        ("a\0b", {}, jitslab.PoolPathError),
+        ("pool", {"capacity": 5}, jitslab.CapacityError),
+    ],
+)
+def test_odd_arguments(tmp_path, name, options, error):
+    """Each has an error of its own."""
+    with pytest.raises(error):
+        jitslab.open_pool(f"{tmp_path}/{name}", **options)
+
+
+def test_generations_at_their_end(made):
+    """A rollback retires the slots whose generations a transaction used up."""
+    cache = made["pairs"]
+    slot = cache.alloc() & 0xFFFF_FFFF
+    for last in 0x7FFF_FFFF, 0xFFFF_FFFF:
+        cache._memory.generations[slot] = last - 1
+        cache.recover()
+        made.commit()
+        handles = cache.alloc_many(5_000)
+        made.rollback()
+        cache.check()
+        assert not cache.is_live(handles).any()
+        assert len(cache) == 0
+        made.commit()

@@ -42,6 +42,7 @@ from ..errors import (
     PoolError,
     PoolFailedError,
     PoolLawError,
+    PoolPathError,
     ReadOnlyError,
     TransactionError,
     shown,
@@ -155,6 +156,10 @@ def open_pool(
     if not CAN_GROW or sys.platform == "win32":
         raise PoolError("pools need private mappings of files, which this system does not have")
     where = os.path.abspath(os.fsdecode(os.fspath(path)))
+    if "\0" in where:
+        raise PoolPathError(f"a path has no character 0, got {shown(path)}")
+    if not isinstance(capacity or {}, Mapping):
+        raise CapacityError(f"capacity has the capacities of caches by name, got {shown(capacity)}")
     raised = {name: as_count(n, f"capacity of {name!r}", 1) for name, n in (capacity or {}).items()}
     most = memory_bytes() // KEPT_SHARE if keep is None else as_count_of_bytes(keep)
     pool = Pool.__new__(Pool)
@@ -929,6 +934,8 @@ class Pool(Closable):
         if n == 0 and self._is_writer:
             first = cache.alloc_many(1)
             self._commit()
+        elif n == 0 and self._journal.number == 0:
+            raise PoolPathError(f"{self.path}: the pool is not made yet, it has no commit with its root; mode 'r+' makes it")
         elif n != 1:
             raise CorruptPoolError(f"{self.path} has {n} roots")
         self._root = int(first[0])
