@@ -129,3 +129,46 @@ def test_a_writer_needs_every_file(kinds, tmp_path, name):
         jitslab.open_pool(tmp_path / "pool", "r+")
 
     assert before == sorted(os.listdir(tmp_path / "pool"))
+
+
+def rss():
+    """Return the bytes of memory of this process."""
+    return pool_fuzz.rss_of(os.getpid())
+
+
+@pytest.mark.parametrize("mode", ["r", "r+"])
+def test_a_long_journal_of_nothing_takes_no_memory(kinds, tmp_path, mode):
+    """All of it was mapped and read in the search for lost commits: minutes, and 16 GiB, if that was its length."""
+    write_pool(kinds[RICH], tmp_path / "pool")
+    try:
+        os.truncate(tmp_path / "pool" / "journal", 1 << 40)
+    except OSError:
+        pytest.skip("the file system has no files of that length")
+    before, space = rss(), os.stat(tmp_path / "pool" / "journal").st_blocks
+    with jitslab.open_pool(tmp_path / "pool", mode) as pool:
+        assert len(pool["nodes"]) == 853
+    assert [] == jitslab.check_pool(tmp_path / "pool")
+
+    assert rss() - before < 100 << 20
+    assert os.stat(tmp_path / "pool" / "journal").st_blocks <= space + (0 if mode == "r" else 1000)
+
+
+@pytest.mark.parametrize("mode", ["r", "r+"])
+def test_a_long_commit_of_nothing_takes_no_memory(kinds, tmp_path, mode):
+    """A head that says so is no reason to read a hole."""
+    pool = dict(kinds[RICH])
+    size, raw = pool["journal"][0], flat(pool["journal"])
+    whole = np.frombuffer(raw, np.uint8)
+    head = whole[BLOCK : BLOCK + LINE].view(FRAME_HEAD)
+    head["n_bytes"] = 1 << 39
+    pool["journal"] = pool_fuzz.unflat(1 << 40, raw)
+    try:
+        write_pool(pool, tmp_path / "pool")
+    except OSError:
+        pytest.skip("the file system has no files of that length")
+    before = rss()
+    with pytest.raises(jitslab.CorruptPoolError, match="commit of 549755.* bytes at byte 4096, of which the medium has .* at most"):
+        jitslab.open_pool(tmp_path / "pool", mode)
+    assert [5] == [broken.law for broken in jitslab.check_pool(tmp_path / "pool")]
+
+    assert rss() - before < 100 << 20

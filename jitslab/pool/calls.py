@@ -126,6 +126,11 @@ def size_of(file: int) -> int:
     return int(system.fstat(file).st_size)
 
 
+def disk_bytes(file: int) -> int:
+    """Return the space on the medium that a file takes."""
+    return int(system.fstat(file).st_blocks) * 512  # of this size on every system
+
+
 def disk_bytes_of(folder: int, name: str) -> int:
     """Return the space on the medium that a file of a folder takes; 0 if there is none."""
     try:

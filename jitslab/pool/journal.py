@@ -55,6 +55,8 @@ NOT_READ = "it was not read to its end"  # why a writer that has just opened it 
 FIRST_BYTES = 1 << 20  # of a new journal
 GROWTH_BYTES = 16 << 20  # most zeros that are written ahead; a longer frame is written beyond the end
 KEPT_BYTES = 64 << 20  # most that a reset keeps of the file
+MOST_HOLES = 64 << 20  # bytes of a frame that may be holes of the file: some file systems keep no zeros
+MOST_HOLES_SHARE = 1024  # a longer frame has one byte on the medium for so many
 PIECE_BYTES = 4 << 20  # of data copied, hashed and written at a time
 WORD = {name: WRITER.fields[name][1] // 8 for name in WRITER.names or ()}  # type: ignore[index]  # they are its fields
 SALT, NUMBER, PREVIOUS, FLAGS, AT, MAP, CAPACITY, N_RUNS, SEEN, HASH = (
@@ -391,6 +393,7 @@ class Journal:
         length = self._length(raw, at)
         if length == 0:
             return None
+        self._need_data(length, at)
         if len(self._buffer) < length:
             self._buffer = np.empty(max(length, 2 * len(self._buffer)), np.uint8)
         data = self._buffer[:length]
@@ -401,6 +404,11 @@ class Journal:
         if hash_frame(state.ctypes.data, data.ctypes.data, int(head["n_entries"]), int(head["n_bytes"])) != int(head["hash"]):
             return None
         return head.copy(), data
+
+    def _need_data(self, length: int, at: int) -> None:
+        """Raise if a frame would be read that is a hole for the most part, and takes the memory that it says it has."""
+        if length > MOST_HOLES and length // MOST_HOLES_SHARE > (space := calls.disk_bytes(self._file)):
+            raise CorruptPoolError(f"journal: a commit of {length} bytes at byte {at}, of which the medium has {space} at most")
 
     def _length(self, raw: bytes, at: int) -> int:
         """Return the bytes of the frame whose head was read at a place; 0: it is none of this life, or ends beyond the file."""
@@ -427,15 +435,17 @@ class Journal:
             size = calls.size_of(self._file)
             if size < self.capacity:
                 raise CorruptPoolError(f"journal: it was {self.capacity} bytes long, and is {size} now")
-            heads = columns_of(self._file, self.capacity, BLOCK, LINE).view(FRAME_HEAD)[self.used // BLOCK :, 0]
-            later = (heads["magic"] == FRAME_MAGIC) & (heads["salt"] == self._words[SALT])
-            later &= (heads["flags"] & AFTER_SYNCED != 0) & (heads["number"] > self.number + 1)
-            for k in np.flatnonzero(later).tolist():
-                at = self.used + k * BLOCK
-                length = self._length(heads[k].tobytes(), at)
-                budget -= length  # heads that were made up, each of a frame as long as the file, would take for ever
-                if budget < 0 or (length and self._frame_at(at) is not None):
-                    return self.number + 1
+            for start, end in calls.data_ranges(self._file, self.capacity, self.used):
+                first = start // BLOCK * BLOCK
+                heads = columns_of(self._file, first, end, BLOCK, LINE).view(FRAME_HEAD)[:, 0]
+                later = (heads["magic"] == FRAME_MAGIC) & (heads["salt"] == self._words[SALT])
+                later &= (heads["flags"] & AFTER_SYNCED != 0) & (heads["number"] > self.number + 1)
+                for k in np.flatnonzero(later).tolist():
+                    at = first + k * BLOCK
+                    length = self._length(heads[k].tobytes(), at)
+                    budget -= length  # heads that were made up, each of a frame as long as the file, would take for ever
+                    if budget < 0 or (length and self._frame_at(at) is not None):
+                        return self.number + 1
         except OSError as error:
             raise calls.pool_error(error, "reading the journal") from error
         return 0
