@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jitslab
-from jitslab.pool import calls
+from jitslab.pool import calls, dirty, memory
 
 PAIR = np.dtype([("x", "f8"), ("n", "i8")])
 ROOT = np.dtype([("n", "i8")])
@@ -183,11 +183,11 @@ def test_a_file_says_that_slots_without_memory_are_live(path, mode, place):
         cache = pool.create_cache("wide", WIDE, capacity=3000)
         cache.alloc()
         pool.commit()
-        memory = cache._memory
-        page = memory.view(0)[:4096].copy()
+        own = cache._memory
+        page = own.view(0)[:4096].copy()
         words = page[2048:].view(np.uint32)
         first = int(words[0])
-        words[memory.n_slabs :] = first
+        words[own.n_slabs :] = first
         if place == "commit":
             pool._journal.append(np.array([[0, 0, 0, page.ctypes.data, 4096]]))
         else:
@@ -447,3 +447,22 @@ def test_generations_at_their_end(made):
         assert not cache.is_live(handles).any()
         assert len(cache) == 0
         made.commit()
+
+
+def test_a_rollback_on_a_machine_with_larger_pages(path, monkeypatch):
+    """A page of the format is a part of one of the machine."""
+    monkeypatch.setenv("JITSLAB_DIRTY", "hashes")
+    monkeypatch.setattr(dirty, "mapped_page_bytes", 16_384)
+    monkeypatch.setattr(memory, "page_bytes", 16_384)
+    with jitslab.open_pool(path, "x") as pool:
+        cache = pool.create_cache("pairs", PAIR, capacity=50_000)
+        handles = cache.alloc_many(20_000, n=1)
+        pool.commit()
+        cache[handles[5]]["n"] = 3
+        cache.free(handles[19_000])
+        pool.rollback()
+        assert (cache.gather(handles)["n"] == 1).all()
+        number = pool.commit()
+        assert pool.commit() == number
+    with jitslab.open_pool(path, "r") as pool:
+        assert (pool["pairs"].gather(handles)["n"] == 1).all()

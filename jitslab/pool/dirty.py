@@ -417,6 +417,13 @@ def _room_for(n: int, runs: Runs | None = None) -> tuple[Runs, int]:
     return room, room.ctypes.data
 
 
+def whole_pages(runs: Runs, without: Runs) -> Runs:
+    """Return the whole pages of the machine that some runs of blocks are in, without those that other runs are in."""
+    size = mapped_page_bytes >> BLOCK_SHIFT
+    pages = np.setdiff1d(_blocks_of(runs) // size, _blocks_of(without) // size)
+    return _runs_of((pages[:, None] * size + np.arange(size)).ravel(), runs)
+
+
 def _blocks_of(runs: Runs) -> npt.NDArray[np.int64]:
     """Return the numbers of the blocks of runs."""
     counts = runs[:, 1] >> BLOCK_SHIFT

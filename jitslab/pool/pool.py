@@ -53,7 +53,7 @@ from ..reach import ByCache
 from . import calls
 from .cache import PoolCache, make_cache
 from .check import broken_caches, broken_files
-from .dirty import Written
+from .dirty import Written, whole_pages
 from .files import MODES, Folder, new_id, odd_generations, telling
 from .format import (
     BLOCK,
@@ -519,7 +519,8 @@ class Pool(Closable):
                 raise PoolFailedError(f"{self.path}: a rollback was cut short: {error}; open the pool again") from error
         self._failure, self._is_half_done = "", False
         self._dropped.clear()
-        self._written.forget(runs[~np.isin(runs[:, 0], raised)])  # the raised ones are committed next
+        is_raised = np.isin(runs[:, 0], raised)  # these are committed next
+        self._written.forget(whole_pages(runs[~is_raised], runs[is_raised]))
 
     @contextmanager
     def transaction(self) -> Iterator[Pool]:
