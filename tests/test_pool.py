@@ -721,3 +721,22 @@ def test_the_end_of_a_transaction_waits_for_a_call_of_another_thread(made):
         raise SlowError
     assert len(made["nodes"]) == 0
     made.commit()
+
+
+def test_a_reader_that_was_checked_finds_later_records(path, made):
+    """The index that a check builds is not used after a refresh."""
+    cache = made["nodes"]
+    handles = cache.alloc_many(50_000)
+    cache.free_many(handles)
+    made.commit()
+    with jitslab.open_pool(path, "r") as reader:
+        seen = reader["nodes"]
+        seen.check()
+        assert len(seen) == seen.live().size == 0
+        again = np.sort(cache.alloc_many(40_000))
+        made.commit()
+        reader.refresh()
+        assert np.sort(seen.live()).tolist() == again.tolist()
+        assert seen.is_live(again).all()
+        seen.check()
+        assert sorted(seen) == again.tolist()

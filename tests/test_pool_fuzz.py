@@ -1,7 +1,6 @@
 """Pools that a stranger changed: some random ones, and those that once did harm."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,7 +68,7 @@ def test_a_commit_of_a_file_that_no_cache_has(change, mode, file):
         table["file"][0] = file
 
     path = change(RICH, 0, how)
-    with pytest.raises(jitslab.CorruptPoolError, match=rf"commit \d+ at byte 4096 has an entry for bytes .* of file {file} of cache"):
+    with pytest.raises(jitslab.CorruptPoolError, match=rf"byte 4096 has an entry for bytes .* of file {file} of cache"):
         jitslab.open_pool(path, mode)
     assert 5 in [broken.law for broken in jitslab.check_pool(path)]
 

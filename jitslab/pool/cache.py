@@ -129,7 +129,10 @@ class ReaderCache(PoolCache[R], Generic[R]):
         self._need_told()
         self._memory.set_field("torn", SOUND)
         rebuild(self._address)
-        super().check()
+        try:
+            super().check()
+        finally:
+            self._memory.tear()  # after a refresh the index would be wrong
 
     @property
     def parked(self) -> int:

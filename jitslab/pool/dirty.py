@@ -169,6 +169,18 @@ class Written:
             self._hash_now()
         self._has_lost = had_lost
 
+    def count(self, ranges: Runs) -> None:
+        """
+        Count some pages as written, whatever the system says: those whose content went without a store.
+
+        Parameters
+        ----------
+        ranges : numpy.ndarray of int64, shape (k, 2)
+            Address and bytes, whole pages of the machine, within the ranges that the next `take` is given.
+        """
+        self._need_open()
+        self._pending = _runs_of(np.union1d(_blocks_of(self._pending), _blocks_of(ranges)), ranges)
+
     def before_drop(self, ranges: Runs) -> None:
         """
         Prepare pages for being taken away, by MADV_DONTNEED or by a hole that is punched into their file; then `forget` them.

@@ -191,7 +191,7 @@ class Folder:
         known = {name(entry.id) for entry in meta.caches for name in DATA}
         for name in calls.names_in(self.file):
             number, _, kind = name.partition(".")
-            if number.isdigit() and kind in ("words", "records", "sums") and name not in known:
+            if number.isascii() and number.isdigit() and kind in ("words", "records", "sums") and name not in known:
                 calls.unlink(self.file, name)
 
     # --- Data files ---

@@ -65,20 +65,19 @@ def holder_of(file: int) -> str | None:
     named.
     """
     pid, name = holder_line(file)
+    device, inode = calls.identity_of(file)
+    places = f"{os.major(device):02x}:{os.minor(device):02x}", str(pid)
     try:
         with open("/proc/locks", encoding="ascii") as lines:
-            return name if any(is_lock_of(line.split(), file, pid) for line in lines) else None
+            found = (line.split() for line in lines if f":{inode} " in line)
+            return name if any(is_lock(fields, places) for fields in found) else None
     except OSError:
         return name if calls.size_of(file) else None
 
 
-def is_lock_of(fields: list[str], file: int, pid: Any) -> bool:
-    """Whether a line of Linux's list of locks is of a file; some file systems have another number of the device there."""
-    if len(fields) < 6 or fields[1] != "FLOCK":
-        return False
-    device, inode = calls.identity_of(file)
-    where, _, number = fields[5].rpartition(":")
-    return number == str(inode) and (where == f"{os.major(device):02x}:{os.minor(device):02x}" or fields[4] == str(pid))
+def is_lock(fields: list[str], places: tuple[str, str]) -> bool:
+    """Whether a line of Linux's list is of a whole file, on a device or, where that has another number there, of a process."""
+    return len(fields) > 5 and fields[1] == "FLOCK" and (fields[5].startswith(places[0]) or fields[4] == places[1])
 
 
 class ReaderLock:

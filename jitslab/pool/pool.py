@@ -210,6 +210,7 @@ class Pool(Closable):
         "_caches",
         "_checkpoints",
         "_commits",
+        "_dropped",
         "_failure",
         "_files",
         "_folder",
@@ -240,8 +241,9 @@ class Pool(Closable):
     _is_cut: bool  # whether a reader was interrupted while it read: it reads all anew
     _places: tuple[int, int]  # addresses of `_ranges` and `_files`
     _made: list[int]  # slabs of each cache, when `_ranges` were made
-    _shrunk: set[PoolCache[Any]]  # caches that gave memory of empty slabs back
     _keep: int  # bytes of written pages that a checkpoint leaves in memory
+    _shrunk: set[PoolCache[Any]]  # caches that gave memory of empty slabs back: their files still have its content
+    _dropped: set[PoolCache[Any]]  # those that did since the last commit: a rollback needs the content
     _meta: Meta
     _journal: Journal
     _written: Written
@@ -258,7 +260,8 @@ class Pool(Closable):
         self.path, self._mode, self._sync = path, "r" if mode == "r" else "r+", sync
         self._pid, self._is_closed, self._failure, self._in_transaction = os.getpid(), False, "", False
         self._is_cut = False
-        self._lock, self._caches, self._shrunk, self._made = threading.Lock(), {}, set(), []
+        self._lock, self._caches, self._made = threading.Lock(), {}, []
+        self._shrunk, self._dropped = set(), set()
         self._ranges = self._files = np.empty((0, 2), np.int64)
         self._commits = self._checkpoints = self._postponed = self._most_journal = 0
         self._places = 0, 0
@@ -429,6 +432,7 @@ class Pool(Closable):
             self._journal.append(named)
             self._written.done(None if staged is None else hashes_of(staged, self._written.seed))
             self._commits += 1
+            self._dropped.clear()
             if self._journal.used > self._most_journal:
                 self._try_checkpoint()
         return self._journal.number
@@ -481,12 +485,14 @@ class Pool(Closable):
         self._need_sound()
         for cache in self._caches.values():
             cache._need_rest("rollback")
+        for cache in self._dropped:
+            self._written.count(cache._memory.lost_records())
         runs = self._written.take(self._note_slabs())
         if not len(runs):
             return
         named = self._named(runs)
         before = {id_: cache._memory.copy_of(WORDS, named[named[:, 0] == id_]) for id_, cache in self._caches.items()}
-        self._failure, self._made = "a rollback was cut short", []
+        self._failure, self._made, raised = "a rollback was cut short", [], []
         versions = self._journal.last_versions()
         with telling(self.path):
             try:
@@ -494,12 +500,13 @@ class Pool(Closable):
                     own = named[named[:, 0] == id_]
                     if len(own):
                         restore(cache._memory, self._journal, versions, self._the_folder, own)
-                        raise_generations(cache._memory, before[id_])
+                        raised += raise_generations(cache._memory, before[id_])
                         recover(cache._address)
             except (OSError, PoolError) as error:
                 raise PoolFailedError(f"{self.path}: a rollback was cut short: {error}; open the pool again") from error
         self._failure = ""
-        self._written.forget(runs)
+        self._dropped.clear()
+        self._written.forget(runs[~np.isin(runs[:, 0], raised)])  # the raised ones are committed next
 
     @contextmanager
     def transaction(self) -> Iterator[Pool]:
@@ -639,6 +646,7 @@ class Pool(Closable):
         """Prepare a cache for giving memory of empty slabs back: the next checkpoint gives back that of the file."""
         self._written.before_drop(cache._memory.ranges())
         self._shrunk.add(cache)
+        self._dropped.add(cache)
 
     # --- Readers ---
 
@@ -728,15 +736,12 @@ class Pool(Closable):
         """Have the memory of all caches be as the data files are."""
         for cache in self._caches.values():
             self._map_again(cache._memory)
-            cache._memory.tear()
 
     def _read_journal(self) -> None:
         """Copy what the journal has more over memory."""
         memories = {id_: cache._memory for id_, cache in self._caches.items()}
         for frame in self._journal.read(partial(most_bytes, self._meta)):
             apply_frame(frame, memories, self._meta.id, self.path)
-            for id_ in np.unique(frame.entries["cache"]).tolist():
-                memories[id_].tear()
         for memory in memories.values():
             self._need_zeros_behind(memory)
         self._the_readers.move(self._journal.number)
@@ -848,11 +853,12 @@ class Pool(Closable):
             meta = replace(self._meta, caches=tuple(other for other in self._meta.caches if other.id != entry.id))
             with telling(self.path):
                 self._replace_meta(meta)
+            self._written.forget(cache._memory.ranges())  # while it has its slabs: none of their pages may stay among the written
             del self._caches[entry.id]
             self._shrunk.discard(cache)
+            self._dropped.discard(cache)
             self._made = []
             fault = cache._end_with_pool()
-            self._written.forget(cache._memory.ranges())
             self._failure = ""
             with suppress(OSError):  # what stays is removed when the pool is opened next
                 self._the_folder.remove_data(entry)

@@ -65,8 +65,7 @@ def apply_frame(frame: Frame, memories: dict[int, PoolCacheMemory], pool: int, p
     addresses = np.empty(len(entries), np.int64)
     for id_ in np.unique(entries["cache"]).tolist():
         memory = memories[id_]
-        made = memory.made_bytes(memory.n_slabs)
-        need_in_use(frame, id_, made, path)
+        need_in_use(frame, id_, memory.made_bytes(memory.n_slabs), path)
         for which in (WORDS, RECORDS):
             own = (entries["cache"] == id_) & (entries["file"] == which)
             addresses[own] = memory.at[which] + entries["offset"][own].astype(np.int64)
@@ -125,21 +124,28 @@ def restore_file(view: npt.NDArray[np.uint8], journal: Journal, newest: Rows, fi
 
 @Entry
 def raise_words(dropped: int, at: int, n: int) -> int:
-    """Raise n generations of free slots above those that a rollback dropped; those of live slots stay."""
-    old, new = u4s(dropped), u4s(at)
+    """Raise n generations of free slots above those that a rollback dropped; those of live slots stay.  Returns how many."""
+    old, new, raised = u4s(dropped), u4s(at), 0
     for i in range(n):
         least = old[i] + (old[i] & 1)
         if new[i] & 1 == 0 and new[i] < least:
             new[i] = least
-    return 0
+            raised += 1
+    return raised
 
 
-def raise_generations(memory: PoolCacheMemory, dropped: list[tuple[int, npt.NDArray[np.uint8]]]) -> None:
-    """Raise the generations of free slots above those that a rollback dropped, so that no handle of these names a record."""
+def raise_generations(memory: PoolCacheMemory, dropped: list[tuple[int, npt.NDArray[np.uint8]]]) -> list[int]:
+    """
+    Raise the generations of free slots above those that a rollback dropped, so that no handle of these names a record.
+
+    Returns the addresses of the runs in which some were raised: there memory is not as the last commit.
+    """
+    changed = []
     for offset, before in dropped:
-        skipped = max(WORDS_OFFSET - offset, 0)  # the head of the file
-        n = (len(before) - skipped) // 4
-        raise_words(before.ctypes.data + skipped, memory.at[WORDS] + offset + skipped, n)
+        skipped, at = max(WORDS_OFFSET - offset, 0), memory.at[WORDS] + offset  # skipped is the head of the file
+        if raise_words(before.ctypes.data + skipped, at + skipped, (len(before) - skipped) // 4) > 0:
+            changed.append(at)
+    return changed
 
 
 # --- The journal into the data files ---
