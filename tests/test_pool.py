@@ -134,8 +134,8 @@ class TestCommit:
 class TestCheckpoint:
     """What a checkpoint leaves in memory."""
 
-    @pytest.mark.parametrize("wish, is_kept", [("force", False), ("off", True)])
-    def test_no_written_pages_stay_in_memory_if_the_files_are_memory(self, path, monkeypatch, wish, is_kept):
+    @pytest.mark.parametrize("wish", ["force", "off"])
+    def test_no_written_pages_stay_in_memory_if_the_files_are_memory(self, path, monkeypatch, wish):
         """On persistent memory no written pages stay, unless the caller says how many."""
         monkeypatch.setenv("JITSLAB_PMEM", wish)
         for keep in None, 1 << 30:
