@@ -167,7 +167,7 @@ def prove_path(path, known, mode=None):
 # --- The workload ---
 
 
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def store(cache, handles, key):
     """Change some records, free some, and make one in the place of each."""
     for i in range(handles.size):

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CorruptPoolError, PoolError, PoolFailedError, ReadOnlyError
-from ..machine.addresses import columns_of, round_up
+from ..machine.addresses import columns_of, is_on_dax, round_up
 from . import calls
 from .frames import (
     AFTER_SYNCED,
@@ -264,6 +264,11 @@ class Journal:
     def is_mapped(self) -> bool:
         """Whether commits are stored to persistent memory, without a system call."""
         return self._words[MAP] != 0
+
+    @property
+    def is_dax(self) -> bool:
+        """Whether the pool is on persistent memory that is mapped directly, however commits are written; or is taken to be."""
+        return self.is_mapped or is_on_dax(self._file)
 
     def last_versions(self) -> npt.NDArray[np.void]:
         """

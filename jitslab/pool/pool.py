@@ -164,11 +164,11 @@ def open_pool(
     if not isinstance(capacity or {}, Mapping):
         raise CapacityError(f"capacity has the capacities of caches by name, got {shown(capacity)}")
     raised = {name: as_count(n, f"capacity of {name!r}", 1) for name, n in (capacity or {}).items()}
-    most = memory_bytes() // KEPT_SHARE if keep is None else as_count_of_bytes(keep)
+    most = None if keep is None else as_count_of_bytes(keep)
     pool = Pool.__new__(Pool)
-    pool._start(where, mode, sync, most, keep is None)
+    pool._start(where, mode, sync)
     try:
-        pool._load(mode, root, raised)
+        pool._load(mode, root, raised, most)
     except BaseException:
         pool._let_go()
         raise
@@ -249,6 +249,7 @@ class Pool(Closable):
     _is_half_done: bool  # whether a transaction ended, and its changes are neither committed nor undone
     _places: tuple[int, int]  # addresses of `_ranges` and `_files`
     _made: list[int]  # slabs of each cache, when `_ranges` were made
+    _keep: int  # bytes of written pages that a checkpoint leaves in memory
     _shrunk: set[PoolCache[Any]]  # caches that gave memory of empty slabs back: their files still have its content
     _dropped: set[PoolCache[Any]]  # those that did since the last commit: a rollback needs the content
     _meta: Meta
@@ -262,9 +263,9 @@ class Pool(Closable):
 
     # --- Open ---
 
-    def _start(self, path: str, mode: str, sync: bool, keep: int, keep_is_default: bool) -> None:
+    def _start(self, path: str, mode: str, sync: bool) -> None:
         """Set what an error on the way needs."""
-        self.path, self._mode, self._sync, self._keep = path, "r" if mode == "r" else "r+", sync, keep
+        self.path, self._mode, self._sync = path, "r" if mode == "r" else "r+", sync
         self._pid, self._is_closed, self._failure, self._in_transaction = os.getpid(), False, "", False
         self._is_cut = self._is_half_done = False
         self._lock, self._caches, self._made = threading.Lock(), {}, []
@@ -276,7 +277,7 @@ class Pool(Closable):
         self._writer: WriterLock | None = None
         self._readers: ReaderLock | None = None
 
-    def _load(self, mode: str, root: Any, capacity: dict[str, int]) -> None:
+    def _load(self, mode: str, root: Any, capacity: dict[str, int], keep: int | None) -> None:
         """Open the files, take the locks, and make the caches."""
         self._folder = folder = Folder(self.path, mode)
         with telling(self.path):
@@ -295,7 +296,8 @@ class Pool(Closable):
                     raise ReadOnlyError("a capacity is raised by a writer: open the pool with mode 'r+'")
                 return self._need_root(root)
             self._journal = Journal.open(folder.file, self._meta.id, is_writable=True, sync=self._sync)
-            self._written = Written(is_dax=self._journal.is_mapped)
+            self._written = Written(is_dax=self._journal.is_dax)
+            self._keep = most_kept(self._journal.is_dax) if keep is None else keep
             if self._sync:
                 calls.sync_folder(folder.file)  # a process that was killed may have renamed the meta data that were read
             folder.remove_orphans(self._meta)
@@ -660,7 +662,7 @@ class Pool(Closable):
     def _renew_written(self) -> None:
         """Look for written pages of new mappings."""
         self._written.close()
-        self._written = Written(is_dax=self._journal.is_mapped)
+        self._written = Written(is_dax=self._journal.is_dax)
         self._written.forget(self._note_slabs())
 
     def _before_shrink(self, cache: PoolCache[Any]) -> None:
@@ -734,7 +736,7 @@ class Pool(Closable):
         meta = self._the_folder.read_meta()
         self._journal = Journal.open(self._the_folder.file, meta.id)
         if not hasattr(self, "_written"):
-            self._written = Written(is_dax=self._journal.is_mapped)
+            self._written = Written(is_dax=self._journal.is_dax)
         self._follow_caches(meta)
         self._map_all()
         self._read_journal()
@@ -1361,6 +1363,11 @@ def slots_of(stride: int, shift: int, capacity: int) -> int:
 def memory_bytes() -> int:
     """Return the bytes of the machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def most_kept(is_dax: bool) -> int:
+    """Return how many bytes of written pages a checkpoint leaves in memory; on DAX none, as the files are memory themselves."""
+    return 0 if is_dax else memory_bytes() // KEPT_SHARE
 
 
 def as_count_of_bytes(n: Any) -> int:
