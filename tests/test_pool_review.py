@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jitslab
-from jitslab.pool import calls, dirty, memory
+from jitslab.pool import calls, dirty
 
 PAIR = np.dtype([("x", "f8"), ("n", "i8")])
 ROOT = np.dtype([("n", "i8")])
@@ -449,20 +449,14 @@ def test_generations_at_their_end(made):
         made.commit()
 
 
-def test_a_rollback_on_a_machine_with_larger_pages(path, monkeypatch):
-    """A page of the format is a part of one of the machine."""
-    monkeypatch.setenv("JITSLAB_DIRTY", "hashes")
+def test_pages_of_a_machine_that_are_larger(monkeypatch):
+    """Only whole pages of the machine are forgotten, and none that has a block to be kept."""
     monkeypatch.setattr(dirty, "mapped_page_bytes", 16_384)
-    monkeypatch.setattr(memory, "page_bytes", 16_384)
-    with jitslab.open_pool(path, "x") as pool:
-        cache = pool.create_cache("pairs", PAIR, capacity=50_000)
-        handles = cache.alloc_many(20_000, n=1)
-        pool.commit()
-        cache[handles[5]]["n"] = 3
-        cache.free(handles[19_000])
-        pool.rollback()
-        assert (cache.gather(handles)["n"] == 1).all()
-        number = pool.commit()
-        assert pool.commit() == number
-    with jitslab.open_pool(path, "r") as pool:
-        assert (pool["pairs"].gather(handles)["n"] == 1).all()
+    page = 16_384
+    runs = np.array([[page, 2 * page], [4 * page + 4096, 4096], [6 * page, page]], np.int64)
+    kept = np.array([[6 * page + 8192, 4096]], np.int64)
+    found = dirty.whole_pages(runs, kept)
+    pages = sorted(int(at) for start, n in found.tolist() for at in range(start, start + n, page))
+    assert all(at % page == 0 and n % page == 0 for at, n in found.tolist())
+    assert 6 * page not in pages
+    assert {page, 2 * page} <= set(pages)
