@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jitslab
-from jitslab.pool import calls, dirty, memory
+from jitslab.pool import calls, dirty
 
 PAIR = np.dtype([("x", "f8"), ("n", "i8")])
 ROOT = np.dtype([("n", "i8")])
@@ -448,20 +448,10 @@ def test_generations_at_their_end(made):
         made.commit()
 
 
-def test_a_rollback_on_a_machine_with_larger_pages(path, monkeypatch):
-    """A page of the format is a part of one of the machine."""
-    monkeypatch.setenv("JITSLAB_DIRTY", "hashes")
+def test_blocks_as_whole_pages_of_a_machine_that_has_larger_ones(monkeypatch):
+    """A rollback forgets whole pages, without those that have a block which is not as the last commit."""
     monkeypatch.setattr(dirty, "mapped_page_bytes", 16_384)
-    monkeypatch.setattr(memory, "page_bytes", 16_384)
-    with jitslab.open_pool(path, "x") as pool:
-        cache = pool.create_cache("pairs", PAIR, capacity=50_000)
-        handles = cache.alloc_many(20_000, n=1)
-        pool.commit()
-        cache[handles[5]]["n"] = 3
-        cache.free(handles[19_000])
-        pool.rollback()
-        assert (cache.gather(handles)["n"] == 1).all()
-        number = pool.commit()
-        assert pool.commit() == number
-    with jitslab.open_pool(path, "r") as pool:
-        assert (pool["pairs"].gather(handles)["n"] == 1).all()
+    page = 16_384
+    runs = np.array([[10 * page + 4096, 4096], [11 * page - 4096, 8192], [20 * page, 2 * page]])
+    assert dirty.whole_pages(runs, runs[:0]).tolist() == [[10 * page, 2 * page], [20 * page, 2 * page]]
+    assert dirty.whole_pages(runs, np.array([[21 * page, 4096]])).tolist() == [[10 * page, 2 * page], [20 * page, page]]

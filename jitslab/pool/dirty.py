@@ -421,7 +421,7 @@ def whole_pages(runs: Runs, without: Runs) -> Runs:
     """Return the whole pages of the machine that some runs of blocks are in, without those that other runs are in."""
     size = mapped_page_bytes >> BLOCK_SHIFT
     pages = np.setdiff1d(_blocks_of(runs) // size, _blocks_of(without) // size)
-    return _runs_of((pages[:, None] * size + np.arange(size)).ravel(), runs)
+    return _runs_of((pages[:, None] * size + np.arange(size)).ravel(), runs[:0])
 
 
 def _blocks_of(runs: Runs) -> npt.NDArray[np.int64]:
