@@ -455,3 +455,18 @@ def test_blocks_as_whole_pages_of_a_machine_that_has_larger_ones(monkeypatch):
     runs = np.array([[10 * page + 4096, 4096], [11 * page - 4096, 8192], [20 * page, 2 * page]])
     assert dirty.whole_pages(runs, runs[:0]).tolist() == [[10 * page, 2 * page], [20 * page, 2 * page]]
     assert dirty.whole_pages(runs, np.array([[21 * page, 4096]])).tolist() == [[10 * page, 2 * page], [20 * page, page]]
+
+
+def test_addresses_of_a_closed_pool_do_not_wait_for_the_garbage_collector(path):
+    """Nor do those of a pool that could not be opened."""
+    with jitslab.open_pool(path) as pool:
+        pool.create_cache("wide", np.dtype([("x", "V1024")]), capacity=(1 << 32) - (1 << 20))
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(60):
+            jitslab.open_pool(path).close()
+            with pytest.raises(jitslab.ConflictError):
+                jitslab.open_pool(path, root=ROOT)
+    finally:
+        gc.enable()
