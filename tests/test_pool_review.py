@@ -470,3 +470,18 @@ def test_addresses_of_a_closed_pool_do_not_wait_for_the_garbage_collector(path):
                 jitslab.open_pool(path, root=ROOT)
     finally:
         gc.enable()
+
+
+def test_a_checkpoint_before_what_was_freed_is_committed(path, made):
+    """The file still has live records in all slabs that `shrink` gave back: no hole is punched."""
+    cache = made["pairs"]
+    handles = cache.alloc_many(50_000, n=1)
+    made.commit()
+    cache.free_many(handles)
+    cache.shrink()
+    assert made.checkpoint()
+    with jitslab.open_pool(path, "r") as pool:
+        assert (pool["pairs"].gather(handles)["n"] == 1).all()
+    made.rollback()
+    assert (cache.gather(handles)["n"] == 1).all()
+    made.check()

@@ -17,6 +17,7 @@ from . import calls
 from .files import DATA, Folder
 from .format import (
     BLOCK,
+    MOST_SLOTS,
     RECORDS,
     WORDS,
     WORDS_OFFSET,
@@ -180,7 +181,7 @@ def punch_empty(folder: Folder, memory: PoolCacheMemory) -> bool:
         empty = empty_slabs(file, released, memory.geometry.shift)
     finally:
         calls.close(file)
-    for begin, stop in runs_of(empty, len(empty)):
+    for begin, stop in runs_of(empty, MOST_SLOTS):
         first, end = round_up(begin * slab_bytes, BLOCK), stop * slab_bytes // BLOCK * BLOCK
         if first < end:
             holes.append((first, end - first))
