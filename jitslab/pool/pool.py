@@ -170,7 +170,7 @@ def open_pool(
     try:
         pool._load(mode, root, raised, most)
     except BaseException:
-        pool._let_go()
+        pool._end()
         raise
     _pools.add(pool)
     return pool
@@ -1217,6 +1217,7 @@ class Pool(Closable):
         """Close the caches and the files; returns the faults that nobody was told of."""
         self._is_closed = True
         faults = [fault for cache in self._caches.values() if (fault := cache._end_with_pool()) is not None]
+        self._caches = {}  # they hold the pool: their addresses would wait for the garbage collector
         self._let_go()
         return joined(faults)
 
