@@ -4,7 +4,7 @@ Pools that a stranger changed, as many as you like: ``python tests/pool_fuzz.py 
 Each case is a pool of a few kinds with one to four changes: bits, bytes, lengths, pages that change places, files that do;
 missing files, and links, FIFOs, folders and devices in the place of files; meta data, heads and commits with other numbers and a
 checksum that is right.  Such a pool opens, or raises an error of pools that says what is wrong: never a crash (cases run in
-children), a hang (an alarm ends them), memory without bound (the parent looks), or a write while it is open to read (content
+children), a hang (a limit of CPU time and an alarm end them), memory without bound (the parent looks), or a write while it is open to read (content
 and times of all files are compared).  A pool that opens is walked, checked and written to, and opens again; some are repaired.
 
 A case is made of its number alone: ``python tests/pool_fuzz.py --case 4711`` shows one, and runs it in this process.
@@ -40,9 +40,9 @@ from jitslab.pool.hashes import STATE_WORDS
 from jitslab.pool.heads import HEAD_STEP, JOURNAL_HEAD, make_head
 from jitslab.pool.repair import check_pool, repair_pool
 
-ALARM = 60  # seconds of one case
+CPU_SECONDS, SECONDS = 30, 600  # of one case
 MOST_RSS = 2 << 30  # bytes of memory of a child
-BATCH = 500  # cases of one child
+BATCH = 1000  # cases of one child
 ALLOWED = jitslab.CorruptPoolError, jitslab.PoolVersionError, jitslab.PoolPathError
 ZEROS = bytes(BLOCK)
 SMALL = 0, 1, 2, 3, 7, 8, 255, 256, 4095, 4096, 65_535, 1 << 20, 1 << 22
@@ -248,6 +248,7 @@ def set_length(rng, pool):
         size, data = pool[name]
         length = rng.choice((0, 1, size // 2, size - 1, size + 1, size - BLOCK, size + BLOCK, size // BLOCK * BLOCK, size * 2))
         length = rng.randrange(size + 2 * BLOCK) if rng.random() < 0.5 else length
+        length = 1 << rng.randrange(30, 41) if rng.random() < 0.05 else length
         pool[name] = min(max(length, 0), 1 << 40), data
 
 
@@ -754,12 +755,14 @@ def run_child(first, last, folder, report):
     outcomes, failures = {}, []
     for number in range(first, last):
         Path(report).write_text(json.dumps([number, outcomes, failures]))
-        signal.alarm(ALARM)
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+        signal.alarm(SECONDS)
         try:
             run_case(number, kinds, folder, outcomes)
         except Exception as error:
             failures.append([number, f"{type(error).__name__}: {error}"])
         signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     Path(report).write_text(json.dumps([last, outcomes, failures]))
 
 
