@@ -14,6 +14,8 @@ import pytest
 
 import jitslab
 from jitslab import errors
+from jitslab.machine.flush import CAN_FLUSH
+from jitslab.pool import journal
 
 NODE = np.dtype([("value", "f8"), ("next", jitslab.link("nodes"))])
 ROOT = np.dtype([("head", jitslab.link("nodes")), ("n", "i8")])
@@ -127,6 +129,35 @@ class TestCommit:
         with jitslab.open_pool(path, "r") as pool:
             assert total(pool["nodes"], pool.root["head"]) == n_commits * sum(range(500))
             pool["nodes"].check()
+
+
+class TestCheckpoint:
+    """What a checkpoint leaves in memory."""
+
+    @pytest.mark.parametrize("wish", ["force", "off"])
+    def test_no_written_pages_stay_in_memory_if_the_files_are_memory(self, path, monkeypatch, wish):
+        """On persistent memory no written pages stay, unless the caller says how many."""
+        monkeypatch.setenv("JITSLAB_PMEM", wish)
+        for keep in None, 1 << 30:
+            with jitslab.open_pool(f"{path}{keep}", "x", root=ROOT, keep=keep) as pool:
+                assert (pool.stats()["journal"] == "mapped") == (wish == "force" and CAN_FLUSH)
+                nodes = pool.create_cache("nodes", NODE, capacity=100_000)
+                push_many(nodes, pool.root, 5000)
+                pool.commit()
+                before = pool.stats()["private_bytes"]
+                assert pool.checkpoint()
+                if pool.stats()["journal"] == "mapped" and keep is None and pool.stats()["dirty"] != "hashes":
+                    assert pool.stats()["private_bytes"] == 0
+                else:
+                    assert pool.stats()["private_bytes"] >= before
+                assert total(nodes, pool.root["head"]) == sum(range(5000))
+
+    def test_persistent_memory_is_known_however_commits_are_written(self, path, monkeypatch):
+        """Also by readers, and if commits are not synced: the search for written pages must know it."""
+        monkeypatch.setattr(journal, "is_on_dax", lambda file: True)
+        with jitslab.open_pool(path, "x", root=ROOT, sync=False) as pool, jitslab.open_pool(path, "r") as reader:
+            assert (pool.stats()["journal"], pool._keep) == ("file", 0)
+            assert (pool._written.is_dax, reader._written.is_dax) == (True, True)
 
 
 class TestRollback:

@@ -15,7 +15,9 @@ from jitslab import pool as package
 
 NODE = np.dtype([("value", "f8"), ("next", jitslab.link("nodes"))])
 ROOT = np.dtype([("head", jitslab.link("nodes")), ("n", "i8")])
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a generator's end is interrupted, too
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # a generator's end is interrupted, too
 FOLDER = os.path.dirname(package.__file__)
 
 

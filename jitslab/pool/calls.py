@@ -23,6 +23,16 @@ if sys.platform != "win32":
 
 Bytes = Any  # an object with a buffer of contiguous bytes
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} if sys.platform != "win32" else {errno.ENOSPC, errno.EFBIG}
+PATHS = {  # errors of the path that the user gave
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+}
 MOST_PIECES = 1024  # of one call of pwritev
 PIECE_BYTES = 1 << 30  # of one call: Linux itself ends a call before 2 GiB
 
@@ -301,6 +311,6 @@ def pool_error(error: OSError, doing: str) -> PoolError:
         return PoolFailedError(f"{doing}: a sync failed: {reason}; open the pool again")
     if error.errno in FULL:
         return PoolFullError(f"{doing}: {reason}; free some, and commit again")
-    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST):
+    if error.errno in PATHS:
         return PoolPathError(f"{doing}: {reason}")
     return PoolError(f"{doing}: {reason}")

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CorruptPoolError, PoolError, PoolFailedError, ReadOnlyError
-from ..machine.addresses import columns_of, round_up
+from ..machine.addresses import columns_of, is_on_dax, round_up
 from . import calls
 from .frames import (
     AFTER_SYNCED,
@@ -54,6 +54,7 @@ SALT_STEP = 1 << 20  # a salt rises by as much at most, at random: it is new eve
 NOT_READ = "it was not read to its end"  # why a writer that has just opened it may not append: it would overwrite commits
 FIRST_BYTES = 1 << 20  # of a new journal
 GROWTH_BYTES = 16 << 20  # most zeros that are written ahead; a longer frame is written beyond the end
+KEPT_BYTES = 64 << 20  # most that a reset keeps of the file
 MOST_HOLES = 64 << 20  # bytes of a frame that may be holes of the file: some file systems keep no zeros
 MOST_HOLES_SHARE = 1024  # a longer frame has one byte on the medium for so many
 PIECE_BYTES = 4 << 20  # of data copied, hashed and written at a time
@@ -263,6 +264,11 @@ class Journal:
     def is_mapped(self) -> bool:
         """Whether commits are stored to persistent memory, without a system call."""
         return self._words[MAP] != 0
+
+    @property
+    def is_dax(self) -> bool:
+        """Whether the pool is on persistent memory that is mapped directly, however commits are written; or is taken to be."""
+        return self.is_mapped or is_on_dax(self._file)
 
     def last_versions(self) -> npt.NDArray[np.void]:
         """
@@ -522,13 +528,26 @@ class Journal:
             if words[MAP]:
                 return append_mapped(self._row, runs, n)
             self._write(runs, n, total)
+            if self.sync:
+                self._sync()
+                words[FLAGS] = AFTER_SYNCED
+            return take_place(self._row, length, words[HASH], n)
         except OSError as error:
             self._cut()
             raise calls.pool_error(error, f"writing commit {words[NUMBER] + 1} to the journal") from error
-        if self.sync:
-            self._sync()
-            words[FLAGS] = AFTER_SYNCED
-        return take_place(self._row, length, words[HASH], n)
+        except PoolFailedError:
+            raise
+        except BaseException:  # a signal: the whole frame may stand there, and count if the process ends now
+            self._take_back()
+            raise
+
+    def _take_back(self) -> None:
+        """Have no frame stand at the journal's place."""
+        self._failed = "an interrupted commit could not be taken back"
+        with suppress(OSError):
+            calls.write_at(self._file, bytes(LINE), self._words[AT])
+            self._cut()
+            self._failed = ""
 
     def _write(self, runs: int, n: int, total: int) -> None:
         """Write a frame at the journal's place: the data in pieces, the head last; a short one at once."""
@@ -613,6 +632,18 @@ class Journal:
         self._slot = slot
         self._start(salt, hash_)
         self._failed = ""
+        if self.capacity > KEPT_BYTES:
+            self._shorten()
+
+    def _shorten(self) -> None:
+        """Give the space of long commits back: to open a journal takes a look at each of its blocks."""
+        was_mapped = self.is_mapped
+        self._unmap()
+        with suppress(OSError):
+            calls.truncate(self._file, KEPT_BYTES)
+            self._words[CAPACITY] = KEPT_BYTES
+        if was_mapped:
+            self._map()
 
     def _sync(self) -> None:
         """Sync the file, or fail for good: the system forgets what it could not write, so a second call would say nothing."""
