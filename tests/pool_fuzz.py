@@ -4,8 +4,9 @@ Pools that a stranger changed, as many as you like: ``python tests/pool_fuzz.py 
 Each case is a pool of a few kinds with one to four changes: bits, bytes, lengths, pages that change places, files that do;
 missing files, and links, FIFOs, folders and devices in the place of files; meta data, heads and commits with other numbers and a
 checksum that is right.  Such a pool opens, or raises an error of pools that says what is wrong: never a crash (cases run in
-children), a hang (a limit of CPU time and an alarm end them), memory without bound (the parent looks), or a write while it is open to read (content
-and times of all files are compared).  A pool that opens is walked, checked and written to, and opens again; some are repaired.
+children), a hang (a limit of CPU time and an alarm end them), memory without bound (the parent looks), or a write while it is
+open to read (content and times of all files are compared).  A pool that opens is walked, checked and written to, and opens
+again; some are repaired.
 
 A case is made of its number alone: ``python tests/pool_fuzz.py --case 4711`` shows one, and runs it in this process.
 """
@@ -227,6 +228,16 @@ def set_number(rng, pool):
         size = rng.choice((1, 2, 4, 8))
         at = pick_place(rng, pool, name) // size * size
         put(pool, name, at, (rng.choice(NUMBERS) & (1 << 8 * size) - 1).to_bytes(size, "little"))
+
+
+def swap_bytes(rng, pool):
+    """Write the numbers of a head in the other byte order."""
+    name = pick_file(rng, pool, "words", "journal", "sums")
+    if name is not None:
+        at = rng.choice((0, 0, 0, HEAD_STEP, BLOCK))
+        raw = get(pool, name, at, LINE)
+        width = rng.choice((4, 8))
+        put(pool, name, at, b"".join(raw[k : k + width][::-1] for k in range(0, LINE, width)))
 
 
 def random_pages(rng, pool):
@@ -510,6 +521,7 @@ CHANGES = (
     *[flip_bits] * 2,
     *[set_number] * 2,
     *[random_pages] * 2,
+    swap_bytes,
     set_length,
     move_pages,
     swap_files,
