@@ -437,6 +437,8 @@ class Journal:
         """
         budget = 2 * self.capacity
         try:
+            if self.used == BLOCK and self._is_outlived():
+                return self.number + 1
             size = calls.size_of(self._file)
             if size < self.capacity:
                 raise CorruptPoolError(f"journal: it was {self.capacity} bytes long, and is {size} now")
@@ -454,6 +456,14 @@ class Journal:
         except OSError as error:
             raise calls.pool_error(error, "reading the journal") from error
         return 0
+
+    def _is_outlived(self) -> bool:
+        """Whether the first frame is of a later life of the journal, so that the head of that is lost."""
+        raw = calls.read_at(self._file, LINE, BLOCK)
+        named = head_named_by(raw, self._pool)
+        return (
+            named is not None and named[0] > self._words[SALT] and bool(np.frombuffer(raw, FRAME_HEAD)[0]["flags"] & AFTER_SYNCED)
+        )
 
     # --- Writing ---
 
@@ -665,3 +675,15 @@ class Journal:
         self._words[MAP], mapped, self._mapped = 0, self._mapped, None
         if mapped is not None:
             mapped.close()
+
+
+def head_named_by(raw: bytes, pool: int) -> tuple[int, bytes] | None:
+    """Return the salt and the bytes of the journal's head whose hash the first frame has; None: it has that of none."""
+    if len(raw) < LINE:
+        return None
+    frame = np.frombuffer(raw, FRAME_HEAD)[0]
+    salt, number = int(frame["salt"]), int(frame["number"]) - 1
+    if int(frame["magic"]) != FRAME_MAGIC or not (0 <= salt < MOST_NUMBER and 0 <= number < MOST_NUMBER):
+        return None
+    head, hash_ = make_head(pool, salt, number)
+    return (salt, head) if hash_ == int(frame["previous"]) else None
