@@ -76,6 +76,7 @@ N_SLABS = NODE_WORDS["n_slabs"]
 ROOT = "root"  # name of the cache that holds the root
 LEAST_JOURNAL = 64 << 20  # bytes of a journal that a commit leaves as they are; more if that is less than a quarter of the data
 KEPT_SHARE = 4  # a quarter of the machine's memory may be pages of pools that a checkpoint keeps
+CUT_SHORT = "a rollback was cut short"
 OPEN_TRIES = 5  # times that a reader looks again if the writer makes or drops caches meanwhile
 
 
@@ -458,19 +459,22 @@ class Pool(Closable):
         with self._alone("rollback"):
             self._need_writer()
             self._need_outside("rollback")
+            self._need_sound()
+            self._failure = CUT_SHORT
             self._rollback()
 
     def _rollback(self) -> None:
-        """Undo all changes."""
-        self._need_sound()
-        for cache in self._caches.values():
-            cache._need_rest("rollback")
+        """Undo all changes; the pool counts as failed until it is done, lest half of it be committed."""
+        try:
+            for cache in self._caches.values():
+                cache._need_rest("rollback")
+        except BusyError:
+            self._failure = ""
+            raise
         runs = self._written.take(self._note_slabs())
-        if not len(runs):
-            return
         named = self._named(runs)
         before = {id_: cache._memory.copy_of(WORDS, named[named[:, 0] == id_]) for id_, cache in self._caches.items()}
-        self._failure, self._made = "a rollback was cut short", []
+        self._made = []
         versions = self._journal.last_versions()
         with telling(self.path):
             try:
@@ -481,7 +485,7 @@ class Pool(Closable):
                         raise_generations(cache._memory, before[id_])
                         recover(cache._address)
             except (OSError, PoolError) as error:
-                raise PoolFailedError(f"{self.path}: a rollback was cut short: {error}; open the pool again") from error
+                raise PoolFailedError(f"{self.path}: {CUT_SHORT}: {error}; open the pool again") from error
         self._failure = ""
         self._written.forget(runs)
 
@@ -514,23 +518,30 @@ class Pool(Closable):
         (0, False)
         >>> folder.cleanup()
         """
-        with self._alone("transaction"):
-            self._need_writer()
-            self._need_outside("transaction")
-            self._commit()
-            self._in_transaction = True
+        is_begun = False
         try:
-            yield self
-        except BaseException:
-            with self._alone("rollback", waits=True):
+            try:
+                with self._alone("transaction"):
+                    self._need_writer()
+                    self._need_outside("transaction")
+                    self._commit()
+                    is_begun = self._in_transaction = True
+                yield self
+            except BaseException:
+                if is_begun:
+                    failure, self._failure = self._failure, self._failure or CUT_SHORT
+                    with self._alone("rollback", waits=True):
+                        self._in_transaction = False
+                        if not failure:
+                            self._rollback()
+                raise
+            with self._alone("commit", waits=True):
                 self._in_transaction = False
-                if not self._is_closed:
-                    self._rollback()
-            raise
-        with self._alone("commit", waits=True):
-            self._in_transaction = False
-            self._need_writer()
-            self._commit()
+                self._need_writer()
+                self._commit()
+        finally:
+            if is_begun:
+                self._in_transaction = False
 
     # --- Checkpoint ---
 
@@ -578,10 +589,10 @@ class Pool(Closable):
             return True
         number = self._journal.number
         with telling(self.path):
-            if not self._the_readers.exclude(number):
-                self._postponed += 1
-                return False
             try:
+                if not self._the_readers.exclude(number):
+                    self._postponed += 1
+                    return False
                 write_back(self._journal, self._the_folder, self._meta)
                 self._journal.reset()
                 self._shrunk = {cache for cache in self._shrunk if not self._punch(cache._memory)}
@@ -1106,7 +1117,7 @@ class Pool(Closable):
             If another thread is in a call of the pool.
         """
         if self._is_closed:
-            return
+            return self._let_go()  # as far as the first call was cut short
         with self._alone("close"):
             self._need_outside("close")
             if commit and self._is_writer:
@@ -1140,17 +1151,12 @@ class Pool(Closable):
             warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
     def _let_go(self) -> None:
-        """Close the files, which gives the locks back."""
+        """Close the files, which gives the locks back; a second call does what the first did not do."""
         self._is_closed = True
-        for name in ("_written", "_journal", "_folder"):
+        for name in ("_written", "_journal", "_folder", "_readers", "_writer"):
             if getattr(self, name, None) is not None:
-                with suppress(OSError):  # what was committed was synced
+                with suppress(OSError):  # what was committed was synced; or the program closed a descriptor by its number
                     getattr(self, name).close()
-        for lock in (self._readers, self._writer):
-            if lock is not None:
-                with suppress(OSError):  # of a descriptor that the program closed by its number
-                    calls.close(lock.file)
-        self._readers = self._writer = None
 
     def _leave_in_child(self) -> None:
         """Close in a child of fork: the pool is the parent's."""
