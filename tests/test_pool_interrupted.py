@@ -1,6 +1,6 @@
 """Ctrl-C, or a want of memory, in every call of a pool's modules: the pool is usable, or says that it failed; its files are whole.
 
-With JITSLAB_LONG=1 each call is interrupted by each exception; else by one of the two, and of opening every third call.
+With JITSLAB_LONG=1 each call is interrupted by each exception; else every second call by one of the two, and of opening every fourth.
 """
 
 import dis
@@ -160,7 +160,7 @@ ACTS = {
 @pytest.mark.parametrize("name", ACTS)
 def test_every_call_in_a_writers_call(folder, name, errors):
     """Afterwards nothing that was stored is lost, or the pool says that it failed; files hold the last commit or this one."""
-    calls, rng, path = Calls(errors), np.random.default_rng(0), f"{folder}/pool"
+    calls, rng, path = Calls(errors, 1 if IS_LONG else 2), np.random.default_rng(0), f"{folder}/pool"
     pool = make(path)
     for n in itertools.count():
         pool.rollback()  # a failed pool was opened again
@@ -182,10 +182,11 @@ def test_every_call_in_a_writers_call(folder, name, errors):
         elif name == "rollback":
             assert found == before, what
         try:
-            change(pool, rng)
-            memory = image(pool)
             pool.commit()
-            assert committed(path) == memory, what
+            assert committed(path) == image(pool), what
+            change(pool, rng)
+            pool.commit()
+            assert committed(path) == image(pool), what
         except (jitslab.PoolFailedError, jitslab.ClosedError):
             pool.close(commit=False)
             pool = jitslab.open_pool(path, "r+", keep=0)
@@ -202,7 +203,7 @@ def test_every_call_in_a_writers_call(folder, name, errors):
 @pytest.mark.parametrize("mode", ["r", "r+", "x"])
 def test_every_call_in_opening(folder, mode, errors):
     """Locks are given back, and the pool opens again as it was."""
-    calls = Calls(errors) if IS_LONG else Calls(errors, 3, ("r", "r+", "x").index(mode))
+    calls = Calls(errors) if IS_LONG else Calls(errors, 4, ("r", "r+", "x").index(mode))
     path, n, paths = f"{folder}/pool", 0, itertools.count()
     if mode != "x":
         pool = make(path)

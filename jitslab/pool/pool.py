@@ -161,10 +161,10 @@ def open_pool(
     pool._start(where, mode, sync, most, keep is None)
     try:
         pool._load(mode, root, raised)
+        _pools.add(pool)
     except BaseException:
         pool._let_go()
         raise
-    _pools.add(pool)
     return pool
 
 
@@ -844,8 +844,9 @@ class Pool(Closable):
             del self._caches[entry.id]
             self._shrunk.discard(cache)
             self._made = []
+            ranges = cache._memory.ranges()  # before it is closed
             fault = cache._end_with_pool()
-            self._written.forget(cache._memory.ranges())
+            self._written.forget(ranges)
             self._failure = ""
             with suppress(OSError):  # what stays is removed when the pool is opened next
                 self._the_folder.remove_data(entry)
