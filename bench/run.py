@@ -49,6 +49,7 @@ SUITES = (
     "bulk",
     "containers",
     "kernels",
+    "pool",
 )
 BESIDE_MALLOC = ("peers", "replay", "kernels")  # suites that are measured in a process for each C allocator
 PAGE = Path(__file__).resolve().parent / "FIGURES.md"  # what README says in short
@@ -75,6 +76,8 @@ def measured(suite: str, sizes: Sizes, console: Console) -> Content:
     for operation, row in module.table(sizes).items() if hasattr(module, "table") else ():
         content["rows"].append(measure(operation, row, sizes).as_json())
         show(content["rows"][-1], console)
+    if hasattr(module, "versions"):
+        content["versions"] = module.versions()
     if hasattr(module, "curves"):
         content["curves"] = module.curves()
     return content

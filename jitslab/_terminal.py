@@ -82,8 +82,10 @@ def say(line: str) -> None:
     sys.stdout.write(line.replace(NO_BREAK, " ") + "\n")
 
 
-def draw_table(headings: Sequence[str], rows: Sequence[Sequence[str]], footer: Sequence[str] | None = None) -> None:
-    """Draw a table whose first column is text; where it does not fit, each row is told in words."""
+def draw_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], footer: Sequence[str] | None = None, n_texts: int = 1
+) -> None:
+    """Draw a table whose first columns are text; where it does not fit, each row is told in words."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -94,7 +96,7 @@ def draw_table(headings: Sequence[str], rows: Sequence[Sequence[str]], footer: S
     console = Console(width=None if is_terminal else UNBROKEN)
     table = Table(box=box.SIMPLE, show_footer=footer is not None, pad_edge=False, collapse_padding=True)
     for i, heading in enumerate(headings):
-        table.add_column(heading, footer[i] if footer else "", justify="right" if i else "left", no_wrap=True)
+        table.add_column(heading, footer[i] if footer else "", justify="right" if i >= n_texts else "left", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
     if console.measure(table, options=console.options.update(width=UNBROKEN)).maximum <= console.width:

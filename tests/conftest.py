@@ -1,7 +1,7 @@
 """
 Tests see one NUMA node, so that they can tell slots and slabs by number; test_nodes.py and tests/vm see more.
 
-With ``--memory=file`` the generations and records of every `SlabCache` with one node are mapped from files, as those of a pool are:
+With ``--memory=file`` generations and records of every `SlabCache` with one node are mapped from files, as those of a pool are:
 
     TMPDIR=/dev/shm python -m pytest --memory=file tests
 
@@ -50,7 +50,7 @@ def file_memory(dtype, capacity, colouring, template, placement, place=None):
     )
     memory = PoolCacheMemory(entry, 2 * first_cycle(next(serials)), is_reader=False)
     lengths = words_bytes(slots), round_up(slots * sizes.stride, page_bytes)
-    for at, n, prot in zip(memory.at, lengths, (PROT_READ, PROT_NONE)):
+    for at, n, prot in zip(memory.at, lengths, (PROT_READ, PROT_NONE), strict=True):
         with tempfile.TemporaryFile() as file:
             file.truncate(n)
             assert map_file(at, n, file.fileno(), prot) == 0

@@ -590,6 +590,17 @@ def test_a_read_that_would_hang_is_tried_in_a_child(noted, monkeypatch):
     assert dead == (0, 0)
 
 
+def test_pages_are_prepared_beside_some_that_are_not_watched_yet(noted):
+    """Slabs that were made since the last commit are not registered: the pages after them lose their protection all the same."""
+    noted.written.is_dax = True
+    upper = noted.part(32, 32)
+    noted.write(40, 41)
+    assert noted.commit(upper) == [40, 41]
+    assert noted.commit(upper) == []
+    noted.written.before_drop(np.concatenate([noted.part(0, 16), upper]))
+    assert noted.take(upper) == [40, 41]
+
+
 ALONE = """
 import ctypes, mmap, os, sys
 import numpy as np

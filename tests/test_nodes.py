@@ -368,6 +368,7 @@ def test_closed_cache_refuses_on_all_nodes():
 # --- Policies ---
 
 
+@pytest.mark.anonymous
 def test_one_numa_node_is_one_node():
     """A machine with one node, an explicit node and an interleaved cache cost nothing: the cache has one node."""
     for options in ({"nodes": 1}, {"nodes": 4, "policy": 2}, {"nodes": 4, "policy": "interleave"}):
@@ -469,6 +470,7 @@ def test_other_policies_have_one_set(machine):
         numa.resolve([1, 2], False, None)
 
 
+@pytest.mark.anonymous
 def test_refused_placement_warns_once_and_goes_on(machine, monkeypatch):
     """Where mbind is refused the cache works, unbound, and says so once."""
     monkeypatch.setattr(numa.addresses, "bind_memory", lambda *arguments: 1)

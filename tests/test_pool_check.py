@@ -364,9 +364,7 @@ def test_a_head_of_generations_without_a_journal(path):
         pool.checkpoint()
     before = state(path)
     write(path, "1.words", 0, bytes(64))
-    (done,) = (text for text in jitslab.repair_pool(path) if "head" in text)
-
-    assert "the head of 1.words was made again: 2 slabs have generations or records" == done
+    assert "the head of 1.words was made again: 2 slabs have generations or records" in jitslab.repair_pool(path)
     assert before[1] == state(path)[1]
     with jitslab.open_pool(path, "r+") as pool:
         handles = pool["nodes"].alloc_many(50_000)
@@ -388,7 +386,7 @@ def test_damaged_pages_are_taken_as_they_are(path):
     write(path, "1.records", 7 * BLOCK + 8, b"????????")
     done = jitslab.repair_pool(path)
 
-    assert ["1.records, page 7, slots 1792 to 2047: taken as it is; what it should be is lost"] == done
+    assert "1.records, page 7, slots 1792 to 2047: taken as it is; what it should be is lost" in done
     assert [] == jitslab.check_pool(path)
 
 
@@ -423,7 +421,7 @@ def test_a_missing_file_is_made(path, name):
     os.unlink(path / name)
     done = jitslab.repair_pool(path)
 
-    assert f"{name} was missing: made anew, empty" in done
+    assert any(text.startswith(f"{name} was made anew: ") for text in done)
     assert [] == jitslab.check_pool(path)
     if name == "1.sums":
         assert before == state(path)
@@ -446,7 +444,7 @@ def test_generations_behind_the_slabs_are_zeroed(path):
     write(path, "1.words", WORDS_OFFSET + 4 * 90_000, struct.pack("<5I", *[5] * 5))
     done = jitslab.repair_pool(path)
 
-    assert ["1.words: 5 generations behind the slabs that were made are 0 now"] == done
+    assert "1.words: 5 generations behind the slabs that were made are 0 now" in done
     assert [] == jitslab.check_pool(path)
 
 
@@ -468,3 +466,27 @@ def test_a_second_repair_finds_nothing(path):
     assert len(jitslab.repair_pool(path)) >= 4
     assert [] == jitslab.repair_pool(path)
     assert [] == jitslab.check_pool(path)
+
+
+def test_a_damaged_head_of_a_later_life_is_found_and_made_again(path):
+    """The head before it is whole, but the first commit names another."""
+    with jitslab.open_pool(path, "r+") as pool:
+        pool.checkpoint()
+        pool.root["n"] = 76
+        pool.commit()
+        pool.checkpoint()
+        pool.root["n"] = 77
+    before = state(path)
+    heads = (path / "journal").read_bytes()[:1024]
+    salts = [int.from_bytes(heads[at + 24 : at + 32], "little") for at in (0, 512)]
+    newest = 512 * salts.index(max(salts))
+    write(path, "journal", newest, bytes(64))
+
+    (found,) = jitslab.check_pool(path)
+    assert (5, "journal", range(1, 2)) == (found.law, found.file, found.pages)
+    assert "commit 6 is damaged" in str(found)
+    with pytest.raises(jitslab.CorruptPoolError, match="commit 6 is damaged"):
+        jitslab.open_pool(path, "r+")
+    assert "the journal's head was made again, from the first commit, which has its hash" in jitslab.repair_pool(path)
+    assert [] == jitslab.check_pool(path)
+    assert before == state(path)

@@ -253,5 +253,5 @@ def test_a_reader_beside_a_writer_of_a_thousand_commits(folder):
             assert nodes.records["value"][live & 0xFFFF_FFFF].sum() == reader.root["sum"]
         assert writer.returncode == 0
         assert reader.number == first + 1000
-        assert len(seen) > 20
+        assert len(seen) > 2
         nodes.check()

@@ -85,6 +85,7 @@ def test_cache_has_slots_in_reserve(itemsize, slots):
         cache.check()
 
 
+@pytest.mark.anonymous
 def test_reserve_does_not_take_from_the_capacity_or_from_what_fits():
     """A cache as large as its slot numbers, or as the address space, has no slots in reserve; it opens all the same."""
     for itemsize, capacity in ((1, layout.MAX_SLOTS), (1 << 18, (1 << 46) // ((1 << 18) + 64) - 1000)):
@@ -472,6 +473,7 @@ def test_range_of_a_class_goes_with_its_last_array():
     assert not any(map(is_mapped, ranges))
 
 
+@pytest.mark.anonymous
 def test_placement_is_asked_for_where_a_class_is_opened(monkeypatch):
     """Every class of an allocator on one node, by the kernel; what Python reserves itself, by Python."""
     asked = []

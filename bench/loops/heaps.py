@@ -181,13 +181,17 @@ def overload_give(heap, ref, size):
 
 
 class Heap:
-    """What a contender takes records from: "stack", "generations", "cache" or "malloc"; `loop` is what its loops are given."""
+    """
+    What a contender takes records from: "stack", "generations", "cache" or "malloc"; `loop` is what its loops are given.
 
-    def __init__(self, name: str, slots: int = 0, **options: Any) -> None:
+    A cache is what `make` makes of a name, a dtype, the capacity and the options.
+    """
+
+    def __init__(self, name: str, slots: int = 0, make: Callable[..., Any] = SlabCache, **options: Any) -> None:
         self.slots, self.cache, self.dtype = slots, None, np.int64
         self.loop: Any = 0
         if name == "cache":
-            self.loop = self.cache = SlabCache("bench", RECORD, capacity=slots, **options)
+            self.loop = self.cache = make("bench", RECORD, capacity=slots, **options)
         elif name != "malloc":
             records, top = floor.record_array(slots), np.zeros(64, np.int64)[16:32]
             free = np.arange(slots, dtype=np.int32)[::-1].copy()

@@ -30,9 +30,9 @@ BUILD_SECONDS = 300
 class Peer:
     """A running program: `ask` writes a line and returns the integers of the line that it answers."""
 
-    def __init__(self, program: Path, *arguments: object) -> None:
-        command = [str(program), *map(str, arguments)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, program: Path, *arguments: object, **environment: str) -> None:
+        command, around = [str(program), *map(str, arguments)], os.environ | environment
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=around)
 
     def ask(self, *words: object) -> list[int]:
         """Return what it answers; raises `RuntimeError` if it ended instead."""
@@ -42,7 +42,8 @@ class Peer:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.process.args!r} ended with {self.process.wait()}")
+            self.close()
+            raise RuntimeError(f"{self.process.args!r} ended with {self.process.returncode}")
         return [int(word) for word in line.split()]
 
     def close(self) -> None:
@@ -101,14 +102,23 @@ def build(name: str, command: Sequence[str], sources: Sequence[Path], why: str, 
     return program
 
 
-def mempool() -> Path:
-    """Return the program around DPDK's rte_mempool."""
-    install = "apt install gcc pkg-config libdpdk-dev"
+def with_libraries(name: str, libraries: Sequence[str], install: str) -> Path:
+    """Return the program of a C source of that name and of libraries that pkg-config knows."""
     gcc, package = compiler("gcc", install), compiler("pkg-config", install)
-    flags = done([package, "--cflags", "--libs", "libdpdk"])
+    flags = done([package, "--cflags", "--libs", *libraries])
     if flags.returncode != 0:
         raise SkippedError(f"not installed: {install}")
-    return build("mempool", [gcc, *flags.stdout.split()], [SOURCES / "mempool.c"], install)
+    return build(name, [gcc, *flags.stdout.split()], [SOURCES / f"{name}.c"], install)
+
+
+def mempool() -> Path:
+    """Return the program around DPDK's rte_mempool."""
+    return with_libraries("mempool", ["libdpdk"], "apt install gcc pkg-config libdpdk-dev")
+
+
+def pmemobj() -> Path:
+    """Return the program around PMDK's libpmemobj."""
+    return with_libraries("pmemobj", ["libpmemobj", "libpmem"], "apt install gcc pkg-config libpmemobj-dev")
 
 
 def plf(container: str) -> Path:

@@ -32,6 +32,7 @@ TITLES = {
     "links": "Links",
     "bulk": "Bulks",
     "containers": "Containers of Rust and C++",
+    "pool": "Pools",
     "start": "Start",
 }  # of the suites, in the order in which a reader meets them
 GROUPS = {
@@ -41,6 +42,7 @@ GROUPS = {
     "Bulks: DPDK": ("bulk",),
     "Containers of Rust and C++": ("containers",),
     "Stacks and arrays made by hand": ("alloc", "access", "links", "nodes"),
+    "Stores on disk and in persistent memory": ("pool",),
 }  # of the summary; a suite that no group has is one of its own
 HEADLINES = (
     ("a record: alloc, write, free, in compiled code", "alloc", "pair", "cache"),

@@ -192,6 +192,8 @@ def suite_of(suite: str, content: Content, pictures: dict[str, str]) -> list[str
     if "date" in machine:
         taken = f"{content['seconds']} s, " if "seconds" in content else ""
         lines += [f"{machine['date']}, {taken}load {machine['load_at_start']} at the start, governor {machine['governor']}.", ""]
+    if "versions" in content:
+        lines += [", ".join(f"{name}: {version}" for name, version in content["versions"].items()) + ".", ""]
     if suite in NOTES:
         lines += [NOTES[suite], ""]
     if suite in pictures:

@@ -4,8 +4,8 @@ Workers read the records of one process, without a copy: a pool in memory, whose
     python -m jitslab.examples.workers [--records N] [--rounds N]
 
 The writer builds an order book and commits.  Its workers, of `multiprocessing` and of joblib where that is installed, get the
-cache as an argument: they open the pool to read, map its files, and sum a part of the orders in compiled code.  Between two rounds
-the writer changes the book, and the workers refresh.
+cache as an argument: they open the pool to read, map its files, and sum a part of the orders in compiled code.  Between two
+rounds the writer changes the book, and the workers refresh.
 """
 
 from __future__ import annotations

@@ -211,21 +211,22 @@ def map_shared(file: int, n: int, *, is_synced: bool) -> tuple[int, Any]:
     return int(np.frombuffer(memory, np.uint8).ctypes.data), memory
 
 
-def columns_of(file: int, n: int, step: int, width: int) -> npt.NDArray[np.uint8]:
+def columns_of(file: int, start: int, end: int, step: int, width: int) -> npt.NDArray[np.uint8]:
     """
-    Return a copy of the first `width` bytes of each `step` bytes of a file's first n, shape (n // step, width).
+    Return a copy of the first `width` bytes of each `step` bytes of a file from `start` to `end`, a row for each whole step.
 
-    The file is mapped for that, which costs a twentieth of reading all of it.  It must be n bytes long.
+    The file is mapped for that, which costs a twentieth of reading all of it.  It must be that long.
 
     Raises
     ------
     OSError
         If the system cannot map it.
     """
-    with mmap.mmap(file, n, access=mmap.ACCESS_READ) as memory:
-        whole = np.frombuffer(memory, np.uint8)
-        columns = whole[: n // step * step].reshape(-1, step)[:, :width].copy()
-        del whole  # a mapping that an array is of is not closed
+    skipped = start % mmap.ALLOCATIONGRANULARITY
+    with mmap.mmap(file, end - start + skipped, access=mmap.ACCESS_READ, offset=start - skipped) as memory:
+        part = np.frombuffer(memory, np.uint8)[skipped:]
+        columns = part[: len(part) // step * step].reshape(-1, step)[:, :width].copy()
+        del part  # a mapping that an array is of is not closed
         return columns
 
 
@@ -235,6 +236,19 @@ def punch_hole(file: int, at: int, n: int) -> bool:
         return False
     fallocate = ctypes.CDLL(None).fallocate
     return bool(fallocate(ctypes.c_int(file), ctypes.c_int(PUNCH), ctypes.c_int64(at), ctypes.c_int64(n)) == 0)
+
+
+STATX_EMPTY_PATH, STATX_BYTES, STATX_DAX = 0x1000, 256, 0x200000  # AT_EMPTY_PATH; of a struct statx; STATX_ATTR_DAX
+
+
+def is_on_dax(file: int) -> bool:
+    """Whether a file is on persistent memory that is mapped without a page cache, as far as the system says it."""
+    if not LINUX or not has_symbol("statx"):
+        return False
+    answer = np.zeros(STATX_BYTES, np.uint8)
+    empty, at = ctypes.c_char_p(b""), ctypes.c_void_p(answer.ctypes.data)
+    status = ctypes.CDLL(None).statx(ctypes.c_int(file), empty, ctypes.c_int(STATX_EMPTY_PATH), ctypes.c_uint(0), at)
+    return bool(status == 0 and int(answer.view(np.uint64)[1]) & STATX_DAX)  # stx_attributes
 
 
 # --- NUMA: the system calls of mbind(2), get_mempolicy(2) and move_pages(2), which the C library does not have ---

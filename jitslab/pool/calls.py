@@ -23,6 +23,16 @@ if sys.platform != "win32":
 
 Bytes = Any  # an object with a buffer of contiguous bytes
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} if sys.platform != "win32" else {errno.ENOSPC, errno.EFBIG}
+PATHS = {  # errors of the path that the user gave
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+}
 MOST_PIECES = 1024  # of one call of pwritev
 PIECE_BYTES = 1 << 30  # of one call: Linux itself ends a call before 2 GiB
 
@@ -116,14 +126,38 @@ def size_of(file: int) -> int:
     return int(system.fstat(file).st_size)
 
 
+def disk_bytes(file: int) -> int:
+    """Return the space on the medium that a file takes."""
+    return int(system.fstat(file).st_blocks) * 512  # of this size on every system
+
+
+def disk_bytes_of(folder: int, name: str) -> int:
+    """Return the space on the medium that a file of a folder takes; 0 if there is none."""
+    try:
+        return int(system.stat(name, dir_fd=folder, follow_symlinks=False).st_blocks) * 512
+    except FileNotFoundError:
+        return 0
+
+
+def block_bytes(file: int) -> int:
+    """Return the unit of space of the file system that a file is on."""
+    return int(system.fstatvfs(file).f_frsize)
+
+
+def identity_of(file: int) -> tuple[int, int]:
+    """Return the numbers of the device that a file is on, and of the file there."""
+    state = system.fstat(file)
+    return int(state.st_dev), int(state.st_ino)
+
+
 def has_holes(file: int, n: int) -> bool:
     """Whether some of the first n bytes of a file have no space on the medium, so that a store to them may find it full."""
     return int(system.lseek(file, 0, os.SEEK_HOLE)) < n
 
 
-def data_ranges(file: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the parts of a file up to an offset that have space on the medium: the others read as zeros."""
-    at, end = 0, min(end, size_of(file))
+def data_ranges(file: int, end: int, start: int = 0) -> Iterator[tuple[int, int]]:
+    """Yield the parts of a file from one offset to another that have space on the medium: the others read as zeros."""
+    at, end = start, min(end, size_of(file))
     while at < end:
         try:
             at = int(system.lseek(file, at, os.SEEK_DATA))
@@ -277,6 +311,6 @@ def pool_error(error: OSError, doing: str) -> PoolError:
         return PoolFailedError(f"{doing}: a sync failed: {reason}; open the pool again")
     if error.errno in FULL:
         return PoolFullError(f"{doing}: {reason}; free some, and commit again")
-    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST):
+    if error.errno in PATHS:
         return PoolPathError(f"{doing}: {reason}")
     return PoolError(f"{doing}: {reason}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -36,6 +37,7 @@ from .format import (
     CacheEntry,
     Meta,
     check_words_head,
+    most_bytes,
     records_bytes,
     records_name,
     words_bytes,
@@ -95,8 +97,9 @@ class Broken:
 
     def __str__(self) -> str:
         """In one line."""
+        text = self.text.rpartition(f"{self.file}: ")[2]
         places = [named(kind, of) for kind, of in (("page", self.pages), ("slot", self.slots)) if of]
-        return f"{', '.join([self.file, *places])}: {self.text} (law P{self.law}: {LAWS[self.law]})"
+        return f"{', '.join([self.file, *places])}: {text} (law P{self.law}: {LAWS[self.law]})"
 
 
 def named(kind: str, of: range) -> str:
@@ -215,7 +218,7 @@ class Disk:
         """Yield the commits, as long as they are sound."""
         entries = {entry.id: entry for entry in self.meta.caches}
         at = self.journal.used
-        for frame in self.journal.read(self.bounds):
+        for frame in self.journal.read(partial(most_bytes, self.meta)):
             for id_, n, _ in heads_of(frame, entries, self.meta.id, self.folder.path):
                 self.n_slabs[id_] = n
             for id_ in np.unique(frame.entries["cache"]).tolist():
@@ -227,13 +230,6 @@ class Disk:
             self.sound_end = self.journal.used
             self.tick(self.sound_end - at)
             at = self.sound_end
-
-    def bounds(self, cache: int, which: int) -> int:
-        """Return how many bytes a file of a cache can have, as the meta data say; -1 of a cache that was dropped."""
-        for entry in self.meta.caches:
-            if entry.id == cache:
-                return words_bytes(entry.slots) if which == WORDS else records_bytes(entry.slots, entry.stride)
-        return -1 if cache < self.meta.next else 0
 
     def slabs_of(self, entry: CacheEntry) -> int | None:
         """Return how many slabs a cache has, as the journal or the head of its file says; None: neither can be read."""

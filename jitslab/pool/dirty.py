@@ -169,6 +169,18 @@ class Written:
             self._hash_now()
         self._has_lost = had_lost
 
+    def count(self, ranges: Runs) -> None:
+        """
+        Count some pages as written, whatever the system says: those whose content went without a store.
+
+        Parameters
+        ----------
+        ranges : numpy.ndarray of int64, shape (k, 2)
+            Address and bytes, whole pages of the machine, within the ranges that the next `take` is given.
+        """
+        self._need_open()
+        self._pending = _runs_of(np.union1d(_blocks_of(self._pending), _blocks_of(ranges)), ranges)
+
     def before_drop(self, ranges: Runs) -> None:
         """
         Prepare pages for being taken away, by MADV_DONTNEED or by a hole that is punched into their file; then `forget` them.
@@ -404,6 +416,13 @@ def _room_for(n: int, runs: Runs | None = None) -> tuple[Runs, int]:
     if runs is not None:
         room[: len(runs)] = runs
     return room, room.ctypes.data
+
+
+def whole_pages(runs: Runs, without: Runs) -> Runs:
+    """Return the whole pages of the machine that some runs of blocks are in, without those that other runs are in."""
+    size = mapped_page_bytes >> BLOCK_SHIFT
+    pages = np.setdiff1d(_blocks_of(runs) // size, _blocks_of(without) // size)
+    return _runs_of((pages[:, None] * size + np.arange(size)).ravel(), runs[:0])
 
 
 def _blocks_of(runs: Runs) -> npt.NDArray[np.int64]:

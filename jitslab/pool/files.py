@@ -38,6 +38,7 @@ NEW_META = "pool.json.new"  # becomes META
 DATA = (words_name, records_name, sums_name)
 OWN = {META, NEW_META, JOURNAL, WRITER_LOCK, READER_LOCK, *(name(0) for name in DATA)}  # that a pool has while it is made
 MODES = ("r", "r+", "c", "x")
+PIECE_BYTES = 4 << 20  # that are read at a time
 Kind = Callable[[int], str]
 
 
@@ -71,27 +72,17 @@ class Folder:
 
     def __init__(self, path: str, mode: str) -> None:
         self.path, self.file, self.is_new = path, -1, False
+        self._read: tuple[bytes, Meta] | None = None  # what was read last, and what it says
         with telling(path):
             if mode in ("c", "x"):
-                self._make(mode)
+                with suppress(FileExistsError):
+                    calls.make_folder(path)
             self._open()
             try:
                 self.look(mode)
             except BaseException:
                 self.close()
                 raise
-
-    def _make(self, mode: str) -> None:
-        """Make the directory, if there is none."""
-        try:
-            calls.make_folder(self.path)
-        except FileExistsError:
-            return
-        parent = calls.open_folder(os.path.dirname(self.path))
-        try:
-            calls.sync_folder(parent)
-        finally:
-            calls.close(parent)
 
     def _open(self) -> None:
         """Open the directory."""
@@ -132,6 +123,14 @@ class Folder:
         finally:
             calls.close(file)
 
+    def sync_name(self) -> None:
+        """Have the name of the directory last, which this process made, or one that was killed."""
+        parent = calls.open_folder(os.path.dirname(self.path))
+        try:
+            calls.sync_folder(parent)
+        finally:
+            calls.close(parent)
+
     def remove_half_made(self) -> None:
         """Remove what is left of a pool whose making was cut short."""
         for name in OWN - {WRITER_LOCK}:
@@ -166,10 +165,12 @@ class Folder:
         """Return what the pool says of its caches."""
         file = self.open(META, write=False)
         try:
-            data = calls.read_at(file, MOST_META_BYTES + 256, 0)
+            data = calls.read_at(file, min(calls.size_of(file), MOST_META_BYTES) + 256, 0)
         finally:
             calls.close(file)
-        return decode(data, f"{self.path}/{META}")
+        if self._read is None or self._read[0] != data:
+            self._read = data, decode(data, f"{self.path}/{META}")
+        return self._read[1]
 
     def write_meta(self, meta: Meta) -> None:
         """Replace it: at any instant there is the old one or the new one, whole."""
@@ -190,7 +191,7 @@ class Folder:
         known = {name(entry.id) for entry in meta.caches for name in DATA}
         for name in calls.names_in(self.file):
             number, _, kind = name.partition(".")
-            if number.isdigit() and kind in ("words", "records", "sums") and name not in known:
+            if number.isascii() and number.isdigit() and kind in ("words", "records", "sums") and name not in known:
                 calls.unlink(self.file, name)
 
     # --- Data files ---
@@ -244,6 +245,23 @@ class Folder:
         if size < words_bytes(entry.slots):  # it is longer if the raise of a capacity was cut short
             raise CorruptPoolError(f"{path} has {size} bytes instead of {words_bytes(entry.slots)}")
         return check_words_head(calls.read_at(file, WORDS_OFFSET, 0), pool, entry, path)
+
+    def need_zeros_behind(self, entry: CacheEntry, start: int) -> None:
+        """Raise if generations from a byte of their file on are not 0: later slabs would find them."""
+        file = self.open_data(words_name, entry, write=False)
+        try:
+            for at, stop in calls.data_ranges(file, words_bytes(entry.slots), start):
+                for place in range(at, stop, PIECE_BYTES):
+                    if any(calls.read_at(file, min(PIECE_BYTES, stop - place), place)):
+                        raise odd_generations(self.path, entry, start)
+        finally:
+            calls.close(file)
+
+
+def odd_generations(path: str, entry: CacheEntry, start: int) -> CorruptPoolError:
+    """Return the error that generations behind those of all slabs are not 0."""
+    name = words_name(entry.id)
+    return CorruptPoolError(f"{path}/{name}: from byte {start} on it should be 0, and is not; jitslab check --repair makes it so")
 
 
 def new_id() -> int:

@@ -195,6 +195,20 @@ class Meta:
             raise CapacityError(f"root must be the id of a cache, got {shown(self.root)}")
 
 
+def most_bytes(meta: Meta, cache: int, file: int) -> int:
+    """
+    Return how many bytes a file of a cache can have; -1: the cache was dropped; 0: there is no such cache or file.
+
+    Both numbers are a stranger's.
+    """
+    if file not in (WORDS, RECORDS):
+        return 0
+    for entry in meta.caches:
+        if entry.id == cache:
+            return words_bytes(entry.slots) if file == WORDS else records_bytes(entry.slots, entry.stride)
+    return -1 if cache < meta.next else 0
+
+
 META_KEYS = {"id", "next", "root", "caches"}
 
 

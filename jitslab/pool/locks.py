@@ -15,6 +15,7 @@ import os
 import socket
 import struct
 import sys
+from typing import Any
 
 from ..errors import PoolBusyError
 from . import calls
@@ -48,19 +49,45 @@ class WriterLock(Lock):
     def take(self, path: str) -> None:
         """Take the lock, or raise with the name of its holder."""
         if not calls.lock(self.file):
-            raise PoolBusyError(f"{path} is open to write, {self._holder()}; with mode 'r' it can be read meanwhile")
+            raise PoolBusyError(
+                f"{path} is open to write, by {holder_line(self.file)[1]}; with mode 'r' it can be read meanwhile"
+            )
         line = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "program": " ".join(sys.argv)[:MOST_PROGRAM]})
-        calls.write_at(self.file, line.encode("ascii").ljust(calls.size_of(self.file)) + b"\n", 0)
+        calls.write_at(self.file, line.encode("ascii").ljust(calls.size_of(self.file) - 1) + b"\n", 0)
 
-    def _holder(self) -> str:
-        """Return the name of the holder, as far as its line can be read."""
-        try:
-            line = json.loads(calls.read_at(self.file, MOST_HOLDER, 0))
-            pid, host, program = (line[name] for name in ("pid", "host", "program"))
-        except (ValueError, KeyError, TypeError):
-            return "by a process that has not written its name yet"
-        where = "this process" if pid == os.getpid() and host == socket.gethostname() else f"process {pid} on {host}"
-        return f"by {where} ({program})"
+
+def holder_line(file: int) -> tuple[Any, str]:
+    """Return the number and the name of the process that took the writer's lock last, as far as its line can be read."""
+    try:
+        line = json.loads(calls.read_at(file, MOST_HOLDER, 0))
+        pid, host, program = (line[name] for name in ("pid", "host", "program"))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None, "a process that has not written its name yet"
+    where = "this process" if pid == os.getpid() and host == socket.gethostname() else f"process {pid} on {host}"
+    return pid, "".join(c if c.isprintable() else "?" for c in f"{where} ({program})")
+
+
+def holder_of(file: int) -> str | None:
+    """
+    Return the name of the process that holds the writer's lock; None: nobody does.
+
+    The lock is not tried: a writer that came meanwhile would be refused.  Linux lists all locks; elsewhere the last holder is
+    named.
+    """
+    pid, name = holder_line(file)
+    device, inode = calls.identity_of(file)
+    places = f"{os.major(device):02x}:{os.minor(device):02x}", str(pid)
+    try:
+        with open("/proc/locks", encoding="ascii") as lines:
+            found = (line.split() for line in lines if f":{inode} " in line)
+            return name if any(is_lock(fields, places) for fields in found) else None
+    except OSError:
+        return name if calls.size_of(file) else None
+
+
+def is_lock(fields: list[str], places: tuple[str, str]) -> bool:
+    """Whether a line of Linux's list is of a whole file, on a device or, where that has another number there, of a process."""
+    return len(fields) > 5 and fields[1] == "FLOCK" and (fields[5].startswith(places[0]) or fields[4] == places[1])
 
 
 class ReaderLock(Lock):

@@ -26,7 +26,7 @@ from ..machine import numa
 from ..machine.addresses import PROT_RW, map_file, page_bytes, refuse_huge_pages, round_up
 from ..machine.compile import Entry, fill_table
 from ..machine.pointers import i8s
-from .format import BLOCK, WORDS, WORDS_HEAD, WORDS_OFFSET, CacheEntry, words_bytes, words_head
+from .format import BLOCK, RECORDS, WORDS, WORDS_HEAD, WORDS_OFFSET, CacheEntry, words_bytes, words_head
 
 _reader_entries: list[Any] = []  # the ENTRIES row of caches that are read only, one a process
 
@@ -113,23 +113,20 @@ class PoolCacheMemory(NewCacheMemory):
             if error:
                 raise PoolError(f"the system does not map {n} bytes of a file: {os.strerror(error)}")
         self._grow(n_slabs)
-        behind = self.words_behind(n_slabs)
-        if behind.any():
-            behind[:] = 0
 
     def made_bytes(self, n_slabs: int) -> tuple[int, int]:
         """Return how many bytes of the generations' and of the records' file n slabs use, in whole pages."""
         slots, page = n_slabs << self.geometry.shift, max(page_bytes, BLOCK)
         return round_up(WORDS_OFFSET + 4 * slots, page), round_up(slots * self.geometry.stride, page)
 
-    def words_behind(self, n_slabs: int) -> npt.NDArray[np.uint32]:
+    def words_behind(self) -> npt.NDArray[np.uint32]:
         """
-        Return the generations behind those of n slabs, on the same page of the file.
+        Return the generations behind those of the slabs made, on the same page of the file.
 
-        They are 0 in a file that a pool wrote.  If they were not, a handle could name a slot without memory.
+        They are 0 in a file and in a commit that a pool wrote.  If they were not, a handle could name a slot without memory.
         """
-        slots, start = n_slabs << self.geometry.shift, self.geometry.offset["generations"]
-        return self.bytes[start + WORDS_OFFSET + 4 * slots : start + self.made_bytes(n_slabs)[WORDS]].view(np.uint32)
+        slots, start = self.n_slabs << self.geometry.shift, self.geometry.offset["generations"]
+        return self.bytes[start + WORDS_OFFSET + 4 * slots : start + self.made_bytes(self.n_slabs)[WORDS]].view(np.uint32)
 
     def ranges(self) -> npt.NDArray[np.int64]:
         """Return the address and the bytes of both files, as far as slabs were made; shape (2, 2)."""
@@ -183,12 +180,22 @@ class PoolCacheMemory(NewCacheMemory):
         rows = np.ndarray((self.n_slabs,), SLAB, self.bytes, self.field("slabs") - self._base, (-SLAB.itemsize,))
         return np.flatnonzero(rows["n_fresh"] == 1 << self.geometry.shift).tolist()
 
+    def lost_records(self) -> npt.NDArray[np.int64]:
+        """Return the address and the bytes, whole pages, of the records of all slabs whose memory was ever given back."""
+        rows = np.ndarray((self.n_slabs,), SLAB, self.bytes, self.field("slabs") - self._base, (-SLAB.itemsize,))
+        slabs = np.flatnonzero(rows["min_generation"] > self.field("first_generation"))
+        page, n_bytes = max(page_bytes, BLOCK), self.geometry.stride << self.geometry.shift
+        first, end = slabs * n_bytes // page, -(-(slabs + 1) * n_bytes // page)
+        pages = np.unique(np.concatenate([np.arange(*pair) for pair in zip(first, end, strict=True)] or [first]))
+        return np.stack([self.at[RECORDS] + pages * page, np.full(len(pages), page)], axis=1)
+
     def make_slabs(self, n_slabs: int) -> None:
-        """Have at least n slabs made, with memory behind them; `tear` comes when their generations are in place."""
+        """Have at least n slabs made, with memory behind them; the index is rebuilt when it is needed next."""
         if n_slabs > self.n_slabs:
             self._grow(n_slabs)
             self.set_field("limit", n_slabs << self.geometry.shift)
             self.set_field("n_slabs", n_slabs)
+            self.tear()
 
     def tear(self) -> None:
         """Have the index rebuilt from the generations when it is needed next."""

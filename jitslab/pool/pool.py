@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,14 @@ from ..descriptor import describe
 from ..errors import (
     BusyError,
     CapacityError,
+    ClosedError,
     ConflictError,
     CorruptPoolError,
     FaultError,
     PoolError,
     PoolFailedError,
     PoolLawError,
+    PoolPathError,
     ReadOnlyError,
     TransactionError,
     shown,
@@ -50,8 +53,8 @@ from ..reach import ByCache
 from . import calls
 from .cache import PoolCache, make_cache
 from .check import broken_caches, broken_files
-from .dirty import Written
-from .files import MODES, Folder, new_id, telling
+from .dirty import Written, whole_pages
+from .files import MODES, Folder, new_id, odd_generations, telling
 from .format import (
     BLOCK,
     MOST_BYTES,
@@ -61,11 +64,13 @@ from .format import (
     WRITER_LOCK,
     CacheEntry,
     Meta,
-    records_bytes,
+    most_bytes,
+    sums_name,
     words_bytes,
     words_name,
 )
 from .frames import RUN_WORDS, copy_entries
+from .info import PoolInfo, pool_info
 from .journal import Journal
 from .locks import ReaderLock, WriterLock
 from .memory import PoolCacheMemory, name_runs
@@ -76,7 +81,6 @@ N_SLABS = NODE_WORDS["n_slabs"]
 ROOT = "root"  # name of the cache that holds the root
 LEAST_JOURNAL = 64 << 20  # bytes of a journal that a commit leaves as they are; more if that is less than a quarter of the data
 KEPT_SHARE = 4  # a quarter of the machine's memory may be pages of pools that a checkpoint keeps
-CUT_SHORT = "a rollback was cut short"
 OPEN_TRIES = 5  # times that a reader looks again if the writer makes or drops caches meanwhile
 
 
@@ -155,15 +159,19 @@ def open_pool(
     if not CAN_GROW or sys.platform == "win32":
         raise PoolError("pools need private mappings of files, which this system does not have")
     where = os.path.abspath(os.fsdecode(os.fspath(path)))
+    if "\0" in where:
+        raise PoolPathError(f"a path has no character 0, got {shown(path)}")
+    if not isinstance(capacity or {}, Mapping):
+        raise CapacityError(f"capacity has the capacities of caches by name, got {shown(capacity)}")
     raised = {name: as_count(n, f"capacity of {name!r}", 1) for name, n in (capacity or {}).items()}
-    most = memory_bytes() // KEPT_SHARE if keep is None else as_count_of_bytes(keep)
+    most = None if keep is None else as_count_of_bytes(keep)
     pool = Pool.__new__(Pool)
-    pool._start(where, mode, sync, most, keep is None)
+    pool._start(where, mode, sync)
     try:
-        pool._load(mode, root, raised)
+        pool._load(mode, root, raised, most)
         _pools.add(pool)
     except BaseException:
-        pool._let_go()
+        pool._end()
         raise
     return pool
 
@@ -208,12 +216,14 @@ class Pool(Closable):
         "_caches",
         "_checkpoints",
         "_commits",
+        "_dropped",
         "_failure",
         "_files",
         "_folder",
         "_in_transaction",
         "_is_closed",
         "_is_cut",
+        "_is_half_done",
         "_journal",
         "_keep",
         "_lock",
@@ -236,9 +246,12 @@ class Pool(Closable):
     path: str
     _caches: dict[int, PoolCache[Any]]  # by id
     _is_cut: bool  # whether a reader was interrupted while it read: it reads all anew
+    _is_half_done: bool  # whether a transaction ended, and its changes are neither committed nor undone
     _places: tuple[int, int]  # addresses of `_ranges` and `_files`
     _made: list[int]  # slabs of each cache, when `_ranges` were made
-    _shrunk: set[PoolCache[Any]]  # caches that gave memory of empty slabs back
+    _keep: int  # bytes of written pages that a checkpoint leaves in memory
+    _shrunk: set[PoolCache[Any]]  # caches that gave memory of empty slabs back: their files still have its content
+    _dropped: set[PoolCache[Any]]  # those that did since the last commit: a rollback needs the content
     _meta: Meta
     _journal: Journal
     _written: Written
@@ -250,12 +263,13 @@ class Pool(Closable):
 
     # --- Open ---
 
-    def _start(self, path: str, mode: str, sync: bool, keep: int, keep_is_default: bool) -> None:
+    def _start(self, path: str, mode: str, sync: bool) -> None:
         """Set what an error on the way needs."""
-        self.path, self._mode, self._sync, self._keep = path, "r" if mode == "r" else "r+", sync, keep
+        self.path, self._mode, self._sync = path, "r" if mode == "r" else "r+", sync
         self._pid, self._is_closed, self._failure, self._in_transaction = os.getpid(), False, "", False
-        self._is_cut = False
-        self._lock, self._caches, self._shrunk, self._made = threading.Lock(), {}, set(), []
+        self._is_cut = self._is_half_done = False
+        self._lock, self._caches, self._made = threading.Lock(), {}, []
+        self._shrunk, self._dropped = set(), set()
         self._ranges = self._files = np.empty((0, 2), np.int64)
         self._commits = self._checkpoints = self._postponed = self._most_journal = 0
         self._places = 0, 0
@@ -263,7 +277,7 @@ class Pool(Closable):
         self._writer: WriterLock | None = None
         self._readers: ReaderLock | None = None
 
-    def _load(self, mode: str, root: Any, capacity: dict[str, int]) -> None:
+    def _load(self, mode: str, root: Any, capacity: dict[str, int], keep: int | None) -> None:
         """Open the files, take the locks, and make the caches."""
         self._folder = folder = Folder(self.path, mode)
         with telling(self.path):
@@ -282,7 +296,10 @@ class Pool(Closable):
                     raise ReadOnlyError("a capacity is raised by a writer: open the pool with mode 'r+'")
                 return self._need_root(root)
             self._journal = Journal.open(folder.file, self._meta.id, is_writable=True, sync=self._sync)
-            self._written = Written(is_dax=self._journal.is_mapped)
+            self._written = Written(is_dax=self._journal.is_dax)
+            self._keep = most_kept(self._journal.is_dax) if keep is None else keep
+            if self._sync:
+                calls.sync_folder(folder.file)  # a process that was killed may have renamed the meta data that were read
             folder.remove_orphans(self._meta)
             self._raise_capacities(capacity)
             self._read_all()
@@ -291,6 +308,7 @@ class Pool(Closable):
     def _make(self, root: Any) -> None:
         """Make an empty pool in the directory; its meta data come last."""
         folder = self._the_folder
+        folder.sync_name()
         folder.remove_half_made()
         calls.close(folder.open(READER_LOCK, write=True, create=True))
         meta = Meta(new_id(), 0, None, ())
@@ -299,6 +317,7 @@ class Pool(Closable):
             entry = new_entry(0, ROOT, root, 1, False, "zero")
             folder.make_data(meta.id, entry, 2 * first_cycle(next(serials)))
             meta = replace(meta, next=1, root=0, caches=(entry,))
+        calls.sync_folder(folder.file)  # the meta data's name never lasts without the others
         folder.write_meta(meta)
         folder.is_new = False
 
@@ -326,23 +345,30 @@ class Pool(Closable):
     def _read_all(self) -> None:
         """Map the data files, and copy what the journal has over them."""
         memories = {entry.id: self._map_cache(entry) for entry in self._meta.caches}
-        for frame in self._journal.read(self._bounds):
+        for frame in self._journal.read(partial(most_bytes, self._meta)):
             apply_frame(frame, memories, self._meta.id, self.path)
         if lost := self._journal.find_damage():
             raise CorruptPoolError(f"{self.path}: commit {lost} is damaged in the journal, and a later one follows it")
         for memory in memories.values():
+            self._need_zeros_behind(memory)
             self._add_cache(memory)
 
-    def _bounds(self, cache: int, which: int) -> int:
-        """Return how many bytes a file of a cache can have, as the meta data say; -1 of a cache that was dropped."""
-        for entry in self._meta.caches:
-            if entry.id == cache:
-                return words_bytes(entry.slots) if which == WORDS else records_bytes(entry.slots, entry.stride)
-        return -1 if cache < self._meta.next else 0
+    def _need_zeros_behind(self, memory: PoolCacheMemory) -> None:
+        """Raise if generations behind those of the slabs made are not 0; a reader does without them."""
+        behind, entry = memory.words_behind(), memory.entry
+        if self._is_writer:
+            end = memory.made_bytes(memory.n_slabs)[WORDS]
+            if behind.any():
+                raise odd_generations(self.path, entry, end - behind.nbytes)
+            self._the_folder.need_zeros_behind(entry, end)
+        elif behind.any():
+            behind[:] = 0
 
     def _map_cache(self, entry: CacheEntry) -> PoolCacheMemory:
         """Return the memory of a cache, as the data files have it."""
         folder = self._the_folder
+        if self._is_writer:
+            calls.close(folder.open_data(sums_name, entry, write=True))  # or the first checkpoint would miss it
         with folder.data_files(entry) as (words, records):
             n_slabs, first = folder.read_words_head(words, self._meta.id, entry)
             memory = PoolCacheMemory(entry, first, not self._is_writer)
@@ -407,13 +433,20 @@ class Pool(Closable):
     def _commit(self) -> int:
         """Make all changes last."""
         self._need_sound()
+        if self._is_half_done:
+            raise TransactionError(f"the changes of a transaction of pool {self.path!r} are not undone yet: call rollback first")
         runs = self._written.take(self._note_slabs())
         if len(runs):
             named = self._named(runs)
             staged = stage(named) if self._written.needs_hashes else None
-            self._journal.append(named)
+            try:
+                self._journal.append(named)
+            except PoolFailedError as error:
+                self._failure = str(error)
+                raise
             self._written.done(None if staged is None else hashes_of(staged, self._written.seed))
             self._commits += 1
+            self._dropped.clear()
             if self._journal.used > self._most_journal:
                 self._try_checkpoint()
         return self._journal.number
@@ -459,22 +492,22 @@ class Pool(Closable):
         with self._alone("rollback"):
             self._need_writer()
             self._need_outside("rollback")
-            self._need_sound()
-            self._failure = CUT_SHORT
             self._rollback()
 
     def _rollback(self) -> None:
-        """Undo all changes; the pool counts as failed until it is done, lest half of it be committed."""
-        try:
-            for cache in self._caches.values():
-                cache._need_rest("rollback")
-        except BusyError:
-            self._failure = ""
-            raise
+        """Undo all changes."""
+        self._need_sound()
+        for cache in self._caches.values():
+            cache._need_rest("rollback")
+        for cache in self._dropped:
+            self._written.count(cache._memory.lost_records())
         runs = self._written.take(self._note_slabs())
+        if not len(runs):
+            self._is_half_done = False
+            return
         named = self._named(runs)
         before = {id_: cache._memory.copy_of(WORDS, named[named[:, 0] == id_]) for id_, cache in self._caches.items()}
-        self._made = []
+        self._failure, self._made, raised = "a rollback was cut short", [], []
         versions = self._journal.last_versions()
         with telling(self.path):
             try:
@@ -482,12 +515,14 @@ class Pool(Closable):
                     own = named[named[:, 0] == id_]
                     if len(own):
                         restore(cache._memory, self._journal, versions, self._the_folder, own)
-                        raise_generations(cache._memory, before[id_])
+                        raised += raise_generations(cache._memory, before[id_])
                         recover(cache._address)
             except (OSError, PoolError) as error:
-                raise PoolFailedError(f"{self.path}: {CUT_SHORT}: {error}; open the pool again") from error
-        self._failure = ""
-        self._written.forget(runs)
+                raise PoolFailedError(f"{self.path}: a rollback was cut short: {error}; open the pool again") from error
+        self._failure, self._is_half_done = "", False
+        self._dropped.clear()
+        is_raised = np.isin(runs[:, 0], raised)  # these are committed next
+        self._written.forget(whole_pages(runs[~is_raised], runs[is_raised]))
 
     @contextmanager
     def transaction(self) -> Iterator[Pool]:
@@ -501,7 +536,8 @@ class Pool(Closable):
         TransactionError
             Within another transaction.
         BusyError, PoolFullError, PoolFailedError, ReadOnlyError, ClosedError
-            As `commit` and `rollback`.  If the commit at the end finds no room, the changes stay, not yet committed.
+            As `commit` and `rollback`.  If the commit at the end finds no room, the changes stay, not yet committed.  If the
+            rollback at the end is refused or interrupted, `commit` is refused until `rollback` was called.
 
         Examples
         --------
@@ -518,30 +554,29 @@ class Pool(Closable):
         (0, False)
         >>> folder.cleanup()
         """
-        is_begun = False
+        has_begun = False
         try:
-            try:
-                with self._alone("transaction"):
-                    self._need_writer()
-                    self._need_outside("transaction")
-                    self._commit()
-                    is_begun = self._in_transaction = True
-                yield self
-            except BaseException:
-                if is_begun:
-                    failure, self._failure = self._failure, self._failure or CUT_SHORT
-                    with self._alone("rollback", waits=True):
-                        self._in_transaction = False
-                        if not failure:
-                            self._rollback()
-                raise
-            with self._alone("commit", waits=True):
-                self._in_transaction = False
+            with self._alone("transaction"):
                 self._need_writer()
+                self._need_outside("transaction")
                 self._commit()
-        finally:
-            if is_begun:
-                self._in_transaction = False
+                has_begun = self._in_transaction = True
+            yield self
+            with self._alone("commit", waits=True):
+                self._need_writer()
+                has_begun = self._in_transaction = False
+                self._commit()
+        except BaseException as error:
+            if has_begun:
+                self._is_half_done = True
+                try:
+                    if not (isinstance(error, GeneratorExit) and self._lock.locked()):  # it can be collected within a call
+                        with self._lock:
+                            if not self._is_closed:
+                                self._rollback()
+                finally:
+                    self._in_transaction = False
+            raise
 
     # --- Checkpoint ---
 
@@ -565,7 +600,7 @@ class Pool(Closable):
         PoolFailedError, ReadOnlyError, ClosedError, TransactionError, BusyError
             As `commit`.
         """
-        with self._alone("checkpoint"):
+        with self._alone("checkpoint"), self._telling():
             self._need_writer()
             self._need_outside("checkpoint")
             self._need_sound()
@@ -627,13 +662,15 @@ class Pool(Closable):
     def _renew_written(self) -> None:
         """Look for written pages of new mappings."""
         self._written.close()
-        self._written = Written(is_dax=self._journal.is_mapped)
+        self._written = Written(is_dax=self._journal.is_dax)
         self._written.forget(self._note_slabs())
 
     def _before_shrink(self, cache: PoolCache[Any]) -> None:
         """Prepare a cache for giving memory of empty slabs back: the next checkpoint gives back that of the file."""
+        self._need_open()
         self._written.before_drop(cache._memory.ranges())
         self._shrunk.add(cache)
+        self._dropped.add(cache)
 
     # --- Readers ---
 
@@ -659,6 +696,7 @@ class Pool(Closable):
         succeeds.
         """
         with self._alone("refresh"):
+            self._need_open()
             if not self._is_writer:
                 with telling(self.path):
                     self._keep_trying(self._refresh)
@@ -698,7 +736,7 @@ class Pool(Closable):
         meta = self._the_folder.read_meta()
         self._journal = Journal.open(self._the_folder.file, meta.id)
         if not hasattr(self, "_written"):
-            self._written = Written(is_dax=self._journal.is_mapped)
+            self._written = Written(is_dax=self._journal.is_dax)
         self._follow_caches(meta)
         self._map_all()
         self._read_journal()
@@ -723,15 +761,14 @@ class Pool(Closable):
         """Have the memory of all caches be as the data files are."""
         for cache in self._caches.values():
             self._map_again(cache._memory)
-            cache._memory.tear()
 
     def _read_journal(self) -> None:
         """Copy what the journal has more over memory."""
         memories = {id_: cache._memory for id_, cache in self._caches.items()}
-        for frame in self._journal.read(self._bounds):
+        for frame in self._journal.read(partial(most_bytes, self._meta)):
             apply_frame(frame, memories, self._meta.id, self.path)
-            for id_ in np.unique(frame.entries["cache"]).tolist():
-                memories[id_].tear()
+        for memory in memories.values():
+            self._need_zeros_behind(memory)
         self._the_readers.move(self._journal.number)
 
     # --- Caches ---
@@ -782,7 +819,7 @@ class Pool(Closable):
             entry = new_entry(self._meta.next, name, dtype, as_count(capacity, "capacity", 1), bool(colouring), init)
             meta = replace(self._meta, next=entry.id + 1, caches=(*self._meta.caches, entry))
             first = 2 * first_cycle(next(serials))
-            with telling(f"{self.path}: the files of cache {name!r}"):
+            with self._telling(f"{self.path}: the files of cache {name!r}"):
                 self._the_folder.make_data(meta.id, entry, first)
                 memory = PoolCacheMemory(entry, first, is_reader=False)
                 memory.start_head(meta.id)
@@ -839,14 +876,14 @@ class Pool(Closable):
             if entry.id == self._meta.root:
                 raise PoolError("the root cannot be dropped")
             meta = replace(self._meta, caches=tuple(other for other in self._meta.caches if other.id != entry.id))
-            with telling(self.path):
+            with self._telling():
                 self._replace_meta(meta)
+            self._written.forget(cache._memory.ranges())  # while it has its slabs: none of their pages may stay among the written
             del self._caches[entry.id]
             self._shrunk.discard(cache)
+            self._dropped.discard(cache)
             self._made = []
-            ranges = cache._memory.ranges()  # before it is closed
             fault = cache._end_with_pool()
-            self._written.forget(ranges)
             self._failure = ""
             with suppress(OSError):  # what stays is removed when the pool is opened next
                 self._the_folder.remove_data(entry)
@@ -913,6 +950,8 @@ class Pool(Closable):
         if n == 0 and self._is_writer:
             first = cache.alloc_many(1)
             self._commit()
+        elif n == 0 and self._journal.number == 0:
+            raise PoolPathError(f"{self.path}: the pool is not made yet, it has no commit with its root; mode 'r+' makes it")
         elif n != 1:
             raise CorruptPoolError(f"{self.path} has {n} roots")
         self._root = int(first[0])
@@ -966,6 +1005,7 @@ class Pool(Closable):
         >>> folder.cleanup()
         """
         with self._alone("unreachable"):
+            self._need_open()
             found = reach.unreachable(self._by_name(), roots, links, self._always())
             found.pop(ROOT, None)
             return found
@@ -1040,6 +1080,7 @@ class Pool(Closable):
         >>> folder.cleanup()
         """
         with self._alone("check"):
+            self._need_open()
             with telling(self.path):
                 found = broken_files(self._the_folder)
             found += broken_caches(list(self._caches.values()), self._meta.root, links)
@@ -1062,6 +1103,35 @@ class Pool(Closable):
     def _is_writer(self) -> bool:
         return self._mode != "r"
 
+    def info(self) -> PoolInfo:
+        """
+        Say what the pool is: its caches, their live records and their space on disk, the journal, the file system, the writer.
+
+        Returns
+        -------
+        PoolInfo
+            A frozen dataclass: ``path``, ``format``, ``number``, ``caches``, ``root``, ``journal_bytes``, ``journal_disk_bytes``,
+            ``file_system``, ``is_dax``, ``block_bytes``, ``writer``.
+
+        Notes
+        -----
+        Counts live records: 4 bytes a slot are read.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, jitslab
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> with jitslab.open_pool(f"{folder.name}/book") as pool:
+        ...     h = pool.create_cache("orders", np.dtype([("price", "f8")]), capacity=10**6).alloc(price=9.5)
+        ...     info = pool.info()
+        >>> info.number, info.caches[0].name, info.caches[0].dtype, info.caches[0].live
+        (0, 'orders', 'price f8', 1)
+        >>> folder.cleanup()
+        """
+        with self._alone("info"), telling(self.path):
+            journal, caches = self._journal, list(self._caches.values())
+            return pool_info(self._the_folder, journal.number, journal.used - BLOCK, caches, self._meta.root)
+
     def stats(self) -> dict[str, Any]:
         """
         Count what the pool did since it was opened.
@@ -1069,21 +1139,27 @@ class Pool(Closable):
         Returns
         -------
         dict
-            ``number``: of the last commit; ``commits``, ``checkpoints``, ``postponed`` (by readers
-            or failures); ``journal_bytes`` in use; ``private_bytes``: memory of pages that were written; ``dirty``: how written
-            pages are found, ``"userfaultfd"``, ``"pagemap"`` or ``"hashes"``; ``journal``: ``"file"`` or ``"mapped"``.
+            ``number``: of the last commit; ``commits``, ``checkpoints``, ``postponed`` (by readers or failures);
+            ``journal_bytes`` in use; ``private_bytes``: memory of pages that were written; ``dirty``: how written pages are
+            found, ``"userfaultfd"``, ``"pagemap"`` or ``"hashes"``; ``journal``: ``"file"`` or ``"mapped"``.
+
+        Raises
+        ------
+        ClosedError, BusyError
+            As `commit`.
         """
-        self._need_open()
-        return {
-            "number": self._journal.number,
-            "commits": self._commits,
-            "checkpoints": self._checkpoints,
-            "postponed": self._postponed,
-            "journal_bytes": self._journal.used,
-            "private_bytes": self._private_bytes(),
-            "dirty": self._written.mechanism,
-            "journal": "mapped" if self._journal.is_mapped else "file",
-        }
+        with self._alone("stats"):
+            self._need_open()
+            return {
+                "number": self._journal.number,
+                "commits": self._commits,
+                "checkpoints": self._checkpoints,
+                "postponed": self._postponed,
+                "journal_bytes": self._journal.used,
+                "private_bytes": self._private_bytes(),
+                "dirty": self._written.mechanism,
+                "journal": "mapped" if self._journal.is_mapped else "file",
+            }
 
     def _private_bytes(self) -> int:
         """Return how much memory this process has for pages that were written."""
@@ -1120,6 +1196,7 @@ class Pool(Closable):
         if self._is_closed:
             return self._let_go()  # as far as the first call was cut short
         with self._alone("close"):
+            self._need_open()
             self._need_outside("close")
             if commit and self._is_writer:
                 self._commit()
@@ -1130,14 +1207,17 @@ class Pool(Closable):
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         """Commit and close, or, if an exception ends the block, close alone."""
         if error is None:
-            self.close()
-        else:
+            return self.close()
+        with suppress(ClosedError), self._alone("close", waits=True):  # another thread may be in the middle of a commit
+            self._need_open()
             super().__exit__(kind, error, trace)
+        return None
 
     def _end(self) -> FaultError | None:
         """Close the caches and the files; returns the faults that nobody was told of."""
         self._is_closed = True
         faults = [fault for cache in self._caches.values() if (fault := cache._end_with_pool()) is not None]
+        self._caches = {}  # they hold the pool: their addresses would wait for the garbage collector
         self._let_go()
         return joined(faults)
 
@@ -1201,15 +1281,23 @@ class Pool(Closable):
         if self._failure:
             raise PoolFailedError(f"pool {self.path!r} failed before, open it again: {self._failure}")
 
-    @contextmanager
-    def _alone(self, what: str, *, waits: bool = False) -> Iterator[None]:
-        """Keep other threads out of the pool's calls; if one is in, wait for it or raise."""
+    def _alone(self, what: str, *, waits: bool = False) -> threading.Lock:
+        """
+        Return the lock that keeps other threads out of the pool's calls, for a `with` block; if one is in: waits or raises.
+
+        The block looks whether the pool is still open.  It is a lock itself: between a lock that Python code takes, and the block
+        that gives it back, an interrupt would leave it locked.
+        """
         self._need_open()
         if not waits and self._lock.locked():
             raise BusyError(f"{what}: another thread is in a call of pool {self.path!r}")
+        return self._lock
+
+    @contextmanager
+    def _telling(self, doing: str = "") -> Iterator[None]:
+        """Make errors of pools of those of the system; after a failed sync the pool refuses to write."""
         try:
-            with self._lock:  # Ctrl-C comes before or after; of two threads that come at once, one waits here
-                self._need_open()
+            with telling(doing or self.path):
                 yield
         except PoolFailedError as error:
             self._failure = self._failure or str(error)
@@ -1271,6 +1359,11 @@ def slots_of(stride: int, shift: int, capacity: int) -> int:
 def memory_bytes() -> int:
     """Return the bytes of the machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def most_kept(is_dax: bool) -> int:
+    """Return how many bytes of written pages a checkpoint leaves in memory; on DAX none, as the files are memory themselves."""
+    return 0 if is_dax else memory_bytes() // KEPT_SHARE
 
 
 def as_count_of_bytes(n: Any) -> int:

@@ -17,6 +17,7 @@ from . import calls
 from .files import DATA, Folder
 from .format import (
     BLOCK,
+    MOST_SLOTS,
     RECORDS,
     WORDS,
     WORDS_OFFSET,
@@ -65,8 +66,7 @@ def apply_frame(frame: Frame, memories: dict[int, PoolCacheMemory], pool: int, p
     addresses = np.empty(len(entries), np.int64)
     for id_ in np.unique(entries["cache"]).tolist():
         memory = memories[id_]
-        made = memory.made_bytes(memory.n_slabs)
-        need_in_use(frame, id_, made, path)
+        need_in_use(frame, id_, memory.made_bytes(memory.n_slabs), path)
         for which in (WORDS, RECORDS):
             own = (entries["cache"] == id_) & (entries["file"] == which)
             addresses[own] = memory.at[which] + entries["offset"][own].astype(np.int64)
@@ -125,21 +125,28 @@ def restore_file(view: npt.NDArray[np.uint8], journal: Journal, newest: Rows, fi
 
 @Entry
 def raise_words(dropped: int, at: int, n: int) -> int:
-    """Raise n generations of free slots above those that a rollback dropped; those of live slots stay."""
-    old, new = u4s(dropped), u4s(at)
+    """Raise n generations of free slots above those that a rollback dropped; those of live slots stay.  Returns how many."""
+    old, new, raised = u4s(dropped), u4s(at), 0
     for i in range(n):
         least = old[i] + (old[i] & 1)
         if new[i] & 1 == 0 and new[i] < least:
             new[i] = least
-    return 0
+            raised += 1
+    return raised
 
 
-def raise_generations(memory: PoolCacheMemory, dropped: list[tuple[int, npt.NDArray[np.uint8]]]) -> None:
-    """Raise the generations of free slots above those that a rollback dropped, so that no handle of these names a record."""
+def raise_generations(memory: PoolCacheMemory, dropped: list[tuple[int, npt.NDArray[np.uint8]]]) -> list[int]:
+    """
+    Raise the generations of free slots above those that a rollback dropped, so that no handle of these names a record.
+
+    Returns the addresses of the runs in which some were raised: there memory is not as the last commit.
+    """
+    changed = []
     for offset, before in dropped:
-        skipped = max(WORDS_OFFSET - offset, 0)  # the head of the file
-        n = (len(before) - skipped) // 4
-        raise_words(before.ctypes.data + skipped, memory.at[WORDS] + offset + skipped, n)
+        skipped, at = max(WORDS_OFFSET - offset, 0), memory.at[WORDS] + offset  # skipped is the head of the file
+        if raise_words(before.ctypes.data + skipped, at + skipped, (len(before) - skipped) // 4) > 0:
+            changed.append(at)
+    return changed
 
 
 # --- The journal into the data files ---
@@ -162,28 +169,42 @@ def write_back(journal: Journal, folder: Folder, meta: Meta) -> None:
 
 def punch_empty(folder: Folder, memory: PoolCacheMemory) -> bool:
     """Give the space of released slabs back, where the data files have no live record; returns whether that is so of all."""
-    sizes, entry = memory.geometry, memory.entry
-    slots, slab_bytes = 1 << sizes.shift, sizes.stride << sizes.shift
+    entry, slab_bytes = memory.entry, memory.geometry.stride << memory.geometry.shift
+    released = np.asarray(memory.released_slabs(), np.int64)
     sums: Sums = []
     holes: list[tuple[int, int]] = []
-    is_all, file = True, folder.open_data(words_name, entry, write=False)
+    file = folder.open_data(words_name, entry, write=False)
     try:
-        for i in memory.released_slabs():
-            words = np.frombuffer(calls.read_at(file, 4 * slots, WORDS_OFFSET + 4 * slots * i), np.uint32)
-            first, end = round_up(i * slab_bytes, BLOCK), (i + 1) * slab_bytes // BLOCK * BLOCK
-            if (words & 1).any():
-                is_all = False
-            elif first < end:
-                sums.append((RECORDS, first // BLOCK, np.zeros((end - first) // BLOCK, np.int64)))
-                holes.append((first, end - first))
+        empty = empty_slabs(file, released, memory.geometry.shift)
     finally:
         calls.close(file)
-    if holes:
-        with_file(
-            folder, sums_name, entry, partial(write_sums, sums=sums)
-        )  # first: a page that no sum is known of is not checked
+    for begin, stop in runs_of(empty, MOST_SLOTS):
+        first, end = round_up(begin * slab_bytes, BLOCK), stop * slab_bytes // BLOCK * BLOCK
+        if first < end:
+            holes.append((first, end - first))
+            pages = range(first // BLOCK, end // BLOCK, PIECE_BYTES // 16)
+            sums += [(RECORDS, at, np.zeros(min(pages.step, pages.stop - at), np.int64)) for at in pages]
+    if holes:  # sums first: a page that no sum is known of is not checked
+        with_file(folder, sums_name, entry, partial(write_sums, sums=sums))
         with_file(folder, records_name, entry, partial(punch_all, holes))
-    return is_all
+    return len(empty) == len(released)
+
+
+def empty_slabs(file: int, slabs: npt.NDArray[np.int64], shift: int) -> npt.NDArray[np.int64]:
+    """Return those of ascending slabs that have no live record, as a file of generations says."""
+    found, slots = [slabs[:0]], 1 << shift
+    for begin, stop in runs_of(slabs, max(PIECE_BYTES >> shift + 2, 1)):
+        data = calls.read_at(file, 4 * slots * (stop - begin), WORDS_OFFSET + 4 * slots * begin)
+        words = np.frombuffer(data, np.uint32).reshape(-1, slots)
+        found.append(begin + np.flatnonzero(~(words & 1).any(axis=1)))
+    return np.concatenate(found)
+
+
+def runs_of(numbers: npt.NDArray[np.int64], most: int) -> Iterator[tuple[int, int]]:
+    """Yield the first number and the end of each run of ascending numbers, in parts of `most` at most."""
+    for run in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
+        for at in range(0, len(run), most):
+            yield int(run[at]), int(run[at]) + len(run[at : at + most])
 
 
 def punch_all(holes: list[tuple[int, int]], file: int) -> None:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # First process of the virtual machine (see run.py): puts the file systems in place, runs /job, reports its status, powers off.
-# It runs on busybox; /job and /cwd come with the same archive.
+# It runs on busybox; /job, /cwd and /dax come with the same archive.
 
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -52,7 +52,7 @@ if [ "$(cat $bus/devices/namespace0.0/mode)" = raw ]; then
     echo pfn0.0 >$bus/drivers/nd_pmem/bind
     chroot . /sbin/mkfs.ext4 -q -b 4096 /dev/pmem0 || fail "no file system on the NVDIMM"
 fi
-chroot . /bin/mount -t ext4 -o dax=always /dev/pmem0 /mnt/pmem || fail "no DAX file system"
+chroot . /bin/mount -t ext4 -o dax="$(cat /dax)" /dev/pmem0 /mnt/pmem || fail "no file system on the NVDIMM"
 
 # --- The command ---
 port() { for name in sys/class/virtio-ports/*/name; do [ "$(cat "$name")" = "$1" ] && basename "$(dirname "$name")"; done; }

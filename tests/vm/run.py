@@ -41,6 +41,7 @@ TOOLS = {
 }
 # The first that the package lists know.  Weighted interleaving needs Linux 6.9.
 KERNELS = ("linux-image-6.12-amd64", "linux-image-amd64")
+ASSERTIONS = ("numa_pages.py", "pools.py")
 # What the guest loads, by place in the kernel's module tree: the shared file systems, the overlay, its NVDIMM and ext4.
 MODULES = (
     "lib", "crypto", "net/9p", "fs/9p", "fs/netfs", "fs/fscache", "fs/overlayfs", "fs/ext4", "fs/jbd2", "fs/mbcache.ko*",
@@ -80,8 +81,8 @@ def main() -> int:
         return NO_MACHINE
 
 
-def arguments() -> argparse.Namespace:
-    """Return the options of the command line; each default can be set in the environment."""
+def arguments(line: list[str] | None = None) -> argparse.Namespace:
+    """Return the options of a command line, or of this program's; each default can be set in the environment."""
 
     def option(name: str, default: str | None, text: str, **more: object) -> None:
         variable = "VM_" + name.upper().replace("-", "_")
@@ -94,6 +95,7 @@ def arguments() -> argparse.Namespace:
     )
     option("pmem", None, "backing file of the NVDIMM, kept from run to run; without it a new one")
     option("pmem-mb", "512", "size of a new one, MiB", type=int)
+    option("dax", "always", "whether its file system maps it directly; never: as a disk", choices=("always", "never"))
     option("node-mb", "768", "memory of each node, MiB", type=int)
     option("timeout", "1800", "seconds until the machine is killed", type=float)
     option("env", "", "names of more variables to pass, separated by blanks")
@@ -104,7 +106,7 @@ def arguments() -> argparse.Namespace:
     option("only", "", "without COMMAND: the assertions whose names match this expression of pytest's -k")
     option("accel", None, "what qemu's -accel gets; without it kvm if this machine can, else tcg,thread=single")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="without it: the project's assertions")
-    return parser.parse_args()
+    return parser.parse_args(line)
 
 
 # --- The kernel, unpacked once ---
@@ -201,14 +203,20 @@ def archive(tree: Path, to: Path, mode: str = "wb") -> None:
 # --- One run ---
 
 
-def own_assertions(options: argparse.Namespace) -> list[str]:
-    """Compile out here what numa_pages.py calls, and return the command that runs it inside."""
+def compile_for_both(options: argparse.Namespace, program: str, *arguments: str) -> None:
+    """Run a program of this directory out here, which compiles what it calls inside."""
     # The CPU is another one inside, and Numba's cache knows a function by the CPU it was made for: make both the same.
     os.environ.update(NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="", JITSLAB_VM="1")
     os.environ["NUMBA_CACHE_DIR"] = str(Path(options.cache).resolve() / "numba")
+    subprocess.run([sys.executable, HERE / program, *arguments], check=True)
+
+
+def own_assertions(options: argparse.Namespace) -> list[str]:
+    """Compile out here what the assertions call, and return the command that runs them inside."""
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # plugins are slow to import there
     os.chdir(PROJECT)
-    subprocess.run([sys.executable, HERE / "numa_pages.py"], check=True)
+    for program in ASSERTIONS:
+        compile_for_both(options, program)
     return [
         sys.executable,
         "-m",
@@ -219,7 +227,7 @@ def own_assertions(options: argparse.Namespace) -> list[str]:
         "no:cacheprovider",
         "-k",
         options.only,
-        str(HERE / "numa_pages.py"),
+        *(str(HERE / program) for program in ASSERTIONS),
     ]
 
 
@@ -236,6 +244,7 @@ def run(options: argparse.Namespace, base: Path) -> int:
         (first / "init").chmod(0o755)
         (first / "cwd").write_text(str(here))
         (first / "job").write_text(job(options, here))
+        (first / "dax").write_text(options.dax)
         shutil.copyfile(base / "base.cpio", work / "initrd")
         archive(first, work / "initrd", "ab")
 
