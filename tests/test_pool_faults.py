@@ -222,6 +222,22 @@ def test_each_call_of_a_writer_fails_once(folder, name):
     assert failures(run) > 5
 
 
+def test_a_cache_is_dropped_whose_changes_could_not_be_committed(folder):
+    """The next commit has nothing of it."""
+    with jitslab.open_pool(f"{folder}/pool", root=ROOT) as pool:
+        pool.create_cache("nodes", NODE, capacity=1000).alloc_many(1000, value=1.0)
+        calls.system = Faulty(0, errno.ENOSPC)
+        with pytest.raises(jitslab.PoolFullError):
+            pool.commit()
+        calls.system = SYSTEM
+        pool.drop_cache("nodes")
+        pool.create_cache("more", NODE, capacity=10).alloc(value=2.0)
+        pool.commit()
+        expected = image(pool)
+    with jitslab.open_pool(f"{folder}/pool", "r") as pool:
+        assert image(pool) == expected
+
+
 # --- Opening, and readers ---
 
 

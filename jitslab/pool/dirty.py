@@ -383,9 +383,10 @@ class Written:
 
     def _close_file(self, name: str) -> None:
         """Close a file, if it is open."""
-        if self._get(name) >= 0:
-            os.close(self._get(name))
-            self._set(name, -1)
+        file = self._get(name)
+        self._set(name, -1)  # first: if it were closed twice, that might be another's
+        if file >= 0:
+            os.close(file)
 
     def _hangs(self) -> bool:
         """Whether a child process that did what this one is about to do would hang, or find something else than it wrote."""

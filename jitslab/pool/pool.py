@@ -169,10 +169,10 @@ def open_pool(
     pool._start(where, mode, sync)
     try:
         pool._load(mode, root, raised, most)
+        _pools.add(pool)
     except BaseException:
         pool._end()
         raise
-    _pools.add(pool)
     return pool
 
 
@@ -624,10 +624,10 @@ class Pool(Closable):
             return True
         number = self._journal.number
         with telling(self.path):
-            if not self._the_readers.exclude(number):
-                self._postponed += 1
-                return False
             try:
+                if not self._the_readers.exclude(number):
+                    self._postponed += 1
+                    return False
                 write_back(self._journal, self._the_folder, self._meta)
                 self._journal.reset()
                 self._shrunk = {cache for cache in self._shrunk if not self._punch(cache._memory)}
@@ -1194,7 +1194,7 @@ class Pool(Closable):
             If another thread is in a call of the pool.
         """
         if self._is_closed:
-            return
+            return self._let_go()  # as far as the first call was cut short
         with self._alone("close"):
             self._need_open()
             self._need_outside("close")
@@ -1232,17 +1232,12 @@ class Pool(Closable):
             warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
     def _let_go(self) -> None:
-        """Close the files, which gives the locks back."""
+        """Close the files, which gives the locks back; a second call does what the first did not do."""
         self._is_closed = True
-        for name in ("_written", "_journal", "_folder"):
+        for name in ("_written", "_journal", "_folder", "_readers", "_writer"):
             if getattr(self, name, None) is not None:
-                with suppress(OSError):  # what was committed was synced
+                with suppress(OSError):  # what was committed was synced; or the program closed a descriptor by its number
                     getattr(self, name).close()
-        for lock in (self._readers, self._writer):
-            if lock is not None:
-                with suppress(OSError):  # of a descriptor that the program closed by its number
-                    calls.close(lock.file)
-        self._readers = self._writer = None
 
     def _leave_in_child(self) -> None:
         """Close in a child of fork: the pool is the parent's."""
