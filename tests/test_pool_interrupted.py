@@ -1,4 +1,5 @@
-"""Ctrl-C, or a want of memory, in every call of a pool's modules: the pool is usable, or says that it failed; its files are whole.
+"""
+Ctrl-C, or a want of memory, in every call of a pool's modules: the pool is usable, or says that it failed; its files are whole.
 
 With JITSLAB_LONG=1 each call is interrupted by each exception; else every second call by one of the two, and of opening every fourth.
 """

@@ -1,19 +1,13 @@
 """What other processes, threads and children do to a pool at any moment: at each system call, or really beside it."""
 
-import ctypes
-import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 
-import numba
 import numpy as np
 import pytest
-from program import run_python
 
 import jitslab
 from jitslab.pool import calls

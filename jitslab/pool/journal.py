@@ -85,9 +85,8 @@ class Frame(NamedTuple):
     places: npt.NDArray[np.int64]
     data: npt.NDArray[np.uint8]
 
-    def copy_to(self, addresses: npt.NDArray[np.int64]) -> None:
-        """Copy the data of each entry to an address, which must have room for it."""
-        sizes = self.entries["n_bytes"].astype(np.int64)
+    def copy_to(self, addresses: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> None:
+        """Copy so many bytes of each entry to an address, which must have room for them."""
         copy_entries(self.data.ctypes.data, self.places.ctypes.data, addresses.ctypes.data, sizes.ctypes.data, len(sizes))
 
 

@@ -17,6 +17,7 @@ from . import calls
 from .files import DATA, Folder
 from .format import (
     BLOCK,
+    GRAIN,
     MOST_SLOTS,
     RECORDS,
     WORDS,
@@ -63,14 +64,17 @@ def apply_frame(frame: Frame, memories: dict[int, PoolCacheMemory], pool: int, p
             raise CorruptPoolError(f"{path}: commit {frame.number} changes the first generation of cache {name!r}")
         memories[id_].make_slabs(n_slabs)
     entries = frame.entries
-    addresses = np.empty(len(entries), np.int64)
+    offsets, sizes = entries["offset"].astype(np.int64), entries["n_bytes"].astype(np.int64)
+    addresses = np.zeros(len(entries), np.int64)
     for id_ in np.unique(entries["cache"]).tolist():
         memory = memories[id_]
-        need_in_use(frame, id_, memory.made_bytes(memory.n_slabs), path)
+        made = memory.made_bytes(memory.n_slabs)
+        need_in_use(frame, id_, made, path)
         for which in (WORDS, RECORDS):
             own = (entries["cache"] == id_) & (entries["file"] == which)
-            addresses[own] = memory.at[which] + entries["offset"][own].astype(np.int64)
-    frame.copy_to(addresses)
+            addresses[own] = memory.at[which] + offsets[own]
+            sizes[own] = np.clip(made[which] - offsets[own], 0, sizes[own])
+    frame.copy_to(addresses, sizes)
 
 
 def heads_of(frame: Frame, entries: dict[int, CacheEntry], pool: int, path: str) -> Iterator[tuple[int, int, int]]:
@@ -83,11 +87,11 @@ def heads_of(frame: Frame, entries: dict[int, CacheEntry], pool: int, path: str)
 
 
 def need_in_use(frame: Frame, id_: int, made: tuple[int, int], path: str) -> None:
-    """Raise if a commit has bytes of a cache's files behind those that its slabs use."""
+    """Raise if a commit has bytes of a cache's files behind those that its slabs use, in pages of any machine."""
     for which in (WORDS, RECORDS):
         own = frame.entries[(frame.entries["cache"] == id_) & (frame.entries["file"] == which)]
         end = int((own["offset"] + own["n_bytes"]).max(initial=0))
-        if end > made[which]:
+        if end > round_up(made[which], GRAIN):
             name = DATA[which](id_)
             raise CorruptPoolError(
                 f"{path}: commit {frame.number} has byte {end - 1} of {name}, of which {made[which]} are in use"
