@@ -167,9 +167,7 @@ def test_a_long_commit_of_nothing_takes_no_memory(kinds, tmp_path, mode):
     except OSError:
         pytest.skip("the file system has no files of that length")
     before = rss()
-    with pytest.raises(
-        jitslab.CorruptPoolError, match="commit of 549755.* bytes at byte 4096, of which the medium has"
-    ):
+    with pytest.raises(jitslab.CorruptPoolError, match="commit of 549755.* bytes at byte 4096, of which the medium has"):
         jitslab.open_pool(tmp_path / "pool", mode)
     assert [5] == [broken.law for broken in jitslab.check_pool(tmp_path / "pool")]
 

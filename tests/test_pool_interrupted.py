@@ -1,7 +1,7 @@
 """
 Ctrl-C, or a want of memory, in every call of a pool's modules: the pool is usable, or says that it failed; its files are whole.
 
-With JITSLAB_LONG=1 each call is interrupted by each exception; else every second call by one of the two, and of opening every fourth.
+With JITSLAB_LONG=1 each call is interrupted by each exception; else every second call by one of the two, of opening every fourth.
 """
 
 import dis
@@ -19,7 +19,7 @@ from jitslab import pool as package
 
 NODE = np.dtype([("value", "f8"), ("next", jitslab.link("nodes"))])
 ROOT = np.dtype([("head", jitslab.link("nodes")), ("n", "i8")])
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a generator's end is interrupted, too
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a generator's end is interrupted
 IS_LONG = bool(os.environ.get("JITSLAB_LONG"))
 ERRORS = [[KeyboardInterrupt], [MemoryError]] if IS_LONG else [[KeyboardInterrupt, MemoryError]]
 FOLDER = os.path.dirname(package.__file__)
@@ -53,7 +53,7 @@ class Calls:
         try:
             act(*arguments)
         except (KeyboardInterrupt, MemoryError) as error:
-            assert type(error) in self.errors, error
+            assert type(error) in self.errors, error  # noqa: PT017  # the act may also succeed
         finally:
             sys.settrace(before)
         return self.where is not None

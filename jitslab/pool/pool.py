@@ -1194,7 +1194,8 @@ class Pool(Closable):
             If another thread is in a call of the pool.
         """
         if self._is_closed:
-            return self._let_go()  # as far as the first call was cut short
+            self._let_go()  # as far as the first call was cut short
+            return
         with self._alone("close"):
             self._need_open()
             self._need_outside("close")
