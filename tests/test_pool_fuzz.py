@@ -203,3 +203,14 @@ def test_commits_of_a_machine_with_larger_pages(kinds, tmp_path, mode):
         assert again["points"].live().tolist() == sorted(handles.tolist())
         assert (again["points"].gather(handles)["x"] == 2.5).all()
         again.check()
+
+
+def test_a_long_file_of_the_writers_name_takes_no_memory(kinds, tmp_path):
+    """The name was padded to its length."""
+    write_pool({**kinds[RICH], "writer.lock": (1 << 33, {})}, tmp_path / "pool")
+    before = rss()
+    with jitslab.open_pool(tmp_path / "pool", "r+") as pool:
+        assert "this process" in pool.info().writer
+
+    assert rss() - before < 100 << 20
+    assert os.stat(tmp_path / "pool" / "writer.lock").st_size <= 4096

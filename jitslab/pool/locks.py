@@ -53,7 +53,10 @@ class WriterLock(Lock):
                 f"{path} is open to write, by {holder_line(self.file)[1]}; with mode 'r' it can be read meanwhile"
             )
         line = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "program": " ".join(sys.argv)[:MOST_PROGRAM]})
-        calls.write_at(self.file, line.encode("ascii").ljust(calls.size_of(self.file) - 1) + b"\n", 0)
+        size = calls.size_of(self.file)
+        if size > MOST_HOLDER:  # no writer made it so long
+            calls.truncate(self.file, size := 0)
+        calls.write_at(self.file, line.encode("ascii").ljust(size) + b"\n", 0)
 
 
 def holder_line(file: int) -> tuple[Any, str]:
