@@ -3,10 +3,13 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 
 import numpy as np
 import pytest
+from program import run_python
 
 import jitslab
 from jitslab.pool import calls
@@ -380,3 +383,124 @@ def test_each_call_of_refresh_fails_once(copy, name):
         shutil.rmtree(path)
 
     assert failures(run) > 20
+
+
+# --- Real faults ---
+
+
+def mounted(*arguments):
+    """Mount a file system, or skip the test: only root can, on Linux."""
+    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"mount: {done.stderr}")
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Return a folder in a file system of 8 MiB."""
+    path = str(tmp_path / "small")
+    os.mkdir(path)
+    mounted("-t", "tmpfs", "-o", "size=8m", "tmpfs", path)
+    yield path
+    subprocess.run(["umount", "-l", path], check=True)
+
+
+def test_a_full_file_system(small):
+    """A commit that finds no room changes nothing; when there is room it succeeds, and so does a checkpoint."""
+    ballast = f"{small}/ballast"
+    with jitslab.open_pool(f"{small}/pool", root=ROOT) as pool:
+        nodes = pool.create_cache("nodes", NODE, capacity=1_000_000)
+        nodes.alloc_many(10_000, value=1.0)
+        pool.commit()
+        before = image(pool)
+        with open(ballast, "wb") as file, pytest.raises(OSError, match="space"):
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+        nodes.alloc_many(200_000, value=2.0)
+        n = len(nodes)
+        for _ in range(2):
+            with pytest.raises(jitslab.PoolFullError, match="no space left on device; free some"):
+                pool.commit()
+        with pytest.raises(jitslab.PoolFullError):
+            pool.create_cache("more", NODE, capacity=1000)
+        with jitslab.open_pool(f"{small}/pool", "r") as reader:
+            assert image(reader) == before
+        os.unlink(ballast)
+        assert len(nodes) == n
+        pool.commit()
+        nodes.check()
+        with pytest.raises(jitslab.PoolFullError):  # the records are in the journal, and have no room in their file beside it
+            nodes.alloc_many(300_000, value=3.0)
+            pool.commit()
+        pool.rollback()
+        assert len(nodes) == n
+    with jitslab.open_pool(f"{small}/pool") as pool:
+        assert len(pool["nodes"]) == n
+        pool["nodes"].clear()
+        pool.commit()
+        pool["nodes"].check()
+
+
+def test_a_read_only_mount(folder, tmp_path):
+    """Mode "r" works there; the others are refused."""
+    pool, before, _ = make(f"{folder}/pool")
+    pool.close(commit=False)
+    path = str(tmp_path / "mount")
+    os.mkdir(path)
+    mounted("--bind", folder, path)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", path], check=True)
+        stats = {name: os.stat(f"{path}/pool/{name}") for name in os.listdir(f"{path}/pool")}
+        with jitslab.open_pool(f"{path}/pool", "r") as pool:
+            assert image(pool) == before
+            pool.refresh()
+            pool["nodes"].check()
+        for mode in ("r+", "c", "x"):
+            with pytest.raises(jitslab.PoolPathError):
+                jitslab.open_pool(f"{path}/pool", mode)
+        with pytest.raises(jitslab.PoolPathError, match="read-only"):
+            jitslab.open_pool(f"{path}/other", "c")
+        for name, stat in stats.items():
+            now = os.stat(f"{path}/pool/{name}")
+            assert (now.st_size, now.st_mtime_ns, now.st_ino) == (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sets a limit of Linux")
+def test_a_limit_of_the_size_of_files(folder):
+    """A commit that would make the journal too long is refused like one on a full disk."""
+    program = f"""
+import resource, numpy as np, jitslab
+NODE = np.dtype([("value", "f8"), ("next", jitslab.link("nodes"))])
+pool = jitslab.open_pool({folder!r} + "/pool", root=np.dtype([("n", "i8")]))
+nodes = pool.create_cache("nodes", NODE, capacity=1_000_000)
+nodes.alloc_many(100, value=1.0)
+pool.commit()
+limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, limit[1]))
+nodes.alloc_many(300_000, value=2.0)
+for _ in range(2):
+    try:
+        pool.commit()
+    except jitslab.PoolFullError as error:
+        assert "file too large" in str(error), error
+    else:
+        raise AssertionError
+try:
+    pool.create_cache("more", NODE, capacity=1_000_000)
+except jitslab.PoolFullError:
+    pass
+else:
+    raise AssertionError
+resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+number = pool.commit()
+nodes.check()
+pool.close()
+with jitslab.open_pool({folder!r} + "/pool", "r") as pool:
+    print(len(pool["nodes"]), pool.number == number, list(pool.caches))
+"""
+    assert run_python(program) == "300100 True ['nodes']\n"

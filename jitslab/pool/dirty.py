@@ -195,6 +195,7 @@ class Written:
         self._need_open()
         if self.is_dax and self._is_noting:
             self._set_ranges(ranges)
+            self._register()  # the system refuses, and stops, at a page that it does not watch
             pagemap.unprotect_ranges(self._row)
 
     def private_bytes(self, ranges: Runs) -> int:

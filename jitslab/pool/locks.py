@@ -56,7 +56,7 @@ class WriterLock(Lock):
         size = calls.size_of(self.file)
         if size > MOST_HOLDER:  # no writer made it so long
             calls.truncate(self.file, size := 0)
-        calls.write_at(self.file, line.encode("ascii").ljust(size) + b"\n", 0)
+        calls.write_at(self.file, line.encode("ascii").ljust(size - 1) + b"\n", 0)
 
 
 def holder_line(file: int) -> tuple[Any, str]:
