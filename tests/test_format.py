@@ -259,7 +259,7 @@ def test_big_endian_machine_is_told(monkeypatch):
             refused()
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     st.recursive(
         st.none() | st.text('[]{}"\\a', max_size=8),
@@ -911,7 +911,7 @@ def records(draw, inner):
     return np.dtype((np.record, made)) if draw(st.booleans()) else made
 
 
-@settings(max_examples=600, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.recursive(records(plain), lambda inner: records(plain | inner), max_leaves=6))
 def test_any_dtype_comes_back(dtype):
     """Of every kind, nested, with sub-arrays, titles, offsets, alignment, byte orders and links; also in a whole pool."""
@@ -1128,7 +1128,7 @@ def test_any_values_with_a_true_first_line(seed):
     assert 0 < good < 400
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_refused(data):
     """With and without a first line; and as a head of words."""

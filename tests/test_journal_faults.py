@@ -28,7 +28,7 @@ from jitslab.pool.hashes import STATE_WORDS, hash_memory
 from jitslab.pool.heads import JOURNAL_HEAD
 from jitslab.pool.journal import Journal
 
-CUTS = int(os.environ.get("JITSLAB_CUTS", "240"))
+CUTS = int(os.environ.get("JITSLAB_CUTS", "80"))
 SECTOR = 512
 
 
