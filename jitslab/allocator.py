@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import inspect
 import itertools
+import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Mapping
@@ -24,8 +25,11 @@ from .cache import CLOSED, SlabCache
 from .core.layout import NULL
 from .declare import plain, template_of
 from .errors import ClosedError, ConflictError, FaultError, ForeignHandleError, LayoutError, OptionError, RecordTypeError, shown
+from .links import link
 from .machine import numa
+from .machine.addresses import CAN_GROW
 from .njit import cache as compiled
+from .pool.pool import open_pool
 from .ptr import SlabPtr, bind
 from .reach import ByCache, collect, unreachable
 from .sizes.classes import SizeClasses
@@ -802,10 +806,29 @@ def _warm_allocators() -> None:
             allocator.free(ptr, 2 * size)
 
 
+def _warm_pools() -> None:
+    """Use a pool and a reader of it, if the system has them."""
+    if not CAN_GROW:
+        return
+    linked = np.dtype([("next", link("warmup"))])
+    with tempfile.TemporaryDirectory() as folder, open_pool(f"{folder}/pool", sync=False) as pool:
+        cache = pool.create_cache("warmup", linked, capacity=1000, init="zero")
+        cache.alloc_many(10)
+        pool.commit()
+        cache.dangling()
+        pool.collect()
+        pool.rollback()
+        pool.checkpoint()
+        with open_pool(pool.path, "r") as reader:
+            len(reader["warmup"])
+            reader.refresh()
+
+
 _WARM = np.dtype([("x", "i8")])
 WARMUP = (  # what `warmup` does, step by step
     ("caches", _warm_caches),
     ("guards", _warm_guards),
     ("allocators", _warm_allocators),
+    ("pools", _warm_pools),
     ("calls in compiled code", compiled.warm),
 )

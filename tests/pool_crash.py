@@ -807,7 +807,7 @@ def main():
         else:
             seen = {name: die_at_calls(folder, name, again=True) for name in ACTS}
             tell({name: n for name, (n, _) in seen.items()})
-            tell({"recoveries": sum(n for _, n in seen.values())})
+            sys.stdout.write(f"{sum(n for _, n in seen.values()):>10}  in recoveries after these\n")
         sys.stdout.write(f"nothing wrong, {time.monotonic() - start:.0f} s\n")
 
 

@@ -108,7 +108,7 @@ def test_warmup_moves_a_bar_on_a_terminal(tmp_path):
     program = "import sys; from jitslab.cli import main; sys.exit(main(['warmup']))"
     told = on_terminal(program, NUMBA_CACHE_DIR=str(tmp_path), TERM="xterm", COLUMNS="100")
 
-    assert all(f"{k}/4" in told for k in range(5))
+    assert all(f"{k}/5" in told for k in range(6))
 
 
 def test_warmup_that_is_in_vain_fails(tmp_path):

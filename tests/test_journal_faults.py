@@ -923,7 +923,7 @@ def test_frame_is_copied_to_addresses(folder):
     it = Journal.open(folder, POOL)
     (frame,) = it.read(any_bounds)
     targets = [np.full(len(data) + 8, 9, np.uint8) for *_, data in model[0]]
-    frame.copy_to(np.array([each.ctypes.data for each in targets]))
+    frame.copy_to(np.array([each.ctypes.data for each in targets]), frame.entries["n_bytes"].astype(np.int64))
 
     assert model == [entries_of(frame)]
     assert [data + bytes([9] * 8) for *_, data in model[0]] == [each.tobytes() for each in targets]

@@ -466,3 +466,27 @@ def test_a_second_repair_finds_nothing(path):
     assert len(jitslab.repair_pool(path)) >= 4
     assert [] == jitslab.repair_pool(path)
     assert [] == jitslab.check_pool(path)
+
+
+def test_a_damaged_head_of_a_later_life_is_found_and_made_again(path):
+    """The head before it is whole, but the first commit names another."""
+    with jitslab.open_pool(path, "r+") as pool:
+        pool.checkpoint()
+        pool.root["n"] = 76
+        pool.commit()
+        pool.checkpoint()
+        pool.root["n"] = 77
+    before = state(path)
+    heads = (path / "journal").read_bytes()[:1024]
+    salts = [int.from_bytes(heads[at + 24 : at + 32], "little") for at in (0, 512)]
+    newest = 512 * salts.index(max(salts))
+    write(path, "journal", newest, bytes(64))
+
+    (found,) = jitslab.check_pool(path)
+    assert (5, "journal", range(1, 2)) == (found.law, found.file, found.pages)
+    assert "commit 6 is damaged" in str(found)
+    with pytest.raises(jitslab.CorruptPoolError, match="commit 6 is damaged"):
+        jitslab.open_pool(path, "r+")
+    assert "the journal's head was made again, from the first commit, which has its hash" in jitslab.repair_pool(path)
+    assert [] == jitslab.check_pool(path)
+    assert before == state(path)

@@ -129,3 +129,88 @@ def test_a_writer_needs_every_file(kinds, tmp_path, name):
         jitslab.open_pool(tmp_path / "pool", "r+")
 
     assert before == sorted(os.listdir(tmp_path / "pool"))
+
+
+def rss():
+    """Return the bytes of memory of this process."""
+    return pool_fuzz.rss_of(os.getpid())
+
+
+@pytest.mark.parametrize("mode", ["r", "r+"])
+def test_a_long_journal_of_nothing_takes_no_memory(kinds, tmp_path, mode):
+    """All of it was mapped and read in the search for lost commits: minutes, and 16 GiB, if that was its length."""
+    write_pool(kinds[RICH], tmp_path / "pool")
+    try:
+        os.truncate(tmp_path / "pool" / "journal", 1 << 40)
+    except OSError:
+        pytest.skip("the file system has no files of that length")
+    before, space = rss(), os.stat(tmp_path / "pool" / "journal").st_blocks
+    with jitslab.open_pool(tmp_path / "pool", mode) as pool:
+        assert len(pool["nodes"]) == 853
+    assert [] == jitslab.check_pool(tmp_path / "pool")
+
+    assert rss() - before < 100 << 20
+    assert os.stat(tmp_path / "pool" / "journal").st_blocks <= space + (0 if mode == "r" else 1000)
+
+
+@pytest.mark.parametrize("mode", ["r", "r+"])
+def test_a_long_commit_of_nothing_takes_no_memory(kinds, tmp_path, mode):
+    """A head that says so is no reason to read a hole."""
+    pool = dict(kinds[RICH])
+    raw = flat(pool["journal"])
+    whole = np.frombuffer(raw, np.uint8)
+    head = whole[BLOCK : BLOCK + LINE].view(FRAME_HEAD)
+    head["n_bytes"] = 1 << 39
+    pool["journal"] = pool_fuzz.unflat(1 << 40, raw)
+    try:
+        write_pool(pool, tmp_path / "pool")
+    except OSError:
+        pytest.skip("the file system has no files of that length")
+    before = rss()
+    with pytest.raises(jitslab.CorruptPoolError, match="commit of 549755.* bytes at byte 4096, of which the medium has"):
+        jitslab.open_pool(tmp_path / "pool", mode)
+    assert [5] == [broken.law for broken in jitslab.check_pool(tmp_path / "pool")]
+
+    assert rss() - before < 100 << 20
+
+
+@pytest.mark.parametrize("mode", ["r", "r+"])
+def test_commits_of_a_machine_with_larger_pages(kinds, tmp_path, mode):
+    """It commits 64 KiB where this machine commits 4: what is behind the slabs here is left out."""
+    pool = dict(kinds[EMPTY])
+    write_pool(pool, tmp_path / "pool")
+    with jitslab.open_pool(tmp_path / "pool", sync=False) as made:
+        handles = made.create_cache("points", np.dtype([("x", "f8"), ("y", "f8")]), capacity=10).alloc_many(10, x=2.5)
+    pool = {name: pool_fuzz.read_file(tmp_path / "pool" / name) for name in os.listdir(tmp_path / "pool")}
+    raw = flat(pool["journal"])
+    ((at, _),) = frame_places(raw)
+    head = np.frombuffer(raw[at : at + LINE], FRAME_HEAD).copy()
+    table = np.frombuffer(raw[at + LINE : at + LINE + int(head["n_entries"][0]) * ENTRY.itemsize], ENTRY).copy()
+    data, runs = raw[at + BLOCK :], []
+    for n in table["n_bytes"].tolist():
+        runs.append(data[:n].ljust(-(-n // 65_536) * 65_536, b"\0"))
+        data = data[n:]
+    assert [65_536] * len(table) == [len(run) for run in runs]
+    assert table["n_bytes"].max() < 65_536
+    table["n_bytes"], head["n_bytes"] = [len(run) for run in runs], sum(map(len, runs))
+    raw = raw[:at] + (head.tobytes() + table.tobytes()).ljust(BLOCK, b"\0") + b"".join(runs)
+    seal(np.frombuffer(raw, np.uint8), frame_places(raw), 0)
+    pool["journal"] = pool_fuzz.unflat_all(raw)
+    write_pool(pool, tmp_path / "other")
+
+    assert [] == jitslab.check_pool(tmp_path / "other")
+    with jitslab.open_pool(tmp_path / "other", mode) as again:
+        assert again["points"].live().tolist() == sorted(handles.tolist())
+        assert (again["points"].gather(handles)["x"] == 2.5).all()
+        again.check()
+
+
+def test_a_long_file_of_the_writers_name_takes_no_memory(kinds, tmp_path):
+    """The name was padded to its length."""
+    write_pool({**kinds[RICH], "writer.lock": (1 << 33, {})}, tmp_path / "pool")
+    before = rss()
+    with jitslab.open_pool(tmp_path / "pool", "r+") as pool:
+        assert "this process" in pool.info().writer
+
+    assert rss() - before < 100 << 20
+    assert os.stat(tmp_path / "pool" / "writer.lock").st_size <= 4096

@@ -1,7 +1,11 @@
-"""Ctrl-C, or a want of memory, at every line of a pool's modules: the pool is usable, or says that it failed; the files are whole."""
+"""
+Ctrl-C, or a want of memory, in every call of a pool's modules: the pool is usable, or says that it failed; its files are whole.
 
+With JITSLAB_LONG=1 each call is interrupted by each exception; else every second call by one of the two, of opening every fourth.
+"""
+
+import dis
 import itertools
-import linecache
 import os
 import shutil
 import sys
@@ -15,7 +19,9 @@ from jitslab import pool as package
 
 NODE = np.dtype([("value", "f8"), ("next", jitslab.link("nodes"))])
 ROOT = np.dtype([("head", jitslab.link("nodes")), ("n", "i8")])
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a generator's end is interrupted, too
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a generator's end is interrupted
+IS_LONG = bool(os.environ.get("JITSLAB_LONG"))
+ERRORS = [[KeyboardInterrupt], [MemoryError]] if IS_LONG else [[KeyboardInterrupt, MemoryError]]
 FOLDER = os.path.dirname(package.__file__)
 
 
@@ -27,36 +33,58 @@ def folder():
     shutil.rmtree(path)
 
 
-class Lines:
-    """The lines of a pool's modules, of which each is interrupted once: when it is run for the first time in a call."""
+class Calls:
+    """
+    The calls that the code of a pool's modules makes, of which each is interrupted once, when it has just returned.
 
-    def __init__(self, error):
-        self.error, self.done = error, set()
+    There the interpreter looks for signals: nowhere else, but for the starts of functions and the ends of loops.
+    """
+
+    def __init__(self, errors, every=1, first=0):
+        self.errors, self.every, self.n = errors, every, -first
+        self.done, self.last, self.ends = set(), {}, {}
 
     def run(self, act, *arguments):
-        """Run an act until the first line that was not interrupted yet; whether there was one."""
-        self.line = None
+        """Run an act until the first call that was not interrupted yet; whether there was one."""
+        self.where = None
+        self.last.clear()
         before = sys.gettrace()
         sys.settrace(self.trace)
         try:
             act(*arguments)
-        except self.error as error:
-            assert type(error) is self.error, error
+        except (KeyboardInterrupt, MemoryError) as error:
+            assert type(error) in self.errors, error  # noqa: PT017  # the act may also succeed
         finally:
             sys.settrace(before)
-        return self.line is not None
+        return self.where is not None
 
     def trace(self, frame, event, _):
-        """Raise at a new line."""
-        if not frame.f_code.co_filename.startswith(FOLDER):
-            return None
-        line = frame.f_code.co_filename, frame.f_lineno
-        if event == "line" and self.line is None and line not in self.done:
-            self.done.add(line)
-            if linecache.getline(*line).strip() != "try:":  # no instruction, so nothing comes there
-                self.line = line
-                raise self.error
+        """Raise behind a new call."""
+        code = frame.f_code
+        if event == "call":
+            if not code.co_filename.startswith(FOLDER) or is_finaliser(frame):
+                return None
+            frame.f_trace_opcodes = True
+            if code not in self.ends:
+                self.ends[code] = {at.offset for at in dis.get_instructions(code) if at.opname.startswith("CALL")}
+        elif event == "opcode":
+            before, self.last[frame] = self.last.get(frame), frame.f_lasti
+            if before in self.ends[code] and self.where is None and (code, before) not in self.done:
+                self.done.add((code, before))
+                self.n += 1
+                if self.n % self.every == 0:
+                    self.where = code.co_name, frame.f_lineno
+                    raise self.errors[self.n // self.every % len(self.errors)]
         return self.trace
+
+
+def is_finaliser(frame):
+    """Whether a frame is of a finaliser, which is called at any line: no exception leaves it."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def image(pool):
@@ -66,10 +94,8 @@ def image(pool):
 
 
 def committed(path):
-    """Return what the last commit holds, and check it."""
+    """Return what the last commit holds."""
     with jitslab.open_pool(path, "r") as reader:
-        for cache in reader.caches.values():
-            cache.check()
         return image(reader)
 
 
@@ -131,54 +157,55 @@ ACTS = {
 }
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("errors", ERRORS)
 @pytest.mark.parametrize("name", ACTS)
-def test_every_line_of_a_writers_call(folder, name, error):
+def test_every_call_in_a_writers_call(folder, name, errors):
     """Afterwards nothing that was stored is lost, or the pool says that it failed; files hold the last commit or this one."""
-    lines, rng, path = Lines(error), np.random.default_rng(0), f"{folder}/pool"
+    calls, rng, path = Calls(errors, 1 if IS_LONG else 2), np.random.default_rng(0), f"{folder}/pool"
     pool = make(path)
     for n in itertools.count():
         pool.rollback()  # a failed pool was opened again
+        if n % 10 == 9:
+            assert pool.checkpoint()
+            change(pool, rng)
+            pool.commit()
         if name == "drop_cache" and "drop" not in pool:
             pool.create_cache("drop", NODE, capacity=10).alloc(value=3.0)
             pool.commit()
         before = committed(path)
         change(pool, rng)
         now = image(pool)
-        is_over = not lines.run(ACTS[name], pool)
-        what = (name, lines.line)
+        is_over = not calls.run(ACTS[name], pool)
+        what = (name, calls.where)
         found = committed(path)
         if name in ("commit", "checkpoint", "close"):
             assert found in (before, now), what
         elif name == "rollback":
             assert found == before, what
-        if not pool.closed and not pool._failure:
-            change(pool, rng)
-            memory = image(pool)
+        try:
             pool.commit()
-            assert committed(path) == memory, what
-            for cache in pool.caches.values():
-                cache.check()
-        else:
-            if not pool.closed:
-                with pytest.raises(jitslab.PoolFailedError, match="open"):
-                    pool.commit()
-                pool.close(commit=False)
-            else:
-                pool.close()
+            assert committed(path) == image(pool), what
+            change(pool, rng)
+            pool.commit()
+            assert committed(path) == image(pool), what
+        except (jitslab.PoolFailedError, jitslab.ClosedError):
+            pool.close(commit=False)
             pool = jitslab.open_pool(path, "r+", keep=0)
             assert image(pool) == found, what
         if is_over:
             break
     assert n > 10
+    for cache in pool.caches.values():
+        cache.check()
     pool.close()
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("errors", ERRORS)
 @pytest.mark.parametrize("mode", ["r", "r+", "x"])
-def test_every_line_of_opening(folder, mode, error):
+def test_every_call_in_opening(folder, mode, errors):
     """Locks are given back, and the pool opens again as it was."""
-    lines, path, n, paths = Lines(error), f"{folder}/pool", 0, itertools.count()
+    calls = Calls(errors) if IS_LONG else Calls(errors, 4, ("r", "r+", "x").index(mode))
+    path, n, paths = f"{folder}/pool", 0, itertools.count()
     if mode != "x":
         pool = make(path)
         change(pool, np.random.default_rng(0))
@@ -195,28 +222,28 @@ def test_every_line_of_opening(folder, mode, error):
         if mode == "x":
             path = f"{folder}/{next(paths)}"
         made, n = [], n + 1
-        is_over = not lines.run(act)
+        is_over = not calls.run(act)
         for pool in made:
             pool.close(commit=False)
         with jitslab.open_pool(path, "c", root=ROOT) as pool:
-            pool.root["n"] += 1
             if mode == "x":
-                assert pool.root["n"] == 1, lines.line
+                assert pool.root["n"] == 0, calls.where
                 assert list(pool.caches) == []
-        if mode != "x":
-            assert committed(path)[0] == before[0]
+            else:
+                assert image(pool) == before, calls.where
     assert n > 50
+    assert pool.closed
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_every_line_of_refresh(folder, error):
+@pytest.mark.parametrize("errors", ERRORS)
+def test_every_call_in_refresh(folder, errors):
     """The next refresh sees the last commit."""
-    lines, rng, path = Lines(error), np.random.default_rng(0), f"{folder}/pool"
+    calls, rng, path = Calls(errors), np.random.default_rng(0), f"{folder}/pool"
     pool = make(path)
     reader = jitslab.open_pool(path, "r")
     is_over = False
     while not is_over:
-        kind = len(lines.done) % 3
+        kind = len(calls.done) % 3
         if kind == 0:
             assert pool.checkpoint()
         elif kind == 1:
@@ -225,7 +252,7 @@ def test_every_line_of_refresh(folder, error):
             pool.drop_cache(next(name for name in pool.caches if name != "nodes"))
         change(pool, rng)
         pool.commit()
-        is_over = not lines.run(reader.refresh) and kind == 0
+        is_over = not calls.run(reader.refresh) and kind == 0
         assert reader.refresh() == pool.number
         assert image(reader) == image(pool)
         assert pool.checkpoint()

@@ -1,19 +1,13 @@
 """What other processes, threads and children do to a pool at any moment: at each system call, or really beside it."""
 
-import ctypes
-import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 
-import numba
 import numpy as np
 import pytest
-from program import run_python
 
 import jitslab
 from jitslab.pool import calls
@@ -158,36 +152,36 @@ def test_a_writer_between_any_two_calls_of_refresh(folder, is_behind):
     writer.pool.close()
 
 
-def test_a_maker_between_any_two_calls_of_making_the_same_pool(folder):
+@pytest.mark.parametrize("mode", ["c", "x"])
+def test_a_maker_between_any_two_calls_of_making_the_same_pool(folder, mode):
     """What one made, committed and closed, the other does not make again."""
-    for mode in "c", "x":
-        paths = iter(range(10**6))
-        path, made = "", 0
+    paths = iter(range(10**6))
+    path, made = "", 0
 
-        def other():
-            nonlocal made
-            try:
-                with jitslab.open_pool(path, "c", root=ROOT) as pool:
-                    pool.root["n"] = 7
-                made += 1
-            except jitslab.PoolError:
-                pass  # the first one has the lock already
+    def other():
+        nonlocal made
+        try:
+            with jitslab.open_pool(path, "c", root=ROOT) as pool:
+                pool.root["n"] = 7
+            made += 1
+        except jitslab.PoolError:
+            pass  # the first one has the lock already
 
-        def run():
-            nonlocal path
-            path, before = f"{folder}/{mode}{next(paths)}", made
-            try:
-                with jitslab.open_pool(path, mode, root=ROOT) as pool:
-                    assert pool.root["n"] == 7 * (made - before)
-            except jitslab.PoolPathError:
-                assert mode == "x"
-                assert made > before
-            calls.system = SYSTEM
-            with jitslab.open_pool(path, "r") as pool:
+    def run():
+        nonlocal path
+        path, before = f"{folder}/{mode}{next(paths)}", made
+        try:
+            with jitslab.open_pool(path, mode, root=ROOT) as pool:
                 assert pool.root["n"] == 7 * (made - before)
+        except jitslab.PoolPathError:
+            assert mode == "x"
+            assert made > before
+        calls.system = SYSTEM
+        with jitslab.open_pool(path, "r") as pool:
+            assert pool.root["n"] == 7 * (made - before)
 
-        assert between_all(run, other) > 50
-        assert made > 3
+    assert between_all(run, other) > 50
+    assert made > 3
 
 
 def test_a_capacity_that_is_raised_beside_a_reader(folder):

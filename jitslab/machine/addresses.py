@@ -211,21 +211,22 @@ def map_shared(file: int, n: int, *, is_synced: bool) -> tuple[int, Any]:
     return int(np.frombuffer(memory, np.uint8).ctypes.data), memory
 
 
-def columns_of(file: int, n: int, step: int, width: int) -> npt.NDArray[np.uint8]:
+def columns_of(file: int, start: int, end: int, step: int, width: int) -> npt.NDArray[np.uint8]:
     """
-    Return a copy of the first `width` bytes of each `step` bytes of a file's first n, shape (n // step, width).
+    Return a copy of the first `width` bytes of each `step` bytes of a file from `start` to `end`, a row for each whole step.
 
-    The file is mapped for that, which costs a twentieth of reading all of it.  It must be n bytes long.
+    The file is mapped for that, which costs a twentieth of reading all of it.  It must be that long.
 
     Raises
     ------
     OSError
         If the system cannot map it.
     """
-    with mmap.mmap(file, n, access=mmap.ACCESS_READ) as memory:
-        whole = np.frombuffer(memory, np.uint8)
-        columns = whole[: n // step * step].reshape(-1, step)[:, :width].copy()
-        del whole  # a mapping that an array is of is not closed
+    skipped = start % mmap.ALLOCATIONGRANULARITY
+    with mmap.mmap(file, end - start + skipped, access=mmap.ACCESS_READ, offset=start - skipped) as memory:
+        part = np.frombuffer(memory, np.uint8)[skipped:]
+        columns = part[: len(part) // step * step].reshape(-1, step)[:, :width].copy()
+        del part  # a mapping that an array is of is not closed
         return columns
 
 

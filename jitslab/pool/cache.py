@@ -62,11 +62,12 @@ class PoolCache(SlabCache[R], Generic[R]):
         Give the memory of all empty slabs back to the system; returns how many slabs.
 
         As of any cache.  The next checkpoint gives the space of their records in the file back, too, if they are empty in the
-        last commit.
+        last commit.  Raises BusyError if another thread is in a call of the pool.
         """
         self._need_open()
-        self._pool._before_shrink(self)
-        return super().shrink()
+        with self._pool._alone("shrink"):
+            self._pool._before_shrink(self)
+            return super().shrink()
 
     def _declare(self, declared: Any) -> None:
         """Have guards be of a declared class."""

@@ -23,6 +23,16 @@ if sys.platform != "win32":
 
 Bytes = Any  # an object with a buffer of contiguous bytes
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} if sys.platform != "win32" else {errno.ENOSPC, errno.EFBIG}
+PATHS = {  # errors of the path that the user gave
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+}
 MOST_PIECES = 1024  # of one call of pwritev
 PIECE_BYTES = 1 << 30  # of one call: Linux itself ends a call before 2 GiB
 
@@ -114,6 +124,11 @@ def names_in(folder: int) -> list[str]:
 def size_of(file: int) -> int:
     """Return the length of a file."""
     return int(system.fstat(file).st_size)
+
+
+def disk_bytes(file: int) -> int:
+    """Return the space on the medium that a file takes."""
+    return int(system.fstat(file).st_blocks) * 512  # of this size on every system
 
 
 def disk_bytes_of(folder: int, name: str) -> int:
@@ -296,6 +311,6 @@ def pool_error(error: OSError, doing: str) -> PoolError:
         return PoolFailedError(f"{doing}: a sync failed: {reason}; open the pool again")
     if error.errno in FULL:
         return PoolFullError(f"{doing}: {reason}; free some, and commit again")
-    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST):
+    if error.errno in PATHS:
         return PoolPathError(f"{doing}: {reason}")
     return PoolError(f"{doing}: {reason}")

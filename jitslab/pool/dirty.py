@@ -195,7 +195,6 @@ class Written:
         self._need_open()
         if self.is_dax and self._is_noting:
             self._set_ranges(ranges)
-            self._register()  # the system refuses, and stops, at a page that it does not watch
             pagemap.unprotect_ranges(self._row)
 
     def private_bytes(self, ranges: Runs) -> int:
@@ -384,9 +383,10 @@ class Written:
 
     def _close_file(self, name: str) -> None:
         """Close a file, if it is open."""
-        if self._get(name) >= 0:
-            os.close(self._get(name))
-            self._set(name, -1)
+        file = self._get(name)
+        self._set(name, -1)  # first: if it were closed twice, that might be another's
+        if file >= 0:
+            os.close(file)
 
     def _hangs(self) -> bool:
         """Whether a child process that did what this one is about to do would hang, or find something else than it wrote."""
@@ -416,6 +416,13 @@ def _room_for(n: int, runs: Runs | None = None) -> tuple[Runs, int]:
     if runs is not None:
         room[: len(runs)] = runs
     return room, room.ctypes.data
+
+
+def whole_pages(runs: Runs, without: Runs) -> Runs:
+    """Return the whole pages of the machine that some runs of blocks are in, without those that other runs are in."""
+    size = mapped_page_bytes >> BLOCK_SHIFT
+    pages = np.setdiff1d(_blocks_of(runs) // size, _blocks_of(without) // size)
+    return _runs_of((pages[:, None] * size + np.arange(size)).ravel(), runs[:0])
 
 
 def _blocks_of(runs: Runs) -> npt.NDArray[np.int64]:

@@ -246,7 +246,6 @@ class Folder:
             raise CorruptPoolError(f"{path} has {size} bytes instead of {words_bytes(entry.slots)}")
         return check_words_head(calls.read_at(file, WORDS_OFFSET, 0), pool, entry, path)
 
-
     def need_zeros_behind(self, entry: CacheEntry, start: int) -> None:
         """Raise if generations from a byte of their file on are not 0: later slabs would find them."""
         file = self.open_data(words_name, entry, write=False)

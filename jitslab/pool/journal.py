@@ -54,6 +54,9 @@ SALT_STEP = 1 << 20  # a salt rises by as much at most, at random: it is new eve
 NOT_READ = "it was not read to its end"  # why a writer that has just opened it may not append: it would overwrite commits
 FIRST_BYTES = 1 << 20  # of a new journal
 GROWTH_BYTES = 16 << 20  # most zeros that are written ahead; a longer frame is written beyond the end
+KEPT_BYTES = 64 << 20  # most that a reset keeps of the file
+MOST_HOLES = 64 << 20  # bytes of a frame that may be holes of the file: some file systems keep no zeros
+MOST_HOLES_SHARE = 1024  # a longer frame has one byte on the medium for so many
 PIECE_BYTES = 4 << 20  # of data copied, hashed and written at a time
 WORD = {name: WRITER.fields[name][1] // 8 for name in WRITER.names or ()}  # type: ignore[index]  # they are its fields
 SALT, NUMBER, PREVIOUS, FLAGS, AT, MAP, CAPACITY, N_RUNS, SEEN, HASH = (
@@ -82,9 +85,8 @@ class Frame(NamedTuple):
     places: npt.NDArray[np.int64]
     data: npt.NDArray[np.uint8]
 
-    def copy_to(self, addresses: npt.NDArray[np.int64]) -> None:
-        """Copy the data of each entry to an address, which must have room for it."""
-        sizes = self.entries["n_bytes"].astype(np.int64)
+    def copy_to(self, addresses: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> None:
+        """Copy so many bytes of each entry to an address, which must have room for them."""
         copy_entries(self.data.ctypes.data, self.places.ctypes.data, addresses.ctypes.data, sizes.ctypes.data, len(sizes))
 
 
@@ -395,6 +397,7 @@ class Journal:
         length = self._length(raw, at)
         if length == 0:
             return None
+        self._need_data(length, at)
         if len(self._buffer) < length:
             self._buffer = np.empty(max(length, 2 * len(self._buffer)), np.uint8)
         data = self._buffer[:length]
@@ -405,6 +408,11 @@ class Journal:
         if hash_frame(state.ctypes.data, data.ctypes.data, int(head["n_entries"]), int(head["n_bytes"])) != int(head["hash"]):
             return None
         return head.copy(), data
+
+    def _need_data(self, length: int, at: int) -> None:
+        """Raise if a frame would be read that is a hole for the most part, and takes the memory that it says it has."""
+        if length > MOST_HOLES and length // MOST_HOLES_SHARE > (space := calls.disk_bytes(self._file)):
+            raise CorruptPoolError(f"journal: a commit of {length} bytes at byte {at}, of which the medium has {space} at most")
 
     def _length(self, raw: bytes, at: int) -> int:
         """Return the bytes of the frame whose head was read at a place; 0: it is none of this life, or ends beyond the file."""
@@ -428,21 +436,33 @@ class Journal:
         """
         budget = 2 * self.capacity
         try:
+            if self.used == BLOCK and self._is_outlived():
+                return self.number + 1
             size = calls.size_of(self._file)
             if size < self.capacity:
                 raise CorruptPoolError(f"journal: it was {self.capacity} bytes long, and is {size} now")
-            heads = columns_of(self._file, self.capacity, BLOCK, LINE).view(FRAME_HEAD)[self.used // BLOCK :, 0]
-            later = (heads["magic"] == FRAME_MAGIC) & (heads["salt"] == self._words[SALT])
-            later &= (heads["flags"] & AFTER_SYNCED != 0) & (heads["number"] > self.number + 1)
-            for k in np.flatnonzero(later).tolist():
-                at = self.used + k * BLOCK
-                length = self._length(heads[k].tobytes(), at)
-                budget -= length  # heads that were made up, each of a frame as long as the file, would take for ever
-                if budget < 0 or (length and self._frame_at(at) is not None):
-                    return self.number + 1
+            for start, end in calls.data_ranges(self._file, self.capacity, self.used):
+                first = start // BLOCK * BLOCK
+                heads = columns_of(self._file, first, end, BLOCK, LINE).view(FRAME_HEAD)[:, 0]
+                later = (heads["magic"] == FRAME_MAGIC) & (heads["salt"] == self._words[SALT])
+                later &= (heads["flags"] & AFTER_SYNCED != 0) & (heads["number"] > self.number + 1)
+                for k in np.flatnonzero(later).tolist():
+                    at = first + k * BLOCK
+                    length = self._length(heads[k].tobytes(), at)
+                    budget -= length  # heads that were made up, each of a frame as long as the file, would take for ever
+                    if budget < 0 or (length and self._frame_at(at) is not None):
+                        return self.number + 1
         except OSError as error:
             raise calls.pool_error(error, "reading the journal") from error
         return 0
+
+    def _is_outlived(self) -> bool:
+        """Whether the first frame is of a later life of the journal, so that the head of that is lost."""
+        raw = calls.read_at(self._file, LINE, BLOCK)
+        named = head_named_by(raw, self._pool)
+        return (
+            named is not None and named[0] > self._words[SALT] and bool(np.frombuffer(raw, FRAME_HEAD)[0]["flags"] & AFTER_SYNCED)
+        )
 
     # --- Writing ---
 
@@ -507,13 +527,26 @@ class Journal:
             if words[MAP]:
                 return append_mapped(self._row, runs, n)
             self._write(runs, n, total)
+            if self.sync:
+                self._sync()
+                words[FLAGS] = AFTER_SYNCED
+            return take_place(self._row, length, words[HASH], n)
         except OSError as error:
             self._cut()
             raise calls.pool_error(error, f"writing commit {words[NUMBER] + 1} to the journal") from error
-        if self.sync:
-            self._sync()
-            words[FLAGS] = AFTER_SYNCED
-        return take_place(self._row, length, words[HASH], n)
+        except PoolFailedError:
+            raise
+        except BaseException:  # a signal: the whole frame may stand there, and count if the process ends now
+            self._take_back()
+            raise
+
+    def _take_back(self) -> None:
+        """Have no frame stand at the journal's place."""
+        self._failed = "an interrupted commit could not be taken back"
+        with suppress(OSError):
+            calls.write_at(self._file, bytes(LINE), self._words[AT])
+            self._cut()
+            self._failed = ""
 
     def _write(self, runs: int, n: int, total: int) -> None:
         """Write a frame at the journal's place: the data in pieces, the head last; a short one at once."""
@@ -598,6 +631,18 @@ class Journal:
         self._slot = slot
         self._start(salt, hash_)
         self._failed = ""
+        if self.capacity > KEPT_BYTES:
+            self._shorten()
+
+    def _shorten(self) -> None:
+        """Give the space of long commits back: to open a journal takes a look at each of its blocks."""
+        was_mapped = self.is_mapped
+        self._unmap()
+        with suppress(OSError):
+            calls.truncate(self._file, KEPT_BYTES)
+            self._words[CAPACITY] = KEPT_BYTES
+        if was_mapped:
+            self._map()
 
     def _sync(self) -> None:
         """Sync the file, or fail for good: the system forgets what it could not write, so a second call would say nothing."""
@@ -629,3 +674,15 @@ class Journal:
         self._words[MAP], mapped, self._mapped = 0, self._mapped, None
         if mapped is not None:
             mapped.close()
+
+
+def head_named_by(raw: bytes, pool: int) -> tuple[int, bytes] | None:
+    """Return the salt and the bytes of the journal's head whose hash the first frame has; None: it has that of none."""
+    if len(raw) < LINE:
+        return None
+    frame = np.frombuffer(raw, FRAME_HEAD)[0]
+    salt, number = int(frame["salt"]), int(frame["number"]) - 1
+    if int(frame["magic"]) != FRAME_MAGIC or not (0 <= salt < MOST_NUMBER and 0 <= number < MOST_NUMBER):
+        return None
+    head, hash_ = make_head(pool, salt, number)
+    return (salt, head) if hash_ == int(frame["previous"]) else None

@@ -30,11 +30,21 @@ MOST_PROGRAM = 1000  # characters of a command line
 SHARED, ALONE, NOT_AT_ALL = "shared", "alone", "not at all"
 
 
-class WriterLock:
-    """The lock of the one writer, with a line in its file that says which program holds it."""
+class Lock:
+    """A file that is locked until it is closed."""
 
     def __init__(self, file: int) -> None:
         self.file = file
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        file, self.file = self.file, -1
+        if file >= 0:
+            calls.close(file)
+
+
+class WriterLock(Lock):
+    """The lock of the one writer, with a line in its file that says which program holds it."""
 
     def take(self, path: str) -> None:
         """Take the lock, or raise with the name of its holder."""
@@ -43,7 +53,10 @@ class WriterLock:
                 f"{path} is open to write, by {holder_line(self.file)[1]}; with mode 'r' it can be read meanwhile"
             )
         line = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "program": " ".join(sys.argv)[:MOST_PROGRAM]})
-        calls.write_at(self.file, line.encode("ascii").ljust(calls.size_of(self.file) - 1) + b"\n", 0)
+        size = calls.size_of(self.file)
+        if size > MOST_HOLDER:  # no writer made it so long
+            calls.truncate(self.file, size := 0)
+        calls.write_at(self.file, line.encode("ascii").ljust(size) + b"\n", 0)
 
 
 def holder_line(file: int) -> tuple[Any, str]:
@@ -80,11 +93,11 @@ def is_lock(fields: list[str], places: tuple[str, str]) -> bool:
     return len(fields) > 5 and fields[1] == "FLOCK" and (fields[5].startswith(places[0]) or fields[4] == places[1])
 
 
-class ReaderLock:
+class ReaderLock(Lock):
     """A reader's lock, on the number of the commit that it sees; or the writer's view of all of them."""
 
     def __init__(self, file: int) -> None:
-        self.file = file
+        super().__init__(file)
         self._held = 0  # the byte that is locked
 
     def begin(self) -> None:
@@ -107,8 +120,12 @@ class ReaderLock:
         return self._lock(ALONE, 0, number + 1)
 
     def admit(self, number: int) -> None:
-        """Let readers in again."""
-        self._lock(NOT_AT_ALL, 0, number + 1)
+        """Let readers in again, whether they were locked out or not."""
+        try:
+            self._lock(NOT_AT_ALL, 0, number + 1)
+        except BaseException:  # Ctrl-C in it, say: readers that are being opened would wait for ever
+            self._lock(NOT_AT_ALL, 0, number + 1)
+            raise
 
     def _lock(self, how: str, start: int, n: int = 1, wait: bool = False) -> bool:
         """Lock or unlock some bytes, or the whole file where bytes cannot be; whether that was granted."""

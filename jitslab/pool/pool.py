@@ -36,12 +36,14 @@ from ..descriptor import describe
 from ..errors import (
     BusyError,
     CapacityError,
+    ClosedError,
     ConflictError,
     CorruptPoolError,
     FaultError,
     PoolError,
     PoolFailedError,
     PoolLawError,
+    PoolPathError,
     ReadOnlyError,
     TransactionError,
     shown,
@@ -51,7 +53,7 @@ from ..reach import ByCache
 from . import calls
 from .cache import PoolCache, make_cache
 from .check import broken_caches, broken_files
-from .dirty import Written
+from .dirty import Written, whole_pages
 from .files import MODES, Folder, new_id, odd_generations, telling
 from .format import (
     BLOCK,
@@ -157,16 +159,20 @@ def open_pool(
     if not CAN_GROW or sys.platform == "win32":
         raise PoolError("pools need private mappings of files, which this system does not have")
     where = os.path.abspath(os.fsdecode(os.fspath(path)))
+    if "\0" in where:
+        raise PoolPathError(f"a path has no character 0, got {shown(path)}")
+    if not isinstance(capacity or {}, Mapping):
+        raise CapacityError(f"capacity has the capacities of caches by name, got {shown(capacity)}")
     raised = {name: as_count(n, f"capacity of {name!r}", 1) for name, n in (capacity or {}).items()}
     most = None if keep is None else as_count_of_bytes(keep)
     pool = Pool.__new__(Pool)
     pool._start(where, mode, sync)
     try:
         pool._load(mode, root, raised, most)
+        _pools.add(pool)
     except BaseException:
-        pool._let_go()
+        pool._end()
         raise
-    _pools.add(pool)
     return pool
 
 
@@ -217,6 +223,7 @@ class Pool(Closable):
         "_in_transaction",
         "_is_closed",
         "_is_cut",
+        "_is_half_done",
         "_journal",
         "_keep",
         "_lock",
@@ -239,6 +246,7 @@ class Pool(Closable):
     path: str
     _caches: dict[int, PoolCache[Any]]  # by id
     _is_cut: bool  # whether a reader was interrupted while it read: it reads all anew
+    _is_half_done: bool  # whether a transaction ended, and its changes are neither committed nor undone
     _places: tuple[int, int]  # addresses of `_ranges` and `_files`
     _made: list[int]  # slabs of each cache, when `_ranges` were made
     _keep: int  # bytes of written pages that a checkpoint leaves in memory
@@ -259,7 +267,7 @@ class Pool(Closable):
         """Set what an error on the way needs."""
         self.path, self._mode, self._sync = path, "r" if mode == "r" else "r+", sync
         self._pid, self._is_closed, self._failure, self._in_transaction = os.getpid(), False, "", False
-        self._is_cut = False
+        self._is_cut = self._is_half_done = False
         self._lock, self._caches, self._made = threading.Lock(), {}, []
         self._shrunk, self._dropped = set(), set()
         self._ranges = self._files = np.empty((0, 2), np.int64)
@@ -425,11 +433,17 @@ class Pool(Closable):
     def _commit(self) -> int:
         """Make all changes last."""
         self._need_sound()
+        if self._is_half_done:
+            raise TransactionError(f"the changes of a transaction of pool {self.path!r} are not undone yet: call rollback first")
         runs = self._written.take(self._note_slabs())
         if len(runs):
             named = self._named(runs)
             staged = stage(named) if self._written.needs_hashes else None
-            self._journal.append(named)
+            try:
+                self._journal.append(named)
+            except PoolFailedError as error:
+                self._failure = str(error)
+                raise
             self._written.done(None if staged is None else hashes_of(staged, self._written.seed))
             self._commits += 1
             self._dropped.clear()
@@ -489,6 +503,7 @@ class Pool(Closable):
             self._written.count(cache._memory.lost_records())
         runs = self._written.take(self._note_slabs())
         if not len(runs):
+            self._is_half_done = False
             return
         named = self._named(runs)
         before = {id_: cache._memory.copy_of(WORDS, named[named[:, 0] == id_]) for id_, cache in self._caches.items()}
@@ -504,9 +519,10 @@ class Pool(Closable):
                         recover(cache._address)
             except (OSError, PoolError) as error:
                 raise PoolFailedError(f"{self.path}: a rollback was cut short: {error}; open the pool again") from error
-        self._failure = ""
+        self._failure, self._is_half_done = "", False
         self._dropped.clear()
-        self._written.forget(runs[~np.isin(runs[:, 0], raised)])  # the raised ones are committed next
+        is_raised = np.isin(runs[:, 0], raised)  # these are committed next
+        self._written.forget(whole_pages(runs[~is_raised], runs[is_raised]))
 
     @contextmanager
     def transaction(self) -> Iterator[Pool]:
@@ -520,7 +536,8 @@ class Pool(Closable):
         TransactionError
             Within another transaction.
         BusyError, PoolFullError, PoolFailedError, ReadOnlyError, ClosedError
-            As `commit` and `rollback`.  If the commit at the end finds no room, the changes stay, not yet committed.
+            As `commit` and `rollback`.  If the commit at the end finds no room, the changes stay, not yet committed.  If the
+            rollback at the end is refused or interrupted, `commit` is refused until `rollback` was called.
 
         Examples
         --------
@@ -537,23 +554,29 @@ class Pool(Closable):
         (0, False)
         >>> folder.cleanup()
         """
-        with self._alone("transaction"):
-            self._need_writer()
-            self._need_outside("transaction")
-            self._commit()
-            self._in_transaction = True
+        has_begun = False
         try:
+            with self._alone("transaction"):
+                self._need_writer()
+                self._need_outside("transaction")
+                self._commit()
+                has_begun = self._in_transaction = True
             yield self
-        except BaseException:
-            with self._alone("rollback", waits=True):
-                self._in_transaction = False
-                if not self._is_closed:
-                    self._rollback()
+            with self._alone("commit", waits=True):
+                self._need_writer()
+                has_begun = self._in_transaction = False
+                self._commit()
+        except BaseException as error:
+            if has_begun:
+                self._is_half_done = True
+                try:
+                    if not (isinstance(error, GeneratorExit) and self._lock.locked()):  # it can be collected within a call
+                        with self._lock:
+                            if not self._is_closed:
+                                self._rollback()
+                finally:
+                    self._in_transaction = False
             raise
-        with self._alone("commit", waits=True):
-            self._in_transaction = False
-            self._need_writer()
-            self._commit()
 
     # --- Checkpoint ---
 
@@ -577,7 +600,7 @@ class Pool(Closable):
         PoolFailedError, ReadOnlyError, ClosedError, TransactionError, BusyError
             As `commit`.
         """
-        with self._alone("checkpoint"):
+        with self._alone("checkpoint"), self._telling():
             self._need_writer()
             self._need_outside("checkpoint")
             self._need_sound()
@@ -601,10 +624,10 @@ class Pool(Closable):
             return True
         number = self._journal.number
         with telling(self.path):
-            if not self._the_readers.exclude(number):
-                self._postponed += 1
-                return False
             try:
+                if not self._the_readers.exclude(number):
+                    self._postponed += 1
+                    return False
                 write_back(self._journal, self._the_folder, self._meta)
                 self._journal.reset()
                 self._shrunk = {cache for cache in self._shrunk if not self._punch(cache._memory)}
@@ -644,6 +667,7 @@ class Pool(Closable):
 
     def _before_shrink(self, cache: PoolCache[Any]) -> None:
         """Prepare a cache for giving memory of empty slabs back: the next checkpoint gives back that of the file."""
+        self._need_open()
         self._written.before_drop(cache._memory.ranges())
         self._shrunk.add(cache)
         self._dropped.add(cache)
@@ -672,6 +696,7 @@ class Pool(Closable):
         succeeds.
         """
         with self._alone("refresh"):
+            self._need_open()
             if not self._is_writer:
                 with telling(self.path):
                     self._keep_trying(self._refresh)
@@ -794,7 +819,7 @@ class Pool(Closable):
             entry = new_entry(self._meta.next, name, dtype, as_count(capacity, "capacity", 1), bool(colouring), init)
             meta = replace(self._meta, next=entry.id + 1, caches=(*self._meta.caches, entry))
             first = 2 * first_cycle(next(serials))
-            with telling(f"{self.path}: the files of cache {name!r}"):
+            with self._telling(f"{self.path}: the files of cache {name!r}"):
                 self._the_folder.make_data(meta.id, entry, first)
                 memory = PoolCacheMemory(entry, first, is_reader=False)
                 memory.start_head(meta.id)
@@ -851,7 +876,7 @@ class Pool(Closable):
             if entry.id == self._meta.root:
                 raise PoolError("the root cannot be dropped")
             meta = replace(self._meta, caches=tuple(other for other in self._meta.caches if other.id != entry.id))
-            with telling(self.path):
+            with self._telling():
                 self._replace_meta(meta)
             self._written.forget(cache._memory.ranges())  # while it has its slabs: none of their pages may stay among the written
             del self._caches[entry.id]
@@ -925,6 +950,8 @@ class Pool(Closable):
         if n == 0 and self._is_writer:
             first = cache.alloc_many(1)
             self._commit()
+        elif n == 0 and self._journal.number == 0:
+            raise PoolPathError(f"{self.path}: the pool is not made yet, it has no commit with its root; mode 'r+' makes it")
         elif n != 1:
             raise CorruptPoolError(f"{self.path} has {n} roots")
         self._root = int(first[0])
@@ -978,6 +1005,7 @@ class Pool(Closable):
         >>> folder.cleanup()
         """
         with self._alone("unreachable"):
+            self._need_open()
             found = reach.unreachable(self._by_name(), roots, links, self._always())
             found.pop(ROOT, None)
             return found
@@ -1052,6 +1080,7 @@ class Pool(Closable):
         >>> folder.cleanup()
         """
         with self._alone("check"):
+            self._need_open()
             with telling(self.path):
                 found = broken_files(self._the_folder)
             found += broken_caches(list(self._caches.values()), self._meta.root, links)
@@ -1111,20 +1140,26 @@ class Pool(Closable):
         -------
         dict
             ``number``: of the last commit; ``commits``, ``checkpoints``, ``postponed`` (by readers or failures);
-            ``journal_bytes`` in use; ``private_bytes``: memory of pages that were written; ``dirty``: how written pages are found,
-            ``"userfaultfd"``, ``"pagemap"`` or ``"hashes"``; ``journal``: ``"file"`` or ``"mapped"``.
+            ``journal_bytes`` in use; ``private_bytes``: memory of pages that were written; ``dirty``: how written pages are
+            found, ``"userfaultfd"``, ``"pagemap"`` or ``"hashes"``; ``journal``: ``"file"`` or ``"mapped"``.
+
+        Raises
+        ------
+        ClosedError, BusyError
+            As `commit`.
         """
-        self._need_open()
-        return {
-            "number": self._journal.number,
-            "commits": self._commits,
-            "checkpoints": self._checkpoints,
-            "postponed": self._postponed,
-            "journal_bytes": self._journal.used,
-            "private_bytes": self._private_bytes(),
-            "dirty": self._written.mechanism,
-            "journal": "mapped" if self._journal.is_mapped else "file",
-        }
+        with self._alone("stats"):
+            self._need_open()
+            return {
+                "number": self._journal.number,
+                "commits": self._commits,
+                "checkpoints": self._checkpoints,
+                "postponed": self._postponed,
+                "journal_bytes": self._journal.used,
+                "private_bytes": self._private_bytes(),
+                "dirty": self._written.mechanism,
+                "journal": "mapped" if self._journal.is_mapped else "file",
+            }
 
     def _private_bytes(self) -> int:
         """Return how much memory this process has for pages that were written."""
@@ -1159,8 +1194,10 @@ class Pool(Closable):
             If another thread is in a call of the pool.
         """
         if self._is_closed:
+            self._let_go()  # as far as the first call was cut short
             return
         with self._alone("close"):
+            self._need_open()
             self._need_outside("close")
             if commit and self._is_writer:
                 self._commit()
@@ -1171,14 +1208,17 @@ class Pool(Closable):
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         """Commit and close, or, if an exception ends the block, close alone."""
         if error is None:
-            self.close()
-        else:
+            return self.close()
+        with suppress(ClosedError), self._alone("close", waits=True):  # another thread may be in the middle of a commit
+            self._need_open()
             super().__exit__(kind, error, trace)
+        return None
 
     def _end(self) -> FaultError | None:
         """Close the caches and the files; returns the faults that nobody was told of."""
         self._is_closed = True
         faults = [fault for cache in self._caches.values() if (fault := cache._end_with_pool()) is not None]
+        self._caches = {}  # they hold the pool: their addresses would wait for the garbage collector
         self._let_go()
         return joined(faults)
 
@@ -1193,17 +1233,12 @@ class Pool(Closable):
             warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
     def _let_go(self) -> None:
-        """Close the files, which gives the locks back."""
+        """Close the files, which gives the locks back; a second call does what the first did not do."""
         self._is_closed = True
-        for name in ("_written", "_journal", "_folder"):
+        for name in ("_written", "_journal", "_folder", "_readers", "_writer"):
             if getattr(self, name, None) is not None:
-                with suppress(OSError):  # what was committed was synced
+                with suppress(OSError):  # what was committed was synced; or the program closed a descriptor by its number
                     getattr(self, name).close()
-        for lock in (self._readers, self._writer):
-            if lock is not None:
-                with suppress(OSError):  # of a descriptor that the program closed by its number
-                    calls.close(lock.file)
-        self._readers = self._writer = None
 
     def _leave_in_child(self) -> None:
         """Close in a child of fork: the pool is the parent's."""
@@ -1247,15 +1282,23 @@ class Pool(Closable):
         if self._failure:
             raise PoolFailedError(f"pool {self.path!r} failed before, open it again: {self._failure}")
 
-    @contextmanager
-    def _alone(self, what: str, *, waits: bool = False) -> Iterator[None]:
-        """Keep other threads out of the pool's calls; if one is in, wait for it or raise."""
+    def _alone(self, what: str, *, waits: bool = False) -> threading.Lock:
+        """
+        Return the lock that keeps other threads out of the pool's calls, for a `with` block; if one is in: waits or raises.
+
+        The block looks whether the pool is still open.  It is a lock itself: between a lock that Python code takes, and the block
+        that gives it back, an interrupt would leave it locked.
+        """
         self._need_open()
         if not waits and self._lock.locked():
             raise BusyError(f"{what}: another thread is in a call of pool {self.path!r}")
+        return self._lock
+
+    @contextmanager
+    def _telling(self, doing: str = "") -> Iterator[None]:
+        """Make errors of pools of those of the system; after a failed sync the pool refuses to write."""
         try:
-            with self._lock:  # Ctrl-C comes before or after; of two threads that come at once, one waits here
-                self._need_open()
+            with telling(doing or self.path):
                 yield
         except PoolFailedError as error:
             self._failure = self._failure or str(error)

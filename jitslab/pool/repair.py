@@ -37,9 +37,9 @@ from .format import (
     words_head,
     words_name,
 )
-from .frames import FRAME_HEAD, FRAME_MAGIC
-from .heads import MOST_NUMBER, make_head
-from .journal import Journal
+from .frames import LINE, MOST_BYTES
+from .heads import HEAD_BYTES, HEAD_STEP, MOST_NUMBER, find_head
+from .journal import Journal, head_named_by
 from .locks import ReaderLock, WriterLock
 from .pool import open_pool
 from .restore import sums_of, with_file, write_back, write_sums
@@ -272,12 +272,17 @@ class Repair:
     # --- The journal ---
 
     def mend_journal(self) -> None:
-        """Have a journal whose commits are all sound."""
+        """Have a journal whose head is there, and whose commits are all sound."""
         try:
-            Journal.open(self.folder.file, self.meta.id).close()
+            file = self.folder.open(JOURNAL, write=True)
         except CorruptPoolError as error:
             self.done.append(str(error))
-            self.mend_journal_head()
+            self.begin_journal()
+        else:
+            try:
+                self.mend_journal_head(file)
+            finally:
+                calls.close(file)
         with ExitStack() as stack:
             disk = Disk(self.folder, stack)
             disk.meta = self.meta
@@ -286,41 +291,30 @@ class Repair:
                 self.done.append(str(broken[0]))
                 self.cut_journal(disk.sound_end)
 
-    def mend_journal_head(self) -> None:
-        """Write the head that the first commit names, or begin a journal."""
-        head = self.proven_head()
-        if head is None:
-            self.set_aside(JOURNAL)
-            Journal.create(self.folder.file, self.meta.id, 0).close()
-            calls.sync_folder(self.folder.file)
-            self.done.append("a new journal was begun: commits since the last checkpoint are lost, the next one has number 1")
-            return
-        file = self.folder.open(JOURNAL, write=True)
+    def mend_journal_head(self, file: int) -> None:
+        """Write the head that the first commit names, if it is newer than those that are there; or begin a journal."""
+        named = head_named_by(calls.read_at(file, LINE, BLOCK), self.meta.id)
         try:
-            calls.write_at(file, head.ljust(BLOCK, b"\0"), 0)
+            if not BLOCK <= calls.size_of(file) <= MOST_BYTES:
+                raise CorruptPoolError(f"the journal has {calls.size_of(file)} bytes")
+            _, salt, _, _ = find_head(calls.read_at(file, HEAD_STEP + HEAD_BYTES, 0), self.meta.id)
+        except CorruptPoolError as error:
+            self.done.append(str(error))
+            if named is None:
+                return self.begin_journal()
+            salt = -1
+        if named is not None and named[0] > salt:
+            calls.write_at(file, named[1].ljust(BLOCK, b"\0"), 0)
             calls.sync(file)
-        finally:
-            calls.close(file)
-        self.done.append("the journal's head was made again, from the first commit, which has its hash")
+            self.done.append("the journal's head was made again, from the first commit, which has its hash")
+        return None
 
-    def proven_head(self) -> bytes | None:
-        """Return the head of which the first commit in the journal has the hash."""
-        try:
-            file = self.folder.open(JOURNAL, write=False)
-        except CorruptPoolError:
-            return None
-        try:
-            raw = calls.read_at(file, FRAME_HEAD.itemsize, BLOCK)
-        finally:
-            calls.close(file)
-        if len(raw) < FRAME_HEAD.itemsize:
-            return None
-        frame = np.frombuffer(raw, FRAME_HEAD)[0]
-        salt, number = int(frame["salt"]), int(frame["number"]) - 1
-        if frame["magic"] != FRAME_MAGIC or not (0 <= salt < MOST_NUMBER and 0 <= number < MOST_NUMBER):
-            return None
-        head, hash_ = make_head(self.meta.id, salt, number)
-        return head if hash_ == int(frame["previous"]) else None
+    def begin_journal(self) -> None:
+        """Begin a journal anew."""
+        self.set_aside(JOURNAL)
+        Journal.create(self.folder.file, self.meta.id, 0).close()
+        calls.sync_folder(self.folder.file)
+        self.done.append("a new journal was begun: commits since the last checkpoint are lost, the next one has number 1")
 
     def cut_journal(self, end: int) -> None:
         """Have the journal end at a byte; what is behind is kept in another file."""

@@ -17,6 +17,8 @@ from . import calls
 from .files import DATA, Folder
 from .format import (
     BLOCK,
+    GRAIN,
+    MOST_SLOTS,
     RECORDS,
     WORDS,
     WORDS_OFFSET,
@@ -62,14 +64,17 @@ def apply_frame(frame: Frame, memories: dict[int, PoolCacheMemory], pool: int, p
             raise CorruptPoolError(f"{path}: commit {frame.number} changes the first generation of cache {name!r}")
         memories[id_].make_slabs(n_slabs)
     entries = frame.entries
-    addresses = np.empty(len(entries), np.int64)
+    offsets, sizes = entries["offset"].astype(np.int64), entries["n_bytes"].astype(np.int64)
+    addresses = np.zeros(len(entries), np.int64)
     for id_ in np.unique(entries["cache"]).tolist():
         memory = memories[id_]
-        need_in_use(frame, id_, memory.made_bytes(memory.n_slabs), path)
+        made = memory.made_bytes(memory.n_slabs)
+        need_in_use(frame, id_, made, path)
         for which in (WORDS, RECORDS):
             own = (entries["cache"] == id_) & (entries["file"] == which)
-            addresses[own] = memory.at[which] + entries["offset"][own].astype(np.int64)
-    frame.copy_to(addresses)
+            addresses[own] = memory.at[which] + offsets[own]
+            sizes[own] = np.clip(made[which] - offsets[own], 0, sizes[own])
+    frame.copy_to(addresses, sizes)
 
 
 def heads_of(frame: Frame, entries: dict[int, CacheEntry], pool: int, path: str) -> Iterator[tuple[int, int, int]]:
@@ -82,11 +87,11 @@ def heads_of(frame: Frame, entries: dict[int, CacheEntry], pool: int, path: str)
 
 
 def need_in_use(frame: Frame, id_: int, made: tuple[int, int], path: str) -> None:
-    """Raise if a commit has bytes of a cache's files behind those that its slabs use."""
+    """Raise if a commit has bytes of a cache's files behind those that its slabs use, in pages of any machine."""
     for which in (WORDS, RECORDS):
         own = frame.entries[(frame.entries["cache"] == id_) & (frame.entries["file"] == which)]
         end = int((own["offset"] + own["n_bytes"]).max(initial=0))
-        if end > made[which]:
+        if end > round_up(made[which], GRAIN):
             name = DATA[which](id_)
             raise CorruptPoolError(
                 f"{path}: commit {frame.number} has byte {end - 1} of {name}, of which {made[which]} are in use"
@@ -168,28 +173,42 @@ def write_back(journal: Journal, folder: Folder, meta: Meta) -> None:
 
 def punch_empty(folder: Folder, memory: PoolCacheMemory) -> bool:
     """Give the space of released slabs back, where the data files have no live record; returns whether that is so of all."""
-    sizes, entry = memory.geometry, memory.entry
-    slots, slab_bytes = 1 << sizes.shift, sizes.stride << sizes.shift
+    entry, slab_bytes = memory.entry, memory.geometry.stride << memory.geometry.shift
+    released = np.asarray(memory.released_slabs(), np.int64)
     sums: Sums = []
     holes: list[tuple[int, int]] = []
-    is_all, file = True, folder.open_data(words_name, entry, write=False)
+    file = folder.open_data(words_name, entry, write=False)
     try:
-        for i in memory.released_slabs():
-            words = np.frombuffer(calls.read_at(file, 4 * slots, WORDS_OFFSET + 4 * slots * i), np.uint32)
-            first, end = round_up(i * slab_bytes, BLOCK), (i + 1) * slab_bytes // BLOCK * BLOCK
-            if (words & 1).any():
-                is_all = False
-            elif first < end:
-                sums.append((RECORDS, first // BLOCK, np.zeros((end - first) // BLOCK, np.int64)))
-                holes.append((first, end - first))
+        empty = empty_slabs(file, released, memory.geometry.shift)
     finally:
         calls.close(file)
-    if holes:
-        with_file(
-            folder, sums_name, entry, partial(write_sums, sums=sums)
-        )  # first: a page that no sum is known of is not checked
+    for begin, stop in runs_of(empty, MOST_SLOTS):
+        first, end = round_up(begin * slab_bytes, BLOCK), stop * slab_bytes // BLOCK * BLOCK
+        if first < end:
+            holes.append((first, end - first))
+            pages = range(first // BLOCK, end // BLOCK, PIECE_BYTES // 16)
+            sums += [(RECORDS, at, np.zeros(min(pages.step, pages.stop - at), np.int64)) for at in pages]
+    if holes:  # sums first: a page that no sum is known of is not checked
+        with_file(folder, sums_name, entry, partial(write_sums, sums=sums))
         with_file(folder, records_name, entry, partial(punch_all, holes))
-    return is_all
+    return len(empty) == len(released)
+
+
+def empty_slabs(file: int, slabs: npt.NDArray[np.int64], shift: int) -> npt.NDArray[np.int64]:
+    """Return those of ascending slabs that have no live record, as a file of generations says."""
+    found, slots = [slabs[:0]], 1 << shift
+    for begin, stop in runs_of(slabs, max(PIECE_BYTES >> shift + 2, 1)):
+        data = calls.read_at(file, 4 * slots * (stop - begin), WORDS_OFFSET + 4 * slots * begin)
+        words = np.frombuffer(data, np.uint32).reshape(-1, slots)
+        found.append(begin + np.flatnonzero(~(words & 1).any(axis=1)))
+    return np.concatenate(found)
+
+
+def runs_of(numbers: npt.NDArray[np.int64], most: int) -> Iterator[tuple[int, int]]:
+    """Yield the first number and the end of each run of ascending numbers, in parts of `most` at most."""
+    for run in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
+        for at in range(0, len(run), most):
+            yield int(run[at]), int(run[at]) + len(run[at : at + most])
 
 
 def punch_all(holes: list[tuple[int, int]], file: int) -> None:
