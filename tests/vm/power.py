@@ -81,7 +81,8 @@ class Place:
         expected = 0 if how == "end" else run.NO_MACHINE
         if machine.returncode != expected or READY not in lines:
             raise RuntimeError(f"status {machine.returncode} instead of {expected}\n" + "\n".join(lines) + errors)
-        self.seen[how] += how != "end"
+        if how != "end":
+            self.seen[how] += 1
         for line in found:
             if line.startswith("cut while "):
                 self.seen[line] += 1
