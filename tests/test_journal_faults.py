@@ -28,6 +28,8 @@ from jitslab.pool.hashes import STATE_WORDS, hash_memory
 from jitslab.pool.heads import JOURNAL_HEAD
 from jitslab.pool.journal import Journal
 
+pytestmark = pytest.mark.long
+
 CUTS = int(os.environ.get("JITSLAB_CUTS", "80"))
 SECTOR = 512
 

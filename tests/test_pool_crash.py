@@ -14,7 +14,10 @@ from paper_disk import NEVER, Killed, Medium, Recorder
 import jitslab
 from jitslab.pool import calls
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork, and pipes of a megabyte")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork, and pipes of a megabyte"),
+]
 
 
 @pytest.fixture(scope="module")

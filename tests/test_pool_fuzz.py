@@ -14,6 +14,8 @@ import jitslab
 from jitslab.pool.format import BLOCK, WORDS_HEAD, WORDS_OFFSET
 from jitslab.pool.frames import ENTRY, FRAME_HEAD
 
+pytestmark = pytest.mark.long
+
 RICH, EMPTY, WIDE, DROPPED = range(4)
 
 

@@ -19,7 +19,10 @@ from jitslab import pool as package
 
 NODE = np.dtype([("value", "f8"), ("next", jitslab.link("nodes"))])
 ROOT = np.dtype([("head", jitslab.link("nodes")), ("n", "i8")])
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a generator's end is interrupted
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]  # a generator's end is interrupted
 IS_LONG = bool(os.environ.get("JITSLAB_LONG"))
 ERRORS = [[KeyboardInterrupt], [MemoryError]] if IS_LONG else [[KeyboardInterrupt, MemoryError]]
 FOLDER = os.path.dirname(package.__file__)

@@ -12,6 +12,8 @@ import pytest
 import jitslab
 from jitslab.pool import calls
 
+pytestmark = pytest.mark.long
+
 NODE = np.dtype([("value", "f8"), ("next", jitslab.link("nodes"))])
 ROOT = np.dtype([("head", jitslab.link("nodes")), ("n", "i8"), ("sum", "i8")])
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, or asks Linux alone")
